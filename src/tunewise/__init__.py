@@ -1,0 +1,57 @@
+"""Every way to fine-tune a language model behind one interface, measured on your own task.
+
+The names below are the public interface; each is imported when it is first used, so that `import tunewise` is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adaptation import Adaptation, load
+    from .comparison import Budget, compare
+    from .fitting import fit
+    from .model import Base, load_base
+    from .task import Example, Message, Task
+    from .technique import Attachment, Citation, Technique, all_techniques, make, setting
+    from .train import TrainSettings
+
+__version__ = "0.1.0"
+_HOMES = {
+    "adaptation": ("Adaptation", "load"),
+    "comparison": ("Budget", "compare"),
+    "fitting": ("fit",),
+    "model": ("Base", "load_base"),
+    "task": ("Example", "Message", "Task"),
+    "technique": ("Attachment", "Citation", "Technique", "all_techniques", "make", "setting"),
+    "train": ("TrainSettings",),
+}
+__all__ = [
+    "Adaptation",
+    "Attachment",
+    "Base",
+    "Budget",
+    "Citation",
+    "Example",
+    "Message",
+    "Task",
+    "Technique",
+    "TrainSettings",
+    "all_techniques",
+    "compare",
+    "fit",
+    "load",
+    "load_base",
+    "make",
+    "setting",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"{__name__}.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,162 @@
+"""What a fit leaves on disk, and how it comes back.
+
+    adaptation.json      format version, technique, settings, base, prompt style, metrics
+    weights.safetensors  the attachment's tensors     rows.jsonl  the examples of techniques that show examples
+    adapter_config.json, adapter_model.safetensors    the same in PEFT's format, where PEFT can express it
+    manifest.json        bytes and sha256 of the others
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import __version__, store
+from .errors import ArtifactError
+from .model import Base, load_base
+from .pack import Encoder
+from .seeds import generator
+from .task import Example, Message, Task
+from .technique import Attachment, all_techniques, make
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A loaded adaptation: the attachment on its base, the style of its prompts, and its record."""
+
+    attachment: Attachment
+    style: Task
+    record: dict[str, Any]
+
+    def generate(self, prompt: str, max_new_tokens: int = 128) -> str:
+        """The greedy answer to one prompt, given in the task's own format."""
+        from .evaluate import answer
+
+        example = self.attachment.render(Example((Message("user", prompt),), ""))
+        encoder = Encoder(self.attachment.base, self.style, self.attachment.virtual_tokens)
+        return answer(self.attachment, encoder, [example], max_new_tokens)[0][0]
+
+
+def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any] | None = None) -> None:
+    """Write an adaptation, all or nothing; `record` adds what is known about it (metrics, budget)."""
+    base = attachment.base
+    facts = {
+        "format": FORMAT,
+        "tunewise": __version__,
+        **attachment.recipe.to_json(),
+        "label": attachment.label or attachment.recipe.name,
+        "base": {**base.describe(), "max_length": base.max_length},
+        "style": {
+            "name": task.name,
+            "kind": task.kind,
+            "format": task.format,
+            "labels": list(task.labels),
+            "metric": task.metric,
+            "template": task.template,
+        },
+        "record": record or {},
+    }
+    texts = {"adaptation.json": json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)}
+    tensors = {"weights.safetensors": attachment.state()}
+    rows = attachment.memory()
+    if rows:
+        texts["rows.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    portable = attachment.peft()
+    if portable is not None:
+        texts["adapter_config.json"] = json.dumps(portable[0], indent=2)
+        tensors["adapter_model.safetensors"] = portable[1]
+    store.commit(folder, texts=texts, tensors=tensors)
+
+
+def load(path: str | Path, *, base: Base | None = None, model: str | None = None) -> Adaptation:
+    """Load an adaptation, or a PEFT adapter, onto its base.
+
+    Args:
+        path: the folder.
+        base: the loaded base; or `model`, where to load it from; default: the name that the folder records.
+        model: folder or Hub id of the base.
+
+    Raises:
+        ArtifactError: a damaged, altered or foreign file, or another base than the one it was made on.
+    """
+    folder = Path(path)
+    if not (folder / "adaptation.json").is_file() and (folder / "adapter_config.json").is_file():
+        return _load_peft(folder, base, model)
+    stored = store.read(folder)
+    facts = stored.json("adaptation.json")
+    try:
+        return _restore(stored, facts, base, model)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{folder / 'adaptation.json'}: is not as tunewise writes it ({error!r})") from error
+
+
+def _restore(stored: store.Stored, facts: dict[str, Any], base: Base | None, model: str | None) -> Adaptation:
+    if facts["format"] != FORMAT:
+        raise ArtifactError(
+            f"{stored.folder}: has format {facts['format']}, this tunewise reads {FORMAT}; use the version that wrote it"
+        )
+    wanted, style = facts["base"], _style(facts["style"])
+    if base is None:
+        base = load_base(
+            model or wanted["name"],
+            revision=None if model else wanted["revision"],
+            dtype=wanted["dtype"],
+            max_length=wanted["max_length"],
+        )
+    if base.fingerprint != wanted["fingerprint"]:
+        raise ArtifactError(
+            f"{stored.folder}: was made on another base than {base.name} (its weights have fingerprint "
+            f"{base.fingerprint[:12]}, expected {wanted['fingerprint'][:12]} of {wanted['name']})"
+        )
+    name, settings = str(facts["technique"]), facts["settings"]
+    recipe = make(name, settings if "+" in name else {name: settings})
+    attachment = recipe.attach(base, generator(0, "load"))
+    try:
+        attachment.load(stored.tensors("weights.safetensors"))
+        rows = stored.text("rows.jsonl").splitlines() if "rows.jsonl" in stored.names else []
+        attachment.recall([json.loads(row) for row in rows], style)
+    except Exception:
+        attachment.detach()
+        raise
+    return Adaptation(attachment, style, facts)
+
+
+def _style(facts: dict[str, Any]) -> Task:
+    return Task(
+        name=str(facts["name"]),
+        kind=str(facts["kind"]),
+        format=str(facts["format"]),
+        train=(),
+        validation=(),
+        test=(),
+        labels=tuple(facts["labels"]),
+        metric=str(facts["metric"]),
+        template=facts["template"],
+    )
+
+
+def _load_peft(folder: Path, base: Base | None, model: str | None) -> Adaptation:
+    """A PEFT adapter: its configuration is read as data alone, checked, and its tensors loaded strictly."""
+    config = store.read_json(folder / "adapter_config.json")
+    tensors = store.read_tensors(folder / "adapter_model.safetensors")
+    if base is None:
+        named = model or config.get("base_model_name_or_path")
+        if not isinstance(named, str) or not named:
+            raise ArtifactError(f"{folder}: the adapter does not name its base; give it with --model")
+        base = load_base(named)
+    for cls in all_techniques().values():
+        recipe = cls.from_peft(config, tensors)
+        if recipe is not None:
+            attachment = recipe.attach(base, generator(0, "load"))
+            try:
+                attachment.load_peft(tensors)
+            except Exception:
+                attachment.detach()
+                raise
+            style = Task(folder.name, "generation", "prompt-completion", (), (), (), (), "rouge_l", "{prompt}")
+            return Adaptation(attachment, style, {"technique": recipe.name, "peft": config})
+    raise ArtifactError(f"{folder}: adapters of type {config.get('peft_type')!r} cannot be loaded here")

@@ -1,0 +1,203 @@
+"""The only file that knows how Hugging Face causal language models are built.
+
+Techniques ask an `Anatomy` for blocks, linears by role, norms, embeddings and head. A model is recognised by its
+structure: the first layout all of whose paths exist in it. `gate`, `up` and `down` are the feed-forward's
+linears, `q`, `k`, `v`, `o` the attention's; `qkv` and `gate_up` are fused ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .errors import ModelError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one family: `blocks` and `final_norm` from the model, `roles` from a block."""
+
+    name: str
+    blocks: str
+    final_norm: str
+    roles: tuple[tuple[str, str], ...]
+
+
+def _roles(prefix: str, attention: str, feed_forward: str) -> tuple[tuple[str, str], ...]:
+    """`q=q_proj` pairs of the attention (below `prefix`) and of the feed-forward."""
+    pairs = [(role, f"{prefix}.{path}") for role, path in (item.split("=") for item in attention.split())]
+    ends = [(role, path) for role, path in (item.split("=") for item in feed_forward.split())]
+    return tuple(pairs + ends)
+
+
+_QKV = "q=q_proj k=k_proj v=v_proj"
+_LAYOUTS = (
+    Layout(
+        "Llama, Mistral, Qwen2, Qwen3, Gemma",
+        "model.layers",
+        "model.norm",
+        _roles("self_attn", f"{_QKV} o=o_proj", "gate=mlp.gate_proj up=mlp.up_proj down=mlp.down_proj"),
+    ),
+    Layout(
+        "Phi-3",
+        "model.layers",
+        "model.norm",
+        _roles("self_attn", "qkv=qkv_proj o=o_proj", "gate_up=mlp.gate_up_proj down=mlp.down_proj"),
+    ),
+    Layout(
+        "Phi",
+        "model.layers",
+        "model.final_layernorm",
+        _roles("self_attn", f"{_QKV} o=dense", "up=mlp.fc1 down=mlp.fc2"),
+    ),
+    Layout(
+        "GPT-2",
+        "transformer.h",
+        "transformer.ln_f",
+        _roles("attn", "qkv=c_attn o=c_proj", "up=mlp.c_fc down=mlp.c_proj"),
+    ),
+    Layout(
+        "GPT-NeoX",
+        "gpt_neox.layers",
+        "gpt_neox.final_layer_norm",
+        _roles("attention", "qkv=query_key_value o=dense", "up=mlp.dense_h_to_4h down=mlp.dense_4h_to_h"),
+    ),
+    Layout(
+        "GPT-Neo",
+        "transformer.h",
+        "transformer.ln_f",
+        _roles("attn.attention", f"{_QKV} o=out_proj", "up=mlp.c_fc down=mlp.c_proj"),
+    ),
+    Layout(
+        "OPT",
+        "model.decoder.layers",
+        "model.decoder.final_layer_norm",
+        _roles("self_attn", f"{_QKV} o=out_proj", "up=fc1 down=fc2"),
+    ),
+)
+LINEARS = (nn.Linear, Conv1D)
+
+
+class Anatomy:
+    """The named parts of one loaded model.
+
+    Raises:
+        ModelError: no layout fits; the message names what the nearest one misses.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        missing = {layout: _missing(model, layout) for layout in _LAYOUTS}
+        self.layout = min(_LAYOUTS, key=lambda layout: len(missing[layout]))
+        if missing[self.layout]:
+            raise ModelError(
+                f"{type(model).__name__} is not built like any model known here: nearest is {self.layout.name}, but "
+                f"it has no {', '.join(missing[self.layout])}; known are {', '.join(x.name for x in _LAYOUTS)}"
+            )
+
+    @cached_property
+    def blocks(self) -> list[nn.Module]:
+        """Transformer blocks, bottom first."""
+        return list(self.model.get_submodule(self.layout.blocks).children())
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block."""
+        return self.model.get_submodule(self.layout.final_norm)
+
+    @property
+    def inner(self) -> PreTrainedModel:
+        """The model without its head: ids to last hidden states."""
+        return self.model.base_model
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """Input embeddings (V, d)."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def head(self) -> nn.Linear:
+        """Output embeddings: hidden states (N, d) to logits (N, V)."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def tied(self) -> bool:
+        """Whether head and input embeddings are one tensor."""
+        return self.head.weight is self.embedding.weight
+
+    @property
+    def width(self) -> int:
+        """Hidden size d."""
+        return self.embedding.weight.shape[1]
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the input embeddings V (may exceed the tokenizer's)."""
+        return self.embedding.weight.shape[0]
+
+    @property
+    def context(self) -> int:
+        """Largest number of positions the model was built for."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 20)
+
+    def block_path(self, index: int) -> str:
+        """Full name of a block, e.g. `model.layers.3`."""
+        return f"{self.layout.blocks}.{index}"
+
+    def linears(self, roles: tuple[str, ...] = ()) -> Iterator[tuple[str, str, nn.Module]]:
+        """(full path, role, module) of the blocks' linears, bottom first; all roles when none is named."""
+        for index, block in enumerate(self.blocks):
+            for role, path in self.layout.roles:
+                if not roles or role in roles:
+                    yield f"{self.block_path(index)}.{path}", role, block.get_submodule(path)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles that the linears of a block have here."""
+        return tuple(role for role, _ in self.layout.roles)
+
+    def biases(self) -> dict[str, nn.Parameter]:
+        """Existing bias vectors of linears and norms, by full name."""
+        return {n: p for n, p in self.model.named_parameters() if n.rsplit(".", 1)[-1] == "bias"}
+
+    def owner(self, parameter: str) -> tuple[nn.Module, str]:
+        """The module that holds a parameter of this full name, and its attribute there."""
+        path, _, attribute = parameter.rpartition(".")
+        return self.model.get_submodule(path), attribute
+
+
+def _missing(model: PreTrainedModel, layout: Layout) -> list[str]:
+    blocks = _find(model, layout.blocks)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        return [layout.blocks, *(path for _, path in layout.roles), layout.final_norm]
+    # OPT without pre-normalisation has no final norm; everything else must be there, and be linear.
+    wanted = [f"{layout.blocks}.0.{path}" for _, path in layout.roles]
+    missing = [path for path in wanted if not isinstance(_find(model, path), LINEARS)]
+    return missing + ([] if _find(model, layout.final_norm) is not None else [layout.final_norm])
+
+
+def _find(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def features(linear: nn.Module) -> tuple[int, int]:
+    """(in, out) features of a linear; GPT-2's Conv1D stores its weight as (in, out)."""
+    rows, columns = linear.weight.shape  # type: ignore[union-attr, misc]
+    return (rows, columns) if isinstance(linear, Conv1D) else (columns, rows)
+
+
+def add_to_weight(linear: nn.Module, delta: Tensor) -> None:
+    """weight += delta, with delta (out, in) in at least fp32; the sum is rounded once."""
+    weight: Tensor = linear.weight  # type: ignore[assignment]
+    oriented = delta.T if isinstance(linear, Conv1D) else delta
+    with torch.no_grad():
+        weight.copy_((weight.to(delta.dtype) + oriented).to(weight.dtype))

@@ -1,0 +1,352 @@
+"""Scores an attachment on a task: label likelihoods, greedy answers, loss per answer token, and what was forgotten.
+
+Everything here runs without gradients and does the same arithmetic for the base and for what was tuned, so that the
+unadapted base scores a forgetting of exactly 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from . import metrics
+from .forward import batch_of, log_probabilities, nll, why_not_packed
+from .model import Base
+from .pack import Batch, Encoder, branched_batch, by_tokens
+from .pack import Sequence as Tokens
+from .seeds import derive
+from .task import Example, Task
+from .technique import Attachment
+
+_TOKENS = 4096  # real tokens of one scoring pass
+_KL_ENTRIES = 1 << 26  # log-probabilities of the base that are kept: 256 MB
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well a split is answered.
+
+    `per_example` holds the metric in [0, 1]; `nll` is in nats per answer token over the whole split; `others` are the
+    further metrics; `cut` counts examples that did not fit the window whole.
+    """
+
+    metric: str
+    per_example: list[float]
+    nll: float
+    others: dict[str, float]
+    predictions: list[str] = field(repr=False)
+    seconds_per_example: float = 0.0
+    prompt_tokens: float = 0.0
+    cut: int = 0
+
+    @property
+    def mean(self) -> float:
+        """The metric's mean."""
+        return sum(self.per_example) / len(self.per_example)
+
+
+def encoder_for(attachment: Attachment, task: Task) -> Encoder:
+    """The encoder that leaves room for this attachment's virtual tokens."""
+    return Encoder(attachment.base, task, attachment.virtual_tokens)
+
+
+@torch.no_grad()
+def loss(attachment: Attachment, task: Task, examples: Sequence[Example]) -> float:
+    """Mean negative log-likelihood in nats per answer token."""
+    total, count, _ = _likelihood(attachment, encoder_for(attachment, task).encode(_rendered(attachment, examples)))
+    return total / max(count, 1)
+
+
+@torch.no_grad()
+def score(
+    attachment: Attachment, task: Task, examples: Sequence[Example], progress: Progress = lambda done, total: None
+) -> Scores:
+    """Answer the examples and score the answers by the task's metric."""
+    if task.kind == "classification":
+        return _classify(attachment, task, examples, progress)
+    if task.kind == "text":
+        return _read(attachment, task, examples)
+    return _generate(attachment, task, examples, progress)
+
+
+def _rendered(attachment: Attachment, examples: Sequence[Example]) -> list[Example]:
+    return [attachment.render(example) for example in examples]
+
+
+def _likelihood(attachment: Attachment, sequences: list[Tokens]) -> tuple[float, int, list[tuple[float, int]]]:
+    """(total nats, tokens, the same per sequence) over the answers' tokens."""
+    found = [(0.0, 0)] * len(sequences)
+    for group in by_tokens(sequences, _TOKENS):
+        batch = batch_of(attachment.base, [_last_answer_only(sequences[index]) for index in group])
+        values = nll(attachment.base, batch).double()
+        sums = torch.zeros(len(group), dtype=torch.float64, device=values.device).index_add_(0, batch.owner, values)
+        counts = torch.bincount(batch.owner, minlength=len(group))
+        for index, total, count in zip(group, sums.tolist(), counts.tolist(), strict=True):
+            found[index] = total, count
+    return sum(total for total, _ in found), sum(count for _, count in found), found
+
+
+def _last_answer_only(sequence: Tokens) -> Tokens:
+    """The answer alone is scored, not the labelled turns before it."""
+    labelled = [place >= sequence.prompt for place in range(len(sequence.ids))]
+    return Tokens(sequence.ids, labelled, sequence.prompt, sequence.cut)
+
+
+def _classify(attachment: Attachment, task: Task, examples: Sequence[Example], progress: Progress) -> Scores:
+    """Each label's likelihood, end mark included, after a prompt that is computed once for all labels."""
+    started = time.perf_counter()
+    encoder = encoder_for(attachment, task)
+    rendered = _rendered(attachment, examples)
+    answers = _label_ids(encoder, rendered, task.labels)
+    room = max(len(ids) for row in answers for ids in row)
+    prompts = encoder.prompts(rendered, room)
+    table: list[list[float]] = [[]] * len(examples)
+    done = 0
+    for group in by_tokens(prompts, _TOKENS):
+        values = _label_nll(attachment.base, [prompts[i] for i in group], [answers[i] for i in group])
+        for index, row in zip(group, values, strict=True):
+            table[index] = row
+        done += len(group)
+        progress(done, len(examples))
+    chosen = [task.labels[min(range(len(row)), key=row.__getitem__)] for row in table]
+    gold = [task.labels.index(example.answer) for example in examples]
+    tokens = sum(len(row[label]) for row, label in zip(answers, gold, strict=True))
+    own = metrics.find(task.metric) if task.metric != "accuracy" else lambda label, answers: float(label in answers)
+    return Scores(
+        task.metric,
+        [own(label, (example.answer,)) for label, example in zip(chosen, examples, strict=True)],
+        sum(row[label] for row, label in zip(table, gold, strict=True)) / max(tokens, 1),
+        {"macro_f1": metrics.macro_f1(chosen, [example.answer for example in examples], task.labels)},
+        chosen,
+        (time.perf_counter() - started) / len(examples),
+        sum(len(prompt.ids) for prompt in prompts) / len(prompts),
+        sum(prompt.cut for prompt in prompts),
+    )
+
+
+def _label_ids(encoder: Encoder, examples: list[Example], labels: tuple[str, ...]) -> list[list[list[int]]]:
+    """Token ids of every label after every prompt."""
+    flat = [Example(example.messages, label) for example in examples for label in labels]
+    ids = [sequence.ids[sequence.prompt :] for sequence in encoder.encode(flat)]
+    return [ids[start : start + len(labels)] for start in range(0, len(ids), len(labels))]
+
+
+def _label_nll(base: Base, prompts: list[Tokens], answers: list[list[list[int]]]) -> list[list[float]]:
+    """Negative log-likelihood of every label, (prompts, labels)."""
+    if why_not_packed(base):
+        rows = [[_spelled(prompt, ids) for ids in row] for prompt, row in zip(prompts, answers, strict=True)]
+        return [_per_sequence(base, row) for row in rows]
+    batch = branched_batch(prompts, answers, base.device)
+    values = nll(base, batch).double()
+    width = max(len(row) for row in answers)
+    sums = torch.zeros(len(prompts) * width, dtype=torch.float64, device=values.device)
+    sums.index_add_(0, batch.owner * width + batch.branch, values)
+    return [row[: len(own)] for row, own in zip(sums.view(-1, width).tolist(), answers, strict=True)]
+
+
+def _spelled(prompt: Tokens, answer: list[int]) -> Tokens:
+    return Tokens(prompt.ids + answer, [False] * len(prompt.ids) + [True] * len(answer), len(prompt.ids))
+
+
+def _per_sequence(base: Base, sequences: list[Tokens]) -> list[float]:
+    batch = batch_of(base, sequences)
+    values = nll(base, batch).double()
+    sums = torch.zeros(len(sequences), dtype=torch.float64, device=values.device)
+    return list(sums.index_add_(0, batch.owner, values).tolist())
+
+
+def _read(attachment: Attachment, task: Task, examples: Sequence[Example]) -> Scores:
+    """Plain text: the geometric mean probability of a token, so that higher is better as everywhere."""
+    started = time.perf_counter()
+    sequences = encoder_for(attachment, task).encode(_rendered(attachment, examples))
+    total, count, each = _likelihood(attachment, sequences)
+    mean = torch.tensor([nats / max(tokens, 1) for nats, tokens in each])
+    return Scores(
+        "likelihood",
+        torch.exp(-mean).tolist(),
+        total / max(count, 1),
+        {"perplexity": float(torch.tensor(total / max(count, 1)).exp())},
+        [""] * len(examples),
+        (time.perf_counter() - started) / len(examples),
+        sum(sequence.prompt for sequence in sequences) / len(sequences),
+        sum(sequence.cut for sequence in sequences),
+    )
+
+
+def _generate(attachment: Attachment, task: Task, examples: Sequence[Example], progress: Progress) -> Scores:
+    encoder = encoder_for(attachment, task)
+    rendered = _rendered(attachment, examples)
+    sequences = encoder.encode(rendered)
+    total, count, _ = _likelihood(attachment, sequences)
+    started = time.perf_counter()
+    predictions, prompts = answer(attachment, encoder, rendered, answer_room(encoder, task), progress)
+    seconds = (time.perf_counter() - started) / len(examples)
+    references = [example.references or (example.answer,) for example in examples]
+    names = list(dict.fromkeys([task.metric, "exact_match", "f1", "rouge_l"]))
+    table = {
+        name: [metrics.find(name)(p, r) for p, r in zip(predictions, references, strict=True)] for name in names
+    }
+    others = {name: sum(values) / len(values) for name, values in table.items() if name != task.metric}
+    others["bleu"] = metrics.corpus_bleu(predictions, references)
+    return Scores(
+        task.metric,
+        table[task.metric],
+        total / max(count, 1),
+        others,
+        predictions,
+        seconds,
+        sum(len(prompt.ids) for prompt in prompts) / len(prompts),
+        sum(prompt.cut for prompt in prompts),
+    )
+
+
+def answer_room(encoder: Encoder, task: Task) -> int:
+    """Tokens that a generated answer may have: the longest training answer's, at most half of the window."""
+    longest = sorted(task.train, key=lambda example: -len(example.answer))[:32]
+    sizes = [len(sequence.ids) - sequence.prompt for sequence in encoder.encode(longest)] if longest else [64]
+    return max(1, min(max(sizes), encoder.limit // 2))
+
+
+@torch.no_grad()
+def answer(
+    attachment: Attachment,
+    encoder: Encoder,
+    rendered: Sequence[Example],
+    room: int,
+    progress: Progress = lambda done, total: None,
+) -> tuple[list[str], list[Tokens]]:
+    """Greedy answers of at most `room` tokens, in cached, left-padded batches; and the prompts as they were sent."""
+    base = attachment.base
+    prompts = encoder.prompts(rendered, room)
+    config = GenerationConfig(
+        max_new_tokens=room,
+        do_sample=False,
+        eos_token_id=encoder.eos,
+        pad_token_id=encoder.eos if encoder.eos is not None else 0,
+    )
+    texts = [""] * len(prompts)
+    groups = [group[s : s + 64] for group in by_tokens(prompts, 2 * _TOKENS) for s in range(0, len(group), 64)]
+    done = 0
+    for group in groups:
+        width = max(len(prompts[index].ids) for index in group)
+        pads = [width - len(prompts[index].ids) for index in group]
+        ids = torch.tensor([[0] * pad + prompts[index].ids for pad, index in zip(pads, group, strict=True)])
+        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
+        output = base.model.generate(
+            input_ids=ids.to(base.device), attention_mask=mask.to(base.device), generation_config=config
+        )
+        for index, row in zip(group, output[:, width:].tolist(), strict=True):
+            end = row.index(encoder.eos) if encoder.eos in row else len(row)
+            texts[index] = encoder.decode(row[:end])
+        done += len(group)
+        progress(done, len(prompts))
+    return texts, prompts
+
+
+# What was forgotten.
+
+
+@dataclass
+class Retention:
+    """Text that the base knew before: its loss there, and its probabilities, to compare a tuned model with.
+
+    The loss counts every token of the sequences; the divergence the first `kl_tokens` of them.
+    """
+
+    sequences: list[Tokens]
+    nll: float
+    source: str
+    log_p: list[Tensor] = field(repr=False)
+
+    @classmethod
+    def measure(cls, base: Base, texts: Sequence[str] | None, seed: int = 0) -> Retention:
+        """Measure the bare base on the given texts, or on text that it writes itself."""
+        source = "given text" if texts else "text sampled from the base"
+        sequences = _text_sequences(base, texts) if texts else _own_text(base, seed)
+        held = cls(sequences, 0.0, source, [])
+        held.nll = held._loss(base)
+        left = max(64, _KL_ENTRIES // base.anatomy.vocabulary)
+        for batch in held._batches(base):
+            if left > 0:
+                held.log_p.append(log_probabilities(base, batch, left))
+                left -= len(held.log_p[-1])
+        return held
+
+    @property
+    def kl_tokens(self) -> int:
+        """Positions that the divergence is averaged over."""
+        return sum(len(part) for part in self.log_p)
+
+    def compare(self, base: Base) -> dict[str, float]:
+        """nll_rise in nats per token and kl = KL(base || model as it is now) in nats per position."""
+        total = torch.zeros((), dtype=torch.float64)
+        for batch, before in zip(self._batches(base), self.log_p, strict=False):
+            after = log_probabilities(base, batch, len(before))
+            total += (before.exp() * (before - after)).double().sum().cpu()
+        return {"nll_rise": self._loss(base) - self.nll, "kl": float(total) / max(self.kl_tokens, 1)}
+
+    def _batches(self, base: Base) -> list[Batch]:
+        groups = by_tokens(self.sequences, _TOKENS)
+        return [batch_of(base, [self.sequences[index] for index in group]) for group in groups]
+
+    def _loss(self, base: Base) -> float:
+        values = torch.cat([nll(base, batch).double() for batch in self._batches(base)])
+        return float(values.mean())
+
+
+def _text_sequences(base: Base, texts: Sequence[str], most: int = 64, length: int = 256) -> list[Tokens]:
+    """Up to `most` pieces of at most `length` tokens, the text's lines joined."""
+    size = min(length, base.window)
+    ids: list[int] = []
+    for text in texts:
+        ids += base.tokenizer(text + "\n", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if len(ids) >= most * size:
+            break
+    start = [base.tokenizer.bos_token_id] if base.tokenizer.bos_token_id is not None else []
+    pieces = [start + ids[at : at + size - len(start)] for at in range(0, len(ids), size - len(start))][:most]
+    return [Tokens(piece, [True] * len(piece), 0) for piece in pieces if len(piece) > len(start) + 1]
+
+
+def _own_text(base: Base, seed: int, rows: int = 32, length: int = 128) -> list[Tokens]:
+    """Sequences sampled from the base at temperature 1: what it believes, without asking the user for text."""
+    start = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else base.tokenizer.eos_token_id
+    ids = torch.full((rows, 1), 0 if start is None else start, device=base.device)
+    torch.manual_seed(derive(seed, "retention"))
+    with torch.no_grad():
+        output = base.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=GenerationConfig(
+                max_new_tokens=min(length, base.window - 1),
+                do_sample=True,
+                top_k=0,
+                eos_token_id=base.tokenizer.eos_token_id,
+                pad_token_id=base.tokenizer.eos_token_id or 0,
+            ),
+        )
+    sequences = []
+    for row in output.tolist():
+        end = row.index(base.tokenizer.eos_token_id, 1) + 1 if base.tokenizer.eos_token_id in row[1:] else len(row)
+        sequences.append(Tokens(row[:end], [True] * end, 0))
+    return sequences
+
+
+def describe(scores: Scores) -> dict[str, Any]:
+    """The record of scores in files, without the per-example parts."""
+    return {
+        "metric": scores.metric,
+        "mean": scores.mean,
+        "nll": scores.nll,
+        "others": scores.others,
+        "examples": len(scores.per_example),
+        "cut": scores.cut,
+    }
+
+

@@ -1,0 +1,98 @@
+"""Fits one technique and leaves an adaptation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from . import adaptation, store
+from .errors import SettingError
+from .evaluate import encoder_for, loss
+from .model import Base
+from .seeds import generator
+from .task import Task
+from .technique import Technique
+from .train import TrainSettings, train
+from .trial import sample
+
+
+def fit(
+    base: Base,
+    task: Task,
+    technique: Technique,
+    out: str | Path,
+    *,
+    settings: TrainSettings | None = None,
+    num_train_epochs: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    validation_examples: int = 128,
+    progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
+) -> dict[str, Any]:
+    """Fit a technique on a task and write `out/adaptation`; return its record.
+
+    Checkpoints and `metrics.jsonl` go to `out`. `resume` continues from the newest whole checkpoint, to the same
+    bits as an uninterrupted run.
+
+    Args:
+        base: the bare model; it is given back bare.
+        task: the data.
+        technique: the recipe.
+        out: the folder.
+        settings: steps, batch size, schedule.
+        num_train_epochs: passes over the training split; replaces `settings.max_steps`.
+        seed: everything random follows from it.
+        resume: continue a run that was stopped.
+        validation_examples: how many are scored before and after.
+        progress: called as progress(step, total, loss).
+
+    Raises:
+        SettingError: `out` holds a finished adaptation already.
+        DivergedError: the loss stopped being finite.
+    """
+    folder, settings = Path(out), settings or TrainSettings()
+    target = folder / "adaptation"
+    if target.exists():
+        raise SettingError(f"{target}: there is a finished adaptation here already; choose another --out")
+    if not resume and folder.is_dir() and any(folder.glob("checkpoint-*")):
+        raise SettingError(f"{folder}: holds checkpoints of a stopped run; continue it with --resume or choose another --out")
+    if num_train_epochs is not None:
+        settings = replace(settings, max_steps=max(1, round(len(task.train) * num_train_epochs / settings.rows)))
+    folder.mkdir(parents=True, exist_ok=True)
+    validation = sample(task.validation, validation_examples)
+    recipe = technique.resolved(base)
+    with store.lock(folder):
+        attachment = recipe.attach(base, generator(seed, "attach"))
+        try:
+            started = time.perf_counter()
+            before = loss(attachment, task, validation)
+            attachment.learn(task, seed, lambda: loss(attachment, task, validation))
+            record: dict[str, Any] = {"seed": seed, "validation_loss_before": before}
+            if recipe.trains:
+                sequences = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])
+                total = settings.max_steps
+                done = train(
+                    attachment,
+                    sequences,
+                    settings,
+                    seed=seed,
+                    folder=folder,
+                    resume=resume,
+                    on_step=lambda step, value: progress(step, total, value),
+                )
+                record |= {"training": asdict(done), "settings": asdict(settings)}
+                record["training"]["cut"] = sum(sequence.cut for sequence in sequences)
+            record |= {
+                "validation_loss": loss(attachment, task, validation),
+                "seconds": time.perf_counter() - started,
+                "optimised_parameters": sum(p.numel() for p in attachment.params().values()),
+                "stored_parameters": sum(t.numel() for t in attachment.state().values()),
+            }
+            adaptation.save(attachment, task, target, record)
+        finally:
+            attachment.detach()
+    store.prune(folder, keep=0)
+    return {**recipe.to_json(), "adaptation": str(target), **record}

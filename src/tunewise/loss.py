@@ -1,0 +1,91 @@
+"""Cross-entropy at labelled positions only, in chunks, with its gradient made in the forward pass.
+
+    nll_i = logsumexp(W h_i + b) - (W h_i + b)[y_i]        d nll_i / d logits = softmax - onehot(y_i)
+
+The logits of all positions never exist at once: for a vocabulary of 32k they are the largest tensor of a plain
+training step. Shapes: hidden (N, d), weight (V, d), targets (N,); V vocabulary, N labelled positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MB in float32
+
+
+def head_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Sum of negative log-likelihoods (nats) of `targets` under `head(hidden)`; differentiable, fp32 or better."""
+    if _is_plain(head):
+        return _LinearLoss.apply(hidden, head.weight, head.bias, targets)
+    rows = _rows(head)
+    parts = [
+        checkpoint(_chunk_loss, head, part, target, use_reentrant=False)
+        for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.stack(parts).sum() if parts else hidden.sum() * 0.0
+
+
+@torch.no_grad()
+def token_nll(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood (nats) of each target, shape (N,)."""
+    rows = _rows(head)
+    parts = [
+        nn.functional.cross_entropy(_at_least_float32(head(part)), target, reduction="none")
+        for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0)
+
+
+def _chunk_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(_at_least_float32(head(hidden)), targets, reduction="sum")
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether the head is nothing but its weight and bias: no hook, no subclass, no parametrisation."""
+    return type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
+
+
+def _rows(head: nn.Module) -> int:
+    return max(16, _CHUNK_ELEMENTS // next(head.parameters()).shape[0])
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets):  # type: ignore[no-untyped-def]
+        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        total = torch.zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+        total = total.to(hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
+        matrix = weight.to(hidden.dtype)  # under autocast the states are bf16 over fp32 weights
+        offset = bias.to(hidden.dtype) if bias is not None else None
+        rows = max(16, _CHUNK_ELEMENTS // weight.shape[0])
+        for start in range(0, len(targets), rows):
+            part, target = hidden[start : start + rows], targets[start : start + rows, None]
+            logits = _at_least_float32(nn.functional.linear(part, matrix, offset))
+            logits -= torch.logsumexp(logits, dim=-1, keepdim=True)  # log-probabilities, in place
+            total -= logits.gather(1, target).sum()
+            if not (needs_hidden or needs_weight or needs_bias):
+                continue
+            slope = logits.exp_()
+            slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
+            slope = slope.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(slope, matrix, out=grad_hidden[start : start + rows])
+            if grad_weight is not None:
+                grad_weight.addmm_(slope.T.to(weight.dtype), part.to(weight.dtype))
+            if grad_bias is not None:
+                grad_bias += slope.sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return *(None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors), None

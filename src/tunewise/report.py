@@ -1,0 +1,153 @@
+"""A comparison as tables: for the terminal and as Markdown. Both show the same rows in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_COLUMNS = (
+    "technique",
+    "score",
+    "95 %",
+    "nll",
+    "forgot",
+    "KL",
+    "train",
+    "memory",
+    "optimised",
+    "stored",
+    "on disk",
+    "ms/example",
+    "prompt",
+)
+_LEGEND = (
+    "score: {metric}, mean over seeds, with its bootstrap interval over test examples; nll: nats per answer token; "
+    "forgot: rise of nats per token on {retention}; KL: divergence from the base there; train: seconds; memory: peak "
+    "beyond the bare process while fitting; optimised and stored: parameters; prompt: tokens per request."
+)
+
+
+def rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of the table, best score first, failed rows last; a failed row ends with its reason."""
+    scored = sorted((r for r in result["rows"] if "score" in r), key=lambda r: -r["score"]["mean"])
+    failed = [r for r in result["rows"] if "score" not in r]
+    return [_cells(row) for row in scored] + [[row["label"], "failed", row["reason"] or ""] for row in failed]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    score, cost, forgot = row["score"], row["cost"], row["forgetting"] or {}
+    return [
+        row["label"] + ("" if row["status"] == "ok" else " (some seeds failed)"),
+        f"{score['mean']:.3f}",
+        f"{score['low']:.3f}–{score['high']:.3f}",
+        f"{row['nll']:.3f}",
+        f"{forgot['nll_rise']:+.3f}" if forgot else "",
+        f"{forgot['kl']:.3f}" if forgot else "",
+        f"{cost['train_seconds']:.1f}",
+        size(cost["peak_memory_bytes"]),
+        count(cost["optimised_parameters"]),
+        count(cost["stored_parameters"]),
+        size(cost["artifact_bytes"]),
+        f"{1000 * cost['seconds_per_example']:.1f}",
+        f"{cost['prompt_tokens']:.0f}",
+    ]
+
+
+def heading(result: Mapping[str, Any]) -> str:
+    """One line: model, task, budget."""
+    model, task, budget = result["model"], result["task"], result["budget"]
+    spent = f"{budget['tokens']:,} tokens" if budget["tokens"] else f"{budget['steps']} steps"
+    return (
+        f"{model['name']} ({count(model['parameters'])}) on {task['name']} ({task['train']} training, {task['test']} "
+        f"test examples): {spent}, {budget['search']} learning rate(s), {budget['seeds']} seed(s) each"
+    )
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What a reader must know beside the table: samples, cut examples, labels, failures."""
+    task, said = result["task"], list(result["task"]["notes"])
+    for split in ("validation", "test"):
+        if task["available"][split] > task[split]:
+            said.append(f"{task[split]} of {task['available'][split]} {split} examples were used.")
+    cut = max((row["training"]["cut"] for row in result["rows"] if "training" in row), default=0)
+    if cut:
+        said.append(
+            f"{cut} of {task['train']} training examples exceed the window of {task['window']} tokens: their prompts "
+            "lost their beginning, and answers longer than half of the window their end."
+        )
+    lost = max((row["test_cut"] for row in result["rows"] if "test_cut" in row), default=0)
+    if lost:
+        said.append(f"{lost} of {task['test']} test prompts lost their beginning for the same reason.")
+    packing = result["machine"]["packing"]
+    if packing != "padding-free":
+        said.append(f"Batches were padded, not packed: {packing}.")
+    return said
+
+
+def terminal(result: Mapping[str, Any]) -> RenderableType:
+    """The table, notes and verdict for rich; cells are plain text, so that no data can carry markup or colours."""
+    table = Table(title=Text(heading(result)), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(_COLUMNS):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
+    recommended = (result["verdict"] or {}).get("recommended")
+    failed = []
+    for cells in rows(result):
+        if len(cells) < len(_COLUMNS):
+            failed.append(Text(f"{cells[0]} failed: {cells[2]}", style="red"))
+            continue
+        style = "bold green" if cells[0].split(" ")[0].startswith(str(recommended)) else ""
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    lines = [Text(note, style="dim") for note in [_legend(result), *notes(result)]]
+    return Group(table, *failed, *lines, Text(""), *(Text(line) for line in verdict_lines(result)))
+
+
+def verdict_lines(result: Mapping[str, Any]) -> list[str]:
+    """The verdict in words."""
+    verdict = result["verdict"]
+    if not verdict or verdict["recommended"] is None:
+        return ["No verdict: no technique finished."]
+    return [f"Recommended: {verdict['recommended']}.", *verdict["reasons"]]
+
+
+def _legend(result: Mapping[str, Any]) -> str:
+    return _LEGEND.format(metric=result["task"]["metric"], retention=result["retention"]["source"])
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The same as Markdown."""
+    lines = [f"# {heading(result)}", "", *(f"{line}  " for line in verdict_lines(result)), ""]
+    lines += ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
+    for cells in rows(result):
+        padded = [*cells, *[""] * (len(_COLUMNS) - len(cells))]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in padded) + " |")
+    machine = result["machine"]
+    lines += ["", _legend(result), "", *(f"- {note}" for note in notes(result)), ""]
+    lines += [
+        f"Measured on {machine['device']}, {machine['cores']} cores, {machine['threads']} threads, torch "
+        f"{machine['torch']}, transformers {machine['transformers']}, tunewise {result['tunewise']}, "
+        f"{result['created']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def count(number: float) -> str:
+    """A number of parameters: 812, 24.6k, 3.1M."""
+    for unit in ("", "k", "M"):
+        if number < 1000:
+            return f"{number:.0f}" if not unit else f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}B"
+
+
+def size(number: float) -> str:
+    """Bytes: 812 B, 24.6 kB, 3.1 MB."""
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"

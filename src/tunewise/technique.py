@@ -1,0 +1,497 @@
+"""What a technique is: an immutable recipe (`Technique`) and that recipe living on one model (`Attachment`).
+
+A technique file defines one frozen dataclass and the attachment that it makes; the registry finds it, the command
+line lists it, the contract tests run over it. Everything in `Attachment` has a default, so that a file writes only
+what its technique needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from .errors import ArtifactError, SettingError, TechniqueError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from .model import Base
+    from .task import Example, Task
+
+FAMILIES = ("nonparametric", "full", "partial", "additive", "reparametrized")
+
+
+@dataclass(frozen=True)
+class Citation:
+    """Where a technique comes from."""
+
+    title: str
+    authors: str
+    year: int
+    url: str
+    equation: str = ""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A hyper-parameter: default, one sentence of help, and its range or choices."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+def learning_rate() -> Any:
+    """The learning rate of a technique that trains; None asks for the default for the model's width."""
+    return setting(None, "AdamW step size; default: see `reference_rate`.", low=0.0, high=100.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Technique(ABC):
+    """A recipe: hashable, JSON-able settings and class facts; holds no tensors.
+
+    Facts: `sides` are the sides of the model that it changes (two techniques that share one cannot compose);
+    `needs` says what a model or task must have; `reference_rate` is the default learning rate at width 4096 and
+    `width_exponent` how it grows for narrower models, rate * (4096 / width) ** exponent (Yang et al. 2022, Tensor
+    Programs V, gives 1 for Adam on hidden weights); `search_grid` multiplies it in a search.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    citation: ClassVar[Citation | None] = None
+    equation: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    sides: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[str] = ""
+    trains: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
+    identity_at_start: ClassVar[bool] = True
+    reference_rate: ClassVar[float] = 0.0
+    width_exponent: ClassVar[float] = 0.0
+    search_grid: ClassVar[tuple[float, ...]] = (1.0, 3.0, 1 / 3, 10.0, 0.1)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, _checked(self.name, item, getattr(self, item.name)))
+
+    @abstractmethod
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Put this recipe on a base whose parameters are all frozen; randomness comes from `generator` alone."""
+
+    def resolved(self, base: Base) -> Self:
+        """The same recipe with the learning rate for this base filled in."""
+        if not self.trains or getattr(self, "learning_rate", 0.0) is not None:
+            return self
+        rate = self.reference_rate * (4096 / base.anatomy.width) ** self.width_exponent
+        return replace(self, learning_rate=float(f"{rate:.3g}"))
+
+    def search(self, count: int) -> list[Self]:
+        """`count` recipes around this resolved one, itself first, differing in learning rate."""
+        if not self.trains:
+            return [self]
+        rate: float = getattr(self, "learning_rate")  # noqa: B009 (only techniques that train have it)
+        return [replace(self, learning_rate=float(f"{rate * m:.3g}")) for m in self.search_grid[:count]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and settings."""
+        return {"technique": self.name, "settings": asdict(self)}
+
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self | None:
+        """The recipe of a PEFT adapter of this kind, or None if it is of another kind."""
+        return None
+
+
+def _checked(technique: str, item: Field[Any], value: Any) -> Any:
+    """The value in the setting's type, or a SettingError that names setting, value and range."""
+    where = f"{technique}.{item.name}"
+    help_, low, high = item.metadata["help"], item.metadata["low"], item.metadata["high"]
+    choices, default = item.metadata["choices"], item.default
+    if value is None and default is None:
+        return None
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(default, tuple) or isinstance(value, tuple):
+        if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
+            return value
+        raise SettingError(f"{where} is {value!r} but must be a list of names ({help_})")
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise SettingError(f"{where} is {value!r} but must be true or false ({help_})")
+        return value
+    if isinstance(default, str):
+        if not isinstance(value, str) or (choices and value not in choices):
+            allowed = f"one of {', '.join(choices)}" if choices else "text"
+            raise SettingError(f"{where} is {value!r} but must be {allowed} ({help_})")
+        return value
+    number = int if isinstance(default, int) else float
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not right or (number is int and value != int(value)):
+        raise SettingError(f"{where} is {value!r} but must be {'a whole' if number is int else 'a'} number ({help_})")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise SettingError(f"{where} is {value!r} but must be between {low:g} and {high:g} ({help_})")
+    return number(value)
+
+
+class Attachment:
+    """A technique on one loaded model. `detach()` gives the base back, bit for bit."""
+
+    virtual_tokens: int = 0  # placeholders that the encoder puts at the head of every sequence
+    phases: int = 1
+    label: str = ""  # what this row is called where it is not exactly the paper's technique
+
+    def __init__(self, base: Base, recipe: Technique) -> None:
+        self.base, self.recipe = base, recipe
+        base.fingerprint  # noqa: B018 (taken while the base is still bare)
+        self._params: dict[str, nn.Parameter] = {}
+        self._undo: list[Callable[[], object]] = []
+
+    # What techniques build with.
+
+    def add(self, name: str, values: Tensor) -> nn.Parameter:
+        """A new trainable tensor, in at least fp32 and on the base's device."""
+        import torch
+
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        parameter = torch.nn.Parameter(values.to(self.base.device, dtype))
+        self._params[name] = parameter
+        return parameter
+
+    def train_existing(self, name: str, parameter: nn.Parameter) -> None:
+        """Train a parameter of the base; its values come back at detach."""
+        import torch
+
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise TechniqueError(
+                f"{self.recipe.name} would train {name} in {parameter.dtype}, in which small updates are lost; "
+                "load the base in float32 (--dtype float32, with --bf16 for bf16 arithmetic)"
+            )
+        self._params[name] = parameter
+        self.keep(parameter)
+        parameter.requires_grad_(True)
+
+    def keep(self, parameter: nn.Parameter) -> None:
+        """Remember a base parameter's values and restore them at detach."""
+        import torch
+
+        original = parameter.detach().clone()
+
+        def restore() -> None:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+            with torch.no_grad():
+                parameter.copy_(original)
+
+        self._undo.append(restore)
+
+    def hook(self, handle: Any) -> None:
+        """A torch hook handle, removed at detach."""
+        self._undo.append(handle.remove)
+
+    def replace(self, module: nn.Module, attribute: str, value: Any) -> None:
+        """Set an attribute of a base module, set back at detach."""
+        before = getattr(module, attribute)
+        setattr(module, attribute, value)
+        self._undo.append(lambda: setattr(module, attribute, before))
+
+    # What the loop, the store and the evaluation ask for.
+
+    def params(self) -> dict[str, nn.Parameter]:
+        """Trainable tensors by stable name."""
+        return self._params
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups; several where a technique has several speeds."""
+        rate = getattr(self.recipe, "learning_rate", None)
+        return [{"params": list(self.params().values()), "lr": rate}] if self.params() else []
+
+    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+        """Take what is needed from the task before training; `validation_loss()` scores the attachment as it is."""
+
+    def start_phase(self, phase: int) -> None:
+        """Called before each phase, the first included; the optimiser is rebuilt after it."""
+
+    def before_step(self, step: int, total: int) -> None:
+        """Called before the forward passes of each optimiser step."""
+
+    def after_backward(self, step: int, total: int) -> None:
+        """Called when the step's gradients are whole, before clipping."""
+
+    def penalty(self) -> Tensor | None:
+        """A term added to the loss of each step, in training only."""
+        return None
+
+    def render(self, example: Example) -> Example:
+        """The text side: an example with what this technique puts before it."""
+        return example
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that the artifact holds."""
+        return {name: parameter.detach() for name, parameter in self.params().items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `state()`. A missing, extra, mis-shaped, mis-typed or non-finite tensor is refused."""
+        import torch
+
+        own = self.state()
+        strict(own, state)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def memory(self) -> list[dict[str, Any]]:
+        """The JSON rows that the artifact holds (the examples of a technique that shows examples)."""
+        return []
+
+    def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
+        """Restore `memory()`; `style` is the task that it was learnt on, without its examples."""
+        if rows:
+            raise ArtifactError(f"{self.recipe.name} stores no rows, but the adaptation holds {len(rows)}")
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What exact resume needs beyond `state()`."""
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `training_state()`."""
+        strict(self.training_state(), state)
+
+    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The adapter in PEFT's format (config, tensors), or None where PEFT cannot express it."""
+        return None
+
+    def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore from the tensors of a PEFT adapter of this kind."""
+        raise ArtifactError(f"{self.recipe.name} has no form in PEFT")
+
+    def merge(self) -> nn.Module:
+        """The base model with this technique folded into its weights; undone by `detach()`.
+
+        Raises:
+            TechniqueError: the maths does not allow it; the message says why.
+        """
+        raise TechniqueError(f"{self.recipe.name} cannot be merged into the base's weights; keep the adaptation")
+
+    def detach(self) -> None:
+        """Give the base back, bit for bit."""
+        while self._undo:
+            self._undo.pop()()
+        self._params = {}
+
+
+def strict(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not exactly those expected, by name, shape and type, or not finite.
+
+    Raises:
+        ArtifactError: names the first tensor at fault.
+    """
+    missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if missing or extra:
+        what = f'"{missing[0]}" is missing' if missing else f'"{extra[0]}" is not expected'
+        raise ArtifactError(f"the weights do not fit this technique and base: {what}")
+    for name, tensor in own.items():
+        found = given[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise ArtifactError(
+                f'the weights do not fit this technique and base: "{name}" is {tuple(found.shape)} {found.dtype}, '
+                f"expected {tuple(tensor.shape)} {tensor.dtype}"
+            )
+        if found.is_floating_point() and not bool(found.isfinite().all()):
+            raise ArtifactError(f'the weights hold a value that is not finite in "{name}"')
+
+
+@cache
+def all_techniques() -> dict[str, type[Technique]]:
+    """Every technique by name, in the order of the taxonomy: found in `tunewise.techniques` and in plug-ins."""
+    package = importlib.import_module(f"{__package__}.techniques")
+
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+    for plug_in in entry_points(group="tunewise.techniques"):
+        plug_in.load()
+    found = [cls for cls in _subclasses(Technique) if "name" in vars(cls) and cls is not Composed]
+    return {cls.name: cls for cls in sorted(found, key=lambda c: (FAMILIES.index(c.family), c.name != "base", c.name))}
+
+
+def _subclasses(cls: type[Technique]) -> Iterator[type[Technique]]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def make(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Technique:
+    """The recipe called `name`, or several joined by "+", with `settings[technique][setting]` over the defaults.
+
+    Raises:
+        SettingError: an unknown technique or setting, with the nearest name, or a value out of range.
+        TechniqueError: the named techniques cannot compose.
+    """
+    if "+" in name:
+        return Composed(parts=tuple(make(part, settings) for part in name.split("+")))
+    cls = all_techniques().get(name)
+    if cls is None:
+        raise SettingError(f'there is no technique "{name}"{_nearest(name, all_techniques())}')
+    known = {item.name for item in fields(cls)}
+    given = dict((settings or {}).get(name, {}))
+    for key in given:
+        if key not in known:
+            raise SettingError(f'{name} has no setting "{key}"{_nearest(key, known)}')
+    return cls(**given)
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = get_close_matches(name, list(known), 1)
+    return f'; did you mean "{near[0]}"?' if near else f"; there are {', '.join(sorted(known)) or 'none'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed(Technique):
+    """Several techniques on one model, e.g. `icl+lora`; their sides must not collide."""
+
+    name = "composed"
+    family = "nonparametric"
+    parts: tuple[Technique, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", "+".join(part.name for part in self.parts))
+        object.__setattr__(self, "family", self.parts[-1].family)
+        object.__setattr__(self, "trains", any(part.trains for part in self.parts))
+        object.__setattr__(self, "mergeable", all(part.mergeable or part.name == "base" for part in self.parts))
+        object.__setattr__(self, "identity_at_start", all(part.identity_at_start for part in self.parts))
+        for index, part in enumerate(self.parts):
+            for other in self.parts[:index]:
+                shared = sorted(part.sides & other.sides)
+                if shared or part.name == other.name:
+                    raise TechniqueError(
+                        f"{other.name} and {part.name} cannot compose: both change the {shared[0] if shared else 'same'}"
+                    )
+
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Attach the parts in order; a part that refuses leaves nothing behind."""
+        return _Together(base, self, generator)
+
+    def resolved(self, base: Base) -> Self:
+        """All parts resolved."""
+        return replace(self, parts=tuple(part.resolved(base) for part in self.parts))
+
+    def search(self, count: int) -> list[Self]:
+        """The parts' searches in step."""
+        if not self.trains:
+            return [self]
+        lists = [part.search(count) for part in self.parts]
+        length = min(len(found) for found, part in zip(lists, self.parts, strict=True) if part.trains)
+        return [replace(self, parts=tuple(f[i if len(f) > i else 0] for f in lists)) for i in range(length)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and the settings of each part."""
+        return {"technique": self.name, "settings": {part.name: asdict(part) for part in self.parts}}
+
+
+class _Together(Attachment):
+    def __init__(self, base: Base, recipe: Composed, generator: torch.Generator) -> None:
+        super().__init__(base, recipe)
+        self.parts: list[Attachment] = []
+        try:
+            for part in recipe.parts:
+                self.parts.append(part.attach(base, generator))
+        except Exception:
+            self.detach()
+            raise
+        self.virtual_tokens = sum(part.virtual_tokens for part in self.parts)
+        self.phases = max(part.phases for part in self.parts)
+
+    def _join(self, method: str) -> dict[str, Any]:
+        joined = {}
+        for part in self.parts:
+            joined |= {f"{part.recipe.name}.{name}": value for name, value in getattr(part, method)().items()}
+        return joined
+
+    def _split(self, state: Mapping[str, Any]) -> Iterator[tuple[Attachment, dict[str, Any]]]:
+        for part in self.parts:
+            prefix = part.recipe.name + "."
+            yield part, {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+    def params(self) -> dict[str, nn.Parameter]:
+        return self._join("params")
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups()]
+
+    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+        for part in self.parts:
+            part.learn(task, seed, validation_loss)
+
+    def start_phase(self, phase: int) -> None:
+        for part in self.parts:
+            part.start_phase(min(phase, part.phases - 1))
+
+    def before_step(self, step: int, total: int) -> None:
+        for part in self.parts:
+            part.before_step(step, total)
+
+    def after_backward(self, step: int, total: int) -> None:
+        for part in self.parts:
+            part.after_backward(step, total)
+
+    def penalty(self) -> Tensor | None:
+        terms = [term for part in self.parts if (term := part.penalty()) is not None]
+        return sum(terms[1:], terms[0]) if terms else None
+
+    def render(self, example: Example) -> Example:
+        for part in self.parts:
+            example = part.render(example)
+        return example
+
+    def state(self) -> dict[str, Tensor]:
+        return self._join("state")
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        strict(self.state(), state)
+        for part, own in self._split(state):
+            part.load(own)
+
+    def memory(self) -> list[dict[str, Any]]:
+        return [{"part": part.recipe.name, **row} for part in self.parts for row in part.memory()]
+
+    def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
+        for part in self.parts:
+            own = [row for row in rows if row.get("part") == part.recipe.name]
+            part.recall([{key: value for key, value in row.items() if key != "part"} for row in own], style)
+
+    def training_state(self) -> dict[str, Tensor]:
+        return self._join("training_state")
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        strict(self.training_state(), state)
+        for part, own in self._split(state):
+            part.load_training_state(own)
+
+    def merge(self) -> nn.Module:
+        if not self.recipe.mergeable:
+            refused = next(part for part in self.parts if not part.recipe.mergeable)
+            refused.merge()
+        for part in self.parts:
+            merged = part.merge()
+        return merged
+
+    def detach(self) -> None:
+        while self.parts:
+            self.parts.pop().detach()
+        super().detach()
+
+
+def default_of(item: Field[Any]) -> Any:
+    """The default of a recipe's field, for listings."""
+    return None if item.default is MISSING else item.default

@@ -1,0 +1,1 @@
+"""One file per technique; the folders are the taxonomy."""

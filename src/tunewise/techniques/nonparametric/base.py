@@ -1,0 +1,35 @@
+"""The unadapted model: the row that every other row is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...technique import Attachment, Technique
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ...model import Base as Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Technique):
+    """No adaptation: the prompt goes to the model as it is."""
+
+    name = "base"
+    family = "nonparametric"
+    summary = "the unadapted model, for comparison"
+    equation = "p(y | x)"
+    trains = False
+    mergeable = True
+
+    def attach(self, base: Model, generator: torch.Generator) -> Attachment:
+        """Change nothing."""
+        return _Unchanged(base, self)
+
+
+class _Unchanged(Attachment):
+    def merge(self) -> nn.Module:
+        return self.base.model

@@ -1,0 +1,91 @@
+"""Last layers: the top k blocks, the final norm and the head are trained, all below is frozen (Lee et al. 2019).
+
+    h = stop_gradient(blocks_{<L-k}(x));   logits = head(norm(blocks_{>=L-k}(h)))
+
+Nothing below the lowest trained block needs a graph, so backward and activation memory shrink to about k / L.
+Where the head is tied to the input embeddings, training it would train the embeddings and bring the whole graph
+back; `head` says what to do then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...errors import SettingError
+from ...technique import Attachment, Citation, Technique, learning_rate, setting
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ...model import Base
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastLayers(Technique):
+    """Top blocks, final norm and head trained."""
+
+    name = "last_layers"
+    family = "partial"
+    summary = "the top blocks, the final norm and the head trained"
+    citation = Citation(
+        "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning",
+        "Lee, Tang, Lin",
+        2019,
+        "https://arxiv.org/abs/1911.03090",
+        "section 3",
+    )
+    equation = "logits = head(norm(blocks_{>=L-k}(stop_gradient(blocks_{<L-k}(x)))))"
+    sides = frozenset({"weights", "biases", "norms"})
+    mergeable = True
+    reference_rate = 4e-5
+    width_exponent = 1.0
+
+    k: float = setting(0.25, "Blocks trained: a number, or below 1 a fraction of all (rounded up).", low=0, high=1000)
+    head: str = setting(
+        "auto",
+        "Head: trained; frozen; untie (trained as a copy of tied embeddings); tied (trains the embeddings with it); "
+        "auto trains it unless it is tied.",
+        choices=("auto", "trained", "frozen", "untie", "tied"),
+    )
+    learning_rate: float | None = learning_rate()
+
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Unfreeze the top.
+
+        Raises:
+            SettingError: k exceeds the number of blocks, or `head` does not fit tied or untied embeddings.
+        """
+        return _Top(base, self)
+
+
+class _Top(Attachment):
+    def __init__(self, base: Base, recipe: LastLayers) -> None:
+        super().__init__(base, recipe)
+        anatomy, blocks = base.anatomy, len(base.anatomy.blocks)
+        count = -(-blocks * recipe.k // 1) if recipe.k < 1 else recipe.k
+        if count > blocks or count != int(count):
+            raise SettingError(f"last_layers.k is {recipe.k:g}, but the model has {blocks} blocks")
+        mode = recipe.head if recipe.head != "auto" else ("frozen" if anatomy.tied else "trained")
+        if (mode == "trained" and anatomy.tied) or (mode in ("untie", "tied") and not anatomy.tied):
+            state = "tied to" if anatomy.tied else "separate from"
+            raise SettingError(
+                f'last_layers.head is "{mode}", but the head of this model is {state} its embeddings; '
+                f"use {'frozen, untie or tied' if anatomy.tied else 'trained or frozen'}"
+            )
+        for index in range(blocks - int(count), blocks):
+            for name, parameter in anatomy.blocks[index].named_parameters():
+                self.train_existing(f"{anatomy.block_path(index)}.{name}", parameter)
+        for name, parameter in anatomy.final_norm.named_parameters():
+            self.train_existing(f"{anatomy.layout.final_norm}.{name}", parameter)
+        if mode == "untie":
+            self.replace(base.model.config, "tie_word_embeddings", False)
+            copy = self.add("head.weight", anatomy.head.weight.detach().clone())
+            self.replace(anatomy.head, "weight", copy)
+        elif mode != "frozen":
+            for name, parameter in anatomy.head.named_parameters():
+                self.train_existing(f"head.{name}", parameter)
+
+    def merge(self) -> nn.Module:
+        return self.base.model

@@ -1,0 +1,1 @@
+"""The reparametrized family."""

@@ -1,0 +1,402 @@
+"""The contract that every technique keeps, as checks that anyone's own technique can be run through.
+
+    from tunewise.testing import CHECKS, tiny_base
+    for check in CHECKS:
+        check(MyTechnique(), tiny_base("llama"))
+
+Each check raises AssertionError with what was broken. The bases are tiny random models, one per architecture, made on
+the spot; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from .errors import ArtifactError
+from .evaluate import answer, encoder_for, loss, score
+from .forward import batch_of, layout, loss_sum
+from .model import Base
+from .pack import Sequence
+from .seeds import generator
+from .task import Example, Message, Task
+from .technique import Attachment, Technique, make
+from .train import TrainSettings, train
+
+_SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_LLAMA = {**_SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256}
+_FLAT = {"max_position_embeddings": 256}
+_QUIET = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {**_LLAMA, "tie_word_embeddings": False},
+    "llama-tied": {**_LLAMA, "tie_word_embeddings": True, "model_type": "llama"},
+    "mistral": {**_LLAMA, "sliding_window": 16},
+    "qwen2": {**_LLAMA, "use_sliding_window": False},
+    "qwen3": {**_LLAMA, "tie_word_embeddings": True},
+    "gemma": {**_LLAMA},
+    "phi3": {**_LLAMA, "pad_token_id": 0},
+    "phi": {**_SMALL, **_FLAT, "intermediate_size": 48, "partial_rotary_factor": 0.5},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, **_QUIET},
+    "gpt_neox": {**_SMALL, **_FLAT, "intermediate_size": 48, "hidden_dropout": 0.0, "attention_dropout": 0.0},
+    "gpt_neox-tied": {**_SMALL, **_FLAT, "intermediate_size": 48, "tie_word_embeddings": True, "model_type": "gpt_neox"},
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 16,
+        **_FLAT,
+        **{"resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0},
+    },
+    "opt": {**_SMALL, **_FLAT, "ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "attention_dropout": 0.0},
+}
+_TEXT = "the cat sat on a mat and the dog ran to town while small birds sing in old trees by day and night . "
+
+
+@cache
+def _tokenizer() -> PreTrainedTokenizerFast:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator([_TEXT], trainer)
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+
+
+@cache
+def _model(architecture: str, dtype: torch.dtype) -> Any:
+    settings = dict(ARCHITECTURES[architecture])
+    kind = settings.pop("model_type", architecture)
+    torch.manual_seed(0)
+    common = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**common, **settings}))
+    with torch.no_grad():  # larger than the usual start, and biases not zero, so that nothing cancels by chance
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator(0, architecture, name)) * 0.15
+            parameter.copy_(parameter + noise if parameter.dim() == 1 else noise)
+    return model.to(dtype)
+
+
+def tiny_base(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Base:
+    """A fresh tiny random model of one of `ARCHITECTURES`, with a byte-level tokenizer of 320 entries."""
+    return Base(copy.deepcopy(_model(architecture, dtype)), _tokenizer(), f"tiny-{architecture}")
+
+
+def tiny_task(kind: str = "classification") -> Task:
+    """Twelve training and four validation and test examples of a learnable task."""
+    words = ["cat", "dog", "bird", "tree", "town", "mat"]
+
+    def example(index: int) -> Example:
+        word = words[index % len(words)]
+        text = f"the {word} {'sat' if index % 2 else 'ran'} on a mat by day {index}"
+        label = ("small" if index % 2 else "old") if kind == "classification" else f"a {word} and the {word}"
+        return Example((Message("user", text),), label, (label,))
+
+    examples = [example(index) for index in range(20)]
+    labels = ("old", "small") if kind == "classification" else ()
+    metric, form = ("accuracy", "classification") if labels else ("rouge_l", "prompt-completion")
+    return Task(
+        "tiny", kind, form, tuple(examples[:12]), tuple(examples[12:16]), tuple(examples[16:]), labels, metric
+    )
+
+
+def attach(technique: Technique, base: Base, task: Task | None = None, seed: int = 0) -> Attachment:
+    """The technique on the base, having seen a task."""
+    task = task or tiny_task()
+    attachment = technique.resolved(base).attach(base, generator(seed, "attach"))
+    attachment.learn(task, seed, lambda: loss(attachment, task, task.validation))
+    return attachment
+
+
+def fingerprint(base: Base) -> str:
+    """The fingerprint of the base as it is now."""
+    return Base(base.model, base.tokenizer).fingerprint
+
+
+def fit(attachment: Attachment, steps: int = 4, task: Task | None = None, seed: int = 0, **settings: Any) -> None:
+    """A few training steps, or none where the technique trains nothing."""
+    if attachment.recipe.trains:
+        sequences = _sequences(attachment, task or tiny_task())
+        train(attachment, sequences, TrainSettings(max_steps=steps, **settings), seed=seed)
+
+
+def _sequences(attachment: Attachment, task: Task) -> list[Sequence]:
+    examples = [attachment.render(example) for example in task.train]
+    return encoder_for(attachment, task).encode(examples)
+
+
+@torch.no_grad()
+def logits(attachment: Attachment, task: Task | None = None) -> Tensor:
+    """Logits of the whole model on the rendered test prompts, one row after the other, flattened."""
+    task = task or tiny_task()
+    prompts = encoder_for(attachment, task).prompts([attachment.render(example) for example in task.test], 4)
+    model, device = attachment.base.model, attachment.base.device
+    return torch.cat([model(input_ids=torch.tensor([p.ids], device=device)).logits[0] for p in prompts])
+
+
+def check_documented(technique: Technique, base: Base) -> None:
+    """Citation, equation, summary and help of every setting are there."""
+    for part in getattr(technique, "parts", (technique,)):
+        assert part.summary and part.equation and (part.citation or not part.sides)
+        check_settings_documented(part)
+
+
+def check_settings_documented(technique: Technique) -> None:
+    """Every setting says in a sentence what it does."""
+    for item in fields(technique):
+        assert item.metadata.get("help", "").endswith("."), f"{technique.name}.{item.name} has no sentence of help"
+
+
+def check_recipe(technique: Technique, base: Base) -> None:
+    """A recipe is hashable and comes back equal from its JSON form."""
+    stored = json.loads(json.dumps(technique.to_json()))["settings"]
+    again = make(technique.name, stored if "+" in technique.name else {technique.name: stored})
+    assert again == technique and hash(again) == hash(technique)
+
+
+def check_identity_at_start(technique: Technique, base: Base) -> None:
+    """Where the technique says so, the adapted model equals the base before the first step, exactly."""
+    before = logits(Attachment(base, technique))
+    attachment = attach(technique, base)
+    if technique.identity_at_start:
+        assert torch.equal(before, logits(attachment))
+
+
+def check_only_its_own(technique: Technique, base: Base) -> None:
+    """Training changes exactly the trainable tensors; frozen weights keep their bits, even with weight decay."""
+    attachment = attach(technique, base)
+    trained = {id(parameter) for parameter in attachment.params().values()}
+    frozen = {n: p.detach().clone() for n, p in base.model.named_parameters() if id(p) not in trained}
+    fit(attachment, weight_decay=0.1)
+    for name, parameter in base.model.named_parameters():
+        if name in frozen:
+            assert torch.equal(parameter, frozen[name]), f"{name} was changed"
+            assert not parameter.requires_grad or id(parameter) in trained
+    grouped = [id(p) for group in attachment.param_groups() for p in group["params"]]
+    assert sorted(grouped) == sorted(trained), "param_groups() and params() disagree"
+
+
+def check_learns(technique: Technique, base: Base) -> None:
+    """Training lowers the training loss."""
+    if not technique.trains:
+        return
+    task = tiny_task()
+    attachment = attach(technique, base, task)
+    before = loss(attachment, task, task.train)
+    fit(attachment, steps=25, task=task)
+    assert loss(attachment, task, task.train) < before
+
+
+def check_same_seed_same_bits(technique: Technique, base: Base) -> None:
+    """Two runs of one seed leave the same bits."""
+    states = []
+    for _ in range(2):
+        attachment = attach(technique, base)
+        fit(attachment)
+        states.append({name: tensor.clone() for name, tensor in attachment.state().items()})
+        attachment.detach()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def check_detach(technique: Technique, base: Base) -> None:
+    """Detaching after training gives the base back, bit for bit, with nothing left on it."""
+    before, keys = fingerprint(base), list(base.model.state_dict())
+    attachment = attach(technique, base)
+    fit(attachment)
+    attachment.detach()
+    assert fingerprint(base) == before and list(base.model.state_dict()) == keys
+    hooks = [m for m in base.model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert not hooks and not any(p.requires_grad or p.grad is not None for p in base.model.parameters())
+
+
+def check_save_load(technique: Technique, base: Base) -> None:
+    """Through the artifact on disk, another attachment has the same outputs, bit for bit."""
+    import tempfile
+
+    from .adaptation import load, save
+
+    task = tiny_task()
+    attachment = attach(technique, base, task)
+    fit(attachment, task=task)
+    expected = logits(attachment, task)
+    with tempfile.TemporaryDirectory() as folder:
+        save(attachment, task, Path(folder) / "adaptation")
+        attachment.detach()
+        again = load(Path(folder) / "adaptation", base=base).attachment
+    assert torch.equal(expected, logits(again, task))
+
+
+def check_strict_load(technique: Technique, base: Base) -> None:
+    """Missing, extra, mis-shaped, mis-typed and non-finite tensors are refused and change nothing."""
+    attachment = attach(technique, base)
+    state = {name: tensor.clone() for name, tensor in attachment.state().items()}
+    before = logits(attachment)
+    wrong: list[dict[str, Tensor]] = [{**state, "model.embed_tokens.weight.evil": torch.zeros(3)}]
+    if state:
+        name = next(iter(state))
+        wrong.append({key: value for key, value in state.items() if key != name})
+        wrong += [{**state, name: bad} for bad in (torch.zeros(1, 2, 3), state[name].to(torch.float16))]
+        wrong.append({**state, name: torch.full_like(state[name], float("nan"))})
+    for bad in wrong:
+        try:
+            attachment.load(bad)
+        except ArtifactError:
+            continue
+        raise AssertionError(f"a wrong state was accepted: {sorted(bad.keys() ^ state.keys()) or 'values'}")
+    assert torch.equal(before, logits(attachment))
+
+
+def check_merge(technique: Technique, base: Base) -> None:
+    """A merged model has the adapted outputs, without hooks; detaching still gives the base back."""
+    before = fingerprint(base)
+    attachment = attach(technique, base)
+    fit(attachment)
+    expected = logits(attachment)
+    if not technique.mergeable:
+        try:
+            attachment.merge()
+        except Exception as error:
+            assert "cannot be merged" in str(error)  # noqa: PT017
+        else:
+            raise AssertionError("a technique that says it cannot merge did")
+        return
+    attachment.merge()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.model.modules())
+    assert (logits(attachment) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    attachment.detach()
+    assert fingerprint(base) == before
+
+
+def check_resume(technique: Technique, base: Base) -> None:
+    """Stopped after any save and resumed, a run ends with the same bits."""
+    if not technique.trains:
+        return
+    import tempfile
+
+    task, settings = tiny_task(), TrainSettings(max_steps=6, save_steps=2)
+    attachment = attach(technique, base, task)
+    sequences = _sequences(attachment, task)
+    train(attachment, sequences, settings)
+    whole = {name: tensor.clone() for name, tensor in attachment.state().items()}
+    attachment.detach()
+    with tempfile.TemporaryDirectory() as folder:
+        first = attach(technique, base, task)
+
+        def stop(step: int, value: float) -> None:
+            if step == 5:
+                raise KeyboardInterrupt
+
+        try:
+            train(first, sequences, settings, folder=Path(folder), on_step=stop)
+        except KeyboardInterrupt:
+            first.detach()
+        again = attach(technique, base, task)
+        train(again, sequences, settings, folder=Path(folder), resume=True)
+    assert all(torch.equal(whole[name], tensor) for name, tensor in again.state().items())
+
+
+def check_cached_generation(technique: Technique, base: Base) -> None:
+    """Greedy answers with a key/value cache in a padded batch equal those of full forward passes, one by one."""
+    task = tiny_task()
+    attachment = attach(technique, base, task)
+    fit(attachment, task=task)
+    encoder = encoder_for(attachment, task)
+    rendered = [attachment.render(example) for example in task.test]
+    texts, prompts = answer(attachment, encoder, rendered, 6)
+    for text, prompt in zip(texts, prompts, strict=True):
+        ids = list(prompt.ids)
+        for _ in range(6):
+            with torch.no_grad():
+                ids.append(int(base.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == encoder.eos:
+                break
+        assert text == encoder.decode([i for i in ids[len(prompt.ids) :] if i != encoder.eos])
+
+
+def check_gradients(technique: Technique, base: Base) -> None:
+    """Packed gradients equal those of Hugging Face's own loss on padded rows."""
+    if not technique.trains:
+        return
+    task = tiny_task()
+    attachment = attach(technique, base, task)
+    sequences = _sequences(attachment, task)[:5]
+    params = attachment.params()
+    batch = batch_of(base, sequences)
+    with layout(base, batch):
+        (loss_sum(base, batch) / len(batch.targets)).backward()  # type: ignore[no-untyped-call]
+    ours = {name: p.grad.clone() for name, p in params.items() if p.grad is not None}
+    for parameter in params.values():
+        parameter.grad = None
+    width = max(len(s.ids) for s in sequences)
+    ids = torch.tensor([s.ids + [0] * (width - len(s.ids)) for s in sequences])
+    mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in sequences])
+    labels = torch.tensor(
+        [
+            [i if on else -100 for i, on in zip(s.ids, s.labelled, strict=True)] + [-100] * (width - len(s.ids))
+            for s in sequences
+        ]
+    )
+    # Hugging Face's loss function rounds logits to float32 first; the same loss without that allows fp64 to count.
+    output = base.model(input_ids=ids, attention_mask=mask).logits
+    flat, shifted = output[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    torch.nn.functional.cross_entropy(flat, shifted, ignore_index=-100).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in params.items():
+        theirs = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        mine = ours.get(name, torch.zeros_like(parameter))
+        tolerance = 1e-9 if base.model.dtype == torch.float64 and parameter.dtype == torch.float64 else 1e-4
+        scale = max(float(theirs.abs().max()), 1e-6)
+        error = float((mine - theirs).abs().max()) / scale
+        assert error <= tolerance, f"{name}: relative error {error:.2g}"
+        parameter.grad = None
+
+
+def check_scores_agree(technique: Technique, base: Base) -> None:
+    """Scoring labels side by side gives the likelihoods of scoring each alone through the plain model."""
+    task = tiny_task()
+    attachment = attach(technique, base, task)
+    found = score(attachment, task, task.test)
+    encoder = encoder_for(attachment, task)
+    total, count = 0.0, 0
+    for example in task.test:
+        sequence = encoder.encode([attachment.render(example)])[0]
+        with torch.no_grad():
+            log_p = base.model(input_ids=torch.tensor([sequence.ids])).logits[0].double().log_softmax(-1)
+        for place in range(sequence.prompt, len(sequence.ids)):
+            total -= float(log_p[place - 1, sequence.ids[place]])
+            count += 1
+    assert abs(found.nll - total / count) < 1e-4
+
+
+CHECKS: tuple[Callable[[Technique, Base], None], ...] = (
+    check_documented,
+    check_recipe,
+    check_identity_at_start,
+    check_only_its_own,
+    check_learns,
+    check_same_seed_same_bits,
+    check_detach,
+    check_save_load,
+    check_strict_load,
+    check_merge,
+    check_resume,
+    check_cached_generation,
+    check_gradients,
+    check_scores_agree,
+)

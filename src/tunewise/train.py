@@ -1,0 +1,314 @@
+"""The only training loop.
+
+A step's data and randomness are functions of (seed, step), so a run killed at any moment continues from its newest
+whole checkpoint to the same bits: the step number is the state, beside the technique's tensors and the optimiser's.
+The thread count is part of that promise; a checkpoint carries it and resuming restores it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from . import store
+from .errors import ArtifactError, DivergedError, SettingError
+from .forward import batch_of, layout, loss_sum
+from .pack import Sequence
+from .seeds import derive, generator
+from .technique import Attachment
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a technique is trained; names are Hugging Face's.
+
+    `max_steps` counts optimiser steps over all phases. `save_steps` is the number of steps between checkpoints.
+    """
+
+    max_steps: int = 100
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    warmup_ratio: float = 0.06
+    lr_scheduler_type: str = "cosine"
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    save_steps: int = 500
+    logging_steps: int = 1
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        positive = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps")
+        for name in (*positive, "logging_steps"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} is {getattr(self, name)} but must be at least 1")
+        if not 0 <= self.warmup_ratio < 1:
+            raise SettingError(f"warmup_ratio is {self.warmup_ratio} but must be at least 0 and below 1")
+
+    @property
+    def rows(self) -> int:
+        """Sequences of one optimiser step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run did. `seconds` count this process's steps only; `losses` are nats per labelled token."""
+
+    steps: int
+    tokens: int
+    labelled_tokens: int
+    seconds: float
+    final_loss: float | None
+
+
+def order(examples: int, seed: int, start: int, count: int) -> list[int]:
+    """Indices of the `count` sequences from place `start` on in an endless row of shuffled epochs."""
+    found: list[int] = []
+    while len(found) < count:
+        epoch, offset = divmod(start + len(found), examples)
+        shuffled = torch.randperm(examples, generator=generator(seed, "order", epoch)).tolist()
+        found += shuffled[offset : offset + count - len(found)]
+    return found
+
+
+def steps_for_tokens(sequences: list[Sequence], settings: TrainSettings, seed: int, tokens: int) -> int:
+    """Optimiser steps after which at least `tokens` tokens have been read."""
+    steps = seen = 0
+    while seen < tokens:
+        chosen = order(len(sequences), seed, steps * settings.rows, settings.rows)
+        seen += sum(len(sequences[index].ids) for index in chosen)
+        steps += 1
+    return max(steps, 1)
+
+
+def train(
+    attachment: Attachment,
+    sequences: list[Sequence],
+    settings: TrainSettings,
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+    resume: bool = False,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> Trained:
+    """Train an attachment's parameters on encoded sequences.
+
+    With a folder, `metrics.jsonl` and `checkpoint-<step>` folders are written there, and `resume` continues from
+    the newest whole one. `on_step(step, loss)` is called after each step.
+
+    Raises:
+        DivergedError: a loss or gradient stopped being finite; the last good checkpoint stays.
+        ArtifactError: the checkpoint belongs to another request.
+    """
+    if not any(any(sequence.labelled[1:]) for sequence in sequences):
+        raise SettingError("no training sequence has a labelled token inside the window; raise --max-length")
+    run = _Run(attachment, sequences, settings, seed, folder)
+    run.begin(resume)
+    started = time.perf_counter()
+    while run.step < settings.max_steps:
+        loss = run.advance()
+        on_step(run.step, loss)
+        if folder is not None and (run.step % settings.save_steps == 0 and run.step < settings.max_steps):
+            run.save()
+    return Trained(run.step, run.tokens, run.labelled, time.perf_counter() - started, run.loss)
+
+
+class _Run:
+    def __init__(
+        self,
+        attachment: Attachment,
+        sequences: list[Sequence],
+        settings: TrainSettings,
+        seed: int,
+        folder: Path | None,
+    ) -> None:
+        self.attachment, self.sequences, self.settings = attachment, sequences, settings
+        self.seed, self.folder, self.base = seed, folder, attachment.base
+        self.step = self.tokens = self.labelled = 0
+        self.loss: float | None = None
+        self.phase = -1
+        # The last step of each phase; earlier phases take the larger share of what does not divide.
+        phases = attachment.phases
+        self.ends = [-(-settings.max_steps * (index + 1) // phases) for index in range(phases)]
+
+    def begin(self, resume: bool) -> None:
+        found = store.latest(self.folder) if resume and self.folder is not None and self.folder.is_dir() else None
+        if found is None:
+            self._enter(0)
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                store.write_text(self.folder / "metrics.jsonl", "")
+            return
+        self._restore(found[1])
+
+    def _enter(self, phase: int) -> None:
+        """Start a phase with a fresh optimiser and schedule."""
+        self.phase = phase
+        self.attachment.start_phase(phase)
+        groups = [
+            {"weight_decay": self.settings.weight_decay, **group} for group in self.attachment.param_groups()
+        ]
+        tensors = [p for group in groups for p in group["params"]]
+        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in tensors)
+        betas = (self.settings.adam_beta1, self.settings.adam_beta2)
+        self.optimizer = torch.optim.AdamW(groups, betas=betas, fused=fused)
+        steps = self.ends[phase] - (self.ends[phase - 1] if phase else 0)
+        self.schedule = get_scheduler(
+            self.settings.lr_scheduler_type,
+            self.optimizer,
+            num_warmup_steps=math.ceil(self.settings.warmup_ratio * steps),
+            num_training_steps=steps,
+        )
+
+    def advance(self) -> float:
+        """One optimiser step; its loss in nats per labelled token."""
+        if self.step >= self.ends[self.phase]:
+            self._enter(self.phase + 1)
+        torch.manual_seed(derive(self.seed, "step", self.step))
+        self.attachment.before_step(self.step, self.settings.max_steps)
+        size = self.settings.per_device_train_batch_size
+        chosen = order(len(self.sequences), self.seed, self.step * self.settings.rows, self.settings.rows)
+        rows = [[self.sequences[i] for i in chosen[start : start + size]] for start in range(0, len(chosen), size)]
+        batches = [batch_of(self.base, row) for row in rows]
+        labelled = max(sum(len(batch.targets) for batch in batches), 1)
+        total = 0.0
+        for batch in batches:
+            with layout(self.base, batch), self._precision():
+                loss = loss_sum(self.base, batch) / labelled
+                total += float(loss.detach())
+                loss.backward()  # type: ignore[no-untyped-call]
+        penalty = self.attachment.penalty()
+        if penalty is not None:
+            penalty.backward()  # type: ignore[no-untyped-call]
+        self.attachment.after_backward(self.step, self.settings.max_steps)
+        norm = self._clip()
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise DivergedError(
+                f"step {self.step + 1}: loss {total:g}, gradient norm {norm:g}; lower the learning rate "
+                f"(it is {self.schedule.get_last_lr()[0]:g})"
+            )
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        self.step += 1
+        self.tokens += sum(batch.tokens for batch in batches)
+        self.labelled += labelled
+        self.loss = total
+        if self.folder is not None and self.step % self.settings.logging_steps == 0:
+            line = {"step": self.step, "loss": total, "grad_norm": norm, "learning_rate": rate}
+            store.append_line(self.folder / "metrics.jsonl", line)
+        return total
+
+    def _clip(self) -> float:
+        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        limit = self.settings.max_grad_norm or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(params, limit)) if params else 0.0
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.settings.bf16)
+
+    # Checkpoints.
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint must agree on with the run that resumes it; the step limit may not change either,
+        because the schedule depends on it."""
+        return {
+            "technique": self.attachment.recipe.to_json(),
+            "base": self.base.fingerprint,
+            "seed": self.seed,
+            "settings": asdict(self.settings),
+            "sequences": len(self.sequences),
+        }
+
+    def save(self) -> None:
+        """Commit everything that continues this run to the same bits."""
+        assert self.folder is not None
+        facts = json.loads(json.dumps(self._facts()))
+        state = {
+            **facts,
+            "phase": self.phase,
+            "step": self.step,
+            "tokens": self.tokens,
+            "labelled_tokens": self.labelled,
+            "threads": torch.get_num_threads(),
+        }
+        tensors = {
+            "weights.safetensors": self.attachment.state(),
+            "optimizer.safetensors": self._optimizer_state(),
+            "training.safetensors": self.attachment.training_state(),
+        }
+        store.commit(
+            self.folder / f"checkpoint-{self.step}",
+            texts={"trainer_state.json": json.dumps(state, indent=2)},
+            tensors=tensors,
+        )
+        store.prune(self.folder)
+
+    def _names(self) -> dict[int, str]:
+        return {id(parameter): name for name, parameter in self.attachment.params().items()}
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        names = self._names()
+        return {
+            f"{names[id(parameter)]}|{key}": value
+            for parameter, values in self.optimizer.state.items()
+            for key, value in values.items()
+        }
+
+    def _restore(self, stored: store.Stored) -> None:
+        state = stored.json("trainer_state.json")
+        facts = json.loads(json.dumps(self._facts()))
+        for key, value in facts.items():
+            if state.get(key) != value:
+                raise ArtifactError(
+                    f"{stored.folder}: was written by another run (its {key} differs); resume with the same request "
+                    "or choose another output folder"
+                )
+        torch.set_num_threads(int(state["threads"]))
+        for phase in range(int(state["phase"]) + 1):
+            self._enter(phase)
+        self.attachment.load_training_state(stored.tensors("training.safetensors"))
+        self.attachment.load(stored.tensors("weights.safetensors"))
+        self.step, self.tokens = int(state["step"]), int(state["tokens"])
+        self.labelled = int(state["labelled_tokens"])
+        by_name = self.attachment.params()
+        for key, value in stored.tensors("optimizer.safetensors").items():
+            name, _, slot = key.rpartition("|")
+            if name not in by_name:
+                raise ArtifactError(f'{stored.folder}: the optimizer holds "{name}", which this technique does not train')
+            # AdamW keeps its step count on the CPU unless it is fused or capturable.
+            device = by_name[name].device if value.dim() or self.optimizer.defaults["fused"] else value.device
+            self.optimizer.state[by_name[name]][slot] = value.to(device)
+        done = self.step - (self.ends[self.phase - 1] if self.phase else 0)
+        for group, initial in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] = initial
+        self.schedule.last_epoch = done - 1
+        self.schedule._step_count = done
+        self.schedule.step()
+        assert self.folder is not None
+        self._trim_metrics()
+
+    def _trim_metrics(self) -> None:
+        """Drop the lines of steps after the checkpoint; they are about to be written again."""
+        assert self.folder is not None
+        path = self.folder / "metrics.jsonl"
+        kept = []
+        for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+            try:
+                if json.loads(line)["step"] <= self.step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue  # the line that was being written when the run was killed
+        store.write_text(path, "".join(line + "\n" for line in kept))

@@ -1,0 +1,15 @@
+"""Every technique of the registry through every check of the contract, on several architectures."""
+
+import pytest
+
+from tunewise.technique import all_techniques, make
+from tunewise.testing import CHECKS, tiny_base
+
+ARCHITECTURES = ("llama", "llama-tied", "qwen3", "gpt2", "gpt_neox", "gpt_neox-tied")
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*all_techniques(), "icl+lora", "lora+prompt_tuning"])
+def test_contract(name, architecture, check):
+    check(make(name), tiny_base(architecture))

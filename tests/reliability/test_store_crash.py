@@ -1,0 +1,300 @@
+"""A commit killed anywhere, a power cut, a full disk, a tampered file: one whole version is always found.
+
+R2: a child process is killed at every file-system event of a save. R3: states that a power cut can leave.
+R4: random tampering. R5: the disk fills at every write.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunewise import store
+from tunewise.errors import ArtifactError, TunewiseError
+
+Snapshot = dict[str, bytes]
+EVENTS = {
+    "open",
+    "os.rename",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.listdir",
+    "os.scandir",
+    "shutil.rmtree",
+}
+
+
+def save(root: Path, step: int, mark: int) -> None:
+    """A checkpoint whose every file tells `mark`."""
+    generator = torch.Generator().manual_seed(mark)
+    weights = {
+        "a": torch.randn(4, 5, generator=generator),
+        "b": torch.randn(3, generator=generator).bfloat16(),
+    }
+    moments = {name: tensor.float() * 2 for name, tensor in weights.items()}
+    store.commit(
+        root / f"checkpoint-{step}",
+        texts={"state.json": f'{{"step": {step}, "mark": {mark}}}'},
+        tensors={"weights.safetensors": weights, "optimizer.safetensors": moments},
+    )
+
+
+def snapshot(stored: store.Stored) -> Snapshot:
+    return {name: (stored.folder / name).read_bytes() for name in stored.names}
+
+
+def newest(root: Path) -> Snapshot:
+    found = store.latest(root)
+    assert found is not None
+    return snapshot(found[1])
+
+
+def names(root: Path) -> list[str]:
+    return sorted(entry.name for entry in root.iterdir())
+
+
+def ends_by_itself(act: Callable[[], None], deadly: int) -> bool:
+    """Run `act` in a child that kills itself at the `deadly`-th event; False if it came to that."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def event() -> None:
+            nonlocal count
+            count += 1
+            if count == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        write, fsync = os.write, os.fsync
+
+        def halved(descriptor: int, data: memoryview) -> int:
+            """A write in two halves, so that a file can be left half written."""
+            event()
+            done = write(descriptor, data[: len(data) // 2])
+            event()
+            return done + write(descriptor, data[len(data) // 2 :])
+
+        def flushed(descriptor: int) -> None:
+            event()
+            fsync(descriptor)
+
+        os.write, os.fsync = halved, flushed  # type: ignore[assignment]
+        sys.addaudithook(lambda name, _: event() if name in EVENTS else None)
+        try:
+            act()
+        except BaseException:
+            os._exit(3)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return False
+    assert os.waitstatus_to_exitcode(status) == 0
+    return True
+
+
+@pytest.mark.parametrize("new_step", [6, 4], ids=["another", "the-same"])
+def test_killed_at_every_event_of_a_save(
+    tmp_path: Path, new_step: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = tmp_path / "before"
+    save(before, 2, mark=1)
+    save(before, 4, mark=2)
+    old = newest(before)
+    shutil.copytree(before, tmp_path / "after")
+    save(tmp_path / "after", new_step, mark=3)
+    new = newest(tmp_path / "after")
+    seen: list[Snapshot] = []
+    while True:
+        root = tmp_path / f"root-{len(seen)}"
+        shutil.copytree(before, root)
+
+        def act(root: Path = root) -> None:
+            save(root, new_step, mark=3)
+            store.prune(root)
+
+        finished = ends_by_itself(act, len(seen) + 1)
+        found = newest(root)
+        assert found in (old, new)
+        seen.append(found)
+        save(root, new_step, mark=3)  # the run goes on
+        store.prune(root)
+        assert newest(root) == new
+        assert names(root) == sorted(
+            {"checkpoint-4", f"checkpoint-{max(new_step, 2) if new_step > 4 else 2}"}
+        )
+        shutil.rmtree(root)
+        if finished:
+            break
+    # The new one appears once and stays: no event after it brings the old one back.
+    assert seen[0] == old and seen[-1] == new and len(seen) > 30
+    assert seen == [old] * seen.count(old) + [new] * seen.count(new)
+    assert not caplog.messages  # a kill leaves nothing damaged
+
+
+WRITE_ORDER = ["state.json", "weights.safetensors", "optimizer.safetensors", "manifest.json"]
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda raw: b"",
+    "half": lambda raw: raw[: len(raw) // 2],
+    "zeros": lambda raw: bytes(len(raw)),
+}
+
+
+@pytest.mark.parametrize("damage", ["absent", *DAMAGES])
+@pytest.mark.parametrize("reached", range(len(WRITE_ORDER)))
+@pytest.mark.parametrize("rest", ["absent", "whole"])
+def test_power_cut(
+    tmp_path: Path, reached: int, damage: str, rest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 4, mark=1)
+    old = newest(tmp_path)
+    save(tmp_path, 6, mark=2)
+    folder = tmp_path / "checkpoint-6"
+    if rest == "absent":
+        for name in WRITE_ORDER[reached + 1 :]:
+            (folder / name).unlink()
+    path = folder / WRITE_ORDER[reached]
+    if damage == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    # As the renaming is the last step, such a state is found under the hidden name, where nobody looks.
+    hidden = tmp_path / ".checkpoint-6.0123456789abcdef.tmp"
+    shutil.copytree(folder, hidden)
+    assert newest(tmp_path) == old
+    assert len(caplog.messages) == 1
+    # The run continues from the old one and comes by step 6 again: the damaged folder gives way but is kept.
+    save(tmp_path, 6, mark=2)
+    assert newest(tmp_path)["state.json"] == b'{"step": 6, "mark": 2}'
+    assert not hidden.exists() and len(list(tmp_path.glob(".checkpoint-6.*.damaged"))) == 1
+
+
+def flip(folder: Path, path: Path, rng: random.Random) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+    path.write_bytes(raw)
+
+
+def overwrite(folder: Path, path: Path, rng: random.Random) -> None:
+    raw = bytearray(path.read_bytes())
+    place = rng.randrange(len(raw))
+    raw[place] = rng.choice([value for value in range(256) if value != raw[place]])
+    path.write_bytes(raw)
+
+
+def truncate(folder: Path, path: Path, rng: random.Random) -> None:
+    os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+def extend(folder: Path, path: Path, rng: random.Random) -> None:
+    path.write_bytes(path.read_bytes() + rng.choice([b"\0", b"\n", b" ", rng.randbytes(9)]))
+
+
+def zero(folder: Path, path: Path, rng: random.Random) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def delete(folder: Path, path: Path, rng: random.Random) -> None:
+    path.unlink()
+
+
+def swap(folder: Path, path: Path, rng: random.Random) -> None:
+    other = rng.choice([entry for entry in sorted(folder.iterdir()) if entry != path])
+    path.rename(folder / "between")
+    other.rename(path)
+    (folder / "between").rename(other)
+
+
+def older(folder: Path, path: Path, rng: random.Random) -> None:
+    shutil.copy(folder.with_name("checkpoint-4") / path.name, path)
+
+
+def extra(folder: Path, path: Path, rng: random.Random) -> None:
+    (folder / rng.choice(["x", "x.json", ".x", "x.pkl", "x\n\x1b[2J", "README.md"])).write_text("x")
+
+
+def extra_folder(folder: Path, path: Path, rng: random.Random) -> None:
+    (folder / "sub").mkdir()
+
+
+def link(folder: Path, path: Path, rng: random.Random) -> None:
+    path.rename(folder.with_name("elsewhere"))
+    path.symlink_to(folder.with_name("elsewhere"))
+
+
+def rename(folder: Path, path: Path, rng: random.Random) -> None:
+    path.rename(folder / rng.choice([path.name + "~", path.name.upper(), "x" + path.name]))
+
+
+TAMPERINGS = (flip, overwrite, truncate, extend, zero, delete, swap, older, extra, extra_folder, link, rename)
+
+
+def test_every_tampering_is_detected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pristine = tmp_path / "pristine"
+    save(pristine, 4, mark=1)
+    old = newest(pristine)
+    save(pristine, 6, mark=2)
+    for seed in range(204):
+        rng = random.Random(seed)
+        root = tmp_path / str(seed)
+        shutil.copytree(pristine, root)
+        folder = root / "checkpoint-6"
+        tampering = TAMPERINGS[seed % len(TAMPERINGS)]
+        tampering(folder, folder / rng.choice(WRITE_ORDER), rng)
+        with pytest.raises(ArtifactError) as caught:
+            store.read(folder)
+        assert str(caught.value).isprintable(), tampering
+        caplog.clear()
+        assert newest(root) == old, tampering
+        assert len(caplog.messages) == 1
+        assert folder.is_dir()
+
+
+@pytest.mark.parametrize("kind", ["write", "fsync", "open", "rename"])
+def test_full_disk_at_every_call(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 4, mark=1)
+    old = newest(tmp_path)
+    where: object = Path if kind == "rename" else os
+    real = getattr(where, kind)
+    for new_step, failing in [(step, number) for step in (6, 4) for number in range(1, 40)]:
+        count = 0
+
+        def full(*args: object, failing: int = failing) -> object:
+            nonlocal count
+            writes = kind != "open" or (isinstance(args[1], int) and args[1] & os.O_WRONLY)
+            count += bool(writes)
+            if writes and count == failing:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(where, kind, full)
+            try:
+                save(tmp_path, new_step, mark=2)
+            except TunewiseError as error:
+                message = str(error)
+            else:
+                message = ""
+        if not message:
+            assert count < failing
+            assert newest(tmp_path) != old  # space was freed: the same save succeeds
+            store.prune(tmp_path, keep=0)
+            save(tmp_path, 4, mark=1)
+            continue
+        assert f"checkpoint-{new_step} could not be written" in message and " bytes " in message
+        assert not list(tmp_path.glob(".*.tmp"))
+        after_rename = kind == "fsync" and newest(tmp_path) != old  # the parent's flush: the new one is there
+        if after_rename:
+            store.prune(tmp_path, keep=0)
+            save(tmp_path, 4, mark=1)
+        assert names(tmp_path) == ["checkpoint-4"] and newest(tmp_path) == old
