@@ -117,7 +117,7 @@ def _restore(stored: store.Stored, facts: dict[str, Any], base: Base | None, mod
     attachment = recipe.attach(base, generator(0, "load"))
     try:
         attachment.load(stored.tensors("weights.safetensors"))
-        rows = stored.text("rows.jsonl").splitlines() if "rows.jsonl" in stored.names else []
+        rows = stored.text("rows.jsonl").split("\n")[:-1] if "rows.jsonl" in stored.names else []
         attachment.recall([json.loads(row) for row in rows], style)
     except Exception:
         attachment.detach()
@@ -141,8 +141,9 @@ def _style(facts: dict[str, Any]) -> Task:
 
 def _load_peft(folder: Path, base: Base | None, model: str | None) -> Adaptation:
     """A PEFT adapter: its configuration is read as data alone, checked, and its tensors loaded strictly."""
-    config = store.read_json(folder / "adapter_config.json")
-    tensors = store.read_tensors(folder / "adapter_model.safetensors")
+    # The Hub's cache is a folder of links into its blob store, so they are followed here, for these two names.
+    config = store.read_json((folder / "adapter_config.json").resolve())
+    tensors = store.read_tensors((folder / "adapter_model.safetensors").resolve())
     if base is None:
         named = model or config.get("base_model_name_or_path")
         if not isinstance(named, str) or not named:

@@ -498,7 +498,9 @@ def _progress() -> Iterator[Any]:
 
 def main() -> None:
     """Run the command line; errors of ours are one line on stderr."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)  # on the handler, because some libraries set their own loggers to debug
+    logging.basicConfig(format="%(message)s", handlers=[handler])
     try:
         app()
     except TunewiseError as error:

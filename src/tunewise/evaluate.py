@@ -271,9 +271,10 @@ class Retention:
         source = "given text" if texts else "text sampled from the base"
         sequences = _text_sequences(base, texts) if texts else _own_text(base, seed)
         held = cls(sequences, 0.0, source, [])
-        held.nll = held._loss(base)
+        batches = held._batches(base)
+        held.nll = _mean_nll(base, batches)
         left = max(64, _KL_ENTRIES // base.anatomy.vocabulary)
-        for batch in held._batches(base):
+        for batch in batches:
             if left > 0:
                 held.log_p.append(log_probabilities(base, batch, left))
                 left -= len(held.log_p[-1])
@@ -284,26 +285,32 @@ class Retention:
         """Positions that the divergence is averaged over."""
         return sum(len(part) for part in self.log_p)
 
-    def compare(self, base: Base) -> dict[str, float]:
-        """nll_rise in nats per token and kl = KL(base || model as it is now) in nats per position."""
+    def compare(self, attachment: Attachment) -> dict[str, float]:
+        """nll_rise in nats per token and kl = KL(base || adapted) in nats per position, virtual tokens included."""
+        base = attachment.base
         total = torch.zeros((), dtype=torch.float64)
-        for batch, before in zip(self._batches(base), self.log_p, strict=False):
+        batches = self._batches(base, attachment.virtual_tokens)
+        for batch, before in zip(batches, self.log_p, strict=False):
             after = log_probabilities(base, batch, len(before))
             total += (before.exp() * (before - after)).double().sum().cpu()
-        return {"nll_rise": self._loss(base) - self.nll, "kl": float(total) / max(self.kl_tokens, 1)}
+        return {"nll_rise": _mean_nll(base, batches) - self.nll, "kl": float(total) / max(self.kl_tokens, 1)}
 
-    def _batches(self, base: Base) -> list[Batch]:
+    def _batches(self, base: Base, virtual_tokens: int = 0) -> list[Batch]:
+        """The same groups whatever is put before the sequences, so that positions line up with the base's."""
+        first = base.anatomy.vocabulary
+        extra = list(range(first, first + virtual_tokens))
+        rows = [Tokens(extra + s.ids, [False] * virtual_tokens + s.labelled, 0) for s in self.sequences]
         groups = by_tokens(self.sequences, _TOKENS)
-        return [batch_of(base, [self.sequences[index] for index in group]) for group in groups]
+        return [batch_of(base, [rows[index] for index in group]) for group in groups]
 
-    def _loss(self, base: Base) -> float:
-        values = torch.cat([nll(base, batch).double() for batch in self._batches(base)])
-        return float(values.mean())
+
+def _mean_nll(base: Base, batches: list[Batch]) -> float:
+    return float(torch.cat([nll(base, batch).double() for batch in batches]).mean())
 
 
 def _text_sequences(base: Base, texts: Sequence[str], most: int = 64, length: int = 256) -> list[Tokens]:
     """Up to `most` pieces of at most `length` tokens, the text's lines joined."""
-    size = min(length, base.window)
+    size = min(length, base.window // 2)  # half of the window stays free for virtual tokens
     ids: list[int] = []
     for text in texts:
         ids += base.tokenizer(text + "\n", add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -311,7 +318,7 @@ def _text_sequences(base: Base, texts: Sequence[str], most: int = 64, length: in
             break
     start = [base.tokenizer.bos_token_id] if base.tokenizer.bos_token_id is not None else []
     pieces = [start + ids[at : at + size - len(start)] for at in range(0, len(ids), size - len(start))][:most]
-    return [Tokens(piece, [True] * len(piece), 0) for piece in pieces if len(piece) > len(start) + 1]
+    return [Tokens(piece, [False] + [True] * (len(piece) - 1), 0) for piece in pieces if len(piece) > len(start) + 1]
 
 
 def _own_text(base: Base, seed: int, rows: int = 32, length: int = 128) -> list[Tokens]:
@@ -324,7 +331,7 @@ def _own_text(base: Base, seed: int, rows: int = 32, length: int = 128) -> list[
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=GenerationConfig(
-                max_new_tokens=min(length, base.window - 1),
+                max_new_tokens=min(length, base.window // 2),
                 do_sample=True,
                 top_k=0,
                 eos_token_id=base.tokenizer.eos_token_id,
@@ -334,7 +341,7 @@ def _own_text(base: Base, seed: int, rows: int = 32, length: int = 128) -> list[
     sequences = []
     for row in output.tolist():
         end = row.index(base.tokenizer.eos_token_id, 1) + 1 if base.tokenizer.eos_token_id in row[1:] else len(row)
-        sequences.append(Tokens(row[:end], [True] * end, 0))
+        sequences.append(Tokens(row[:end], [False] + [True] * (end - 1), 0))
     return sequences
 
 

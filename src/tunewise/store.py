@@ -100,7 +100,7 @@ class Stored:
 
     def _open(self, name: str) -> BufferedReader:
         if name not in self._stamps:
-            raise _refusal(self.folder, f"has no file {name!r}")
+            raise _refusal(self.folder, f"has no file {name[:80]!r}")
         file = _open(self.folder / name)
         if _stamp(file) != self._stamps[name]:
             file.close()
@@ -218,8 +218,8 @@ def read_json(path: Path, *, limit_bytes: int = JSON_BYTES) -> dict[str, Any]:
     """Read one JSON object from an untrusted file.
 
     Raises:
-        ArtifactError: it is unreadable, a link or no plain file, above the limit, deeper than 32, not an object, or
-            has a duplicate key or a number that is not finite.
+        ArtifactError: it is unreadable, a link or no plain file, above the limit, deeper than 32, not an
+            object, or has a duplicate key or a number that is not finite.
     """
     with _open(path) as file:
         return _parse(file, path, limit_bytes)
@@ -287,13 +287,13 @@ def _verified(folder: Path) -> Stored:
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
             raise _refusal(folder, "is not a folder")
-        present = {entry.name for entry in folder.iterdir()}
+        present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
     except OSError as error:
         raise _refusal(folder, f"cannot be read ({error.strerror})") from error
     listed = _read_manifest(folder / MANIFEST)
-    for name in sorted({*present, *listed} - {MANIFEST}):
+    for name in sorted({*present, *listed}):
         if problem := _name_problem(name):
-            raise _refusal(folder, f"has {name!r}, which {problem}")
+            raise _refusal(folder, f"has {name[:80]!r}, which {problem}")
         if name not in listed or name not in present:
             raise _refusal(folder, f"{'holds' if name in present else 'lacks'} {name!r}, unlike its manifest")
         with _open(folder / name) as file:

@@ -207,7 +207,7 @@ def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report
         found = score(
             attachment, cache.task, cache.test, progress=lambda done, total: report("scoring", done, total)
         )
-    forgetting = cache.retention.compare(cache.base) if cache.retention is not None else None
+    forgetting = cache.retention.compare(attachment) if cache.retention is not None else None
     cost = {
         **record["cost"],
         "scoring_peak_memory_bytes": memory[0],

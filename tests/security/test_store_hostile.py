@@ -22,7 +22,7 @@ from tunewise.errors import ArtifactError
 
 
 @contextmanager
-def refused(match: str = "") -> Iterator[None]:
+def refused(match: str | None = None) -> Iterator[None]:
     start = time.monotonic()
     tracemalloc.start()
     try:

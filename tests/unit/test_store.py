@@ -171,6 +171,43 @@ def test_commit_replaces_a_whole_folder_and_leaves_nothing_behind(tmp_path: Path
     assert names(tmp_path) == {"checkpoint-1"}
 
 
+def test_writes_that_are_cut_short_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:7]))
+    assert store.read(checkpoint(tmp_path, 1)).json("s.json") == {"step": 1}
+
+
+def test_everything_is_flushed_before_the_rename_and_the_parent_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    rename, replace = Path.rename, Path.replace
+
+    def moved(real: Any) -> Any:
+        def call(source: Path, target: Path) -> Path:
+            calls.append(f"-> {target.name}")
+            return Path(real(source, target))
+
+        return call
+
+    def flush(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        calls.append("staged" if name.startswith(".") else name)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "rename", moved(rename))
+    monkeypatch.setattr(Path, "replace", moved(replace))
+    for _ in range(2):
+        checkpoint(tmp_path / "made", 1)
+    store.write_text(tmp_path / "v.txt", "x")
+    files = ["s.json", "w.safetensors", "manifest.json", "staged"]
+    assert calls == [
+        *(tmp_path.name, *files, "-> checkpoint-1", "made"),
+        *(*files, "-> .checkpoint-1.old", "-> checkpoint-1", "made"),
+        *("staged", "-> v.txt", tmp_path.name),
+    ]
+
+
 def test_commit_moves_what_is_not_whole_aside_instead_of_deleting_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

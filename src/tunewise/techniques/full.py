@@ -34,7 +34,7 @@ class Full(Technique):
     equation = "theta <- theta - lr * AdamW(d loss / d theta)"
     sides = frozenset({"weights", "biases", "norms", "embeddings"})
     mergeable = True
-    reference_rate = 2e-5
+    reference_rate = 1e-5
     width_exponent = 1.0
 
     learning_rate: float | None = learning_rate()

@@ -39,7 +39,7 @@ class LastLayers(Technique):
     equation = "logits = head(norm(blocks_{>=L-k}(stop_gradient(blocks_{<L-k}(x)))))"
     sides = frozenset({"weights", "biases", "norms"})
     mergeable = True
-    reference_rate = 4e-5
+    reference_rate = 2e-5
     width_exponent = 1.0
 
     k: float = setting(0.25, "Blocks trained: a number, or below 1 a fraction of all (rounded up).", low=0, high=1000)

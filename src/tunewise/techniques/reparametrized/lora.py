@@ -61,7 +61,7 @@ class LoRA(Technique):
     sides = frozenset({"weights"})
     mergeable = True
     reference_rate = 2e-4
-    width_exponent = 1.0
+    width_exponent = 0.5
 
     r: int = setting(16, "Rank of the update; memory and capacity grow with it.", low=1, high=4096)
     lora_alpha: float = setting(32.0, "The update is multiplied by lora_alpha / r.", low=0.0, high=1e6)

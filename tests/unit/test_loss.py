@@ -1,0 +1,47 @@
+"""The chunked loss against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from tunewise import loss
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("hooked", [True, False])
+@pytest.mark.parametrize("rows", [1, 16, 53])
+def test_value_and_gradients_equal_torch(monkeypatch, rows, hooked, bias):
+    monkeypatch.setattr(loss, "_CHUNK_ELEMENTS", 40 * 16)
+    torch.manual_seed(0)
+    head = nn.Linear(12, 40, bias=bias).double()
+    if hooked:
+        head.register_forward_hook(lambda module, args, output: output * 1.5)
+    hidden = torch.randn(rows, 12, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(40, (rows,))
+    grads = []
+    for value in (
+        loss.head_loss(head, hidden, targets),
+        nn.functional.cross_entropy(head(hidden), targets, reduction="sum"),
+    ):
+        inputs = [hidden, *head.parameters()]
+        grads.append([value.detach(), *torch.autograd.grad(value * 0.3, inputs)])
+    for ours, theirs in zip(*grads, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    each = nn.functional.cross_entropy(head(hidden), targets, reduction="none")
+    assert torch.allclose(loss.token_nll(head, hidden, targets), each, rtol=1e-12)
+
+
+def test_no_labels_is_zero_and_harmless():
+    head = nn.Linear(4, 9)
+    hidden = torch.randn(0, 4, requires_grad=True)
+    value = loss.head_loss(head, hidden, torch.zeros(0, dtype=torch.long))
+    value.backward()
+    assert value.item() == 0.0
+    assert loss.token_nll(head, hidden, torch.zeros(0, dtype=torch.long)).shape == (0,)
+
+
+def test_frozen_head_gets_no_gradient():
+    head = nn.Linear(4, 9).requires_grad_(False)
+    hidden = torch.randn(5, 4, requires_grad=True)
+    loss.head_loss(head, hidden, torch.zeros(5, dtype=torch.long)).backward()
+    assert head.weight.grad is None and hidden.grad is not None
