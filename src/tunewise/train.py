@@ -292,11 +292,11 @@ class _Run:
             device = by_name[name].device if value.dim() or self.optimizer.defaults["fused"] else value.device
             self.optimizer.state[by_name[name]][slot] = value.to(device)
         done = self.step - (self.ends[self.phase - 1] if self.phase else 0)
-        for group, initial in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
-            group["lr"] = initial
-        self.schedule.last_epoch = done - 1
-        self.schedule._step_count = done
-        self.schedule.step()
+        self.schedule.last_epoch = done
+        rates = [rate * factor(done) for rate, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)]
+        self.schedule._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         assert self.folder is not None
         self._trim_metrics()
 
