@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adaptation import Adaptation, load
-    from .comparison import Budget, compare
-    from .fitting import fit
-    from .model import Base, load_base
-    from .task import Example, Message, Task
-    from .technique import Attachment, Citation, Technique, all_techniques, make, setting
-    from .train import TrainSettings
+    from tunewise.adaptation import Adaptation, load
+    from tunewise.comparison import Budget, compare
+    from tunewise.fitting import fit
+    from tunewise.model import Base, load_base
+    from tunewise.task import Example, Message, Task
+    from tunewise.technique import Attachment, Citation, Technique, all_techniques, make, setting
+    from tunewise.train import TrainSettings
 
 __version__ = "0.1.0"
 _HOMES = {

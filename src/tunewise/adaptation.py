@@ -1,9 +1,9 @@
 """What a fit leaves on disk, and how it comes back.
 
-    adaptation.json      format version, technique, settings, base, prompt style, metrics
-    weights.safetensors  the attachment's tensors     rows.jsonl  the examples of techniques that show examples
-    adapter_config.json, adapter_model.safetensors    the same in PEFT's format, where PEFT can express it
-    manifest.json        bytes and sha256 of the others
+adaptation.json      format version, technique, settings, base, prompt style, metrics
+weights.safetensors  the attachment's tensors     rows.jsonl  the examples of techniques that show examples
+adapter_config.json, adapter_model.safetensors    the same in PEFT's format, where PEFT can express it
+manifest.json        bytes and sha256 of the others
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import __version__, store
-from .errors import ArtifactError
-from .model import Base, load_base
-from .pack import Encoder
-from .seeds import generator
-from .task import Example, Message, Task
-from .technique import Attachment, all_techniques, make
+from tunewise import __version__, store
+from tunewise.errors import ArtifactError
+from tunewise.model import Base, load_base
+from tunewise.pack import Encoder
+from tunewise.seeds import generator
+from tunewise.task import Example, Message, Task
+from tunewise.technique import Attachment, all_techniques, make
 
 FORMAT = 1
 
@@ -34,7 +34,7 @@ class Adaptation:
 
     def generate(self, prompt: str, max_new_tokens: int = 128) -> str:
         """The greedy answer to one prompt, given in the task's own format."""
-        from .evaluate import answer
+        from tunewise.evaluate import answer
 
         example = self.attachment.render(Example((Message("user", prompt),), ""))
         encoder = Encoder(self.attachment.base, self.style, self.attachment.virtual_tokens)
@@ -97,7 +97,7 @@ def load(path: str | Path, *, base: Base | None = None, model: str | None = None
 def _restore(stored: store.Stored, facts: dict[str, Any], base: Base | None, model: str | None) -> Adaptation:
     if facts["format"] != FORMAT:
         raise ArtifactError(
-            f"{stored.folder}: has format {facts['format']}, this tunewise reads {FORMAT}; use the version that wrote it"
+            f"{stored.folder}: has format {facts['format']}, this tunewise reads {FORMAT}; use the one that wrote it"
         )
     wanted, style = facts["base"], _style(facts["style"])
     if base is None:

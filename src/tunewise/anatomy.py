@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .errors import ModelError
+from tunewise.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ _LAYOUTS = (
         _roles("self_attn", f"{_QKV} o=out_proj", "up=fc1 down=fc2"),
     ),
 )
-LINEARS = (nn.Linear, Conv1D)
+LINEARS = (nn.Linear, Conv1D)  # GPT-2's Conv1D is a linear whose weight is stored as (in, out)
 
 
 class Anatomy:
@@ -112,17 +113,17 @@ class Anatomy:
         return self.model.get_submodule(self.layout.final_norm)
 
     @property
-    def inner(self) -> PreTrainedModel:
+    def inner(self) -> nn.Module:
         """The model without its head: ids to last hidden states."""
         return self.model.base_model
 
     @property
-    def embedding(self) -> nn.Embedding:
+    def embedding(self) -> Any:
         """Input embeddings (V, d)."""
         return self.model.get_input_embeddings()
 
     @property
-    def head(self) -> nn.Linear:
+    def head(self) -> Any:
         """Output embeddings: hidden states (N, d) to logits (N, V)."""
         return self.model.get_output_embeddings()
 
@@ -191,13 +192,18 @@ def _find(model: nn.Module, path: str) -> nn.Module | None:
 
 def features(linear: nn.Module) -> tuple[int, int]:
     """(in, out) features of a linear; GPT-2's Conv1D stores its weight as (in, out)."""
-    rows, columns = linear.weight.shape  # type: ignore[union-attr, misc]
-    return (rows, columns) if isinstance(linear, Conv1D) else (columns, rows)
+    rows, columns = linear.weight.shape  # type: ignore[misc]
+    return (rows, columns) if is_transposed(linear) else (columns, rows)
 
 
 def add_to_weight(linear: nn.Module, delta: Tensor) -> None:
-    """weight += delta, with delta (out, in) in at least fp32; the sum is rounded once."""
+    """Weight += delta, with delta (out, in) in at least fp32; the sum is rounded once."""
     weight: Tensor = linear.weight  # type: ignore[assignment]
-    oriented = delta.T if isinstance(linear, Conv1D) else delta
+    oriented = delta.T if is_transposed(linear) else delta
     with torch.no_grad():
         weight.copy_((weight.to(delta.dtype) + oriented).to(weight.dtype))
+
+
+def is_transposed(linear: nn.Module) -> bool:
+    """Whether the weight is stored as (in, out)."""
+    return isinstance(linear, Conv1D)

@@ -93,8 +93,8 @@ def _attend(
 
 def _mask(segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
     """Boolean mask (length, length) of one segment, or None where plain causal order says it all."""
-    long = window is not None and segment.length > window
-    if not segment.branches and not long:
+    window = window if window is not None and segment.length > window else None
+    if not segment.branches and window is None:
         return None
     sizes = torch.tensor((segment.prefix, *segment.branches), device=device)
     branch = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
@@ -103,7 +103,7 @@ def _mask(segment: Segment, window: int | None, device: torch.device) -> Tensor 
     position = torch.where(branch == 0, order, order - starts[branch] + segment.prefix)
     seen = (branch[None] == 0) | (branch[None] == branch[:, None])
     mask = seen & (position[None] <= position[:, None])
-    return mask & (position[:, None] - position[None] < window) if long else mask
+    return mask if window is None else mask & (position[:, None] - position[None] < window)
 
 
 class _PerSegment(torch.autograd.Function):

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import RequestError, SettingError, TunewiseError
+from tunewise.errors import RequestError, SettingError, TunewiseError
 
 if TYPE_CHECKING:
-    from .model import Base
-    from .task import Task
-    from .technique import Technique
-    from .train import TrainSettings
+    from tunewise.model import Base
+    from tunewise.task import Task
+    from tunewise.technique import Technique
+    from tunewise.train import TrainSettings
 
 app = typer.Typer(
     help="Every way to fine-tune a language model behind one interface, measured on your own task.",
@@ -51,7 +51,9 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         key = str(name).replace("-", "_")
         key = {"set": "sets", "columns": "columns"}.get(key, key)
         if key not in known:
-            raise SettingError(f'{path}: there is no setting "{name}" here; there are {", ".join(sorted(map(str, known)))}')
+            raise SettingError(
+                f'{path}: there is no setting "{name}" here; there are {", ".join(sorted(map(str, known)))}'
+            )
         if isinstance(value, dict):
             value = [f"{k}={json.dumps(v)}" if key == "sets" else f"{k}={v}" for k, v in value.items()]
             value = value if key == "sets" else ",".join(value)
@@ -67,7 +69,8 @@ Data = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Columns = Annotated[
-    str | None, typer.Option(help="Names of the data's columns, e.g. prompt=q,completion=a or text=review,label=stars.")
+    str | None,
+    typer.Option(help="Names of the data's columns, e.g. prompt=q,completion=a or text=review,label=stars."),
 ]
 Template = Annotated[str | None, typer.Option(help='Text around a prompt, e.g. "Review: {prompt}\\nSentiment:".')]
 Metric = Annotated[
@@ -93,7 +96,8 @@ Schedule = Annotated[str, typer.Option("--lr-scheduler-type", help="linear, cosi
 SaveSteps = Annotated[int, typer.Option(help="Optimiser steps between checkpoints.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 (weights and updates stay float32).")]
 RetentionFile = Annotated[
-    Path | None, typer.Option("--retention", help="Text the model should not forget; default: text it writes itself.")
+    Path | None,
+    typer.Option("--retention", help="Text the model should not forget; default: text it writes itself."),
 ]
 
 
@@ -102,7 +106,7 @@ def techniques_command(
     name: Annotated[str | None, typer.Argument(help="One technique, in depth.")] = None, as_json: Json = False
 ) -> None:
     """The taxonomy of techniques as a tree, or one technique in depth."""
-    from . import listing
+    from tunewise import listing
 
     if as_json:
         _print_json(listing.facts(name))
@@ -114,7 +118,8 @@ def techniques_command(
 def check_command(
     data: Data,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model whose tokenizer and window the lengths are for.")
+        str | None,
+        typer.Option("--model", "-m", help="Model whose tokenizer and window the lengths are for."),
     ] = None,
     columns: Columns = None,
     template: Template = None,
@@ -126,7 +131,7 @@ def check_command(
 ) -> None:
     """Detect the data's format, validate it, and show what a model would see."""
     task = _task(data, columns, template, metric)
-    from . import listing
+    from tunewise import listing
 
     found = listing.check(task, _load(model, revision, "float32", "cpu", max_length) if model else None)
     if as_json:
@@ -171,7 +176,7 @@ def fit_command(
     recipe = _techniques(technique, chosen, several=False)[0]
     settings = _train_settings(max_steps, batch_size, accumulate, lr_scheduler_type, save_steps, bf16)
     base = _load(model, revision, dtype, device, max_length)
-    from .fitting import fit
+    from tunewise.fitting import fit
 
     with _progress() as show:
         record = fit(
@@ -188,7 +193,7 @@ def fit_command(
     if as_json:
         _print_json(record)
         return
-    from .report import count
+    from tunewise.report import count
 
     _console().print(
         f"{recipe.name}: validation loss {record['validation_loss_before']:.4f} before, "
@@ -235,7 +240,7 @@ def compare_command(
     task = _task(data, columns, template, metric)
     texts = _texts(retention)
     recipes = _techniques(techniques, _settings(sets), several=True)
-    from .comparison import Budget, compare
+    from tunewise.comparison import Budget, compare
 
     budget = Budget(
         steps=budget_steps,
@@ -274,10 +279,10 @@ def eval_command(
         raise SettingError(f'split is "{split}" but must be train, validation or test')
     folder = adaptation / "adaptation" if (adaptation / "adaptation").is_dir() else adaptation
     _quiet()
-    from . import store
-    from .adaptation import load
-    from .evaluate import describe, score
-    from .trial import sample
+    from tunewise import store
+    from tunewise.adaptation import load
+    from tunewise.evaluate import describe, score
+    from tunewise.trial import sample
 
     loaded = load(folder, model=model)
     chosen = sample(getattr(task, split), examples or (200 if task.kind == "generation" else 500))
@@ -311,7 +316,7 @@ def report_command(
     folder: Annotated[Path, typer.Argument(help="Folder of a comparison.")], as_json: Json = False
 ) -> None:
     """Show a comparison again."""
-    from . import store
+    from tunewise import store
 
     if not (folder / "compare.json").is_file():
         raise SettingError(f"{folder}: holds no comparison (no compare.json); give the --out of tunewise compare")
@@ -319,7 +324,7 @@ def report_command(
     if as_json:
         _print_json(result)
         return
-    from .report import terminal
+    from tunewise.report import terminal
 
     _console().print(terminal(result))
 
@@ -335,8 +340,8 @@ def demo_command(
     """Compare on a small model trained on the spot: no network, no account, about a minute."""
     recipes = _techniques(techniques, {}, several=True)
     _quiet()
-    from . import world
-    from .comparison import Budget, compare
+    from tunewise import world
+    from tunewise.comparison import Budget, compare
 
     with _progress() as show:
         base = world.model(progress=lambda step, total: show("a small model", "pretraining", step, total))
@@ -349,7 +354,7 @@ def _finish(result: dict[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
         _print_json(result)
     else:
-        from .report import terminal
+        from tunewise.report import terminal
 
         _console().print(terminal(result))
         _console().print(f"\nReport: {out / 'report.md'}", markup=False, highlight=False)
@@ -358,8 +363,8 @@ def _finish(result: dict[str, Any], out: Path, as_json: bool) -> None:
 
 
 def _task(data: str, columns: str | None, template: str | None, metric: str | None) -> Task:
-    from .metrics import find
-    from .task import Task
+    from tunewise.metrics import find
+    from tunewise.task import Task
 
     if metric is not None and metric != "accuracy":
         find(metric)
@@ -404,7 +409,7 @@ def _number(value: Any) -> Any:
 
 def _techniques(names: str, chosen: dict[str, dict[str, Any]], *, several: bool) -> list[Technique]:
     _quiet()
-    from .technique import all_techniques, make
+    from tunewise.technique import all_techniques, make
 
     known = all_techniques()
     wanted = list(known) if several and names == "all" else [n.strip() for n in names.split(",") if n.strip()]
@@ -416,7 +421,7 @@ def _techniques(names: str, chosen: dict[str, dict[str, Any]], *, several: bool)
 
 
 def _train_settings(steps: int, batch: int, accumulate: int, schedule: str, save: int, bf16: bool) -> TrainSettings:
-    from .train import TrainSettings
+    from tunewise.train import TrainSettings
 
     return TrainSettings(
         max_steps=steps,
@@ -430,7 +435,7 @@ def _train_settings(steps: int, batch: int, accumulate: int, schedule: str, save
 
 def _load(name: str, revision: str | None, dtype: str, device: str | None, max_length: int | None) -> Base:
     _quiet()
-    from .model import load_base
+    from tunewise.model import load_base
 
     return load_base(name, revision=revision, dtype=dtype, device=device, max_length=max_length)
 

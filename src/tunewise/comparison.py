@@ -20,16 +20,16 @@ import torch
 import transformers
 from scipy.stats import bootstrap
 
-from . import __version__, store
-from .errors import SettingError
-from .evaluate import Retention
-from .forward import why_not_packed
-from .model import Base
-from .report import markdown, size
-from .task import Task
-from .technique import Technique
-from .train import TrainSettings
-from .trial import Cache, Trial, run
+from tunewise import __version__, store
+from tunewise.errors import SettingError
+from tunewise.evaluate import Retention
+from tunewise.forward import why_not_packed
+from tunewise.model import Base
+from tunewise.report import markdown, size
+from tunewise.task import Task
+from tunewise.technique import Technique
+from tunewise.train import TrainSettings
+from tunewise.trial import Cache, Trial, run
 
 SCHEMA = 1
 Progress = Callable[[str, str, int, int], None]
@@ -178,7 +178,11 @@ def _row(
     def run_one(recipe: Technique, seed: int, finish: bool) -> dict[str, Any]:
         trial = Trial(recipe, seed, settings, budget.tokens)
         found = run(
-            trial, cache, trials, finish=finish, report=lambda what, n, total: progress(recipe.name, what, n, total)
+            trial,
+            cache,
+            trials,
+            finish=finish,
+            report=lambda what, n, total: progress(recipe.name, what, n, total),
         )
         return {**found, "folder": f"trials/{trial.key(cache)}"}
 
@@ -187,7 +191,11 @@ def _row(
     if technique.trains and budget.search > 1:
         tried = [(candidate, run_one(candidate, 0, False)) for candidate in technique.search(budget.search)]
         searched = [
-            {"learning_rate": r["learning_rate"], "validation_loss": r.get("validation_loss"), "reason": r["reason"]}
+            {
+                "learning_rate": r["learning_rate"],
+                "validation_loss": r.get("validation_loss"),
+                "reason": r["reason"],
+            }
             for _, r in tried
         ]
         recipe = min(tried, key=lambda pair: pair[1].get("validation_loss", float("inf")))[0]
@@ -251,7 +259,12 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     if len(values) < 2 or np.ptp(values) == 0:
         return float(values.mean()), float(values.mean())
     found = bootstrap(
-        (values,), np.mean, n_resamples=2000, confidence_level=level, method="percentile", rng=np.random.default_rng(0)
+        (values,),
+        np.mean,
+        n_resamples=2000,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
@@ -273,7 +286,12 @@ def verdict(rows: list[dict[str, Any]], per_example: dict[str, np.ndarray]) -> d
         return cost["prompt_tokens"] > 1.5 * shortest, 0 if name == "base" else cost["artifact_bytes"]
 
     recommended = min([best, *ties], key=price)
-    return {"best": best, "ties": ties, "recommended": recommended, "reasons": _reasons(best, ties, recommended, scored)}
+    return {
+        "best": best,
+        "ties": ties,
+        "recommended": recommended,
+        "reasons": _reasons(best, ties, recommended, scored),
+    }
 
 
 def _tied(best: np.ndarray, other: np.ndarray) -> bool:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from . import metrics
-from .forward import batch_of, log_probabilities, nll, why_not_packed
-from .model import Base
-from .pack import Batch, Encoder, branched_batch, by_tokens
-from .pack import Sequence as Tokens
-from .seeds import derive
-from .task import Example, Task
-from .technique import Attachment
+from tunewise import metrics
+from tunewise.forward import batch_of, log_probabilities, nll, why_not_packed
+from tunewise.model import Base
+from tunewise.pack import Batch, Encoder, branched_batch, by_tokens
+from tunewise.pack import Sequence as Tokens
+from tunewise.seeds import derive
+from tunewise.task import Example, Task
+from tunewise.technique import Attachment
 
 _TOKENS = 4096  # real tokens of one scoring pass
 _KL_ENTRIES = 1 << 26  # log-probabilities of the base that are kept: 256 MB
@@ -66,7 +66,10 @@ def loss(attachment: Attachment, task: Task, examples: Sequence[Example]) -> flo
 
 @torch.no_grad()
 def score(
-    attachment: Attachment, task: Task, examples: Sequence[Example], progress: Progress = lambda done, total: None
+    attachment: Attachment,
+    task: Task,
+    examples: Sequence[Example],
+    progress: Progress = lambda done, total: None,
 ) -> Scores:
     """Answer the examples and score the answers by the task's metric."""
     if task.kind == "classification":
@@ -190,9 +193,7 @@ def _generate(attachment: Attachment, task: Task, examples: Sequence[Example], p
     seconds = (time.perf_counter() - started) / len(examples)
     references = [example.references or (example.answer,) for example in examples]
     names = list(dict.fromkeys([task.metric, "exact_match", "f1", "rouge_l"]))
-    table = {
-        name: [metrics.find(name)(p, r) for p, r in zip(predictions, references, strict=True)] for name in names
-    }
+    table = {name: [metrics.find(name)(p, r) for p, r in zip(predictions, references, strict=True)] for name in names}
     others = {name: sum(values) / len(values) for name, values in table.items() if name != task.metric}
     others["bleu"] = metrics.corpus_bleu(predictions, references)
     return Scores(
@@ -239,7 +240,7 @@ def answer(
         pads = [width - len(prompts[index].ids) for index in group]
         ids = torch.tensor([[0] * pad + prompts[index].ids for pad, index in zip(pads, group, strict=True)])
         mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
-        output = base.model.generate(
+        output = base.generate(
             input_ids=ids.to(base.device), attention_mask=mask.to(base.device), generation_config=config
         )
         for index, row in zip(group, output[:, width:].tolist(), strict=True):
@@ -327,7 +328,7 @@ def _own_text(base: Base, seed: int, rows: int = 32, length: int = 128) -> list[
     ids = torch.full((rows, 1), 0 if start is None else start, device=base.device)
     torch.manual_seed(derive(seed, "retention"))
     with torch.no_grad():
-        output = base.model.generate(
+        output = base.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=GenerationConfig(
@@ -355,5 +356,3 @@ def describe(scores: Scores) -> dict[str, Any]:
         "examples": len(scores.per_example),
         "cut": scores.cut,
     }
-
-

@@ -47,9 +47,7 @@ class Table:
     unit: str = "line"
     empty_lines: int = 0
 
-    def error(
-        self, problem: str, remedy: str, *, number: int | None = None, column: str | None = None
-    ) -> DataError:
+    def error(self, problem: str, remedy: str, *, number: int | None = None, column: str | None = None) -> DataError:
         """The error for a place in this table."""
         line = number if self.unit == "line" else None
         if number is not None and line is None:

@@ -8,15 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import adaptation, store
-from .errors import SettingError
-from .evaluate import encoder_for, loss
-from .model import Base
-from .seeds import generator
-from .task import Task
-from .technique import Technique
-from .train import TrainSettings, train
-from .trial import sample
+from tunewise import adaptation, store
+from tunewise.errors import SettingError
+from tunewise.evaluate import encoder_for, loss
+from tunewise.model import Base
+from tunewise.seeds import generator
+from tunewise.task import Task
+from tunewise.technique import Technique
+from tunewise.train import TrainSettings, train
+from tunewise.trial import sample
 
 
 def fit(
@@ -58,7 +58,9 @@ def fit(
     if target.exists():
         raise SettingError(f"{target}: there is a finished adaptation here already; choose another --out")
     if not resume and folder.is_dir() and any(folder.glob("checkpoint-*")):
-        raise SettingError(f"{folder}: holds checkpoints of a stopped run; continue it with --resume or choose another --out")
+        raise SettingError(
+            f"{folder}: holds checkpoints of a stopped run; continue it with --resume or choose another --out"
+        )
     if num_train_epochs is not None:
         settings = replace(settings, max_steps=max(1, round(len(task.train) * num_train_epochs / settings.rows)))
     folder.mkdir(parents=True, exist_ok=True)

@@ -63,9 +63,7 @@ _OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
     "question-answer": {"context": ("context",), "system": ("system",)},
     "prompt-completion": {"system": ("system",)},
 }
-_MAPPABLE = tuple(
-    dict.fromkeys(slot for part in (_REQUIRED, _OPTIONAL) for slots in part.values() for slot in slots)
-)
+_MAPPABLE = tuple(dict.fromkeys(slot for part in (_REQUIRED, _OPTIONAL) for slots in part.values() for slot in slots))
 _ROLES = {
     "system": "system",
     "user": "user",
@@ -119,14 +117,10 @@ def recognise(table: Table, columns: Mapping[str, str] | None = None, kind: str 
 def _mapped(table: Table, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
     unknown = [name for name in columns if name not in _MAPPABLE]
     if unknown:
-        raise table.error(
-            f"{listed(unknown)} cannot be mapped to a column", f"use the names {', '.join(_MAPPABLE)}"
-        )
+        raise table.error(f"{listed(unknown)} cannot be mapped to a column", f"use the names {', '.join(_MAPPABLE)}")
     missing = [name for name in columns.values() if name not in names]
     if missing:
-        raise table.error(
-            f"there is no column {listed(missing)}", f"map to one of the columns {listed(names)}"
-        )
+        raise table.error(f"there is no column {listed(missing)}", f"map to one of the columns {listed(names)}")
     return dict(columns)
 
 
@@ -138,9 +132,7 @@ def _pool(table: Table, names: Sequence[str], mapped: Mapping[str, str]) -> dict
         if name in mapped.values() or key in mapped:
             continue
         if key in pool:
-            raise table.error(
-                f"the columns {listed([pool[key], name])} differ only in case", "rename one of them"
-            )
+            raise table.error(f"the columns {listed([pool[key], name])} differ only in case", "rename one of them")
         pool[key] = name
     return pool | dict(mapped)
 
@@ -208,9 +200,7 @@ class _Cells:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise self.error(
-                    slot, "the text holds half of a surrogate pair", "remove it", inside
-                ) from None
+                raise self.error(slot, "the text holds half of a surrogate pair", "remove it", inside) from None
         return value
 
     def items(self, slot: str, value: object, inside: str = "") -> list[object]:
@@ -248,18 +238,14 @@ def _turn(cells: _Cells, slot: str, turn: object, inside: str) -> Message:
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         shown = f'the role "{show(name)}"' if isinstance(name, str) else f"a role that is {kind_of(name)}"
-        raise cells.error(
-            slot, f"{shown} is not known", f"use one of {', '.join(_ROLES)}", f"{inside}.{said}"
-        )
+        raise cells.error(slot, f"{shown} is not known", f"use one of {', '.join(_ROLES)}", f"{inside}.{said}")
     text = cells.check(slot, turn.get(content), f"{inside}.{content}")
     return Message(role, text, labelled=role == "assistant")
 
 
 def _conversation(slot: str) -> Callable[[_Cells], Example]:
     def build(cells: _Cells) -> Example:
-        turns = [
-            _turn(cells, slot, turn, f"[{i}]") for i, turn in enumerate(cells.items(slot, cells.value(slot)))
-        ]
+        turns = [_turn(cells, slot, turn, f"[{i}]") for i, turn in enumerate(cells.items(slot, cells.value(slot)))]
         if not turns or turns[-1].role != "assistant":
             ends = f"ends with a {turns[-1].role} turn" if turns else "is empty"
             raise cells.error(slot, f"the conversation {ends}", "end it with an assistant turn")
@@ -280,9 +266,7 @@ def _alpaca(cells: _Cells) -> Example:
     for i, pair in enumerate(cells.items("history", history) if history is not None else []):
         both = cells.items("history", pair, f"[{i}]")
         if len(both) != 2:
-            raise cells.error(
-                "history", "the entry is not a pair", "write [question, answer] pairs", f"[{i}]"
-            )
+            raise cells.error("history", "the entry is not a pair", "write [question, answer] pairs", f"[{i}]")
         asked, said = (cells.check("history", text, f"[{i}][{j}]") for j, text in enumerate(both))
         messages += [Message("user", asked), Message("assistant", said, labelled=True)]
     asked = "\n\n".join(part for part in (cells.text("instruction"), cells.optional("input")) if part)
@@ -300,9 +284,7 @@ def _question_answer(cells: _Cells) -> Example:
     else:
         texts = [cells.check("answer", answers, inside)]
     if not texts:
-        raise cells.error(
-            "answer", "there is no answer", "remove the row or write what the model should say", inside
-        )
+        raise cells.error("answer", "there is no answer", "remove the row or write what the model should say", inside)
     return Example((*cells.system(), Message("user", asked)), texts[0], tuple(dict.fromkeys(texts)))
 
 

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from .attention import packed
-from .loss import head_loss, token_nll
-from .model import Base
-from .pack import Batch, Sequence, packed_batch, padded_batch
+from tunewise.attention import packed
+from tunewise.loss import head_loss, token_nll
+from tunewise.model import Base
+from tunewise.pack import Batch, Sequence, packed_batch, padded_batch
 
 
 def layout(base: Base, batch: Batch) -> AbstractContextManager[None]:
@@ -52,7 +52,10 @@ def _hidden(base: Base, batch: Batch) -> Tensor:
 def _logits(base: Base, batch: Batch) -> Tensor:
     """Logits (N, V) of the whole model, whatever it does after its last hidden state."""
     output = base.model(
-        input_ids=batch.ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
+        input_ids=batch.ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
     )
     logits = output.logits.flatten(0, 1).index_select(0, batch.positions)
     return logits if logits.dtype == torch.float64 else logits.float()
@@ -68,7 +71,7 @@ def why_not_packed(base: Base) -> str | None:
 
     Two short sequences in one row must score as they do alone through the whole model.
     """
-    found: str | None | bool = getattr(base, "_why_not_packed", False)
+    found: str | bool | None = getattr(base, "_why_not_packed", False)
     if found is False:
         found = _probe(base)
         base._why_not_packed = found  # type: ignore[attr-defined]

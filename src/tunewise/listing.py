@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from .model import Base
-from .pack import Encoder
-from .task import Task
-from .task import check as check_task
-from .technique import FAMILIES, Technique, default_of, all_techniques, make
+from tunewise.model import Base
+from tunewise.pack import Encoder
+from tunewise.task import Task
+from tunewise.task import check as check_task
+from tunewise.technique import FAMILIES, Technique, all_techniques, default_of, make
 
 
 def tree() -> Tree:
@@ -88,7 +88,9 @@ def page(name: str) -> RenderableType:
     for column in ("setting", "default", "range", "meaning"):
         table.add_column(column)
     for item in fields(cls):
-        table.add_row(*(Text(cell) for cell in (item.name, _shown(default_of(item)), _range(item), item.metadata["help"])))
+        table.add_row(
+            *(Text(cell) for cell in (item.name, _shown(default_of(item)), _range(item), item.metadata["help"]))
+        )
     return Group(*lines, Text(""), table) if table.row_count else Group(*lines)
 
 
@@ -121,13 +123,23 @@ def check(task: Task, base: Base | None = None) -> dict[str, Any]:
     return found | {
         "model": base.name,
         "window": encoder.limit,
-        "tokens": {"shortest": min(whole), "mean": sum(whole) / len(whole), "longest": max(whole), "kept": sum(lengths)},
+        "tokens": {
+            "shortest": min(whole),
+            "mean": sum(whole) / len(whole),
+            "longest": max(whole),
+            "kept": sum(lengths),
+        },
         "histogram": _histogram(whole),
         "exceeding": {
             "train": cut,
             "what_happens": "the prompt loses its beginning, down to half of the window; then the answer loses its end",
         },
-        "first_example": {"prompt": prompt, "answer": answer, "template": encoder.template, "chat": encoder.chat},
+        "first_example": {
+            "prompt": prompt,
+            "answer": answer,
+            "template": encoder.template,
+            "chat": encoder.chat,
+        },
     }
 
 
@@ -141,7 +153,10 @@ def check_page(found: dict[str, Any]) -> RenderableType:
     """A check for the terminal; the part of the first example that is not learnt is dim."""
     counts = ", ".join(f"{count} {split}" for split, count in found["counts"].items())
     parts: list[RenderableType] = [
-        Text(f"{found['name']}: {found['kind']}, format {found['format']}, scored by {found['metric']}", style="bold"),
+        Text(
+            f"{found['name']}: {found['kind']}, format {found['format']}, scored by {found['metric']}",
+            style="bold",
+        ),
         Text(f"examples: {counts}"),
     ]
     if found["labels"]:
@@ -172,7 +187,12 @@ def check_page(found: dict[str, Any]) -> RenderableType:
         bar = "█" * round(40 * item["examples"] / most)
         parts.append(Text(f"  up to {item['up_to']:>6} {item['examples']:>7} {bar}"))
     if exceeding["train"]:
-        parts.append(Text(f"{exceeding['train']} training examples exceed the window: {exceeding['what_happens']}", "red"))
+        parts.append(
+            Text(
+                f"{exceeding['train']} training examples exceed the window: {exceeding['what_happens']}",
+                "red",
+            )
+        )
     first = found["first_example"]
     parts.append(Text("\nfirst example (dim: given, green: learnt):"))
     parts.append(Text.assemble((_visible(first["prompt"]), "dim"), ("⟨" + _visible(first["answer"]) + "⟩", "green")))

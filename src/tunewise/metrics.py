@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .errors import SettingError
+from tunewise.errors import SettingError
 
 Metric = Callable[[str, Sequence[str]], float]
 
@@ -56,7 +56,7 @@ def corpus_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]])
     import sacrebleu
 
     most = max(len(row) for row in references)
-    streams = [[row[index] if index < len(row) else None for row in references] for index in range(most)]
+    streams: list[Any] = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
     return float(sacrebleu.corpus_bleu(list(predictions), streams).score) / 100
 
 

@@ -9,15 +9,26 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from .anatomy import Anatomy
-from .errors import ModelError
+from tunewise.anatomy import Anatomy
+from tunewise.errors import ModelError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 @dataclass
@@ -65,6 +76,10 @@ class Base:
             raw = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
             digest.update(raw.numpy().data)
         return digest.hexdigest()
+
+    def generate(self, **arguments: Any) -> torch.Tensor:
+        """Hugging Face's generation on this model: token ids (rows, prompt + new)."""
+        return cast(torch.Tensor, cast(Any, self.model).generate(**arguments))
 
     def describe(self) -> dict[str, Any]:
         """The record of this base in files."""
@@ -119,7 +134,7 @@ def load_base(
     if not tokenizer.is_fast:
         raise ModelError(f"{name}: its tokenizer has no fast version (tokenizer.json); convert it with transformers")
     revision = getattr(config, "_commit_hash", None) or revision
-    base = Base(model.to(device or _default_device()), tokenizer, str(name), revision, max_length)
+    base = Base(cast(Any, model).to(device or _default_device()), tokenizer, str(name), revision, max_length)
     base.anatomy  # noqa: B018 (an unknown layout is refused here, not after minutes of work)
     return base
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .attention import Segment
-from .errors import DataError
-from .model import Base
-from .task import Example, Message, Task
+from tunewise.attention import Segment
+from tunewise.errors import DataError
+from tunewise.model import Base
+from tunewise.task import Example, Message, Task
 
 _CHAT_CLASSIFY = "{prompt}\n\nAnswer with one of: {labels}."
 _PLAIN = {"classification": "{prompt}\nLabel:", "question-answer": "Question: {prompt}\nAnswer:"}
@@ -153,14 +153,15 @@ class Encoder:
         return text, (_join(text, answer) + answer) if answer else "", spans
 
     def _render_chat(self, messages: tuple[Message, ...], answer: str) -> tuple[str, str, list[tuple[int, int]]]:
-        talk = [
-            {"role": m.role, "content": self.fill(m.content) if m.role == "user" else m.content} for m in messages
-        ]
+        talk = [{"role": m.role, "content": self.fill(m.content) if m.role == "user" else m.content} for m in messages]
         before = self._apply(talk, generate=True)
         spans = []
         for index, message in enumerate(messages):
             if message.labelled:
-                start, end = self._apply(talk[:index], generate=True), self._apply(talk[: index + 1], generate=False)
+                start, end = (
+                    self._apply(talk[:index], generate=True),
+                    self._apply(talk[: index + 1], generate=False),
+                )
                 if before.startswith(start) and before.startswith(end):
                     spans.append((len(start), len(end)))
         whole = self._apply([*talk, {"role": "assistant", "content": answer}], generate=False)
@@ -192,9 +193,7 @@ class Encoder:
         """The answer's ids as they follow the prompt, or alone where a merge would cross the boundary."""
         if whole[: len(prompt)] == prompt:
             return whole[len(prompt) :]
-        return list(
-            self.tokenizer(after, add_special_tokens=False, split_special_tokens=not self.chat)["input_ids"]
-        )
+        return list(self.tokenizer(after, add_special_tokens=False, split_special_tokens=not self.chat)["input_ids"])
 
     def _ended(self, answer: list[int]) -> list[int]:
         return answer + ([self.eos] if self.eos is not None else [])

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from filelock import FileLock, Timeout
 from safetensors import safe_open
 
-from .errors import ArtifactError, RequestError, TunewiseError
+from tunewise.errors import ArtifactError, RequestError, TunewiseError
 
 if TYPE_CHECKING:
     import torch
@@ -66,9 +66,7 @@ _CODE_SUFFIXES = (
     ".py",
 )
 _CODE_STARTS = (*(bytes((0x80, protocol)) for protocol in range(2, 6)), b"PK")  # pickle, torch.save's zip
-_DTYPES = {
-    f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
-}
+_DTYPES = {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _DTYPES |= {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
 _DTYPES |= {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive: linear on any text
@@ -261,9 +259,7 @@ def lock(folder: Path) -> Iterator[None]:
         pid = "unknown"
         with suppress(OSError, ValueError):  # the note is a courtesy: its loss must not hide the refusal
             pid = str(int(holder.read_text()))
-        raise RequestError(
-            f"{folder} is in use by process {pid}; wait for it or choose another folder"
-        ) from None
+        raise RequestError(f"{folder} is in use by process {pid}; wait for it or choose another folder") from None
     except OSError as error:
         raise RequestError(f"{folder} cannot be locked ({error.strerror}); choose another folder") from error
     try:
@@ -407,9 +403,7 @@ def _parsed(file: BufferedReader, path: Path, framework: str) -> Iterator[Any]:
 
 def _load(file: BufferedReader, path: Path) -> dict[str, torch.Tensor]:
     with _parsed(file, path, "pt") as tensors:
-        return {
-            name: tensors.get_tensor(name).clone() for name in list(tensors.keys())
-        }  # not the file's memory
+        return {name: tensors.get_tensor(name).clone() for name in list(tensors.keys())}  # not the file's memory
 
 
 # Writing.

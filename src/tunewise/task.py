@@ -240,9 +240,7 @@ def _check_settings(kind: str | None, template: str | None) -> None:
         raise SettingError("template: it does not contain {prompt}; write {prompt} where the prompt belongs")
 
 
-def _common_layout(
-    tables: Mapping[str, Table], columns: Mapping[str, str] | None, kind: str | None
-) -> Layout:
+def _common_layout(tables: Mapping[str, Table], columns: Mapping[str, str] | None, kind: str | None) -> Layout:
     """The layout of every table, which must be one."""
     layouts = {split: recognise(table, columns, kind) for split, table in tables.items()}
     first = "train" if "train" in layouts else next(iter(layouts))
@@ -297,9 +295,7 @@ def _reading_notes(tables: Mapping[str, Table], layout: Layout, first: str) -> l
     return notes
 
 
-def _sample(
-    table: Table, examples: list[Example], size: int, kind: str, seed: int
-) -> tuple[list[Example], str]:
+def _sample(table: Table, examples: list[Example], size: int, kind: str, seed: int) -> tuple[list[Example], str]:
     """The `size` examples with the smallest hashes, of a classification first one of each label."""
     if size >= len(examples):
         return examples, f"a sample of {size} was asked for and all {len(examples)} examples were taken"
@@ -308,9 +304,7 @@ def _sample(
     if kind == "classification":
         firsts = {examples[i].answer: i for i in reversed(order)}
         if len(firsts) > size:
-            raise table.error(
-                f"a sample of {size} cannot hold its {len(firsts)} labels", "take a larger sample"
-            )
+            raise table.error(f"a sample of {size} cannot hold its {len(firsts)} labels", "take a larger sample")
         chosen = set(firsts.values())
         order.sort(key=lambda i: i not in chosen)
     return [examples[i] for i in sorted(order[:size])], f"{size} of {len(examples)} were sampled by content"

@@ -18,14 +18,14 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from .errors import ArtifactError, SettingError, TechniqueError
+from tunewise.errors import ArtifactError, SettingError, TechniqueError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from .model import Base
-    from .task import Example, Task
+    from tunewise.model import Base
+    from tunewise.task import Example, Task
 
 FAMILIES = ("nonparametric", "full", "partial", "additive", "reparametrized")
 
@@ -95,14 +95,18 @@ class Technique(ABC):
         if not self.trains or getattr(self, "learning_rate", 0.0) is not None:
             return self
         rate = self.reference_rate * (4096 / base.anatomy.width) ** self.width_exponent
-        return replace(self, learning_rate=float(f"{rate:.3g}"))
+        return self.with_rate(rate)
 
     def search(self, count: int) -> list[Self]:
         """`count` recipes around this resolved one, itself first, differing in learning rate."""
         if not self.trains:
             return [self]
         rate: float = getattr(self, "learning_rate")  # noqa: B009 (only techniques that train have it)
-        return [replace(self, learning_rate=float(f"{rate * m:.3g}")) for m in self.search_grid[:count]]
+        return [self.with_rate(rate * factor) for factor in self.search_grid[:count]]
+
+    def with_rate(self, rate: float) -> Self:
+        """The same recipe with this learning rate, to three digits."""
+        return replace(self, **{"learning_rate": float(f"{rate:.3g}")})
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
@@ -200,8 +204,8 @@ class Attachment:
         """A torch hook handle, removed at detach."""
         self._undo.append(handle.remove)
 
-    def replace(self, module: nn.Module, attribute: str, value: Any) -> None:
-        """Set an attribute of a base module, set back at detach."""
+    def replace(self, module: object, attribute: str, value: Any) -> None:
+        """Set an attribute of a base module (or its configuration), set back at detach."""
         before = getattr(module, attribute)
         setattr(module, attribute, value)
         self._undo.append(lambda: setattr(module, attribute, before))
@@ -321,7 +325,11 @@ def all_techniques() -> dict[str, type[Technique]]:
         importlib.import_module(module.name)
     for plug_in in entry_points(group="tunewise.techniques"):
         plug_in.load()
-    found = [cls for cls in _subclasses(Technique) if "name" in vars(cls) and cls is not Composed]
+    found = [
+        cls
+        for cls in _subclasses(Technique)  # type: ignore[type-abstract]
+        if "name" in vars(cls) and cls is not Composed
+    ]
     return {cls.name: cls for cls in sorted(found, key=lambda c: (FAMILIES.index(c.family), c.name != "base", c.name))}
 
 
@@ -375,7 +383,7 @@ class Composed(Technique):
                 shared = sorted(part.sides & other.sides)
                 if shared or part.name == other.name:
                     raise TechniqueError(
-                        f"{other.name} and {part.name} cannot compose: both change the {shared[0] if shared else 'same'}"
+                        f"{other.name} and {part.name} cannot compose: both change {shared[0] if shared else 'the same'}"
                     )
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
@@ -413,7 +421,7 @@ class _Together(Attachment):
         self.phases = max(part.phases for part in self.parts)
 
     def _join(self, method: str) -> dict[str, Any]:
-        joined = {}
+        joined: dict[str, Any] = {}
         for part in self.parts:
             joined |= {f"{part.recipe.name}.{name}": value for name, value in getattr(part, method)().items()}
         return joined
@@ -421,7 +429,10 @@ class _Together(Attachment):
     def _split(self, state: Mapping[str, Any]) -> Iterator[tuple[Attachment, dict[str, Any]]]:
         for part in self.parts:
             prefix = part.recipe.name + "."
-            yield part, {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            yield (
+                part,
+                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
+            )
 
     def params(self) -> dict[str, nn.Parameter]:
         return self._join("params")

@@ -23,18 +23,24 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from .errors import ArtifactError
-from .evaluate import answer, encoder_for, loss, score
-from .forward import batch_of, layout, loss_sum
-from .model import Base
-from .pack import Sequence
-from .seeds import generator
-from .task import Example, Message, Task
-from .technique import Attachment, Technique, make
-from .train import TrainSettings, train
+from tunewise.errors import ArtifactError
+from tunewise.evaluate import answer, encoder_for, loss, score
+from tunewise.forward import batch_of, layout, loss_sum
+from tunewise.model import Base
+from tunewise.pack import Sequence
+from tunewise.seeds import generator
+from tunewise.task import Example, Message, Task
+from tunewise.technique import Attachment, Technique, make
+from tunewise.train import TrainSettings, train
 
 _SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-_LLAMA = {**_SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256}
+_LLAMA = {
+    **_SMALL,
+    "intermediate_size": 48,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
 _FLAT = {"max_position_embeddings": 256}
 _QUIET = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -48,7 +54,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "phi": {**_SMALL, **_FLAT, "intermediate_size": 48, "partial_rotary_factor": 0.5},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, **_QUIET},
     "gpt_neox": {**_SMALL, **_FLAT, "intermediate_size": 48, "hidden_dropout": 0.0, "attention_dropout": 0.0},
-    "gpt_neox-tied": {**_SMALL, **_FLAT, "intermediate_size": 48, "tie_word_embeddings": True, "model_type": "gpt_neox"},
+    "gpt_neox-tied": {
+        **_SMALL,
+        **_FLAT,
+        "intermediate_size": 48,
+        "tie_word_embeddings": True,
+        "model_type": "gpt_neox",
+    },
     "gpt_neo": {
         "hidden_size": 32,
         "num_layers": 2,
@@ -58,7 +70,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **_FLAT,
         **{"resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0},
     },
-    "opt": {**_SMALL, **_FLAT, "ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "attention_dropout": 0.0},
+    "opt": {
+        **_SMALL,
+        **_FLAT,
+        "ffn_dim": 48,
+        "word_embed_proj_dim": 32,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    },
 }
 _TEXT = "the cat sat on a mat and the dog ran to town while small birds sing in old trees by day and night . "
 
@@ -111,9 +130,7 @@ def tiny_task(kind: str = "classification") -> Task:
     examples = [example(index) for index in range(20)]
     labels = ("old", "small") if kind == "classification" else ()
     metric, form = ("accuracy", "classification") if labels else ("rouge_l", "prompt-completion")
-    return Task(
-        "tiny", kind, form, tuple(examples[:12]), tuple(examples[12:16]), tuple(examples[16:]), labels, metric
-    )
+    return Task("tiny", kind, form, tuple(examples[:12]), tuple(examples[12:16]), tuple(examples[16:]), labels, metric)
 
 
 def attach(technique: Technique, base: Base, task: Task | None = None, seed: int = 0) -> Attachment:
@@ -230,7 +247,7 @@ def check_save_load(technique: Technique, base: Base) -> None:
     """Through the artifact on disk, another attachment has the same outputs, bit for bit."""
     import tempfile
 
-    from .adaptation import load, save
+    from tunewise.adaptation import load, save
 
     task = tiny_task()
     attachment = attach(technique, base, task)
@@ -273,7 +290,7 @@ def check_merge(technique: Technique, base: Base) -> None:
         try:
             attachment.merge()
         except Exception as error:
-            assert "cannot be merged" in str(error)  # noqa: PT017
+            assert "cannot be merged" in str(error)
         else:
             raise AssertionError("a technique that says it cannot merge did")
         return
@@ -340,7 +357,7 @@ def check_gradients(technique: Technique, base: Base, tolerance: float = 1e-5) -
     params = attachment.params()
     batch = batch_of(base, sequences)
     with layout(base, batch):
-        (loss_sum(base, batch) / len(batch.targets)).backward()  # type: ignore[no-untyped-call]
+        (loss_sum(base, batch) / len(batch.targets)).backward()
     ours = {name: p.grad.clone() for name, p in params.items() if p.grad is not None}
     for parameter in params.values():
         parameter.grad = None
@@ -356,7 +373,7 @@ def check_gradients(technique: Technique, base: Base, tolerance: float = 1e-5) -
     # Hugging Face's loss function rounds logits to float32 first; the same loss without that allows fp64 to count.
     output = base.model(input_ids=ids, attention_mask=mask).logits
     flat, shifted = output[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    torch.nn.functional.cross_entropy(flat, shifted, ignore_index=-100).backward()  # type: ignore[no-untyped-call]
+    torch.nn.functional.cross_entropy(flat, shifted, ignore_index=-100).backward()
     # A key bias without rotary positions has a zero gradient, of which only rounding is left: a floor for the scale.
     floor = 1e-3 * max(float(p.grad.abs().max()) for p in params.values() if p.grad is not None)
     for name, parameter in params.items():

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from . import store
-from .errors import ArtifactError, DivergedError, SettingError
-from .forward import batch_of, layout, loss_sum
-from .pack import Sequence
-from .seeds import derive, generator
-from .technique import Attachment
+from tunewise import store
+from tunewise.errors import ArtifactError, DivergedError, SettingError
+from tunewise.forward import batch_of, layout, loss_sum
+from tunewise.pack import Sequence
+from tunewise.seeds import derive, generator
+from tunewise.technique import Attachment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +156,7 @@ class _Run:
         """Start a phase with a fresh optimiser and schedule."""
         self.phase = phase
         self.attachment.start_phase(phase)
-        groups = [
-            {"weight_decay": self.settings.weight_decay, **group} for group in self.attachment.param_groups()
-        ]
+        groups = [{"weight_decay": self.settings.weight_decay, **group} for group in self.attachment.param_groups()]
         tensors = [p for group in groups for p in group["params"]]
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in tensors)
         betas = (self.settings.adam_beta1, self.settings.adam_beta2)
@@ -187,10 +185,10 @@ class _Run:
             with layout(self.base, batch), self._precision():
                 loss = loss_sum(self.base, batch) / labelled
                 total += float(loss.detach())
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
         penalty = self.attachment.penalty()
         if penalty is not None:
-            penalty.backward()  # type: ignore[no-untyped-call]
+            penalty.backward()
         self.attachment.after_backward(self.step, self.settings.max_steps)
         norm = self._clip()
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -222,8 +220,7 @@ class _Run:
     # Checkpoints.
 
     def _facts(self) -> dict[str, Any]:
-        """What a checkpoint must agree on with the run that resumes it; the step limit may not change either,
-        because the schedule depends on it."""
+        """What a checkpoint must agree on with the run that resumes it; the schedule makes the step limit part of it."""
         return {
             "technique": self.attachment.recipe.to_json(),
             "base": self.base.fingerprint,
@@ -287,13 +284,17 @@ class _Run:
         for key, value in stored.tensors("optimizer.safetensors").items():
             name, _, slot = key.rpartition("|")
             if name not in by_name:
-                raise ArtifactError(f'{stored.folder}: the optimizer holds "{name}", which this technique does not train')
+                raise ArtifactError(
+                    f'{stored.folder}: the optimizer holds "{name}", which this technique does not train'
+                )
             # AdamW keeps its step count on the CPU unless it is fused or capturable.
             device = by_name[name].device if value.dim() or self.optimizer.defaults["fused"] else value.device
             self.optimizer.state[by_name[name]][slot] = value.to(device)
         done = self.step - (self.ends[self.phase - 1] if self.phase else 0)
         self.schedule.last_epoch = done
-        rates = [rate * factor(done) for rate, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)]
+        rates = [
+            rate * factor(done) for rate, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        ]
         self.schedule._last_lr = rates
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate

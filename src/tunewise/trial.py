@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ from typing import Any
 import psutil
 import torch
 
-from . import adaptation, store
-from .errors import RequestError, TunewiseError
-from .evaluate import Retention, describe, encoder_for, loss, score
-from .forward import why_not_packed
-from .model import Base
-from .pack import Sequence
-from .seeds import generator
-from .task import Example, Task
-from .technique import Attachment, Technique
-from .train import TrainSettings, steps_for_tokens, train
+from tunewise import adaptation, store
+from tunewise.errors import TunewiseError
+from tunewise.evaluate import Retention, describe, encoder_for, loss, score
+from tunewise.forward import why_not_packed
+from tunewise.model import Base
+from tunewise.pack import Sequence
+from tunewise.seeds import generator
+from tunewise.task import Example, Task
+from tunewise.technique import Attachment, Technique
+from tunewise.train import TrainSettings, steps_for_tokens, train
 
 Report = Callable[[str, int, int], None]
 
@@ -105,7 +105,16 @@ def run(trial: Trial, cache: Cache, trials: Path, *, finish: bool, report: Repor
         return record
     try:
         record = _run(trial, cache, folder, record if record.get("status") == "ok" else {}, finish, report)
-    except (TunewiseError, MemoryError, RuntimeError, ValueError, TypeError, KeyError, IndexError, OSError) as error:
+    except (
+        TunewiseError,
+        MemoryError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OSError,
+    ) as error:
         if isinstance(error, OSError) and not isinstance(error, TunewiseError):
             raise  # a full or vanished disk fails the comparison, not the technique
         record = {**_identity(trial), "status": "failed", "reason": _reason(error)}
@@ -134,7 +143,7 @@ def _identity(trial: Trial) -> dict[str, Any]:
 def _run(
     trial: Trial, cache: Cache, folder: Path, before: Mapping[str, Any], finish: bool, report: Report
 ) -> dict[str, Any]:
-    base, task = cache.base, cache.task
+    base = cache.base
     target = folder / "adaptation"
     if before and target.is_dir():
         attachment = adaptation.load(target, base=base).attachment
@@ -159,7 +168,13 @@ def _fit(trial: Trial, cache: Cache, attachment: Attachment, folder: Path, repor
     with peak_memory(base.device) as memory:
         started = time.perf_counter()
         attachment.learn(task, trial.seed, lambda: loss(attachment, task, cache.validation))
-        training: dict[str, Any] = {"steps": 0, "tokens": 0, "labelled_tokens": 0, "final_loss": None, "cut": 0}
+        training: dict[str, Any] = {
+            "steps": 0,
+            "tokens": 0,
+            "labelled_tokens": 0,
+            "final_loss": None,
+            "cut": 0,
+        }
         if trial.technique.trains:
             sequences = cache.train_sequences(attachment)
             steps = trial.settings.max_steps
@@ -204,9 +219,7 @@ _OWN_FILES = ("adaptation.json", "weights.safetensors", "rows.jsonl")
 
 def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report: Report) -> dict[str, Any]:
     with peak_memory(cache.base.device) as memory:
-        found = score(
-            attachment, cache.task, cache.test, progress=lambda done, total: report("scoring", done, total)
-        )
+        found = score(attachment, cache.task, cache.test, progress=lambda done, total: report("scoring", done, total))
     forgetting = cache.retention.compare(attachment) if cache.retention is not None else None
     cost = {
         **record["cost"],
@@ -249,10 +262,8 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
         return
     mark = Path("/proc/self/clear_refs")
     if mark.exists():
-        try:
+        with suppress(OSError):  # a container may forbid it; the mark then covers the process's whole life
             mark.write_text("5")
-        except OSError:
-            pass  # a container may forbid it; the mark then covers the process's whole life
     yield found
     found[0] = max(_high_water() - _BASELINE, 0)
 
@@ -266,5 +277,3 @@ def _high_water() -> int:
 
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-

@@ -4,6 +4,7 @@ One process imports torch and forks a life a time (import is most of the cost of
 killed by SIGKILL at a random moment, and the next continues with `resume`.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -56,7 +57,11 @@ class Lives:
     def __init__(self):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def end(self):
@@ -70,10 +75,8 @@ class Lives:
         child = int(self.server.stdout.readline())
         if die_after is not None:
             time.sleep(die_after)
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         return json.loads(self.server.stdout.readline())
 
 

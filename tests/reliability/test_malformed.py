@@ -118,9 +118,7 @@ def json_rows(rows: list[Row], rng: random.Random) -> list[str]:
     choice = rng.randrange(6)
     if choice < 3:
         value = rng.choice(VALUES)
-        texts[at] = (
-            "{" + ", ".join(f'"{k}": {value if k == key else json.dumps(v)}' for k, v in row.items()) + "}"
-        )
+        texts[at] = "{" + ", ".join(f'"{k}": {value if k == key else json.dumps(v)}' for k, v in row.items()) + "}"
     elif choice == 3:
         texts[at] = json.dumps({k: v for k, v in row.items() if k != key})
     elif choice == 4:
@@ -140,9 +138,7 @@ def cells_of(rows: list[list[str]], rng: random.Random, delimiter: str) -> str:
     elif choice == 1:
         rows[at] = [*rows[at], "more"]
     elif choice == 2:
-        rows[at][rng.randrange(len(rows[at]))] = rng.choice(
-            ["", " ", "NaN", "\x00", "\x1b[2J", "=1+1", "1e5"]
-        )
+        rows[at][rng.randrange(len(rows[at]))] = rng.choice(["", " ", "NaN", "\x00", "\x1b[2J", "=1+1", "1e5"])
     elif choice == 3:
         rows[0] = [rows[0][0]] * len(rows[0])
     text = csv_text(rows, delimiter)
@@ -204,9 +200,7 @@ def drop(data: bytes, rng: random.Random) -> bytes:
 
 def insert(data: bytes, rng: random.Random) -> bytes:
     start = rng.randrange(len(data) + 1)
-    junk = rng.choice(
-        [b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\r", b'"', b"\n\n", b"\\"]
-    )
+    junk = rng.choice([b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\r", b'"', b"\n\n", b"\\"])
     return data[:start] + junk + data[start:]
 
 
@@ -217,17 +211,12 @@ def repeat(data: bytes, rng: random.Random) -> bytes:
 
 def encoded(data: bytes, rng: random.Random) -> bytes:
     text = data.decode("utf-8", "replace")
-    name = rng.choice(
-        ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252", "utf-8-sig", "utf-7"]
-    )
+    name = rng.choice(["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252", "utf-8-sig", "utf-7"])
     return text.encode(name, "replace")
 
 
 def bom(data: bytes, rng: random.Random) -> bytes:
-    return (
-        rng.choice([b"\xef\xbb\xbf", b"\xef\xbb\xbf" * 2, b"\xff\xfe", b"\xef\xbb", b"PAR1", b"\x1f\x8b"])
-        + data
-    )
+    return rng.choice([b"\xef\xbb\xbf", b"\xef\xbb\xbf" * 2, b"\xff\xfe", b"\xef\xbb", b"PAR1", b"\x1f\x8b"]) + data
 
 
 BYTES: list[Callable[[bytes, random.Random], bytes]] = [

@@ -110,9 +110,7 @@ def ends_by_itself(act: Callable[[], None], deadly: int) -> bool:
 
 
 @pytest.mark.parametrize("new_step", [6, 4], ids=["another", "the-same"])
-def test_killed_at_every_event_of_a_save(
-    tmp_path: Path, new_step: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_killed_at_every_event_of_a_save(tmp_path: Path, new_step: int, caplog: pytest.LogCaptureFixture) -> None:
     before = tmp_path / "before"
     save(before, 2, mark=1)
     save(before, 4, mark=2)
@@ -136,9 +134,7 @@ def test_killed_at_every_event_of_a_save(
         save(root, new_step, mark=3)  # the run goes on
         store.prune(root)
         assert newest(root) == new
-        assert names(root) == sorted(
-            {"checkpoint-4", f"checkpoint-{max(new_step, 2) if new_step > 4 else 2}"}
-        )
+        assert names(root) == sorted({"checkpoint-4", f"checkpoint-{max(new_step, 2) if new_step > 4 else 2}"})
         shutil.rmtree(root)
         if finished:
             break
@@ -159,9 +155,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("damage", ["absent", *DAMAGES])
 @pytest.mark.parametrize("reached", range(len(WRITE_ORDER)))
 @pytest.mark.parametrize("rest", ["absent", "whole"])
-def test_power_cut(
-    tmp_path: Path, reached: int, damage: str, rest: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_power_cut(tmp_path: Path, reached: int, damage: str, rest: str, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path, 4, mark=1)
     old = newest(tmp_path)
     save(tmp_path, 6, mark=2)
@@ -268,9 +262,7 @@ def test_every_tampering_is_detected(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("kind", ["write", "fsync", "open", "rename"])
 @pytest.mark.parametrize("new_step", [6, 4], ids=["another", "the-same"])
-def test_full_disk_at_every_call(
-    tmp_path: Path, kind: str, new_step: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_at_every_call(tmp_path: Path, kind: str, new_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     where: object = Path if kind == "rename" else os
     real = getattr(where, kind)
     for failing in range(1, 100):

@@ -48,9 +48,7 @@ def forge(folder: Path, files: dict[str, bytes], listed: dict[str, Any] | None =
     folder.mkdir(parents=True)
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
-    entries = {
-        name: {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()} for name, raw in files.items()
-    }
+    entries = {name: {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()} for name, raw in files.items()}
     manifest = json.dumps({"files": entries | (listed or {})}, indent=2, ensure_ascii=False) + "\n"
     (folder / "manifest.json").write_text(manifest, "utf-8")
     return folder
@@ -103,9 +101,7 @@ OUTSIDE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "name", [*OUTSIDE, "a/b", "./a.json", "a.json\n", "\x1b[2J", "x" * 5000, "manifest.json"]
-)
+@pytest.mark.parametrize("name", [*OUTSIDE, "a/b", "./a.json", "a.json\n", "\x1b[2J", "x" * 5000, "manifest.json"])
 def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     entry = {"bytes": 6, "sha256": hashlib.sha256(b"secret").hexdigest()}
@@ -270,9 +266,7 @@ HOSTILE_TENSORS = {
     ),
     "negative": safetensors(b'{"w":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}', bytes(8)),
     "unknown type": safetensors(b'{"w":{"dtype":"EVIL","shape":[2],"data_offsets":[0,8]}}', bytes(8)),
-    "duplicate": safetensors(
-        ENTRY[:-1] + b',"w":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}', bytes(16)
-    ),
+    "duplicate": safetensors(ENTRY[:-1] + b',"w":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}', bytes(16)),
 }
 
 

@@ -34,7 +34,9 @@ def chat_base():
 
     base = tiny_base()
     tokenizer = copy.deepcopy(base.tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "eos_token": "<|im_end|>"})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "eos_token": "<|im_end|>"}
+    )
     tokenizer.chat_template = CHATML
     base.model.resize_token_embeddings(len(tokenizer))
     base.tokenizer = tokenizer
@@ -65,7 +67,10 @@ def test_plain_templates(form, kind, prompt, answer):
 
 def test_own_template_and_labels():
     encoder = Encoder(tiny_base(), style(template="Choose {labels}: {prompt} ->", labels=("x", "y")))
-    assert encoder.text(Example((Message("user", "{labels} q"),), "x")) == ("Choose x, y: {labels} q ->", " x")
+    assert encoder.text(Example((Message("user", "{labels} q"),), "x")) == (
+        "Choose x, y: {labels} q ->",
+        " x",
+    )
 
 
 def test_earlier_labelled_turns_are_learnt_and_others_not():

@@ -234,9 +234,7 @@ def test_commit_moves_what_is_not_whole_aside_instead_of_deleting_it(
         ({"a.txt": "\ud800"}, {}),
     ],
 )
-def test_commit_refuses_what_read_would(
-    tmp_path: Path, texts: dict[str, str], tensors: dict[str, Any]
-) -> None:
+def test_commit_refuses_what_read_would(tmp_path: Path, texts: dict[str, str], tensors: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         store.commit(tmp_path / "a", texts=texts, tensors=tensors)
     assert names(tmp_path) == set()

@@ -257,9 +257,7 @@ def test_too_many_labels(tmp_path: Path) -> None:
     assert Task.read(path, kind="generation").counts["train"] == 24
 
 
-@pytest.mark.parametrize(
-    "path", ["missing.jsonl", "no/such/file", "./org/name", "x\0y", "a" * 5000, "src/nothing"]
-)
+@pytest.mark.parametrize("path", ["missing.jsonl", "no/such/file", "./org/name", "x\0y", "a" * 5000, "src/nothing"])
 def test_no_such_file(path: str) -> None:
     with pytest.raises(DataError, match=r"no such file|cannot be used"):
         Task.read(path)
@@ -285,9 +283,7 @@ def test_hub_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import datasets
     import huggingface_hub
 
-    features = datasets.Features(
-        text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"])
-    )
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"]))
     rows = {"text": [f"t {i}" for i in range(20)], "label": [i % 2 for i in range(20)]}
     data = datasets.Dataset.from_dict(rows, features=features)
     asked: list[tuple[object, ...]] = []
@@ -365,9 +361,7 @@ def test_split_properties(rows: list[Example], kind: str, rng: random.Random, se
     assert Counter(e for part in parts.values() for e in part) == Counter(rows), "nothing is lost"
     sides = [{key(e) for e in part} for part in parts.values()]
     assert sum(map(len, sides)) == len(groups), "equal prompts are on one side"
-    assert len(parts["test"]) == len(rows) or len({key(e) for e in parts["test"]}) <= max(
-        1, len(groups) // 10
-    )
+    assert len(parts["test"]) == len(rows) or len({key(e) for e in parts["test"]}) <= max(1, len(groups) // 10)
     if kind == "classification":
         assert {e.answer for e in parts["train"]} == {e.answer for e in rows}
     for part in parts.values():  # the order within a split is the file's

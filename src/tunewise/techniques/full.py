@@ -1,6 +1,6 @@
 """Full fine-tuning: every parameter of the model follows the gradient.
 
-    theta <- theta - lr * AdamW(d loss / d theta)
+theta <- theta - lr * AdamW(d loss / d theta)
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..technique import Attachment, Citation, Technique, learning_rate
+from tunewise.technique import Attachment, Citation, Technique, learning_rate
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ..model import Base
+    from tunewise.model import Base
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,20 +15,37 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..evaluate import encoder_for
-from ..model import Base
-from ..seeds import derive, generator
-from ..task import Example, Message, Task, split_by_content
-from ..technique import make
-from ..train import TrainSettings, train
+from tunewise.evaluate import encoder_for
+from tunewise.model import Base
+from tunewise.seeds import derive, generator
+from tunewise.task import Example, Message, Task, split_by_content
+from tunewise.technique import make
+from tunewise.train import TrainSettings, train
 
-_PEOPLE = "anna ben clara david emma frank greta hugo ida jonas lena mark nora otto paula rosa".split()
-_PLACES = "inn cafe hotel market bakery tavern kitchen garden".split()
-_THINGS = "soup bread room coffee service table cake fish music tea".split()
-_GOOD = "warm fresh friendly clean lovely kind tasty quiet bright generous".split()
-_BAD = "cold stale rude dirty awful slow bitter noisy dark greedy".split()
-_JOY = "smiled and stayed; came back the next day; thanked the cook; told every friend; was happy".split("; ")
-_GRIEF = "frowned and left; never came back; asked for the money; told nobody; was sad".split("; ")
+_PEOPLE = [
+    "anna",
+    "ben",
+    "clara",
+    "david",
+    "emma",
+    "frank",
+    "greta",
+    "hugo",
+    "ida",
+    "jonas",
+    "lena",
+    "mark",
+    "nora",
+    "otto",
+    "paula",
+    "rosa",
+]
+_PLACES = ["inn", "cafe", "hotel", "market", "bakery", "tavern", "kitchen", "garden"]
+_THINGS = ["soup", "bread", "room", "coffee", "service", "table", "cake", "fish", "music", "tea"]
+_GOOD = ["warm", "fresh", "friendly", "clean", "lovely", "kind", "tasty", "quiet", "bright", "generous"]
+_BAD = ["cold", "stale", "rude", "dirty", "awful", "slow", "bitter", "noisy", "dark", "greedy"]
+_JOY = ["smiled and stayed", "came back the next day", "thanked the cook", "told every friend", "was happy"]
+_GRIEF = ["frowned and left", "never came back", "asked for the money", "told nobody", "was sad"]
 _TAILS = ("", " last night", " again", " in may", " by the river", " this week")
 
 
@@ -67,23 +84,29 @@ def reviews(seed: int = 0) -> Task:
         examples.append(Example((Message("user", text),), label, (label,)))
     splits = split_by_content(examples, ("validation", "test"), kind="classification")
     return Task(
-        "reviews",
-        "classification",
-        "classification",
-        *(tuple(splits[name]) for name in ("train", "validation", "test")),
-        ("negative", "positive"),
-        "accuracy",
+        name="reviews",
+        kind="classification",
+        format="classification",
+        train=tuple(splits["train"]),
+        validation=tuple(splits["validation"]),
+        test=tuple(splits["test"]),
+        labels=("negative", "positive"),
+        metric="accuracy",
         source="tunewise.world",
     )
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
     """One entry a word; other characters stand for themselves."""
-    words = sorted({word for story in stories(4000) for word in story.split()} | {"Label:", "positive", "negative", "too"})
+    words = sorted(
+        {word for story in stories(4000) for word in story.split()} | {"Label:", "positive", "negative", "too"}
+    )
     letters = [chr(code) for code in range(32, 127)]
     entries = ["<s>", "</s>", "<unk>", "\n", *(f"▁{word}" for word in words), "▁", *letters]
     known = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
-    raw = Tokenizer(models.Unigram([(entry, -1.0 * len(entry) ** 0.5) for entry in known], unk_id=2, byte_fallback=False))
+    raw = Tokenizer(
+        models.Unigram([(entry, -1.0 * len(entry) ** 0.5) for entry in known], unk_id=2, byte_fallback=False)
+    )
     raw.normalizer = normalizers.Replace(" ", "▁")
     raw.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     raw.decoder = decoders.Metaspace()

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...errors import ArtifactError, SettingError, TechniqueError
-from ...seeds import generator as stream
-from ...technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.seeds import generator as stream
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
 
 if TYPE_CHECKING:
-    from ...model import Base
-    from ...task import Task
+    from tunewise.model import Base
+    from tunewise.task import Task
 
 _FREQUENT = 5000
 

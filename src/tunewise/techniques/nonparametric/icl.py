@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...errors import ArtifactError, TechniqueError
-from ...pack import Encoder
-from ...seeds import generator as stream
-from ...task import Example, Message, Task
-from ...technique import Attachment, Citation, Technique, setting
+from tunewise.errors import ArtifactError, TechniqueError
+from tunewise.pack import Encoder
+from tunewise.seeds import generator as stream
+from tunewise.task import Example, Message, Task
+from tunewise.technique import Attachment, Citation, Technique, setting
 
 if TYPE_CHECKING:
-    from ...model import Base
+    from tunewise.model import Base
 
 _COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _POOL = 20_000  # training examples that may be shown
@@ -37,7 +37,11 @@ class ICL(Technique):
     family = "nonparametric"
     summary = "worked examples in the prompt"
     citation = Citation(
-        "Language Models are Few-Shot Learners", "Brown et al.", 2020, "https://arxiv.org/abs/2005.14165", "section 2"
+        "Language Models are Few-Shot Learners",
+        "Brown et al.",
+        2020,
+        "https://arxiv.org/abs/2005.14165",
+        "section 2",
     )
     equation = "p(y | x_1, y_1, ..., x_k, y_k, x)"
     sides = frozenset({"prompt"})
@@ -135,7 +139,10 @@ class _Shown(Attachment):
 
     def memory(self) -> list[dict[str, Any]]:
         shown = self.pool[: 2 * self.k + 8] if self.recipe.selection == "random" else self.pool
-        return [{"k": self.k}, *({"messages": [asdict(m) for m in e.messages], "answer": e.answer} for e in shown)]
+        return [
+            {"k": self.k},
+            *({"messages": [asdict(m) for m in e.messages], "answer": e.answer} for e in shown),
+        ]
 
     def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
         try:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ...anatomy import features
-from ...errors import SettingError, TechniqueError
-from ...technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.anatomy import features
+from tunewise.errors import SettingError, TechniqueError
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
-    from ...model import Base
+    from tunewise.model import Base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,8 @@ class BitFit(Technique):
         choices=("auto", "existing", "add"),
     )
     target_modules: tuple[str, ...] = setting(
-        (), "Roles of the linears that get an added bias (q, k, v, o, gate, up, down); default: all that matter."
+        (),
+        "Roles of the linears that get an added bias (q, k, v, o, gate, up, down); default: all that matter.",
     )
     learning_rate: float | None = learning_rate()
 
@@ -91,7 +92,7 @@ class _Biases(Attachment):
         unknown = set(roles) - set(base.anatomy.roles)
         if unknown:
             raise SettingError(
-                f'bitfit.target_modules names "{min(unknown)}", but the linears here are {", ".join(base.anatomy.roles)}'
+                f'bitfit.target_modules names "{min(unknown)}", but the roles here are {", ".join(base.anatomy.roles)}'
             )
         rotary = any("rotary" in name for name, _ in base.model.named_modules())
         wanted = roles or tuple(role for role in base.anatomy.roles if role != "k" or rotary)
@@ -105,9 +106,10 @@ class _Biases(Attachment):
             self.hook(handle)
 
     def merge(self) -> nn.Module:
+        base_dtype = self.base.model.dtype
         for module, bias, handle in self.added:
             handle.remove()
-            self.replace(module, "bias", nn.Parameter(bias.detach().to(module.weight.dtype), requires_grad=False))
+            self.replace(module, "bias", nn.Parameter(bias.detach().to(base_dtype), requires_grad=False))
         return self.base.model
 
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...errors import SettingError
-from ...technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.errors import SettingError
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ...model import Base
+    from tunewise.model import Base
 
 
 @dataclass(frozen=True, kw_only=True)

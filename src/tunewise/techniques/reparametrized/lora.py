@@ -11,23 +11,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
-from ...anatomy import Conv1D, add_to_weight, features
-from ...errors import ArtifactError, SettingError
-from ...technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.anatomy import add_to_weight, features, is_transposed
+from tunewise.errors import ArtifactError, SettingError
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
 
 if TYPE_CHECKING:
-    from ...model import Base
+    from tunewise.model import Base
 
 _PREFIX = "base_model.model."
 _ALL = "all-linear"
 # Settings of a PEFT adapter that change its maths; anything but these values is another method than this one.
-_PLAIN = {
+_PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "use_dora": (False, None),
     "use_rslora": (False, None),
@@ -128,7 +128,7 @@ class _LowRank(Attachment):
         for handle in self.handles:
             handle.remove()
         for module, a, b in self.layers.values():
-            self.keep(module.weight)
+            self.keep(cast(nn.Parameter, module.weight))
             add_to_weight(module, self.scale * (b.detach() @ a.detach()))
         return self.base.model
 
@@ -145,7 +145,7 @@ class _LowRank(Attachment):
             if self.recipe.target_modules == (_ALL,)
             else sorted(self.layers),
             "bias": "none",
-            "fan_in_fan_out": any(isinstance(module, Conv1D) for module, _, _ in self.layers.values()),
+            "fan_in_fan_out": any(is_transposed(module) for module, _, _ in self.layers.values()),
             "use_rslora": False,
             "use_dora": False,
             "modules_to_save": None,
@@ -158,7 +158,7 @@ class _LowRank(Attachment):
         return config, tensors
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        own = {key: tensor for key, tensor in self.peft()[1].items()}
+        own = self.peft()[1]
         strict(own, {key: tensor.float() for key, tensor in tensors.items()})
         with torch.no_grad():
             for key, tensor in own.items():
@@ -167,13 +167,11 @@ class _LowRank(Attachment):
 
 def _targets(base: Base, wanted: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
     """(path, linear) of every target; each name must find something, so that a typo is never a silent no-op."""
-    found = {}
+    found: dict[str, nn.Module] = {}
     linears = list(base.anatomy.linears())
     for name in wanted:
         hits = [
-            (path, module)
-            for path, role, module in linears
-            if name in (_ALL, role, path) or path.endswith("." + name)
+            (path, module) for path, role, module in linears if name in (_ALL, role, path) or path.endswith("." + name)
         ]
         if not hits:
             ends = sorted({path.rsplit(".", 1)[-1] for path, _, _ in linears})
