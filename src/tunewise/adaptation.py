@@ -11,15 +11,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunewise import __version__, store
-from tunewise.errors import ArtifactError
+from tunewise.errors import ArtifactError, RequestError
 from tunewise.model import Base, load_base
 from tunewise.pack import Encoder
 from tunewise.seeds import generator
 from tunewise.task import Example, Message, Task
 from tunewise.technique import Attachment, all_techniques, make
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 
@@ -149,6 +152,17 @@ def _load_peft(folder: Path, base: Base | None, model: str | None) -> Adaptation
         if not isinstance(named, str) or not named:
             raise ArtifactError(f"{folder}: the adapter does not name its base; give it with --model")
         base = load_base(named)
+    try:
+        attachment = _from_peft(config, tensors, base)
+    except (RequestError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder}: the PEFT adapter is refused: {error}") from error
+    style = Task(folder.name, "generation", "prompt-completion", (), (), (), (), "rouge_l", "{prompt}")
+    return Adaptation(attachment, style, {"technique": attachment.recipe.name, "peft": config})
+
+
+def _from_peft(config: dict[str, Any], tensors: dict[str, Tensor], base: Base) -> Attachment:
+    if not tensors:
+        raise ArtifactError("it holds no tensors")
     for cls in all_techniques().values():
         recipe = cls.from_peft(config, tensors)
         if recipe is not None:
@@ -158,6 +172,5 @@ def _load_peft(folder: Path, base: Base | None, model: str | None) -> Adaptation
             except Exception:
                 attachment.detach()
                 raise
-            style = Task(folder.name, "generation", "prompt-completion", (), (), (), (), "rouge_l", "{prompt}")
-            return Adaptation(attachment, style, {"technique": recipe.name, "peft": config})
-    raise ArtifactError(f"{folder}: adapters of type {config.get('peft_type')!r} cannot be loaded here")
+            return attachment
+    raise ArtifactError(f"adapters of type {config.get('peft_type')!r} cannot be loaded here")

@@ -69,6 +69,9 @@ def _attend(
     unsupported = [name for name in ("softcap", "s_aux", "position_bias") if other.get(name) is not None]
     if unsupported or dropout or query.shape[0] != 1:
         raise NotImplementedError(f"packed attention has no {', '.join(unsupported) or 'dropout or batches'}")
+    if torch.is_autocast_enabled(query.device.type):  # as torch's own attention does; rotary leaves float32 behind
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and not any(s.branches for s in _row):
         return _PerSegment.apply(query, key, value, _row, scale, sliding_window), None

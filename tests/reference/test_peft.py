@@ -1,0 +1,128 @@
+"""PEFT as an oracle and as an interchange format: ours load there, theirs load here, with equal logits."""
+
+import json
+
+import peft
+import pytest
+import torch
+
+from tunewise.adaptation import load, save
+from tunewise.errors import ArtifactError
+from tunewise.model import Base
+from tunewise.technique import make
+from tunewise.testing import attach, fit, tiny_base, tiny_task
+
+ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen3")
+
+
+def shaken(model):
+    """Adapter weights that are not zero, so that a lost tensor shows."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@torch.no_grad()
+def plain_logits(model):
+    return model(input_ids=torch.tensor([[0, 5, 6, 7, 8, 9]])).logits[0]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_our_lora_loads_in_peft(architecture, tmp_path):
+    base = tiny_base(architecture)
+    attachment = attach(make("lora", {"lora": {"r": 4, "lora_alpha": 12}}), base)
+    fit(attachment)
+    expected = plain_logits(base.model)
+    save(attachment, tiny_task(), tmp_path / "adaptation")
+    attachment.detach()
+    theirs = peft.PeftModel.from_pretrained(base.model, str(tmp_path / "adaptation"))
+    assert torch.allclose(plain_logits(theirs), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pefts_lora_loads_here(architecture, tmp_path):
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM")
+    theirs = shaken(peft.get_peft_model(tiny_base(architecture).model, config))
+    expected = plain_logits(theirs)
+    theirs.save_pretrained(tmp_path)
+    base = tiny_base(architecture)
+    loaded = load(tmp_path, base=base)
+    assert torch.allclose(plain_logits(base.model), expected, atol=1e-5)
+    loaded.attachment.merge()
+    assert torch.allclose(plain_logits(base.model), expected, atol=1e-4)
+
+
+def test_lora_gradients_equal_pefts():
+    ours, config = tiny_base("llama", torch.float64), peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    theirs = shaken(peft.get_peft_model(tiny_base("llama", torch.float64).model, config, autocast_adapter_dtype=False))
+    attachment = attach(make("lora", {"lora": {"r": 4, "lora_alpha": 8}}), ours)
+    named = dict(theirs.named_parameters())
+    pairs = [
+        (p, named["base_model.model." + name.replace(".lora_A", ".lora_A.default.weight").replace(".lora_B", ".lora_B.default.weight")])
+        for name, p in attachment.params().items()
+    ]  # fmt: skip
+    for mine, other in pairs:
+        mine.data = other.detach().clone()
+    ids = torch.tensor([[0, 5, 6, 7, 8, 9]])
+    for model in (ours.model, theirs):
+        torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:]).backward()
+    for mine, other in pairs:
+        assert torch.allclose(mine.grad, other.grad, rtol=1e-6, atol=1e-12)
+
+
+def test_prompt_tuning_both_ways(tmp_path):
+    base = tiny_base()
+    attachment = attach(make("prompt_tuning", {"prompt_tuning": {"num_virtual_tokens": 5}}), base)
+    fit(attachment)
+    virtual = list(range(320, 325))
+    with torch.no_grad():
+        expected = base.model(input_ids=torch.tensor([[*virtual, 0, 5, 6, 7, 8, 9]])).logits[0, 5:]
+    save(attachment, tiny_task(), tmp_path / "ours")
+    attachment.detach()
+    theirs = peft.PeftModel.from_pretrained(tiny_base().model, str(tmp_path / "ours"))
+    assert torch.allclose(plain_logits(theirs)[-6:], expected, atol=1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    load(tmp_path / "theirs", base=base)
+    with torch.no_grad():
+        again = base.model(input_ids=torch.tensor([[*virtual, 0, 5, 6, 7, 8, 9]])).logits[0, 5:]
+    assert torch.equal(again, expected)
+
+
+@pytest.mark.parametrize("variant", [{"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}])
+def test_variants_with_other_maths_are_refused(variant, tmp_path):
+    config = peft.LoraConfig(r=4, target_modules="all-linear", **variant)
+    peft.get_peft_model(tiny_base().model, config).save_pretrained(tmp_path)
+    with pytest.raises(ArtifactError, match=next(iter(variant))):
+        load(tmp_path, base=tiny_base())
+
+
+def test_hostile_adapters_are_refused_and_the_base_keeps_its_bits(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = tiny_base()
+    before = Base(base.model, base.tokenizer).fingerprint
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"])
+    peft.get_peft_model(tiny_base().model, config).save_pretrained(tmp_path)
+    file, settings = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    good, said = load_file(file), json.loads(settings.read_text())
+    name = next(iter(good))
+    for tensors in (
+        {**good, "base_model.model.model.embed_tokens.weight": torch.zeros(320, 32)},
+        {key: value for key, value in good.items() if key != name},
+        {**good, name: torch.full_like(good[name], float("nan"))},
+        {**good, name: good[name][:, :3].contiguous()},
+        {},
+    ):
+        save_file(tensors, file)
+        with pytest.raises(ArtifactError, match="refused"):
+            load(tmp_path, base=base)
+    save_file(good, file)
+    for change in ({"r": 10**9}, {"r": "x"}, {"peft_type": "EVIL"}, {"lora_alpha": -1}, {"base_model_name_or_path": 3}):
+        settings.write_text(json.dumps({**said, **change}))
+        with pytest.raises(ArtifactError):
+            load(tmp_path, base=None if "base_model_name_or_path" in change else base)
+    assert Base(base.model, base.tokenizer).fingerprint == before
+    assert not any(module._forward_hooks for module in base.model.modules())

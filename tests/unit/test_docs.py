@@ -1,0 +1,145 @@
+"""What the documents say is true: their commands run, their example works, their pages are current."""
+
+import gc
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from tunewise import cli
+from tunewise.technique import all_techniques, make
+from tunewise.testing import CHECKS, tiny_base
+
+ROOT = Path(__file__).parents[2]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODEL = "Qwen/Qwen3-0.6B"
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHORT = {"compare": ["--budget-steps", "2", "--search", "1", "--seeds", "1"], "fit": ["--max-steps", "2"]}
+METRIC = "def share(prediction, references):\n    return float(prediction in references)\n"
+
+
+def blocks(path, language=""):
+    return [text for kind, text in FENCED.findall(path.read_text("utf-8")) if kind == language]
+
+
+def commands(path):
+    """Every line that calls tunewise, as words."""
+    found = [line for text in blocks(path) for line in text.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line)[1:] for line in found if line.startswith("tunewise ")]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with small files under every name that the documents use, and a tiny model."""
+    folder = tmp_path_factory.mktemp("docs")
+    base = tiny_base("llama")
+    base.model.save_pretrained(folder / "model")
+    base.tokenizer.save_pretrained(folder / "model")
+    words = ["cat", "dog", "bird"]
+    rows = {
+        "reviews.jsonl": [{"text": f"the {words[i % 3]} ran by day {i}", "label": "ab"[i % 2]} for i in range(40)],
+        "questions.jsonl": [{"question": f"who ran by day {i}", "answer": words[i % 3]} for i in range(30)],
+    }
+    for name, data in rows.items():
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in data), "utf-8")
+    (folder / "tickets.csv").write_text("ask,reply\n" + "".join(f"ask {i},reply {i}\n" for i in range(20)), "utf-8")
+    (folder / "my_metric.py").write_text(METRIC)
+    for path in DOCS:
+        for text in blocks(path, "yaml"):
+            (folder / "run.yaml").write_text(text.replace(MODEL, "model"), "utf-8")
+    return folder
+
+
+def test_there_are_commands():
+    assert sum(len(commands(path)) for path in DOCS) > 10
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_commands_parse(path, work, monkeypatch):
+    monkeypatch.chdir(work)
+    known = typer.main.get_command(cli.app).commands
+    lines = [line for line in re.findall(r"uv run tunewise (.+)", path.read_text("utf-8"))]
+    for words in [*commands(path), *map(shlex.split, lines)]:
+        known[words[0]].make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_commands_run(path, work, monkeypatch, capfd):
+    """In the order of the page, on tiny stand-ins, with budgets cut; the demo is left out."""
+    monkeypatch.chdir(work)
+    for words in commands(path):
+        if words[0] == "demo":
+            continue
+        given = ["model" if word == MODEL else word for word in words] + SHORT.get(words[0], [])
+        monkeypatch.setattr(sys, "argv", ["tunewise", *given])
+        try:
+            cli.main()
+        except SystemExit as end:
+            assert not end.code, (words, capfd.readouterr().err)
+
+
+def test_python_of_the_readme(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    (text,) = blocks(ROOT / "README.md", "python")
+    exec(compile(text.replace(MODEL, "model").replace("steps=50", "steps=2"), "README.md", "exec"), {})
+    assert "recommended" in capsys.readouterr().out
+
+
+def load(path, name):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_technique_of_the_guide(tmp_path):
+    """It is found by the registry, passes the whole contract, and leaves the registry as it was."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("<!-- technique -->\n")[2]
+    example = FENCED.search(text)[2]
+    assert len(example.splitlines()) <= 50
+    (tmp_path / "norm_tuning.py").write_text(example, "utf-8")
+    before = list(all_techniques())
+    load(tmp_path / "norm_tuning.py", "norm_tuning")
+    all_techniques.cache_clear()
+    try:
+        recipe = make("norm_tuning")
+        for check in CHECKS:
+            check(recipe, tiny_base("llama"))
+        params = recipe.resolved(tiny_base("llama")).attach(tiny_base("llama"), None).params()
+        assert len(params) == 4 and all("norm" in name for name in params)
+        second = blocks(ROOT / "CONTRIBUTING.md", "python")[1]
+        assert "CHECKS" in second
+        compile(second, "CONTRIBUTING.md", "exec")
+    finally:
+        recipe = params = None
+        del sys.modules["norm_tuning"]
+        all_techniques.cache_clear()
+        gc.collect()
+    assert list(all_techniques()) == before
+
+
+def test_technique_pages_are_current():
+    made = load(ROOT / "docs" / "make_technique_pages.py", "make_technique_pages").pages()
+    kept = {path.name: path.read_text("utf-8") for path in (ROOT / "docs" / "techniques").glob("*.md")}
+    assert kept == made, "run: python docs/make_technique_pages.py"
+    assert set(made) == {"README.md", *(f"{name}.md" for name in all_techniques())}
+
+
+def test_readme_names_every_technique():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert not [name for name in all_techniques() if f"| `{name}` |" not in text]
+
+
+def test_links_lead_somewhere():
+    broken = []
+    for path in [*DOCS, ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / "techniques").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text("utf-8")):
+            if not target.startswith("https://") and not (path.parent / target).exists():
+                broken.append((path.name, target))
+    assert not broken

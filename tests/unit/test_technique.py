@@ -1,0 +1,191 @@
+"""Recipes, the registry, composition, and the parts of the contract that the built-in seven do not use."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from tunewise.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.seeds import generator
+from tunewise.technique import Attachment, Technique, all_techniques, learning_rate, make, setting
+from tunewise.testing import attach, encoder_for, fit, logits, tiny_base, tiny_task
+from tunewise.train import TrainSettings, train
+
+SEVEN = ["base", "icl", "full", "bitfit", "last_layers", "prompt_tuning", "lora"]
+
+
+def test_the_registry_finds_every_file_in_taxonomy_order():
+    assert [name for name in all_techniques() if name in SEVEN] == SEVEN
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("lorra", {}, 'did you mean "lora"'),
+        ("lora", {"rank": 4}, 'no setting "rank"'),
+        ("lora", {"r": 0}, "lora.r is 0 but must be between 1 and 4096"),
+        ("lora", {"r": 2.5}, "must be a whole number"),
+        ("lora", {"r": True}, "must be a whole number"),
+        ("lora", {"r": "many"}, "must be a whole number"),
+        ("lora", {"lora_alpha": float("nan")}, "must be a number"),
+        ("lora", {"target_modules": "q"}, "must be a list of names"),
+        ("icl", {"selection": "magic"}, "must be one of bm25, random"),
+        ("prompt_tuning", {"init": "text"}, "go together"),
+        ("last_layers", {"head": "loose"}, "must be one of auto"),
+    ],
+)
+def test_wrong_settings_name_setting_value_and_range(name, settings, said):
+    with pytest.raises(SettingError, match=said):
+        make(name, {name: settings})
+
+
+@pytest.mark.parametrize("name", ["lora+full", "full+last_layers", "bitfit+full", "lora+lora"])
+def test_colliding_techniques_are_refused(name):
+    with pytest.raises(TechniqueError, match="cannot compose"):
+        make(name)
+
+
+def test_search_starts_at_the_default_and_stays_in_step():
+    recipe = make("icl+lora").resolved(tiny_base())
+    rates = [found.parts[1].learning_rate for found in recipe.search(3)]
+    default = make("lora").resolved(tiny_base()).learning_rate
+    assert rates == pytest.approx([default, 3 * default, default / 3], rel=1e-2)
+    assert make("base").search(3) == [make("base")]
+
+
+def test_default_rates_follow_the_width():
+    assert make("full").resolved(tiny_base()).learning_rate == pytest.approx(1e-5 * 4096 / 32, rel=1e-2)
+    given = make("full", {"full": {"learning_rate": 0.5}})
+    assert given.resolved(tiny_base()).learning_rate == 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Phased(Technique):
+    """Two phases, a mask on gradients, a penalty and a schedule: everything that later techniques need."""
+
+    name = "phased"
+    family = "partial"
+    summary = "a test's technique"
+    equation = "-"
+    reference_rate = 1e-2
+    strength: float = setting(0.1, "Weight of the penalty.", low=0.0, high=1.0)
+    learning_rate: float | None = learning_rate()
+
+    def attach(self, base, generator):
+        return _PhasedAttachment(base, self)
+
+
+class _PhasedAttachment(Attachment):
+    phases = 2
+
+    def __init__(self, base, recipe):
+        super().__init__(base, recipe)
+        self.calls = []
+        weight = base.anatomy.final_norm.weight
+        self.train_existing("norm", weight)
+        self.start = weight.detach().clone()
+        self.mask = torch.ones_like(weight)
+
+    def start_phase(self, phase):
+        self.calls.append(f"phase {phase}")
+        weight = self.params()["norm"]
+        if phase == 1:
+            moved = (weight.detach() - self.start).abs()
+            self.mask = (moved >= moved.median()).float()
+            with torch.no_grad():
+                weight.copy_(self.start)
+
+    def before_step(self, step, total):
+        self.calls.append(f"before {step} of {total}")
+
+    def after_backward(self, step, total):
+        self.params()["norm"].grad.mul_(self.mask)
+
+    def penalty(self):
+        return self.recipe.strength * (self.params()["norm"] - self.start).square().sum()
+
+    def training_state(self):
+        return {"mask": self.mask}
+
+    def load_training_state(self, state):
+        self.mask = state["mask"].clone()
+
+
+@pytest.fixture
+def phased():
+    yield _Phased()
+    all_techniques.cache_clear()
+
+
+def test_phases_masks_penalties_and_their_exact_resume(phased, tmp_path):
+    base, task, settings = tiny_base(), tiny_task(), TrainSettings(max_steps=7, save_steps=1)
+    whole = attach(phased, base, task)
+    sequences = encoder_for(whole, task).encode(task.train)
+    train(whole, sequences, settings)
+    assert [c for c in whole.calls if c.startswith("phase")] == ["phase 0", "phase 1"]
+    assert whole.calls.index("phase 1") == whole.calls.index("before 4 of 7") - 1
+    expected, mask = whole.state()["norm"].clone(), whole.mask
+    moved = expected != whole.start
+    assert not bool((moved & (mask == 0)).any()) and bool(moved.any())
+    whole.detach()
+    for stop_after in range(1, 7):
+        folder = tmp_path / str(stop_after)
+        first = attach(phased, base, task)
+
+        def stop(step, loss, last=stop_after):
+            if step == last + 1:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(first, sequences, settings, folder=folder, on_step=stop)
+        first.detach()
+        again = attach(phased, base, task)
+        train(again, sequences, settings, folder=folder, resume=True)
+        assert torch.equal(again.state()["norm"], expected)
+        again.detach()
+
+
+def test_divergence_is_refused_with_the_remedy():
+    from tunewise.errors import DivergedError
+
+    attachment = attach(make("full", {"full": {"learning_rate": 90.0}}), tiny_base())
+    with pytest.raises(DivergedError, match="lower the learning rate"):
+        fit(attachment, steps=200)
+
+
+def test_resuming_another_request_is_refused(tmp_path):
+    base, task = tiny_base(), tiny_task()
+    attachment = attach(make("lora"), base, task)
+    sequences = encoder_for(attachment, task).encode(task.train)
+
+    def stop(step, loss):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(attachment, sequences, TrainSettings(max_steps=5, save_steps=2), folder=tmp_path, on_step=stop)
+    for settings, seed in (
+        (TrainSettings(max_steps=6, save_steps=2), 0),
+        (TrainSettings(max_steps=5, save_steps=2), 1),
+    ):
+        with pytest.raises(ArtifactError, match="another run"):
+            train(attachment, sequences, settings, seed=seed, folder=tmp_path, resume=True)
+
+
+def test_half_precision_weights_are_not_trained_in_place():
+    base = tiny_base("llama", torch.bfloat16)
+    with pytest.raises(TechniqueError, match="--bf16"):
+        make("full").resolved(base).attach(base, generator(0))
+    assert not any(p.requires_grad for p in base.model.parameters())
+    attachment = attach(make("lora"), base)
+    fit(attachment)
+    assert all(p.dtype == torch.float32 for p in attachment.params().values())
+
+
+def test_bf16_arithmetic_trains_float32_weights():
+    base = tiny_base()
+    attachment = attach(make("full"), base)
+    before = logits(attachment)
+    fit(attachment, steps=3, bf16=True)
+    assert all(p.dtype == torch.float32 for p in attachment.params().values())
+    assert not torch.equal(before, logits(attachment))
