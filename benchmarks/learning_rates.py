@@ -63,7 +63,7 @@ def show(head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
         mark = "*" if row["multiple"] == 1 else " "
         start = (row["technique"], f"{row['multiple']:g}{mark}", f"{row['learning_rate']:.3g}")
         table.add_row(*start, *cells, f"{row['seconds']:.0f}", style="bold" if best else "")
-    Console(width=120).print(table)
+    Console(width=150).print(table)
 
 
 def main() -> None:

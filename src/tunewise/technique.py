@@ -110,12 +110,17 @@ class Technique(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
-        return {"technique": self.name, "settings": asdict(self)}
+        return {"technique": self.name, "settings": _plain(self)}
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self | None:
         """The recipe of a PEFT adapter of this kind, or None if it is of another kind."""
         return None
+
+
+def _plain(recipe: Technique) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}
 
 
 def _checked(technique: str, item: Field[Any], value: Any) -> Any:
@@ -382,9 +387,8 @@ class Composed(Technique):
             for other in self.parts[:index]:
                 shared = sorted(part.sides & other.sides)
                 if shared or part.name == other.name:
-                    raise TechniqueError(
-                        f"{other.name} and {part.name} cannot compose: both change {shared[0] if shared else 'the same'}"
-                    )
+                    side = shared[0] if shared else "same"
+                    raise TechniqueError(f"{other.name} and {part.name} cannot compose: both change the {side}")
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Attach the parts in order; a part that refuses leaves nothing behind."""
@@ -404,7 +408,7 @@ class Composed(Technique):
 
     def to_json(self) -> dict[str, Any]:
         """Name and the settings of each part."""
-        return {"technique": self.name, "settings": {part.name: asdict(part) for part in self.parts}}
+        return {"technique": self.name, "settings": {part.name: _plain(part) for part in self.parts}}
 
 
 class _Together(Attachment):

@@ -220,7 +220,7 @@ class _Run:
     # Checkpoints.
 
     def _facts(self) -> dict[str, Any]:
-        """What a checkpoint must agree on with the run that resumes it; the schedule makes the step limit part of it."""
+        """What a checkpoint must agree on with the run that resumes it; its schedule depends on the step limit."""
         return {
             "technique": self.attachment.recipe.to_json(),
             "base": self.base.fingerprint,

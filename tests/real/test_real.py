@@ -1,0 +1,82 @@
+"""Real pretrained models on real tasks."""
+
+import json
+
+import pytest
+
+from tunewise.adaptation import load
+from tunewise.comparison import Budget, compare
+from tunewise.evaluate import loss, score
+from tunewise.model import load_base
+from tunewise.task import Task
+from tunewise.technique import make
+from tunewise.testing import attach, encoder_for
+from tunewise.train import TrainSettings, train
+from tunewise.trial import sample
+
+pytestmark = pytest.mark.real
+MODELS = ("babyllama-char-1m", "stories-260k", "stories-3m", "tinystories-656k")
+TASKS = ("sst2", "trec6", "emotion", "e2e_nlg", "gsm8k", "xquad")
+
+
+@pytest.mark.parametrize("technique", ["full", "last_layers", "bitfit", "prompt_tuning", "lora"])
+@pytest.mark.parametrize("name", ["sst2", "trec6", "e2e_nlg"])
+def test_a_real_model_learns_a_real_task(real, name, technique):
+    """After 150 steps the loss on held-out answers is well below the base's."""
+    base = load_base(real / "models" / "tinystories-656k", device="cpu")
+    task = Task.read(f"{real / 'tasks' / name}#1000")
+    held_out = sample(task.validation, 64)
+    attachment = attach(make("base"), base, task)
+    before = loss(attachment, task, held_out)
+    attachment = attach(make(technique), base, task)
+    train(attachment, encoder_for(attachment, task).encode(task.train), TrainSettings(max_steps=150))
+    after = loss(attachment, task, held_out)
+    assert after < 0.88 * before, f"{technique} on {name}: {before:.3f} before, {after:.3f} after"
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", TASKS)
+def test_every_model_and_every_task_compare(real, model, name, tmp_path):
+    """Every row ends ok, but for worked examples that do not fit a window of 256 characters."""
+    base = load_base(real / "models" / model, device="cpu")
+    task = Task.read(f"{real / 'tasks' / name}#200")
+    budget = Budget(steps=2, test_examples=4, validation_examples=4)
+    techniques = [make(each) for each in ("base", "icl", "prompt_tuning", "lora")]
+    result = compare(base, task, techniques, tmp_path, budget=budget)
+    rows = {row["technique"]: row for row in result["rows"]}
+    for technique, row in rows.items():
+        too_long = technique == "icl" and "no worked example fits" in (row["reason"] or "")
+        assert row["status"] == "ok" or too_long, row
+    assert rows["base"]["forgetting"] == {"nll_rise": 0.0, "kl": 0.0}
+    assert json.loads((tmp_path / "compare.json").read_text())["rows"] == result["rows"]
+
+
+def test_an_adaptation_scores_again_to_the_digit(real, tmp_path):
+    base = load_base(real / "models" / "stories-260k", device="cpu")
+    for name in ("sst2", "e2e_nlg"):
+        task = Task.read(f"{real / 'tasks' / name}#300")
+        out = tmp_path / name
+        result = compare(
+            base,
+            task,
+            [make("icl"), make("lora"), make("icl+lora")],
+            out,
+            budget=Budget(steps=5, test_examples=12, validation_examples=8),
+        )
+        for row in result["rows"]:
+            assert row["status"] == "ok", row
+            loaded = load(out / row["adaptation"], base=base)
+            again = score(loaded.attachment, task, sample(task.test, 12))
+            assert again.mean == row["score"]["mean"] and again.nll == row["nll"]
+            loaded.attachment.detach()
+
+
+def test_files_as_found_in_the_wild(real):
+    base = load_base(real / "models" / "stories-3m", device="cpu")
+    for name, form in (("alpaca_en_demo", "alpaca"), ("glaive_toolcall_en_demo", "sharegpt")):
+        task = Task.read(real / "formats" / f"{name}.json")
+        assert task.format == form
+        attachment = attach(make("lora"), base, task)
+        sequences = encoder_for(attachment, task).encode(task.train)
+        assert all(any(sequence.labelled) and len(sequence.ids) <= 512 for sequence in sequences)
+        attachment.detach()
