@@ -42,7 +42,9 @@ TOOLS = {
     "trl-packed": "TRL, packed, not recomputing",
     "trl": "TRL, its defaults (bf16, recomputing)",
 }
+PARTS = ("tunewise", "torch", "transformers", "peft", "trl")
 THREADS, BATCH, RATE = 2, 8, 1e-4
+WAITING = {"OMP_WAIT_POLICY": "passive"}  # idle threads sleep: where they spin, CPU time counts what others do
 BLOCK, BLOCKS = 1024, 2  # TRL's packing: tokens of a block, blocks of a batch (8 rows fill 1.5)
 MEDIAN, SIGMA, SHORTEST, LONGEST = 166, 0.558, 16, 1024  # log-normal lengths, mean 194
 LABELLED = (0.26, 0.66)  # share of a row's tokens that is labelled: uniform, 46 % on average
@@ -65,8 +67,8 @@ COLUMNS = {  # heading, figure, its form
 def draw_rows(count: int, name: str) -> list[Sequence]:
     """Random rows whose lengths are the quantiles of the law, shuffled; prompts come first, unlabelled."""
     source = generator(0, name)
-    quantiles = torch.special.ndtri((torch.arange(count) + 0.5) / count)
-    lengths = (MEDIAN * torch.exp(SIGMA * quantiles)).int().clamp(SHORTEST, LONGEST)
+    normal = torch.special.ndtri((torch.arange(count) + 0.5) / count)
+    lengths = (MEDIAN * torch.exp(SIGMA * normal)).int().clamp(SHORTEST, LONGEST)
     rows = []
     for length in lengths[torch.randperm(count, generator=source)].tolist():
         share = LABELLED[0] + (LABELLED[1] - LABELLED[0]) * float(torch.rand((), generator=source))
@@ -88,7 +90,7 @@ class Job(hf.TrainerCallback):
         self.rows = self.warm + self.timed
         self.method, self.bf16, self.folder = method, bf16, folder
         self.trainable, self.losses, self.clocks = 0, list[float](), list[tuple[float, float]]()
-        self.batches: list[tuple[int, int, int]] = []  # labelled, real and computed tokens
+        self.batches: list[tuple[int, ...]] = []  # labelled, real and computed tokens
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """A step has ended."""
@@ -145,8 +147,7 @@ def run_tunewise(job: Job) -> None:
 
     done = train(attachment, laid, settings, on_step=stepped)
     labelled, tokens = sum(sum(row.labelled[1:]) for row in job.warm), sum(len(row.ids) for row in job.warm)
-    rest = done.labelled_tokens - labelled, done.tokens - tokens, done.tokens - tokens
-    job.batches = [(labelled, tokens, tokens), rest]
+    job.batches = [(), (done.labelled_tokens - labelled, done.tokens - tokens, done.tokens - tokens)]
 
 
 def run_trainer(job: Job) -> None:
@@ -165,8 +166,8 @@ def run_trl_packed(job: Job) -> None:
     """Warm-up and timed rows are packed apart, by TRL's own packer."""
     warm = pack_dataset(_table(job.warm), BLOCK, "bfd").select(range(BLOCKS))
     packed = concatenate_datasets([warm, pack_dataset(_table(job.timed), BLOCK, "bfd")])
-    own = {"packing": True, "max_length": BLOCK, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    own |= {"gradient_checkpointing": False, "bf16": False, "per_device_train_batch_size": BLOCKS}
+    own = {"packing": True, "max_length": BLOCK, "gradient_checkpointing": False, "bf16": False}
+    own |= {"per_device_train_batch_size": BLOCKS, "dataset_kwargs": {"skip_prepare_dataset": True}}
     _sft(job, packed, SFTConfig(**own, **job.arguments()))
 
 
@@ -193,9 +194,9 @@ def measure(tool: str, method: str, bf16: bool, steps: int) -> dict[str, Any]:
     cpu, wall = (last - first for first, last in zip(job.clocks[0], job.clocks[-1], strict=True))
     cost = {"cpu_seconds": cpu, "wall_seconds": wall, "peak_memory_gb": (_status("VmHWM") - before) / 1e9}
     work = {"labelled_tokens": labelled, "tokens": tokens, "padding": 1 - tokens / computed}
-    work |= {"steps": len(job.clocks) - 1, "trainable_parameters": job.trainable}
-    work |= {"first_loss": job.losses[0], "mean_loss": statistics.fmean(job.losses[1:])}
-    return {"tool": tool, **cost, "labelled_tokens_per_cpu_second": labelled / cpu, **work}
+    work |= {"trainable_parameters": job.trainable, "steps": len(job.clocks) - 1, "first_loss": job.losses[0]}
+    rate, loss = labelled / cpu, statistics.fmean(job.losses[1:])
+    return {"tool": tool, **cost, "labelled_tokens_per_cpu_second": rate, **work, "mean_loss": loss}
 
 
 def _status(name: str) -> int:
@@ -205,7 +206,7 @@ def _status(name: str) -> int:
 
 def compare(options: argparse.Namespace) -> None:
     """Alternate the tools, take medians, print and write."""
-    head = {"machine": machine(), "model": SHAPE, "rows": BATCH * options.steps, "batch": BATCH}
+    head = {"machine": machine(), "model": SHAPE, "rows": BATCH * options.steps}
     plan = {f"{method} fp32": (list(TOOLS), [method]) for method in options.methods}
     if options.bf16:
         plan |= {f"{method} bf16": (["tunewise", "trainer"], [method, "--bf16"]) for method in options.methods}
@@ -223,12 +224,12 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def _child(*words: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, "--one", *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, __file__, "--one", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **WAITING})
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
-    line = done.stdout.splitlines()[-1]
-    print(line, file=sys.stderr, flush=True)
-    return json.loads(line)
+    print(done.stdout, end="", file=sys.stderr, flush=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def check(title: str, runs: dict[str, dict[str, Any]]) -> None:
@@ -262,18 +263,18 @@ def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     facts = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "threads": THREADS, "load": os.getloadavg()[0]}
-    return {**facts, **{name: version(name) for name in ("tunewise", "torch", "transformers", "peft", "trl")}}
+    return {**facts, **WAITING, **{name: version(name) for name in PARTS}}
 
 
 def show(head: dict[str, Any], summary: dict[str, dict[str, dict[str, Any]]]) -> None:
     """The tables."""
-    console = Console(width=150)
+    console = Console(width=160)
     console.print(", ".join(f"{name} {value}" for name, value in head["machine"].items()), highlight=False)
     for title, tools in summary.items():
         ours = tools["tunewise"]
         size = f"{head['rows']} rows, {ours['tokens']:.0f} tokens, {ours['labelled_tokens']:.0f} of them labelled"
-        columns = [Column(heading, justify="right") for heading in COLUMNS]
-        table = Table("", *columns, title=f"{title}: {size}", title_justify="left")
+        console.print(f"\n{title}: {size}", highlight=False)
+        table = Table("", *(Column(heading, justify="right") for heading in COLUMNS))
         for tool, row in tools.items():
             table.add_row(TOOLS[tool], *(form.format(row[key]) for key, form in COLUMNS.values()))
         console.print(table)

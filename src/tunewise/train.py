@@ -148,6 +148,8 @@ class _Run:
             self._enter(0)
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                weights = sum(tensor.nbytes for tensor in self.attachment.state().values())
+                store.check_space(self.folder, 3 * weights)  # the weights and AdamW's two moments
                 store.write_text(self.folder / "metrics.jsonl", "")
             return
         self._restore(found[1])

@@ -1,7 +1,9 @@
 """The command line as a user meets it: what it prints where, its exit codes, and what it leaves on disk."""
 
 import json
+import os
 import pickle  # noqa: TID251 (to make what must never be opened)
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tunewise import cli
 from tunewise.technique import all_techniques
@@ -500,6 +503,23 @@ def test_what_cannot_work_is_a_row(run, model, labels, tmp_path):
     assert nothing.json()["rows"][0]["status"] == "failed"
 
 
+def in_another_process(words, folder):
+    """Call the command line in a fork of this process, which spares the imports; its output goes to files."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        torch.set_num_threads(1)
+        with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+            sys.argv, sys.stdout, sys.stderr = ["tunewise", *words], out, err
+            cli.main()
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        os._exit(code)
+
+
 def test_two_comparisons_in_one_folder(refused, model, answers, tmp_path):
     """The first is held inside its own metric until the second was refused."""
     metric, started, go = tmp_path / "slow.py", tmp_path / "started", tmp_path / "go"
@@ -508,24 +528,26 @@ def test_two_comparisons_in_one_folder(refused, model, answers, tmp_path):
         f"    Path({str(started)!r}).touch()\n    for _ in range(600):\n"
         f"        if Path({str(go)!r}).exists():\n            return 1.0\n        time.sleep(0.1)\n"
     )
-    words = ["compare", "-t", "base", "--model", model, "--data", answers, "--out", tmp_path / "out"]
-    words = [str(word) for word in [*words, "--metric", f"{metric}:slow"]]
-    command = [sys.executable, "-c", "from tunewise.cli import main; main()", *words]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = ["compare", "-t", "base", "--model", model, "--data", answers, "--out", tmp_path / "runs"]
+    words = [str(word) for word in [*words, "--metric", f"{metric}:slow", "--device", "cpu"]]
+    first = in_another_process(words, tmp_path)
+    ended = 0
     try:
-        deadline = time.monotonic() + 100
-        while not started.exists() and first.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert started.exists(), first.communicate(timeout=5)
-        assert f"in use by process {first.pid}" in refused(*words)
+        deadline = time.monotonic() + 60
+        while not started.exists() and not ended and time.monotonic() < deadline:
+            ended, _ = os.waitpid(first, os.WNOHANG)
+            time.sleep(0.02)
+        assert started.exists()
+        assert f"in use by process {first}" in refused(*words)
         go.touch()
-        out, err = first.communicate(timeout=100)
-        assert first.returncode == 0, err
-        assert "Recommended: base." in out and not err
+        ended, status = os.waitpid(first, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, (tmp_path / "err").read_text()
+        assert "Recommended: base." in (tmp_path / "out").read_text()
+        assert not (tmp_path / "err").read_text()
     finally:
-        go.touch()
-        first.kill()
-        first.wait()
+        if not ended:
+            os.kill(first, signal.SIGKILL)
+            os.waitpid(first, 0)
 
 
 def test_report_of_nothing(refused, tmp_path):

@@ -63,7 +63,7 @@ def test_there_are_commands():
 def test_commands_parse(path, work, monkeypatch):
     monkeypatch.chdir(work)
     known = typer.main.get_command(cli.app).commands
-    lines = [line for line in re.findall(r"uv run tunewise (.+)", path.read_text("utf-8"))]
+    lines = re.findall(r"uv run tunewise (.+)", path.read_text("utf-8"))
     for words in [*commands(path), *map(shlex.split, lines)]:
         known[words[0]].make_context(words[0], words[1:])
 
