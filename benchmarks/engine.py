@@ -134,9 +134,8 @@ def run_tunewise(job: Job) -> None:
     laid = list(job.rows)
     for place, index in enumerate(order(len(laid), 0, 0, len(laid))):
         laid[index] = job.rows[place]
-    own = {"r": 16, "lora_alpha": 32} if job.method == "lora" else {}
-    technique = make(job.method, {job.method: {"learning_rate": RATE, **own}})
-    attachment = technique.attach(Base(job.model, job.tokenizer, "bench"), generator(0, "attach"))
+    own = {"lora": {"r": 16, "lora_alpha": 32, "learning_rate": RATE}, "full": {"learning_rate": RATE}}
+    attachment = make(job.method, own).attach(Base(job.model, job.tokenizer, "bench"), generator(0, "attach"))
     job.trainable = sum(parameter.numel() for parameter in attachment.params().values())
     steps = {"max_steps": len(laid) // BATCH, "per_device_train_batch_size": BATCH, "bf16": job.bf16}
     settings = TrainSettings(lr_scheduler_type="constant", warmup_ratio=0.0, **steps)

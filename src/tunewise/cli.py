@@ -11,12 +11,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunewise.errors import RequestError, SettingError, TunewiseError
+from tunewise.errors import ArtifactError, RequestError, SettingError, TunewiseError
 
 if TYPE_CHECKING:
     from tunewise.model import Base
@@ -45,15 +46,18 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise SettingError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SettingError(f"{path}: must hold settings, one `name: value` a line")
-    known = {parameter.name for parameter in context.command.params}
+    known = {
+        word.lstrip("-").replace("-", "_"): str(parameter.name)
+        for parameter in context.command.params
+        for word in (*parameter.opts, str(parameter.name))
+        if parameter.name != "config" and len(word) > 2
+    }
     defaults: dict[str, Any] = {}
     for name, value in values.items():
         key = str(name).replace("-", "_")
-        key = {"set": "sets", "columns": "columns"}.get(key, key)
         if key not in known:
-            raise SettingError(
-                f'{path}: there is no setting "{name}" here; there are {", ".join(sorted(map(str, known)))}'
-            )
+            raise SettingError(f'{path}: there is no setting "{name}" here; there are {", ".join(sorted(known))}')
+        key = known[key]
         if isinstance(value, dict):
             value = [f"{k}={json.dumps(v)}" if key == "sets" else f"{k}={v}" for k, v in value.items()]
             value = value if key == "sets" else ",".join(value)
@@ -170,10 +174,15 @@ def fit_command(
     """Fit one technique and leave an adaptation."""
     task = _task(data, columns, template, metric)
     chosen = _settings(sets)
+    if "," in technique or not technique.strip():
+        raise SettingError(
+            f'fit takes one technique, not "{technique}"; join with + to compose, or use tunewise compare'
+        )
+    recipe = _techniques(technique, chosen)[0]
     if learning_rate is not None:
-        for part in technique.split("+"):
-            chosen.setdefault(part, {}).setdefault("learning_rate", learning_rate)
-    recipe = _techniques(technique, chosen, several=False)[0]
+        for part in [part for part in getattr(recipe, "parts", (recipe,)) if part.trains]:
+            chosen.setdefault(part.name, {}).setdefault("learning_rate", learning_rate)
+        recipe = _techniques(technique, chosen)[0]
     settings = _train_settings(max_steps, batch_size, accumulate, lr_scheduler_type, save_steps, bf16)
     base = _load(model, revision, dtype, device, max_length)
     from tunewise.fitting import fit
@@ -199,7 +208,9 @@ def fit_command(
         f"{recipe.name}: validation loss {record['validation_loss_before']:.4f} before, "
         f"{record['validation_loss']:.4f} after; {count(record['optimised_parameters'])} parameters optimised, "
         f"{record['seconds']:.1f} s.\nSaved to {record['adaptation']}\n"
-        f"Score it: tunewise eval {record['adaptation']} --data {data}",
+        f"Score it: tunewise eval {record['adaptation']} --data {data}"
+        + (f" --columns {columns}" if columns else "")
+        + (f" --metric {metric}" if metric else ""),
         markup=False,
         highlight=False,
     )
@@ -239,7 +250,7 @@ def compare_command(
     """Run techniques side by side under one budget and say which to use; run it again to continue."""
     task = _task(data, columns, template, metric)
     texts = _texts(retention)
-    recipes = _techniques(techniques, _settings(sets), several=True)
+    recipes = _techniques(techniques, _settings(sets))
     from tunewise.comparison import Budget, compare
 
     budget = Budget(
@@ -277,6 +288,8 @@ def eval_command(
     task = _task(data, columns, template, metric)
     if split not in ("train", "validation", "test"):
         raise SettingError(f'split is "{split}" but must be train, validation or test')
+    if examples is not None and examples < 1:
+        raise SettingError(f"test_examples is {examples} but must be at least 1")
     folder = adaptation / "adaptation" if (adaptation / "adaptation").is_dir() else adaptation
     _quiet()
     from tunewise import store
@@ -284,7 +297,13 @@ def eval_command(
     from tunewise.evaluate import describe, score
     from tunewise.trial import sample
 
+    if not folder.is_dir():
+        raise SettingError(f"{adaptation}: there is no such folder; give the folder of an adaptation")
+    if (folder / "compare.json").is_file():
+        raise SettingError(f"{folder}: is a comparison; give one of its rows, e.g. {folder}/trials/.../adaptation")
     loaded = load(folder, model=model)
+    if task.template is None:
+        task = replace(task, template=loaded.style.template if (folder / "adaptation.json").is_file() else None)
     chosen = sample(getattr(task, split), examples or (200 if task.kind == "generation" else 500))
     with _progress() as show:
         found = score(
@@ -320,13 +339,17 @@ def report_command(
 
     if not (folder / "compare.json").is_file():
         raise SettingError(f"{folder}: holds no comparison (no compare.json); give the --out of tunewise compare")
-    result = store.read_json(folder / "compare.json", limit_bytes=1 << 26)
-    if as_json:
-        _print_json(result)
-        return
     from tunewise.report import terminal
 
-    _console().print(terminal(result))
+    result = store.read_json(folder / "compare.json", limit_bytes=1 << 26)
+    try:
+        shown = terminal(result)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{folder / 'compare.json'}: is not as tunewise writes it ({error!r})") from error
+    if as_json:
+        _print_json(result)
+    else:
+        _console().print(shown)
 
 
 @app.command("demo")
@@ -338,7 +361,7 @@ def demo_command(
     as_json: Json = False,
 ) -> None:
     """Compare on a small model trained on the spot: no network, no account, about a minute."""
-    recipes = _techniques(techniques, {}, several=True)
+    recipes = _techniques(techniques, {})
     _quiet()
     from tunewise import world
     from tunewise.comparison import Budget, compare
@@ -369,7 +392,10 @@ def _task(data: str, columns: str | None, template: str | None, metric: str | No
     if metric is not None and metric != "accuracy":
         find(metric)
     text = template.replace("\\n", "\n") if template else None
-    return Task.read(data, columns=_pairs(columns), template=text, metric=metric)
+    task = Task.read(data, columns=_pairs(columns), template=text, metric=metric)
+    if metric == "accuracy" and task.kind != "classification":
+        raise SettingError(f"accuracy is for labels, and {data} is a {task.kind} task; use exact_match or f1")
+    return task
 
 
 def _pairs(columns: str | None) -> dict[str, str] | None:
@@ -407,12 +433,12 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _techniques(names: str, chosen: dict[str, dict[str, Any]], *, several: bool) -> list[Technique]:
+def _techniques(names: str, chosen: dict[str, dict[str, Any]]) -> list[Technique]:
     _quiet()
     from tunewise.technique import all_techniques, make
 
     known = all_techniques()
-    wanted = list(known) if several and names == "all" else [n.strip() for n in names.split(",") if n.strip()]
+    wanted = list(known) if names == "all" else [n.strip() for n in names.split(",") if n.strip()]
     used = {part for name in wanted for part in name.split("+")}
     for technique in chosen:
         if technique not in used:

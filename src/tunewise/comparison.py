@@ -91,8 +91,7 @@ def compare(
     names = [technique.name for technique in techniques]
     if not names or len(set(names)) < len(names):
         raise SettingError(f"the techniques to compare must be different and at least one; given: {', '.join(names)}")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = store.output_folder(out)
     settings = replace(settings or TrainSettings(), max_steps=budget.steps)
     tests = budget.test_examples or (200 if task.kind == "generation" else 500)
     with store.lock(folder):
@@ -227,14 +226,15 @@ def _summary(
         return row, None
     table = np.array([record["per_example"] for record in good])
     low, high = interval(table.mean(axis=0))
+    each = [record["score"]["mean"] for record in good]
     best = min(good, key=lambda record: record["validation_loss"])
     row |= {
         "score": {
             "metric": cache.task.metric,
-            "mean": float(table.mean()),
+            "mean": sum(each) / len(each),
             "low": low,
             "high": high,
-            "per_seed": [float(value) for value in table.mean(axis=1)],
+            "per_seed": each,
         },
         "others": _mean([record["score"]["others"] for record in good]),
         "nll": float(np.mean([record["nll"] for record in good])),

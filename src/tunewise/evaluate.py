@@ -6,6 +6,7 @@ unadapted base scores a forgetting of exactly 0.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -118,6 +119,7 @@ def _classify(attachment: Attachment, task: Task, examples: Sequence[Example], p
             table[index] = row
         done += len(group)
         progress(done, len(examples))
+    seconds = (time.perf_counter() - started) / len(examples)
     chosen = [task.labels[min(range(len(row)), key=row.__getitem__)] for row in table]
     gold = [task.labels.index(example.answer) for example in examples]
     tokens = sum(len(row[label]) for row, label in zip(answers, gold, strict=True))
@@ -128,7 +130,7 @@ def _classify(attachment: Attachment, task: Task, examples: Sequence[Example], p
         sum(row[label] for row, label in zip(table, gold, strict=True)) / max(tokens, 1),
         {"macro_f1": metrics.macro_f1(chosen, [example.answer for example in examples], task.labels)},
         chosen,
-        (time.perf_counter() - started) / len(examples),
+        seconds,
         sum(len(prompt.ids) for prompt in prompts) / len(prompts),
         sum(prompt.cut for prompt in prompts),
     )
@@ -280,6 +282,11 @@ class Retention:
                 held.log_p.append(log_probabilities(base, batch, left))
                 left -= len(held.log_p[-1])
         return held
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the sequences."""
+        return hashlib.sha256(repr([sequence.ids for sequence in self.sequences]).encode()).hexdigest()
 
     @property
     def kl_tokens(self) -> int:

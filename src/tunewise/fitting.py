@@ -53,7 +53,7 @@ def fit(
         SettingError: `out` holds a finished adaptation already.
         DivergedError: the loss stopped being finite.
     """
-    folder, settings = Path(out), settings or TrainSettings()
+    folder, settings = store.output_folder(out), settings or TrainSettings()
     target = folder / "adaptation"
     if target.exists():
         raise SettingError(f"{target}: there is a finished adaptation here already; choose another --out")
@@ -61,9 +61,10 @@ def fit(
         raise SettingError(
             f"{folder}: holds checkpoints of a stopped run; continue it with --resume or choose another --out"
         )
+    if num_train_epochs is not None and not num_train_epochs > 0:
+        raise SettingError(f"num_train_epochs is {num_train_epochs:g} but must be more than 0")
     if num_train_epochs is not None:
         settings = replace(settings, max_steps=max(1, round(len(task.train) * num_train_epochs / settings.rows)))
-    folder.mkdir(parents=True, exist_ok=True)
     validation = sample(task.validation, validation_examples)
     recipe = technique.resolved(base)
     with store.lock(folder):
@@ -85,7 +86,7 @@ def fit(
                     resume=resume,
                     on_step=lambda step, value: progress(step, total, value),
                 )
-                record |= {"training": asdict(done), "settings": asdict(settings)}
+                record |= {"training": asdict(done), "train_settings": asdict(settings)}
                 record["training"]["cut"] = sum(sequence.cut for sequence in sequences)
             record |= {
                 "validation_loss": loss(attachment, task, validation),

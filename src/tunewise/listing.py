@@ -32,8 +32,8 @@ def tree() -> Tree:
 
 def facts(name: str | None = None) -> Any:
     """The same as data: one technique, or all."""
-    if name is None:
-        return [facts(each) for each in all_techniques()]
+    if name is None or "+" in name:
+        return [facts(each) for each in (name.split("+") if name else all_techniques())]
     cls = type(make(name))
     cite = cls.citation
     return {
@@ -67,7 +67,10 @@ def facts(name: str | None = None) -> Any:
 
 def page(name: str) -> RenderableType:
     """One technique: what it is, from where, its facts and settings."""
-    cls: type[Technique] = type(make(name))
+    recipe = make(name)
+    if "+" in name:
+        return Group(*(part for each in name.split("+") for part in (page(each), Text(""))))
+    cls: type[Technique] = type(recipe)
     lines = [Text(f"{cls.name}: {cls.summary}", style="bold"), Text(f"  {cls.equation}")]
     if cls.citation:
         cite = cls.citation
@@ -160,15 +163,15 @@ def check_page(found: dict[str, Any]) -> RenderableType:
         Text(f"examples: {counts}"),
     ]
     if found["labels"]:
-        each = ", ".join(f"{label} {sum(splits.values())}" for label, splits in found["labels"].items())
+        each = ", ".join(f"{_visible(label)} {sum(splits.values())}" for label, splits in found["labels"].items())
         parts.append(Text(f"labels: {each}"))
-    parts += [Text(note) for note in found["notes"]]
+    parts += [Text(_visible(note)) for note in found["notes"]]
     leaks = found["leaks"]
     parts.append(Text(f"duplicates within train: {found['duplicates']}"))
     parts.append(
         Text(
             f"held-out prompts that are also in train: {leaks['count']}"
-            + "".join(f"\n  {leak['split']}: {leak['text'][:100]}" for leak in leaks["examples"]),
+            + "".join(f"\n  {leak['split']}: {_visible(leak['text'][:100])}" for leak in leaks["examples"]),
             style="red" if leaks["count"] else "",
         )
     )

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from tunewise.anatomy import Anatomy
 from tunewise.errors import ModelError
@@ -113,6 +114,8 @@ def load_base(
     Raises:
         ModelError: no such model, no safetensors weights, remote code wanted, or a layout nobody knows.
     """
+    if max_length is not None and max_length < 8:
+        raise ModelError(f"max_length is {max_length}, and a window below 8 tokens leaves no room for examples")
     if dtype not in DTYPES:
         raise ModelError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
     path = Path(name).expanduser()
@@ -121,8 +124,11 @@ def load_base(
         raise ModelError(f"{name}: there is no such folder; give a model folder or a Hub id (org/name)")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: the folder has no config.json; give the folder of a Hugging Face model")
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
+        if not path.exists():  # pinned before anything is read, so that all parts come from one commit
+            found = cached_file(source, "config.json", revision=revision)
+            revision = extract_commit_hash(str(found), None) or revision
+        common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(source, **common)
         model = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=DTYPES[dtype], use_safetensors=True, **common
@@ -133,8 +139,13 @@ def load_base(
         raise ModelError(f"{name}: cannot be loaded as a causal language model: {reason}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"{name}: its tokenizer has no fast version (tokenizer.json); convert it with transformers")
-    revision = getattr(config, "_commit_hash", None) or revision
-    base = Base(cast(Any, model).to(device or _default_device()), tokenizer, str(name), revision, max_length)
+    try:
+        cast(Any, model).to(device or _default_device())
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f'the model cannot be put on device "{device}": {" ".join(str(error).split())[:200]}'
+        ) from error
+    base = Base(model, tokenizer, str(name), revision, max_length)
     base.anatomy  # noqa: B018 (an unknown layout is refused here, not after minutes of work)
     return base
 

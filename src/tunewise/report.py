@@ -31,11 +31,12 @@ _LEGEND = (
 )
 
 
-def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of the table, best score first, failed rows last; a failed row ends with its reason."""
+def rows(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Name and cells of each row, best score first, failed rows last; a failed row ends with its reason."""
     scored = sorted((r for r in result["rows"] if "score" in r), key=lambda r: -r["score"]["mean"])
     failed = [r for r in result["rows"] if "score" not in r]
-    return [_cells(row) for row in scored] + [[row["label"], "failed", row["reason"] or ""] for row in failed]
+    cells = [_cells(row) for row in scored] + [[row["label"], "failed", row["reason"] or ""] for row in failed]
+    return [(row["technique"], own) for row, own in zip(scored + failed, cells, strict=True)]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -95,11 +96,11 @@ def terminal(result: Mapping[str, Any]) -> RenderableType:
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
     recommended = (result["verdict"] or {}).get("recommended")
     failed = []
-    for cells in rows(result):
+    for name, cells in rows(result):
         if len(cells) < len(_COLUMNS):
             failed.append(Text(f"{cells[0]} failed: {cells[2]}", style="red"))
             continue
-        style = "bold green" if cells[0].split(" ")[0].startswith(str(recommended)) else ""
+        style = "bold green" if name == recommended else ""
         table.add_row(*(Text(cell, style=style) for cell in cells))
     lines = [Text(note, style="dim") for note in [_legend(result), *notes(result)]]
     return Group(table, *failed, *lines, Text(""), *(Text(line) for line in verdict_lines(result)))
@@ -121,7 +122,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The same as Markdown."""
     lines = [f"# {heading(result)}", "", *(f"{line}  " for line in verdict_lines(result)), ""]
     lines += ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
-    for cells in rows(result):
+    for _, cells in rows(result):
         padded = [*cells, *[""] * (len(_COLUMNS) - len(cells))]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in padded) + " |")
     machine = result["machine"]

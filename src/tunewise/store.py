@@ -212,6 +212,20 @@ def append_line(path: Path, value: object) -> None:
             os.close(descriptor)
 
 
+def output_folder(path: str | Path) -> Path:
+    """The folder for results, made if it is missing.
+
+    Raises:
+        RequestError: something else has that name, or it cannot be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be used as a folder for results ({error.strerror})") from error
+    return folder
+
+
 def read_json(path: Path, *, limit_bytes: int = JSON_BYTES) -> dict[str, Any]:
     """Read one JSON object from an untrusted file.
 

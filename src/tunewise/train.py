@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
 
 from tunewise import store
 from tunewise.errors import ArtifactError, DivergedError, SettingError
@@ -52,6 +52,9 @@ class TrainSettings:
         for name in (*positive, "logging_steps"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)} but must be at least 1")
+        schedules = sorted(kind.value for kind in SchedulerType)
+        if self.lr_scheduler_type not in schedules:
+            raise SettingError(f'lr_scheduler_type "{self.lr_scheduler_type}" is not one of {", ".join(schedules)}')
         if not 0 <= self.warmup_ratio < 1:
             raise SettingError(f"warmup_ratio is {self.warmup_ratio} but must be at least 0 and below 1")
 

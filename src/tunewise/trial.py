@@ -89,6 +89,7 @@ class Trial:
             "technique": self.technique.to_json(),
             "settings": asdict(self.settings) if self.technique.trains else None,
             "tokens": self.tokens,
+            "retention": cache.retention.fingerprint if cache.retention is not None else None,
             "seed": self.seed,
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
