@@ -368,7 +368,7 @@ def demo_command(
 
     with _progress() as show:
         base = world.model(progress=lambda step, total: show("a small model", "pretraining", step, total))
-        result = compare(base, world.reviews(), recipes, out, budget=Budget(steps=60), progress=show)
+        result = compare(base, world.reviews(), recipes, out, budget=Budget(steps=100, search=3), progress=show)
     _finish(result, out, as_json)
 
 
@@ -517,6 +517,10 @@ def _progress() -> Iterator[Any]:
         tasks: dict[tuple[str, str], Any] = {}
 
         def show(row: str, what: str, done: int, total: int) -> None:
+            if not console.is_terminal:
+                if done == total and done:
+                    console.print(f"{row}: {what}, {done} of {total}", markup=False, highlight=False, soft_wrap=True)
+                return
             kind = "training" if what.startswith("loss") else what
             if (row, kind) not in tasks or done < live.tasks[live.task_ids.index(tasks[row, kind])].completed:
                 for old in tasks.values():
@@ -529,6 +533,7 @@ def _progress() -> Iterator[Any]:
 
 def main() -> None:
     """Run the command line; errors of ours are one line on stderr."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost tenfold on a busy machine
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING)  # on the handler, because some libraries set their own loggers to debug
     logging.basicConfig(format="%(message)s", handlers=[handler])

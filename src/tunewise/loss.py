@@ -70,19 +70,21 @@ class _LinearLoss(torch.autograd.Function):
         for start in range(0, len(targets), rows):
             part, target = hidden[start : start + rows], targets[start : start + rows, None]
             logits = _at_least_float32(nn.functional.linear(part, matrix, offset))
-            logits -= torch.logsumexp(logits, dim=-1, keepdim=True)  # log-probabilities, in place
-            total -= logits.gather(1, target).sum()
+            top, wanted = logits.amax(1, keepdim=True), logits.gather(1, target)
+            mass = logits.sub_(top).exp_().sum(1, keepdim=True)  # one exponential for value and gradient
+            total += (mass.log() + top - wanted).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
-            slope = logits.exp_()
-            slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
-            slope = slope.to(hidden.dtype)
+            logits.scatter_add_(1, target, -mass)  # mass * (softmax - onehot); divided where the tensor is small
+            slope = logits.to(hidden.dtype)
+            scale = mass.reciprocal().to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(slope, matrix, out=grad_hidden[start : start + rows])
+                grad_hidden[start : start + rows] *= scale
             if grad_weight is not None:
-                grad_weight.addmm_(slope.T.to(weight.dtype), part.to(weight.dtype))
+                grad_weight.addmm_(slope.T.to(weight.dtype), (part * scale).to(weight.dtype))
             if grad_bias is not None:
-                grad_bias += slope.sum(0)
+                grad_bias += (slope.T.to(bias.dtype) @ scale.to(bias.dtype))[:, 0]
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return total
 

@@ -182,9 +182,10 @@ def test_half_precision_weights_are_not_trained_in_place():
     assert all(p.dtype == torch.float32 for p in attachment.params().values())
 
 
-def test_bf16_arithmetic_trains_float32_weights():
+@pytest.mark.parametrize("name", ["full", "lora", "bitfit", "prompt_tuning", "last_layers"])
+def test_bf16_arithmetic_trains_float32_weights(name):
     base = tiny_base()
-    attachment = attach(make("full"), base)
+    attachment = attach(make(name), base)
     before = logits(attachment)
     fit(attachment, steps=3, bf16=True)
     assert all(p.dtype == torch.float32 for p in attachment.params().values())

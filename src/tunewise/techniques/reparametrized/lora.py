@@ -120,7 +120,12 @@ class _LowRank(Attachment):
             x = args[0]
             if rate and torch.is_grad_enabled():  # the base is in evaluation mode while it is trained
                 x = dropout(x, rate)
-            return output + linear(linear(x.to(a.dtype), a), b * self.scale).to(output.dtype)
+            low = linear(x.to(a.dtype), a)
+            if output.dtype != b.dtype:  # a base in half precision, or autocast
+                return output + linear(low, b * self.scale).to(output.dtype)
+            # In place: a linear does not need its own output for its gradient, and this saves a copy of it.
+            output.view(-1, output.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.T, alpha=self.scale)
+            return output
 
         return update
 
