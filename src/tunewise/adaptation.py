@@ -117,13 +117,14 @@ def _restore(stored: store.Stored, facts: dict[str, Any], base: Base | None, mod
         )
     name, settings = str(facts["technique"]), facts["settings"]
     recipe = make(name, settings if "+" in name else {name: settings})
-    attachment = recipe.attach(base, generator(0, "load"))
+    held = len(base.attached)
     try:
+        attachment = recipe.attach(base, generator(0, "load"))
         attachment.load(stored.tensors("weights.safetensors"))
         rows = stored.text("rows.jsonl").split("\n")[:-1] if "rows.jsonl" in stored.names else []
         attachment.recall([json.loads(row) for row in rows], style)
     except Exception:
-        attachment.detach()
+        base.release(held)
         raise
     return Adaptation(attachment, style, facts)
 
@@ -166,11 +167,12 @@ def _from_peft(config: dict[str, Any], tensors: dict[str, Tensor], base: Base) -
     for cls in all_techniques().values():
         recipe = cls.from_peft(config, tensors)
         if recipe is not None:
-            attachment = recipe.attach(base, generator(0, "load"))
+            held = len(base.attached)
             try:
+                attachment = recipe.attach(base, generator(0, "load"))
                 attachment.load_peft(tensors)
             except Exception:
-                attachment.detach()
+                base.release(held)
                 raise
             return attachment
     raise ArtifactError(f"adapters of type {config.get('peft_type')!r} cannot be loaded here")

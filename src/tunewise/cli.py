@@ -157,6 +157,7 @@ def fit_command(
     accumulate: Accumulate = 1,
     lr_scheduler_type: Schedule = "cosine",
     save_steps: SaveSteps = 500,
+    eval_steps: Annotated[int, typer.Option(help="Steps between validation losses in metrics.jsonl; 0: none.")] = 0,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run, to the same bits.")] = False,
     columns: Columns = None,
@@ -183,7 +184,7 @@ def fit_command(
         for part in [part for part in getattr(recipe, "parts", (recipe,)) if part.trains]:
             chosen.setdefault(part.name, {}).setdefault("learning_rate", learning_rate)
         recipe = _techniques(technique, chosen)[0]
-    settings = _train_settings(max_steps, batch_size, accumulate, lr_scheduler_type, save_steps, bf16)
+    settings = _train_settings(max_steps, batch_size, accumulate, lr_scheduler_type, save_steps, bf16, eval_steps)
     base = _load(model, revision, dtype, device, max_length)
     from tunewise.fitting import fit
 
@@ -332,20 +333,24 @@ def eval_command(
 
 @app.command("report")
 def report_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of a comparison.")], as_json: Json = False
+    folder: Annotated[Path, typer.Argument(help="Folder of a comparison.")],
+    svg: Annotated[Path | None, typer.Option(help="Write the table as a picture to this file.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Show a comparison again."""
     from tunewise import store
 
     if not (folder / "compare.json").is_file():
         raise SettingError(f"{folder}: holds no comparison (no compare.json); give the --out of tunewise compare")
-    from tunewise.report import terminal
+    from tunewise.report import picture, terminal
 
     result = store.read_json(folder / "compare.json", limit_bytes=1 << 26)
     try:
-        shown = terminal(result)
+        shown, drawn = terminal(result), picture(result) if svg else ""
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{folder / 'compare.json'}: is not as tunewise writes it ({error!r})") from error
+    if svg:
+        store.write_text(svg, drawn)
     if as_json:
         _print_json(result)
     else:
@@ -446,7 +451,9 @@ def _techniques(names: str, chosen: dict[str, dict[str, Any]]) -> list[Technique
     return [make(name, chosen) for name in wanted]
 
 
-def _train_settings(steps: int, batch: int, accumulate: int, schedule: str, save: int, bf16: bool) -> TrainSettings:
+def _train_settings(
+    steps: int, batch: int, accumulate: int, schedule: str, save: int, bf16: bool, evaluate: int = 0
+) -> TrainSettings:
     from tunewise.train import TrainSettings
 
     return TrainSettings(
@@ -455,6 +462,7 @@ def _train_settings(steps: int, batch: int, accumulate: int, schedule: str, save
         gradient_accumulation_steps=accumulate,
         lr_scheduler_type=schedule,
         save_steps=save,
+        eval_steps=evaluate,
         bf16=bf16,
     )
 

@@ -68,8 +68,8 @@ def fit(
     validation = sample(task.validation, validation_examples)
     recipe = technique.resolved(base)
     with store.lock(folder):
-        attachment = recipe.attach(base, generator(seed, "attach"))
         try:
+            attachment = recipe.attach(base, generator(seed, "attach"))
             started = time.perf_counter()
             before = loss(attachment, task, validation)
             attachment.learn(task, seed, lambda: loss(attachment, task, validation))
@@ -85,6 +85,7 @@ def fit(
                     folder=folder,
                     resume=resume,
                     on_step=lambda step, value: progress(step, total, value),
+                    evaluate=lambda: loss(attachment, task, validation),
                 )
                 record |= {"training": asdict(done), "train_settings": asdict(settings)}
                 record["training"]["cut"] = sum(sequence.cut for sequence in sequences)
@@ -96,6 +97,6 @@ def fit(
             }
             adaptation.save(attachment, task, target, record)
         finally:
-            attachment.detach()
+            base.release()
     store.prune(folder, keep=0)
     return {**recipe.to_json(), "adaptation": str(target), **record}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -44,6 +44,7 @@ class Base:
     name: str = "model"
     revision: str | None = None
     max_length: int | None = None
+    attached: list[Any] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self.model.requires_grad_(False).eval()
@@ -57,6 +58,11 @@ class Base:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.anatomy.embedding.weight.device
+
+    def release(self, keep: int = 0) -> None:
+        """Detach all but the first `keep` attachments, also what was refused half-way through attaching."""
+        while len(self.attached) > keep:
+            self.attached[-1].detach()
 
     @property
     def window(self) -> int:

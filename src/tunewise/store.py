@@ -1,4 +1,4 @@
-"""The one place that writes artifacts, and that checks them before anything else reads them.
+"""The one place that writes artifacts.
 
 Order of writes in `commit`, each step durable before the next relies on it:
 
@@ -11,99 +11,70 @@ process killed between the two renames leaves only `.<name>.old`; `read` and `la
 name itself is missing, so at every moment one whole version is found. What is not whole is never deleted:
 `commit` moves it to `.<name>.<token>.damaged`. One writer per output folder is assumed: hold `lock`.
 
-Everything read is hostile until checked: only plain files that the manifest lists, no links, no formats
-that can hold code, JSON and safetensors headers within limits. Tensors are laid out here rather than by
-safetensors so that one loop writes, hashes and flushes every byte, with one tensor in memory at a time.
-POSIX only: it relies on flushing folders and on renames that replace.
+Tensors are laid out here rather than by safetensors so that one loop writes, hashes and flushes every byte, with
+one tensor in memory at a time. What is read back is checked first, by `checked`. POSIX only: it relies on flushing
+folders and on renames that replace.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
-import math
 import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from filelock import FileLock, Timeout
-from safetensors import safe_open
 
+from tunewise.checked import (
+    HEADER_BYTES,
+    MANIFEST,
+    TENSOR_COUNT,
+    Stored,
+    dump,
+    manifest_bytes,
+    name_problem,
+    read_json,
+    read_tensors,
+    refusal,
+    verified,
+)
 from tunewise.errors import ArtifactError, RequestError, TunewiseError
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    "Stored",
+    "append_line",
+    "check_space",
+    "commit",
+    "latest",
+    "lock",
+    "output_folder",
+    "prune",
+    "read",
+    "read_json",
+    "read_tensors",
+    "remove",
+    "write_json",
+    "write_text",
+]
+
 Tensors: TypeAlias = Mapping[str, "torch.Tensor"]
 
-MANIFEST = "manifest.json"
-JSON_BYTES, JSON_DEPTH = 1 << 20, 32
-HEADER_BYTES, TENSOR_COUNT = 10_000_000, 100_000
 SPARE_BYTES = 64 << 20
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
-_CODE_SUFFIXES = (
-    ".bin",
-    ".pt",
-    ".pth",
-    ".pkl",
-    ".pickle",
-    ".ckpt",
-    ".joblib",
-    ".dill",
-    ".npy",
-    ".npz",
-    ".py",
-)
-_CODE_STARTS = (*(bytes((0x80, protocol)) for protocol in range(2, 6)), b"PK")  # pickle, torch.save's zip
 _DTYPES = {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _DTYPES |= {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
 _DTYPES |= {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive: linear on any text
 _log = logging.getLogger("tunewise")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The checked contents of a folder; a file that changes after the check is refused, not read."""
-
-    folder: Path
-    names: tuple[str, ...]
-    _stamps: Mapping[str, tuple[int, int, int]] = field(repr=False, compare=False)
-
-    def text(self, name: str) -> str:
-        """The text of a file; raises `ArtifactError` if it is absent, changed or not UTF-8."""
-        with self._open(name) as file:
-            return _decode(file.read(), self.folder / name)
-
-    def json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file; raises `ArtifactError` as `read_json` does."""
-        with self._open(name) as file:
-            return _parse(file, self.folder / name, JSON_BYTES)
-
-    def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of a file, on the CPU; raises `ArtifactError` if they cannot be read."""
-        with self._open(name) as file:
-            return _load(file, self.folder / name)
-
-    def _open(self, name: str) -> BufferedReader:
-        if name not in self._stamps:
-            raise _refusal(self.folder, f"has no file {name[:80]!r}")
-        file = _open(self.folder / name)
-        if _stamp(file) != self._stamps[name]:
-            file.close()
-            raise _refusal(self.folder / name, "changed after it was checked")
-        return file
 
 
 def commit(folder: Path, *, texts: Mapping[str, str] = {}, tensors: Mapping[str, Tensors] = {}) -> None:
@@ -119,7 +90,7 @@ def commit(folder: Path, *, texts: Mapping[str, str] = {}, tensors: Mapping[str,
         ValueError: a file name is not plain or does not suit its content, or a tensor type cannot be stored.
     """
     for name in (*texts, *tensors):
-        if (problem := _name_problem(name)) or (name in tensors) != name.endswith(".safetensors"):
+        if (problem := name_problem(name)) or (name in tensors) != name.endswith(".safetensors"):
             raise ValueError(f"{name!r} cannot be stored: it {problem or 'has a suffix for other content'}")
     raw = {name: text.encode() for name, text in texts.items()}
     needed = sum(map(len, raw.values())) + sum(t.nbytes for group in tensors.values() for t in group.values())
@@ -130,7 +101,7 @@ def commit(folder: Path, *, texts: Mapping[str, str] = {}, tensors: Mapping[str,
             stage.mkdir()
             listed = {name: _write_file(stage / name, [content]) for name, content in raw.items()}
             listed |= {name: _write_file(stage / name, _laid_out(group)) for name, group in tensors.items()}
-            _write_file(stage / MANIFEST, [_manifest(listed)])
+            _write_file(stage / MANIFEST, [manifest_bytes(listed)])
             _sync_folder(stage)
             _move_in(stage, folder)
         except BaseException:
@@ -145,7 +116,7 @@ def read(folder: Path) -> Stored:
         ArtifactError: it is missing, damaged, altered, or holds what the manifest does not list.
     """
     interrupted = not os.path.lexists(folder) and _aside(folder).is_dir()
-    return _verified(_aside(folder) if interrupted else folder)
+    return verified(_aside(folder) if interrupted else folder)
 
 
 def latest(root: Path, prefix: str = "checkpoint-") -> tuple[int, Stored] | None:
@@ -194,12 +165,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON atomically; raises `ValueError` for NaN and infinities, `TunewiseError` if it cannot."""
-    write_text(path, _dump(value, indent=2) + "\n")
+    write_text(path, dump(value, indent=2) + "\n")
 
 
 def append_line(path: Path, value: object) -> None:
     """Append one line of JSON; raises `ValueError` for NaN and infinities, `TunewiseError` if it cannot."""
-    line = (_dump(value) + "\n").encode()
+    line = (dump(value) + "\n").encode()
     with _naming(path, f"be written, which takes {len(line)} bytes"):
         _make_folder(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -224,27 +195,6 @@ def output_folder(path: str | Path) -> Path:
     except OSError as error:
         raise RequestError(f"{folder} cannot be used as a folder for results ({error.strerror})") from error
     return folder
-
-
-def read_json(path: Path, *, limit_bytes: int = JSON_BYTES) -> dict[str, Any]:
-    """Read one JSON object from an untrusted file.
-
-    Raises:
-        ArtifactError: it is unreadable, a link or no plain file, above the limit, deeper than 32, not an
-            object, or has a duplicate key or a number that is not finite.
-    """
-    with _open(path) as file:
-        return _parse(file, path, limit_bytes)
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read an untrusted safetensors file that no manifest covers (another tool's adapter).
-
-    Raises:
-        ArtifactError: it is unreadable, a link or no plain file, or not a safetensors file within the limits.
-    """
-    with _open(path) as file:
-        return _load(file, path)
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
@@ -285,144 +235,6 @@ def lock(folder: Path) -> Iterator[None]:
         guard.release()
 
 
-# Checking.
-
-
-def _refusal(path: Path, problem: str) -> ArtifactError:
-    return ArtifactError(f"{path} {problem}; use a good copy of it or make it again")
-
-
-def _verified(folder: Path) -> Stored:
-    stamps = {}
-    try:
-        if not stat.S_ISDIR(folder.lstat().st_mode):
-            raise _refusal(folder, "is not a folder")
-        present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
-    except OSError as error:
-        raise _refusal(folder, f"cannot be read ({error.strerror})") from error
-    listed = _read_manifest(folder / MANIFEST)
-    for name in sorted({*present, *listed}):
-        if problem := _name_problem(name):
-            raise _refusal(folder, f"has {name[:80]!r}, which {problem}")
-        if name not in listed or name not in present:
-            raise _refusal(folder, f"{'holds' if name in present else 'lacks'} {name!r}, unlike its manifest")
-        with _open(folder / name) as file:
-            _check_file(file, folder / name, listed[name])
-            stamps[name] = _stamp(file)
-    return Stored(folder, tuple(stamps), stamps)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    with _open(path) as file:
-        listed = _parse(file, path, JSON_BYTES).get("files")
-        file.seek(0)
-        # Byte for byte what `commit` writes, so that no change to it goes unseen.
-        if not isinstance(listed, dict) or file.read() != _manifest(listed):
-            raise _refusal(path, "was altered")
-    return listed
-
-
-def _check_file(file: BufferedReader, path: Path, listed: object) -> None:
-    # Cheap checks first: a bomb must not be hashed, nor a header parsed before its length is known.
-    size = os.fstat(file.fileno()).st_size
-    if not isinstance(listed, dict) or listed.get("bytes") != size:
-        raise _refusal(path, f"has {size} bytes, not what its manifest says")
-    if path.suffix == ".safetensors":
-        with _parsed(file, path, "numpy"):
-            pass
-    elif file.read(2).startswith(_CODE_STARTS):
-        raise _refusal(path, "is a pickle or an archive under another name")
-    file.seek(0)
-    if listed != {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}:
-        raise _refusal(path, "was altered: its SHA-256 is not the one in its manifest")
-
-
-def _name_problem(name: str) -> str | None:
-    if name.lower().endswith(_CODE_SUFFIXES):
-        return "is of a format that can hold code"
-    return None if _NAME.fullmatch(name) and name != MANIFEST else "is not a plain file name"
-
-
-def _open(path: Path) -> BufferedReader:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO must not block
-    except OSError as error:
-        raise _refusal(path, f"cannot be read ({error.strerror})") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _refusal(path, "is not a plain file")
-    return os.fdopen(descriptor, "rb")
-
-
-def _stamp(file: BufferedReader) -> tuple[int, int, int]:
-    status = os.fstat(file.fileno())
-    return status.st_ino, status.st_size, status.st_ctime_ns
-
-
-def _decode(raw: bytes, path: Path) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise _refusal(path, f"is not UTF-8 at byte {error.start}") from error
-
-
-def _parse(file: BufferedReader, path: Path, limit: int) -> dict[str, Any]:
-    raw = file.read(limit + 1)
-    if len(raw) > limit:
-        raise _refusal(path, f"has more than {limit} bytes")
-    text, depth = _decode(raw, path), 0
-    for mark in re.finditer(r"[\[\]{}]", _STRING.sub("", text)):
-        depth += 1 if mark[0] in "[{" else -1
-        if depth > JSON_DEPTH:  # found before the parser recurses
-            raise _refusal(path, f"is nested deeper than {JSON_DEPTH}")
-    try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
-    except ValueError as error:
-        raise _refusal(path, f"is not JSON ({_quoted(error)})") from error
-    if not isinstance(value, dict):
-        raise _refusal(path, "is not a JSON object")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
-
-
-def _finite(literal: str) -> float:
-    if not math.isfinite(number := float(literal)):
-        raise ValueError(f"{literal[:20]} is not a finite number")
-    return number
-
-
-def _quoted(error: Exception) -> str:
-    """A parser's message, which can quote the hostile file: one printable line."""
-    return ascii(str(error))[1:-1][:200]
-
-
-@contextmanager
-def _parsed(file: BufferedReader, path: Path, framework: str) -> Iterator[Any]:
-    if int.from_bytes(file.read(8), "little") > HEADER_BYTES:
-        raise _refusal(path, f"has a safetensors header of more than {HEADER_BYTES} bytes")
-    try:
-        with safe_open(path, framework=framework) as tensors:
-            if len(tensors.keys()) > TENSOR_COUNT:
-                raise ValueError(f"more than {TENSOR_COUNT} tensors")
-            yield tensors
-    except Exception as error:  # the parser's own type, but also torch's for odd types and shapes
-        raise _refusal(path, f"is not a safetensors file ({_quoted(error)})") from error
-
-
-def _load(file: BufferedReader, path: Path) -> dict[str, torch.Tensor]:
-    with _parsed(file, path, "pt") as tensors:
-        return {name: tensors.get_tensor(name).clone() for name in list(tensors.keys())}  # not the file's memory
-
-
-# Writing.
-
-
 def _laid_out(group: Tensors) -> Iterator[Any]:
     """The parts of a safetensors file: the header, then each tensor, widest types first to keep alignment."""
     import torch
@@ -435,22 +247,13 @@ def _laid_out(group: Tensors) -> Iterator[Any]:
             raise ValueError(f"a tensor {name!r} of type {tensor.dtype} cannot be stored")
         start, end = end, end + tensor.nbytes
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    raw = _dump(header).encode()
+    raw = dump(header).encode()
     raw += b" " * (-len(raw) % 8)
     if len(raw) > HEADER_BYTES or len(group) > TENSOR_COUNT:
         raise ValueError(f"{len(group)} tensors are too many for one file")
     yield len(raw).to_bytes(8, "little") + raw
     for _, tensor in ordered:
         yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def _dump(value: object, indent: int | None = None) -> str:
-    text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
-    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes its JSON escape
-
-
-def _manifest(listed: Mapping[str, object]) -> bytes:
-    return (_dump({"files": listed}, indent=2) + "\n").encode()
 
 
 def _write_file(path: Path, parts: Iterable[Any]) -> dict[str, int | str]:
@@ -506,7 +309,7 @@ def _move_in(stage: Path, folder: Path) -> None:
     if os.path.lexists(folder):
         moved = _aside(folder)
         try:
-            _verified(folder)
+            verified(folder)
             shutil.rmtree(moved, ignore_errors=True)  # older than the whole one that is here
         except ArtifactError as error:
             moved = _sibling(folder, "damaged")
@@ -560,5 +363,5 @@ def _steps(root: Path, prefix: str) -> list[tuple[int, Path]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise _refusal(root, f"cannot be read ({error.strerror})") from error
+        raise refusal(root, f"cannot be read ({error.strerror})") from error
     return sorted({(int(m[3]), root / m[2]) for m in found if m and bool(m[1]) == bool(m[4])}, reverse=True)

@@ -164,6 +164,7 @@ class Attachment:
     def __init__(self, base: Base, recipe: Technique) -> None:
         self.base, self.recipe = base, recipe
         base.fingerprint  # noqa: B018 (taken while the base is still bare)
+        base.attached.append(self)
         self._params: dict[str, nn.Parameter] = {}
         self._undo: list[Callable[[], object]] = []
 
@@ -298,6 +299,8 @@ class Attachment:
         while self._undo:
             self._undo.pop()()
         self._params = {}
+        if self in self.base.attached:
+            self.base.attached.remove(self)
 
 
 def strict(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -391,7 +394,7 @@ class Composed(Technique):
                     raise TechniqueError(f"{other.name} and {part.name} cannot compose: both change the {side}")
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Attach the parts in order; a part that refuses leaves nothing behind."""
+        """Attach the parts in order."""
         return _Together(base, self, generator)
 
     def resolved(self, base: Base) -> Self:
@@ -415,12 +418,8 @@ class _Together(Attachment):
     def __init__(self, base: Base, recipe: Composed, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
         self.parts: list[Attachment] = []
-        try:
-            for part in recipe.parts:
-                self.parts.append(part.attach(base, generator))
-        except Exception:
-            self.detach()
-            raise
+        for part in recipe.parts:
+            self.parts.append(part.attach(base, generator))
         self.virtual_tokens = sum(part.virtual_tokens for part in self.parts)
         self.phases = max(part.phases for part in self.parts)
 

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from tunewise.technique import Attachment
 class TrainSettings:
     """How a technique is trained; names are Hugging Face's.
 
-    `max_steps` counts optimiser steps over all phases. `save_steps` is the number of steps between checkpoints.
+    `max_steps` counts optimiser steps over all phases. `save_steps` is the number of steps between checkpoints,
+    `eval_steps` that between validation losses in `metrics.jsonl` (0: none).
     """
 
     max_steps: int = 100
@@ -44,6 +46,7 @@ class TrainSettings:
     adam_beta2: float = 0.999
     max_grad_norm: float = 1.0
     save_steps: int = 500
+    eval_steps: int = 0
     logging_steps: int = 1
     bf16: bool = False
 
@@ -52,6 +55,8 @@ class TrainSettings:
         for name in (*positive, "logging_steps"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)} but must be at least 1")
+        if self.eval_steps < 0:
+            raise SettingError(f"eval_steps is {self.eval_steps} but must be at least 0")
         schedules = sorted(kind.value for kind in SchedulerType)
         if self.lr_scheduler_type not in schedules:
             raise SettingError(f'lr_scheduler_type "{self.lr_scheduler_type}" is not one of {", ".join(schedules)}')
@@ -80,9 +85,13 @@ def order(examples: int, seed: int, start: int, count: int) -> list[int]:
     found: list[int] = []
     while len(found) < count:
         epoch, offset = divmod(start + len(found), examples)
-        shuffled = torch.randperm(examples, generator=generator(seed, "order", epoch)).tolist()
-        found += shuffled[offset : offset + count - len(found)]
+        found += _epoch(examples, seed, epoch)[offset : offset + count - len(found)]
     return found
+
+
+@lru_cache(maxsize=2)  # a step reads one epoch or crosses into the next
+def _epoch(examples: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(examples, generator=generator(seed, "order", epoch)).tolist()
 
 
 def steps_for_tokens(sequences: list[Sequence], settings: TrainSettings, seed: int, tokens: int) -> int:
@@ -104,11 +113,12 @@ def train(
     folder: Path | None = None,
     resume: bool = False,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    evaluate: Callable[[], float] | None = None,
 ) -> Trained:
     """Train an attachment's parameters on encoded sequences.
 
     With a folder, `metrics.jsonl` and `checkpoint-<step>` folders are written there, and `resume` continues from
-    the newest whole one. `on_step(step, loss)` is called after each step.
+    the newest whole one. `on_step(step, loss)` is called after each step; `evaluate()` every `eval_steps` steps.
 
     Raises:
         DivergedError: a loss or gradient stopped being finite; the last good checkpoint stays.
@@ -121,6 +131,8 @@ def train(
     started = time.perf_counter()
     while run.step < settings.max_steps:
         loss = run.advance()
+        if folder is not None and evaluate is not None and settings.eval_steps and run.step % settings.eval_steps == 0:
+            store.append_line(folder / "metrics.jsonl", {"step": run.step, "validation_loss": evaluate()})
         on_step(run.step, loss)
         if folder is not None and (run.step % settings.save_steps == 0 and run.step < settings.max_steps):
             run.save()

@@ -146,21 +146,19 @@ def _run(
 ) -> dict[str, Any]:
     base = cache.base
     target = folder / "adaptation"
-    if before and target.is_dir():
-        attachment = adaptation.load(target, base=base).attachment
-        record = dict(before)
-    else:
-        _tidy()
-        attachment = trial.technique.attach(base, generator(trial.seed, "attach"))
-        record = {}
     try:
-        if not record:
+        if before and target.is_dir():
+            attachment = adaptation.load(target, base=base).attachment
+            record = dict(before)
+        else:
+            _tidy()
+            attachment = trial.technique.attach(base, generator(trial.seed, "attach"))
             record = _fit(trial, cache, attachment, folder, report)
         if finish:
             record |= _finish(cache, attachment, record, report)
         return record
     finally:
-        attachment.detach()
+        base.release()
 
 
 def _fit(trial: Trial, cache: Cache, attachment: Attachment, folder: Path, report: Report) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from tunewise.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.seeds import generator
 from tunewise.technique import Attachment, Technique, all_techniques, learning_rate, make, setting
-from tunewise.testing import attach, encoder_for, fit, logits, tiny_base, tiny_task
+from tunewise.testing import attach, encoder_for, fingerprint, fit, logits, tiny_base, tiny_task
 from tunewise.train import TrainSettings, train
 
 SEVEN = ["base", "icl", "full", "bitfit", "last_layers", "prompt_tuning", "lora"]
@@ -190,3 +190,23 @@ def test_bf16_arithmetic_trains_float32_weights(name):
     fit(attachment, steps=3, bf16=True)
     assert all(p.dtype == torch.float32 for p in attachment.params().values())
     assert not torch.equal(before, logits(attachment))
+
+
+def test_a_technique_refused_half_way_leaves_the_base_bare():
+    class Refusing(_PhasedAttachment):
+        def __init__(self, base, recipe):
+            super().__init__(base, recipe)
+            self.hook(base.anatomy.head.register_forward_hook(lambda module, args, output: output))
+            raise TechniqueError("half-way")
+
+    class Half(_Phased):
+        def attach(self, base, generator):
+            return Refusing(base, self)
+
+    base = tiny_base()
+    before = fingerprint(base)
+    with pytest.raises(TechniqueError, match="half-way"):
+        attach(Half(), base)
+    base.release()
+    assert fingerprint(base) == before and not base.anatomy.head._forward_hooks
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())

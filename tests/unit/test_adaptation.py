@@ -1,0 +1,111 @@
+"""What a fit leaves on disk: it comes back exactly, onto its own base alone, and nothing altered is accepted."""
+
+import json
+
+import pytest
+import torch
+
+from tunewise import store
+from tunewise.adaptation import load, save
+from tunewise.errors import ArtifactError
+from tunewise.task import Example, Message
+from tunewise.technique import make
+from tunewise.testing import attach, fingerprint, fit, logits, tiny_base, tiny_task
+
+
+@pytest.fixture
+def saved(tmp_path):
+    base = tiny_base()
+    attachment = attach(make("lora"), base)
+    fit(attachment)
+    save(attachment, tiny_task(), tmp_path / "adaptation")
+    attachment.detach()
+    return tmp_path / "adaptation", base
+
+
+def test_another_base_is_refused(saved):
+    folder, base = saved
+    with torch.no_grad():
+        base.anatomy.head.weight[3, 4] += 1e-3
+    other = type(base)(base.model, base.tokenizer, "other")
+    with pytest.raises(ArtifactError, match="another base than other"):
+        load(folder, base=other)
+    with pytest.raises(ArtifactError, match="another base"):
+        load(folder, base=tiny_base("gpt2"))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "adaptation.json", "manifest.json"])
+def test_altered_missing_and_extra_files_are_refused(saved, name):
+    folder, base = saved
+    before = fingerprint(base)
+    raw = (folder / name).read_bytes()
+    (folder / name).write_bytes(raw[:-5] + bytes([raw[-5] ^ 1]) + raw[-4:])
+    with pytest.raises(ArtifactError):
+        load(folder, base=base)
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError):
+        load(folder, base=base)
+    (folder / name).write_bytes(raw)
+    (folder / "more.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="more.json"):
+        load(folder, base=base)
+    (folder / "more.json").unlink()
+    load(folder, base=base).attachment.detach()
+    assert fingerprint(base) == before
+
+
+def forged(folder, change):
+    """The same folder with other content and a manifest that fits it."""
+    stored = store.read(folder)
+    facts, tensors = stored.json("adaptation.json"), {"weights.safetensors": stored.tensors("weights.safetensors")}
+    change(facts, tensors["weights.safetensors"])
+    store.commit(folder, texts={"adaptation.json": json.dumps(facts)}, tensors=tensors)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts, tensors: tensors.pop(next(iter(tensors))),
+        lambda facts, tensors: tensors.update({"model.embed_tokens.weight": torch.zeros(320, 32)}),
+        lambda facts, tensors: tensors.update({next(iter(tensors)): torch.zeros(2, 2)}),
+        lambda facts, tensors: tensors[next(iter(tensors))].fill_(float("inf")),
+        lambda facts, tensors: facts.update(format=99),
+        lambda facts, tensors: facts.update(technique="no such"),
+        lambda facts, tensors: facts["settings"].update(r=7),
+        lambda facts, tensors: facts.update(settings={"evil": 1}),
+        lambda facts, tensors: facts.pop("base"),
+        lambda facts, tensors: facts.update(style=[]),
+    ],
+)
+def test_coherent_forgeries_are_refused_too(saved, change):
+    folder, base = saved
+    before = fingerprint(base)
+    forged(folder, change)
+    with pytest.raises(Exception, match=r"\w") as raised:
+        load(folder, base=base)
+    assert raised.type.__module__ == "tunewise.errors", raised.value
+    assert fingerprint(base) == before and not any(m._forward_hooks for m in base.model.modules())
+
+
+def test_rows_of_any_text_come_back(tmp_path):
+    """Line separators that are not line feeds do not cut a row in two."""
+    from dataclasses import replace
+
+    task = tiny_task()
+    odd = Example((Message("user", "one\u2028two\u0085three\nfour"),), "old", ("old",))
+    task = replace(task, train=(*task.train, odd))
+    base = tiny_base()
+    attachment = attach(make("icl", {"icl": {"k": 2}}), base, task)
+    expected = logits(attachment, task)
+    save(attachment, task, tmp_path / "adaptation")
+    loaded = load(tmp_path / "adaptation", base=base)
+    assert odd.messages in [example.messages for example in loaded.attachment.pool]
+    assert torch.equal(logits(loaded.attachment, task), expected)
+
+
+def test_generate_answers_in_the_tasks_own_format(saved):
+    folder, base = saved
+    loaded = load(folder, base=base)
+    assert loaded.generate("the cat sat on a mat by day 3", max_new_tokens=3) == loaded.generate(
+        "the cat sat on a mat by day 3", max_new_tokens=3
+    )
