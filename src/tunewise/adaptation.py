@@ -87,7 +87,8 @@ def load(path: str | Path, *, base: Base | None = None, model: str | None = None
         ArtifactError: a damaged, altered or foreign file, or another base than the one it was made on.
     """
     folder = Path(path)
-    if not (folder / "adaptation.json").is_file() and (folder / "adapter_config.json").is_file():
+    ours = (folder / "adaptation.json").exists() or (folder / "manifest.json").exists()
+    if not ours and (folder / "adapter_config.json").is_file():
         return _load_peft(folder, base, model)
     stored = store.read(folder)
     facts = stored.json("adaptation.json")

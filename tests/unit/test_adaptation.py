@@ -47,7 +47,7 @@ def test_altered_missing_and_extra_files_are_refused(saved, name):
         load(folder, base=base)
     (folder / name).write_bytes(raw)
     (folder / "more.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="more.json"):
+    with pytest.raises(ArtifactError, match=r"more\.json"):
         load(folder, base=base)
     (folder / "more.json").unlink()
     load(folder, base=base).attachment.detach()
