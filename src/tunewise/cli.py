@@ -525,10 +525,6 @@ def _progress() -> Iterator[Any]:
         tasks: dict[tuple[str, str], Any] = {}
 
         def show(row: str, what: str, done: int, total: int) -> None:
-            if not console.is_terminal:
-                if done == total and done:
-                    console.print(f"{row}: {what}, {done} of {total}", markup=False, highlight=False, soft_wrap=True)
-                return
             kind = "training" if what.startswith("loss") else what
             if (row, kind) not in tasks or done < live.tasks[live.task_ids.index(tasks[row, kind])].completed:
                 for old in tasks.values():

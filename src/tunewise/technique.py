@@ -336,7 +336,7 @@ def all_techniques() -> dict[str, type[Technique]]:
     found = [
         cls
         for cls in _subclasses(Technique)  # type: ignore[type-abstract]
-        if "name" in vars(cls) and cls is not Composed
+        if "name" in vars(cls) and cls is not Composed and not cls.name.startswith("_")
     ]
     return {cls.name: cls for cls in sorted(found, key=lambda c: (FAMILIES.index(c.family), c.name != "base", c.name))}
 

@@ -63,7 +63,7 @@ def test_default_rates_follow_the_width():
 class _Phased(Technique):
     """Two phases, a mask on gradients, a penalty and a schedule: everything that later techniques need."""
 
-    name = "phased"
+    name = "_phased"  # private names are not in the registry
     family = "partial"
     summary = "a test's technique"
     equation = "-"
