@@ -22,6 +22,8 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHORT = {"compare": ["--budget-steps", "2", "--search", "1", "--seeds", "1"], "fit": ["--max-steps", "2"]}
 METRIC = "def share(prediction, references):\n    return float(prediction in references)\n"
 
+STAND_INS = {MODEL: "model", "stories-3m": "model", "emotion": "reviews.jsonl"}
+
 
 def blocks(path, language=""):
     return [text for kind, text in FENCED.findall(path.read_text("utf-8")) if kind == language]
@@ -75,7 +77,7 @@ def test_commands_run(path, work, monkeypatch, capfd):
     for words in commands(path):
         if words[0] == "demo":
             continue
-        given = ["model" if word == MODEL else word for word in words] + SHORT.get(words[0], [])
+        given = [STAND_INS.get(word, word) for word in words] + SHORT.get(words[0], [])
         monkeypatch.setattr(sys, "argv", ["tunewise", *given])
         try:
             cli.main()
