@@ -51,6 +51,9 @@ LABELLED = (0.26, 0.66)  # share of a row's tokens that is labelled: uniform, 46
 # 15.2 million parameters; input and output embeddings are one tensor of 9.2 million.
 SHAPE = {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6}
 SHAPE |= {"vocab_size": 32_000, "max_position_embeddings": LONGEST, "tie_word_embeddings": True}
+# What each method is in tunewise, and in PEFT: tunewise's default LoRA, and no adapter for full fine-tuning.
+METHODS: dict[str, dict[str, Any]] = {"lora": {"r": 16, "lora_alpha": 32}, "full": {}}
+PEFT = {"lora": LoraConfig(**METHODS["lora"], target_modules="all-linear", task_type="CAUSAL_LM"), "full": None}
 COLUMNS = {  # heading, figure, its form
     "CPU s": ("cpu_seconds", "{:.1f}"),
     "wall s": ("wall_seconds", "{:.1f}"),
@@ -106,11 +109,6 @@ class Job(hf.TrainerCallback):
         quiet = {"logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
         return {"output_dir": self.folder, "num_train_epochs": 1, "use_cpu": True, **same, **quiet}
 
-    def lora(self) -> LoraConfig | None:
-        """PEFT's form of tunewise's default LoRA."""
-        plain = {"lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-        return LoraConfig(r=16, lora_alpha=32, **plain) if self.method == "lora" else None
-
     def train(self, trainer: hf.Trainer) -> None:
         """Train, with every batch counted."""
         collate = trainer.data_collator
@@ -134,8 +132,8 @@ def run_tunewise(job: Job) -> None:
     laid = list(job.rows)
     for place, index in enumerate(order(len(laid), 0, 0, len(laid))):
         laid[index] = job.rows[place]
-    own = {"lora": {"r": 16, "lora_alpha": 32, "learning_rate": RATE}, "full": {"learning_rate": RATE}}
-    attachment = make(job.method, own).attach(Base(job.model, job.tokenizer, "bench"), generator(0, "attach"))
+    recipe = make(job.method, {job.method: {**METHODS[job.method], "learning_rate": RATE}})
+    attachment = recipe.attach(Base(job.model, job.tokenizer, "bench"), generator(0, "attach"))
     job.trainable = sum(parameter.numel() for parameter in attachment.params().values())
     steps = {"max_steps": len(laid) // BATCH, "per_device_train_batch_size": BATCH, "bf16": job.bf16}
     settings = TrainSettings(lr_scheduler_type="constant", warmup_ratio=0.0, **steps)
@@ -152,7 +150,8 @@ def run_tunewise(job: Job) -> None:
 def run_trainer(job: Job) -> None:
     """Rows padded to the longest of their batch."""
     arguments = hf.TrainingArguments(per_device_train_batch_size=BATCH, bf16=job.bf16, **job.arguments())
-    model = get_peft_model(job.model, job.lora()) if job.lora() else job.model
+    adapter = PEFT[job.method]
+    model = get_peft_model(job.model, adapter) if adapter else job.model
     job.train(hf.Trainer(model, arguments, hf.DataCollatorForSeq2Seq(job.tokenizer), _table(job.rows)))
 
 
@@ -171,7 +170,7 @@ def run_trl_packed(job: Job) -> None:
 
 
 def _sft(job: Job, rows: Dataset, config: SFTConfig) -> None:
-    job.train(SFTTrainer(job.model, config, None, rows, processing_class=job.tokenizer, peft_config=job.lora()))
+    job.train(SFTTrainer(job.model, config, None, rows, processing_class=job.tokenizer, peft_config=PEFT[job.method]))
 
 
 def _table(rows: list[Sequence]) -> Dataset:
@@ -283,7 +282,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs=2, metavar=("TOOL", "METHOD"), help="one measurement, as a line of JSON")
-    parser.add_argument("--methods", nargs="+", choices=("lora", "full"), default=("lora", "full"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS))
     parser.add_argument("--bf16", action="store_true", help="also (with --one: only) under bf16 autocast")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="timed optimiser steps, 8 rows each")

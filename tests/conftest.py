@@ -27,3 +27,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "real" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def save_tiny():
+    """A function that saves a tiny Llama and its tokenizer to a folder, as a Hugging Face model."""
+    from tunewise.testing import tiny_base
+
+    def save(folder: Path) -> Path:
+        base = tiny_base("llama")
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+        return folder
+
+    return save

@@ -1,9 +1,12 @@
 """What a fit leaves on disk, and how it comes back.
 
-adaptation.json      format version, technique, settings, base, prompt style, metrics
-weights.safetensors  the attachment's tensors     rows.jsonl  the examples of techniques that show examples
-adapter_config.json, adapter_model.safetensors    the same in PEFT's format, where PEFT can express it
-manifest.json        bytes and sha256 of the others
+An adaptation is a folder of these files:
+
+    adaptation.json      format version, technique, settings, base, prompt style, metrics
+    weights.safetensors  the attachment's tensors
+    rows.jsonl           the examples of techniques that show examples
+    adapter_config.json, adapter_model.safetensors: the same in PEFT's format, where PEFT can express it
+    manifest.json        bytes and sha256 of the others
 """
 
 from __future__ import annotations

@@ -26,18 +26,17 @@ from tunewise.technique import make
 from tunewise.testing import tiny_base, tiny_task
 from tunewise.train import TrainSettings
 
-def live(folder, technique):
+def live(folder, technique, settings):
     base = tiny_base("gpt2")
-    settings = TrainSettings(max_steps=20, save_steps=1)
-    recipe = make(technique, {"lora": {"lora_dropout": 0.1}} if technique == "lora" else None)
-    fit(base, tiny_task(), recipe, folder, settings=settings, resume=True)
+    recipe = make(technique, {technique: settings})
+    fit(base, tiny_task(), recipe, folder, settings=TrainSettings(max_steps=20, save_steps=1), resume=True)
 
 for line in sys.stdin:
-    folder, technique = json.loads(line)
+    folder, technique, settings = json.loads(line)
     child = os.fork()
     if not child:
         try:
-            live(folder, technique)
+            live(folder, technique, settings)
         except BaseException as error:
             print(repr(error), file=sys.stderr)
             os._exit(7)
@@ -69,8 +68,8 @@ class Lives:
         self.server.stdout.close()
         self.server.wait()
 
-    def live(self, folder, technique, die_after=None):
-        self.server.stdin.write(json.dumps([str(folder), technique]) + "\n")
+    def live(self, folder, recipe, die_after=None):
+        self.server.stdin.write(json.dumps([str(folder), *recipe]) + "\n")
         self.server.stdin.flush()
         child = int(self.server.stdout.readline())
         if die_after is not None:
@@ -80,19 +79,22 @@ class Lives:
         return json.loads(self.server.stdout.readline())
 
 
-@pytest.mark.parametrize("technique", ["lora", "full"])
-def test_ten_random_kills_leave_the_same_bits(tmp_path, technique):
+DROPPED = ("lora", {"lora_dropout": 0.1})  # draws random numbers in every step
+
+
+@pytest.mark.parametrize("recipe", [DROPPED, ("full", {})], ids=["lora", "full"])
+def test_ten_random_kills_leave_the_same_bits(tmp_path, recipe):
     lives, rng = Lives(), random.Random(0)
-    assert lives.live(tmp_path / "first", technique)["code"] == 0  # the first life is slower than the others
+    assert lives.live(tmp_path / "first", recipe)["code"] == 0  # the first life is slower than the others
     started = time.perf_counter()
-    assert lives.live(tmp_path / "whole", technique)["code"] == 0
+    assert lives.live(tmp_path / "whole", recipe)["code"] == 0
     whole = time.perf_counter() - started
     expected = weights(tmp_path / "whole")
     killed = runs = 0
     folder = tmp_path / "killed"
     # Each life gets a random share of a whole run; when one happens to finish, a fresh run begins.
     for _ in range(60):
-        found = lives.live(folder, technique, die_after=rng.uniform(0.05, 0.9) * whole)
+        found = lives.live(folder, recipe, die_after=rng.uniform(0.05, 0.9) * whole)
         assert found["signal"] == signal.SIGKILL or found["code"] == 0
         killed += found["signal"] == signal.SIGKILL
         if (folder / "adaptation").exists():
@@ -103,16 +105,16 @@ def test_ten_random_kills_leave_the_same_bits(tmp_path, technique):
             break
     assert killed == 10, "too few lives could be killed in time"
     if not (folder / "adaptation").exists():
-        assert lives.live(folder, technique)["code"] == 0
+        assert lives.live(folder, recipe)["code"] == 0
     assert weights(folder) == expected
     lives.end()
 
 
 def test_metrics_hold_every_step_once_after_a_kill(tmp_path):
     lives = Lives()
-    lives.live(tmp_path, "lora", die_after=0.3)
+    lives.live(tmp_path, DROPPED, die_after=0.3)
     if not (tmp_path / "adaptation").exists():
-        assert lives.live(tmp_path, "lora")["code"] == 0
+        assert lives.live(tmp_path, DROPPED)["code"] == 0
     steps = [json.loads(line)["step"] for line in Path(tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 21))
     lives.end()

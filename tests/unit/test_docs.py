@@ -36,12 +36,10 @@ def commands(path):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
+def work(tmp_path_factory, save_tiny):
     """A folder with small files under every name that the documents use, and a tiny model."""
     folder = tmp_path_factory.mktemp("docs")
-    base = tiny_base("llama")
-    base.model.save_pretrained(folder / "model")
-    base.tokenizer.save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     words = ["cat", "dog", "bird"]
     rows = {
         "reviews.jsonl": [{"text": f"the {words[i % 3]} ran by day {i}", "label": "ab"[i % 2]} for i in range(40)],

@@ -11,8 +11,6 @@ import sys
 
 import pytest
 
-from tunewise.testing import tiny_base
-
 SHA = "0123456789abcdef0123456789abcdef01234567"
 SERVER = """
 import contextlib, io, json, sys
@@ -46,12 +44,10 @@ def publish(home, kind, name, files):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, save_tiny):
     """Every command of this file, run once: name to (exit code, stdout, stderr)."""
     work = tmp_path_factory.mktemp("hub")
-    base = tiny_base("llama")
-    base.model.save_pretrained(work / "plain")
-    base.tokenizer.save_pretrained(work / "plain")
+    save_tiny(work / "plain")
     files = {path.name: path.read_bytes() for path in (work / "plain").iterdir()}
     publish(work / "home", "models", "someone/tiny-llama", files)
     rows = [
