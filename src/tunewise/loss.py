@@ -90,4 +90,5 @@ class _LinearLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return *(None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors), None
+        # In place, for a head's gradient is large; autograd refuses a second backward through a changed tensor.
+        return *(None if g is None else g.mul_(grad.to(g.dtype)) for g in ctx.saved_tensors), None

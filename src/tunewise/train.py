@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import SchedulerType, get_scheduler
 
 from tunewise import store
+from tunewise.allocator import keep_freed_memory
 from tunewise.errors import ArtifactError, DivergedError, SettingError
 from tunewise.forward import batch_of, layout, loss_sum
 from tunewise.pack import Sequence
@@ -126,6 +127,8 @@ def train(
     """
     if not any(any(sequence.labelled[1:]) for sequence in sequences):
         raise SettingError("no training sequence has a labelled token inside the window; raise --max-length")
+    if attachment.base.device.type == "cpu":
+        keep_freed_memory()
     run = _Run(attachment, sequences, settings, seed, folder)
     run.begin(resume)
     started = time.perf_counter()

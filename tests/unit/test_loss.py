@@ -49,3 +49,11 @@ def test_no_gradient_is_made_for_a_frozen_head():
     assert [part is not None for part in made] == [True, False, False]
     expected = torch.autograd.grad(nn.functional.cross_entropy(head(hidden), targets, reduction="sum"), hidden)[0]
     assert torch.allclose(torch.autograd.grad(value, hidden)[0], expected, atol=1e-6)
+
+
+def test_a_second_backward_is_refused():
+    hidden = torch.randn(5, 4, requires_grad=True)
+    value = loss.head_loss(nn.Linear(4, 9), hidden, torch.tensor([0, 3, 8, 1, 1]))
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        value.backward()

@@ -1,0 +1,24 @@
+"""Keeps the C allocator from handing memory back to the system between training steps.
+
+glibc maps every large tensor afresh and gives it back when it is freed, so each step pays for page faults and
+zeroed pages again: 8 % of full fine-tuning's CPU time and 2 % of LoRA's in `benchmarks/engine.py`'s model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from functools import cache
+
+# The numbers are those of <malloc.h>; glibc takes no larger mmap threshold than 32 MB.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+@cache
+def keep_freed_memory() -> None:
+    """For the rest of this process, reuse freed memory; does nothing where the C library is not glibc."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_TRIM_THRESHOLD, 256 << 20)
+    mallopt(_MMAP_THRESHOLD, 32 << 20)
