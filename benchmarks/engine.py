@@ -31,8 +31,8 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from tunewise.model import Base
 from tunewise.pack import Sequence
+from tunewise.registry import make
 from tunewise.seeds import generator
-from tunewise.technique import make
 from tunewise.testing import tiny_base
 from tunewise.train import TrainSettings, order, train
 

@@ -22,8 +22,9 @@ from rich.table import Table
 from tunewise.errors import DivergedError
 from tunewise.evaluate import Retention, encoder_for, loss
 from tunewise.model import Base, load_base
+from tunewise.registry import make
 from tunewise.task import Task
-from tunewise.technique import Technique, make
+from tunewise.technique import Technique
 from tunewise.testing import attach
 from tunewise.train import TrainSettings, train
 from tunewise.trial import sample

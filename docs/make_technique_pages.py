@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tunewise.listing import facts
-from tunewise.technique import FAMILIES, Technique, all_techniques
+from tunewise.registry import all_techniques
+from tunewise.technique import FAMILIES, Technique
 
 FOLDER = Path(__file__).parent / "techniques"
 NOTE = "<!-- Made by docs/make_technique_pages.py from the technique's file; change that. -->"

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from tunewise.comparison import Budget, compare
     from tunewise.fitting import fit
     from tunewise.model import Base, load_base
+    from tunewise.registry import all_techniques, make
     from tunewise.task import Example, Message, Task
-    from tunewise.technique import Attachment, Citation, Technique, all_techniques, make, setting
+    from tunewise.technique import Attachment, Citation, Technique, setting
     from tunewise.train import TrainSettings
 
 __version__ = "0.1.0"
@@ -24,7 +25,8 @@ _HOMES = {
     "fitting": ("fit",),
     "model": ("Base", "load_base"),
     "task": ("Example", "Message", "Task"),
-    "technique": ("Attachment", "Citation", "Technique", "all_techniques", "make", "setting"),
+    "registry": ("all_techniques", "make"),
+    "technique": ("Attachment", "Citation", "Technique", "setting"),
     "train": ("TrainSettings",),
 }
 __all__ = [

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from tunewise import __version__, store
 from tunewise.errors import ArtifactError, RequestError
+from tunewise.evaluate import answer, encoder_for, stop_of
 from tunewise.model import Base, load_base
-from tunewise.pack import Encoder
+from tunewise.registry import all_techniques, make
 from tunewise.seeds import generator
 from tunewise.task import Example, Message, Task
-from tunewise.technique import Attachment, all_techniques, make
+from tunewise.technique import Attachment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,11 +41,10 @@ class Adaptation:
 
     def generate(self, prompt: str, max_new_tokens: int = 128) -> str:
         """The greedy answer to one prompt, given in the task's own format."""
-        from tunewise.evaluate import answer
-
         example = self.attachment.render(Example((Message("user", prompt),), ""))
-        encoder = Encoder(self.attachment.base, self.style, self.attachment.virtual_tokens)
-        return answer(self.attachment, encoder, [example], max_new_tokens)[0][0]
+        encoder = encoder_for(self.attachment, self.style)
+        stop = self.record["style"]["stop"] if "style" in self.record else None
+        return answer(self.attachment, encoder, [example], max_new_tokens, stop)[0][0]
 
 
 def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any] | None = None) -> None:
@@ -63,6 +63,7 @@ def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any
             "labels": list(task.labels),
             "metric": task.metric,
             "template": task.template,
+            "stop": stop_of(task),
         },
         "record": record or {},
     }
@@ -134,6 +135,8 @@ def _restore(stored: store.Stored, facts: dict[str, Any], base: Base | None, mod
 
 
 def _style(facts: dict[str, Any]) -> Task:
+    if not isinstance(facts["stop"], str | None):
+        raise TypeError("style.stop is no text")
     return Task(
         name=str(facts["name"]),
         kind=str(facts["kind"]),

@@ -7,14 +7,15 @@ linears, `q`, `k`, `v`, `o` the attention's; `qkv` and `gate_up` are fused ones.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunewise.errors import ModelError
@@ -22,12 +23,16 @@ from tunewise.errors import ModelError
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of one family: `blocks` and `final_norm` from the model, `roles` from a block."""
+    """Paths of one family: `blocks` and `final_norm` from the model, `roles` from a block.
+
+    A fused `qkv` holds queries, keys and values one after the other, or interleaved by head.
+    """
 
     name: str
     blocks: str
     final_norm: str
     roles: tuple[tuple[str, str], ...]
+    interleaved: bool = False
 
 
 def _roles(prefix: str, attention: str, feed_forward: str) -> tuple[tuple[str, str], ...]:
@@ -68,6 +73,7 @@ _LAYOUTS = (
         "gpt_neox.layers",
         "gpt_neox.final_layer_norm",
         _roles("attention", "qkv=query_key_value o=dense", "up=mlp.dense_h_to_4h down=mlp.dense_4h_to_h"),
+        interleaved=True,
     ),
     Layout(
         "GPT-Neo",
@@ -147,6 +153,41 @@ class Anatomy:
         """Largest number of positions the model was built for."""
         return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 20)
 
+    @property
+    def rotary(self) -> bool:
+        """Whether positions enter by rotating queries and keys."""
+        return any("rotary" in name for name, _ in self.model.named_modules())
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """(query heads, key/value heads, size of a head)."""
+        config = self.model.config
+        heads = int(config.num_attention_heads)
+        size = getattr(config, "head_dim", None) or self.width // heads
+        return heads, int(getattr(config, "num_key_value_heads", None) or heads), int(size)
+
+    def columns(self, size: int = 0) -> dict[str, tuple[str, Tensor]]:
+        """Where queries, keys and values are made: for "q", "k", "v" the role of the linear and its output's columns.
+
+        The columns are (heads, c), with c the size of a head, or `size` for a model like this with smaller heads.
+        """
+        heads, groups, own = self.heads
+        c = size or own
+
+        def rows(count: int, start: int = 0, stride: int = 1) -> Tensor:
+            return start + stride * c * torch.arange(count)[:, None] + torch.arange(c)
+
+        if "qkv" not in self.roles:
+            return {"q": ("q", rows(heads)), "k": ("k", rows(groups)), "v": ("v", rows(groups))}
+        if self.layout.interleaved:
+            return {name: ("qkv", rows(heads, place * c, 3)) for place, name in enumerate("qkv")}
+        ends = {"q": rows(heads), "k": rows(groups, heads * c), "v": rows(groups, (heads + groups) * c)}
+        return {name: ("qkv", found) for name, found in ends.items()}
+
+    def linear(self, index: int, role: str) -> Any:
+        """The linear of this role in a block."""
+        return self.blocks[index].get_submodule(dict(self.layout.roles)[role])
+
     def block_path(self, index: int) -> str:
         """Full name of a block, e.g. `model.layers.3`."""
         return f"{self.layout.blocks}.{index}"
@@ -163,9 +204,42 @@ class Anatomy:
         """Roles that the linears of a block have here."""
         return tuple(role for role, _ in self.layout.roles)
 
+    def shrunk(self, factor: float, layers: int) -> nn.Module:
+        """A random inner model of the same architecture, narrower by `factor` and with `layers` blocks, in float32.
+
+        It has as many heads, each of at least two dimensions, and takes embeddings (`inputs_embeds`) only.
+        """
+        config = copy.deepcopy(self.model.config)
+        heads, _, size = self.heads
+        own = max(2, 2 * round(size / factor / 2))
+        config.hidden_size = heads * own
+        for name in ("head_dim", "word_embed_proj_dim"):
+            if getattr(config, name, None):
+                setattr(config, name, own if name == "head_dim" else config.hidden_size)
+        for name in ("intermediate_size", "ffn_dim", "n_inner"):
+            if getattr(config, name, None):
+                setattr(config, name, max(1, round(getattr(config, name) / factor)))
+        for name in ("layer_types", "attention_layers"):
+            if getattr(config, name, None):
+                setattr(config, name, getattr(config, name)[:layers])
+        for rope in (getattr(config, "rope_parameters", None) or {}, vars(config)):
+            if rope.get("partial_rotary_factor"):
+                rope["partial_rotary_factor"] = 1.0  # a part of a small head is too small to be rotated
+        config.num_hidden_layers, config.vocab_size, config.pad_token_id = layers, 1, None
+        small: Any = AutoModel.from_config(config, dtype=torch.float32).eval()
+        small.get_input_embeddings().requires_grad_(False)
+        return cast(nn.Module, small)
+
     def biases(self) -> dict[str, nn.Parameter]:
         """Existing bias vectors of linears and norms, by full name."""
-        return {n: p for n, p in self.model.named_parameters() if n.rsplit(".", 1)[-1] == "bias"}
+        return biases_of(self.model)
+
+    def norms(self) -> dict[str, nn.Parameter]:
+        """Weights and biases of the blocks' norms and of the final one, by full name."""
+        others = {id(p) for _, _, linear in self.linears() for p in linear.parameters()}
+        inside = (f"{self.layout.blocks}.", f"{self.layout.final_norm}.")
+        named = self.model.named_parameters()
+        return {name: p for name, p in named if name.startswith(inside) and id(p) not in others}
 
     def owner(self, parameter: str) -> tuple[nn.Module, str]:
         """The module that holds a parameter of this full name, and its attribute there."""
@@ -188,6 +262,11 @@ def _find(model: nn.Module, path: str) -> nn.Module | None:
         return model.get_submodule(path)
     except AttributeError:
         return None
+
+
+def biases_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Bias vectors of any model's linears and norms, by full name."""
+    return {name: p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"}
 
 
 def features(linear: nn.Module) -> tuple[int, int]:

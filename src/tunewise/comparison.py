@@ -69,6 +69,7 @@ def compare(
     budget: Budget | None = None,
     settings: TrainSettings | None = None,
     retention: Sequence[str] | None = None,
+    probe: Task | None = None,
     progress: Progress = lambda row, what, done, total: None,
 ) -> dict[str, Any]:
     """Run the comparison and return the content of `compare.json`, which is also written, with `report.md`, to `out`.
@@ -81,7 +82,8 @@ def compare(
         budget: what each technique may spend.
         settings: batch size, schedule and the like; its `max_steps` is replaced by the budget's.
         retention: texts that the base should still predict well; default: text sampled from the base.
-        progress: called as progress(technique, "training" or "scoring", done, total).
+        probe: a task that the base can do; its score is taken again on up to 200 test examples after each trial.
+        progress: called as progress(technique, what, done, total); a total of 0 is not known.
 
     Raises:
         SettingError: two rows of the same name, or none.
@@ -97,7 +99,7 @@ def compare(
     with store.lock(folder):
         progress("base", "measuring what the base knows", 0, 1)
         held = Retention.measure(base, retention)
-        cache = Cache(base, task, validation=budget.validation_examples, test=tests, retention=held)
+        cache = Cache(base, task, validation=budget.validation_examples, test=tests, retention=held, probe=probe)
         result = _head(cache, budget, settings)
         per_example: dict[str, np.ndarray] = {}
         for technique in techniques:
@@ -139,6 +141,7 @@ def _head(cache: Cache, budget: Budget, settings: TrainSettings) -> dict[str, An
             "sequences": len(held.sequences),
             "kl_positions": held.kl_tokens,
             "base_nll": held.nll,
+            "probe": cache.probe.name if cache.probe is not None else None,
         },
         "budget": asdict(budget),
         "settings": {name: value for name, value in asdict(settings).items() if name != "max_steps"},

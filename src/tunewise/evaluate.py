@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria
 
 from tunewise import metrics
 from tunewise.forward import batch_of, log_probabilities, nll, why_not_packed
 from tunewise.model import Base
-from tunewise.pack import Batch, Encoder, branched_batch, by_tokens
+from tunewise.pack import TURN, Batch, Encoder, branched_batch, by_tokens
 from tunewise.pack import Sequence as Tokens
 from tunewise.seeds import derive
 from tunewise.task import Example, Task
@@ -55,7 +55,7 @@ class Scores:
 
 def encoder_for(attachment: Attachment, task: Task) -> Encoder:
     """The encoder that leaves room for this attachment's virtual tokens."""
-    return Encoder(attachment.base, task, attachment.virtual_tokens)
+    return Encoder(attachment.base, task, attachment.virtual_tokens, attachment.virtual_suffix)
 
 
 @torch.no_grad()
@@ -71,13 +71,19 @@ def score(
     task: Task,
     examples: Sequence[Example],
     progress: Progress = lambda done, total: None,
+    *,
+    as_given: bool = False,
 ) -> Scores:
-    """Answer the examples and score the answers by the task's metric."""
+    """Answer the examples and score the answers by the task's metric.
+
+    With `as_given`, the attachment does not put its own text, such as worked examples, before a question.
+    """
+    rendered = list(examples) if as_given else _rendered(attachment, examples)
     if task.kind == "classification":
-        return _classify(attachment, task, examples, progress)
+        return _classify(attachment, task, examples, rendered, progress)
     if task.kind == "text":
-        return _read(attachment, task, examples)
-    return _generate(attachment, task, examples, progress)
+        return _read(attachment, task, rendered)
+    return _generate(attachment, task, examples, rendered, progress)
 
 
 def _rendered(attachment: Attachment, examples: Sequence[Example]) -> list[Example]:
@@ -103,11 +109,12 @@ def _last_answer_only(sequence: Tokens) -> Tokens:
     return Tokens(sequence.ids, labelled, sequence.prompt, sequence.cut)
 
 
-def _classify(attachment: Attachment, task: Task, examples: Sequence[Example], progress: Progress) -> Scores:
+def _classify(
+    attachment: Attachment, task: Task, examples: Sequence[Example], rendered: list[Example], progress: Progress
+) -> Scores:
     """Each label's likelihood, end mark included, after a prompt that is computed once for all labels."""
     started = time.perf_counter()
     encoder = encoder_for(attachment, task)
-    rendered = _rendered(attachment, examples)
     answers = _label_ids(encoder, rendered, task.labels)
     room = max(len(ids) for row in answers for ids in row)
     prompts = encoder.prompts(rendered, room)
@@ -167,10 +174,10 @@ def _per_sequence(base: Base, sequences: list[Tokens]) -> list[float]:
     return list(sums.index_add_(0, batch.owner, values).tolist())
 
 
-def _read(attachment: Attachment, task: Task, examples: Sequence[Example]) -> Scores:
+def _read(attachment: Attachment, task: Task, rendered: list[Example]) -> Scores:
     """Plain text: the geometric mean probability of a token, so that higher is better as everywhere."""
     started = time.perf_counter()
-    sequences = encoder_for(attachment, task).encode(_rendered(attachment, examples))
+    sequences = encoder_for(attachment, task).encode(rendered)
     total, count, each = _likelihood(attachment, sequences)
     mean = torch.tensor([nats / max(tokens, 1) for nats, tokens in each])
     return Scores(
@@ -178,20 +185,22 @@ def _read(attachment: Attachment, task: Task, examples: Sequence[Example]) -> Sc
         torch.exp(-mean).tolist(),
         total / max(count, 1),
         {"perplexity": float(torch.tensor(total / max(count, 1)).exp())},
-        [""] * len(examples),
-        (time.perf_counter() - started) / len(examples),
+        [""] * len(rendered),
+        (time.perf_counter() - started) / len(rendered),
         sum(sequence.prompt for sequence in sequences) / len(sequences),
         sum(sequence.cut for sequence in sequences),
     )
 
 
-def _generate(attachment: Attachment, task: Task, examples: Sequence[Example], progress: Progress) -> Scores:
+def _generate(
+    attachment: Attachment, task: Task, examples: Sequence[Example], rendered: list[Example], progress: Progress
+) -> Scores:
     encoder = encoder_for(attachment, task)
-    rendered = _rendered(attachment, examples)
     sequences = encoder.encode(rendered)
     total, count, _ = _likelihood(attachment, sequences)
     started = time.perf_counter()
-    predictions, prompts = answer(attachment, encoder, rendered, answer_room(encoder, task), progress)
+    room = answer_room(encoder, task)
+    predictions, prompts = answer(attachment, encoder, rendered, room, stop_of(task), progress)
     seconds = (time.perf_counter() - started) / len(examples)
     references = [example.references or (example.answer,) for example in examples]
     names = list(dict.fromkeys([task.metric, "exact_match", "f1", "rouge_l"]))
@@ -211,10 +220,28 @@ def _generate(attachment: Attachment, task: Task, examples: Sequence[Example], p
 
 
 def answer_room(encoder: Encoder, task: Task) -> int:
-    """Tokens that a generated answer may have: the longest training answer's, at most half of the window."""
+    """Tokens that a generated answer may have: a quarter more than training's longest, at most half of the window."""
     longest = sorted(task.train, key=lambda example: -len(example.answer))[:32]
     sizes = [len(sequence.ids) - sequence.prompt for sequence in encoder.encode(longest)] if longest else [64]
-    return max(1, min(max(sizes), encoder.limit // 2))
+    return max(1, min(max(sizes) * 5 // 4 + 4, encoder.limit // 2))
+
+
+def stop_of(task: Task) -> str | None:
+    """What ends an answer beside the end mark: the blank line between worked examples, unless answers have such."""
+    return None if any(TURN in example.answer for example in task.train) else TURN
+
+
+class _Stopped(StoppingCriteria):
+    """Rows of a batch whose newest text, after `width` tokens of prompt, holds the stop."""
+
+    def __init__(self, encoder: Encoder, stop: str, width: int) -> None:
+        self.encoder, self.stop, self.width = encoder, stop, width
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        newest = input_ids[:, max(self.width, input_ids.shape[1] - 4) :].tolist()
+        return torch.tensor(
+            [self.stop in self.encoder.tokenizer.decode(row) for row in newest], device=input_ids.device
+        )
 
 
 @torch.no_grad()
@@ -223,9 +250,14 @@ def answer(
     encoder: Encoder,
     rendered: Sequence[Example],
     room: int,
+    stop: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> tuple[list[str], list[Tokens]]:
-    """Greedy answers of at most `room` tokens, in cached, left-padded batches; and the prompts as they were sent."""
+    """Greedy answers of at most `room` tokens, in cached, left-padded batches; and the prompts as they were sent.
+
+    A model that ends its turns by no mark of a chat template ends an answer at `stop` too.
+    """
+    stop = None if encoder.chat else stop
     base = attachment.base
     prompts = encoder.prompts(rendered, room)
     config = GenerationConfig(
@@ -243,11 +275,14 @@ def answer(
         ids = torch.tensor([[0] * pad + prompts[index].ids for pad, index in zip(pads, group, strict=True)])
         mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
         output = base.generate(
-            input_ids=ids.to(base.device), attention_mask=mask.to(base.device), generation_config=config
+            input_ids=ids.to(base.device),
+            attention_mask=mask.to(base.device),
+            generation_config=config,
+            stopping_criteria=[_Stopped(encoder, stop, width)] if stop else [],
         )
         for index, row in zip(group, output[:, width:].tolist(), strict=True):
             end = row.index(encoder.eos) if encoder.eos in row else len(row)
-            texts[index] = encoder.decode(row[:end])
+            texts[index] = encoder.decode(row[:end], stop)
         done += len(group)
         progress(done, len(prompts))
     return texts, prompts

@@ -26,6 +26,13 @@ def loss_sum(base: Base, batch: Batch) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
 
 
+def answer_states(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Last hidden states (N, d) and logits (N, V) that predict the targets; differentiable. Call inside `layout`."""
+    hidden = _hidden(base, batch)
+    logits: Tensor = base.anatomy.head(hidden)
+    return hidden, logits
+
+
 @torch.no_grad()
 def nll(base: Base, batch: Batch) -> Tensor:
     """Negative log-likelihood (nats) of each labelled token, shape (N,)."""
@@ -45,8 +52,14 @@ def log_probabilities(base: Base, batch: Batch, limit: int) -> Tensor:
 
 def _hidden(base: Base, batch: Batch) -> Tensor:
     """Last hidden states (N, d) from which the targets are predicted."""
-    output = base.anatomy.inner(input_ids=batch.ids, position_ids=batch.position_ids, use_cache=False)
-    return output.last_hidden_state[0].index_select(0, batch.positions)
+    output = base.anatomy.inner(
+        input_ids=batch.ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    )
+    hidden: Tensor = output.last_hidden_state.flatten(0, 1).index_select(0, batch.positions)
+    return hidden
 
 
 def _logits(base: Base, batch: Batch) -> Tensor:

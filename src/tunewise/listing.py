@@ -13,9 +13,10 @@ from rich.tree import Tree
 
 from tunewise.model import Base
 from tunewise.pack import Encoder
+from tunewise.registry import all_techniques, make
 from tunewise.task import Task
 from tunewise.task import check as check_task
-from tunewise.technique import FAMILIES, Technique, all_techniques, default_of, make
+from tunewise.technique import FAMILIES, Technique, default_of
 
 
 def tree() -> Tree:

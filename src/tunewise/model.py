@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from tunewise.anatomy import Anatomy
 from tunewise.errors import ModelError
 
+SHIPPED = Path(__file__).parent / "world" / "weights"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -111,7 +112,7 @@ def load_base(
     """Load a causal language model and its tokenizer.
 
     Args:
-        name: folder or Hub id.
+        name: folder or Hub id, or "world" for the model that is shipped with the package.
         revision: Hub branch, tag or commit.
         dtype: type of the weights in memory, one of `DTYPES`.
         device: torch device; default: the one accelerate chooses.
@@ -124,7 +125,7 @@ def load_base(
         raise ModelError(f"max_length is {max_length}, and a window below 8 tokens leaves no room for examples")
     if dtype not in DTYPES:
         raise ModelError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
-    path = Path(name).expanduser()
+    path = SHIPPED if name == "world" else Path(name).expanduser()
     source = str(path) if path.exists() else str(name)
     if not path.exists() and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1):
         raise ModelError(f"{name}: there is no such folder; give a model folder or a Hub id (org/name)")

@@ -22,7 +22,7 @@ from tunewise.task import Example, Message, Task
 _CHAT_CLASSIFY = "{prompt}\n\nAnswer with one of: {labels}."
 _PLAIN = {"classification": "{prompt}\nLabel:", "question-answer": "Question: {prompt}\nAnswer:"}
 _PLAIN_TALK = "User: {prompt}\nAssistant:"
-_TURN = "\n\n"
+TURN = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,18 @@ class Batch:
 class Encoder:
     """Turns the examples of one task into sequences for one base.
 
-    `limit` is the largest number of real tokens of a sequence; `virtual_tokens` placeholders, whose ids lie beyond
-    the vocabulary, come before them and take their share of the base's window.
+    `limit` is the largest number of real tokens of a sequence. Placeholders, whose ids lie beyond the vocabulary, take
+    their share of the base's window: `virtual_tokens` before the prompt, `virtual_suffix` between prompt and answer.
     """
 
-    def __init__(self, base: Base, task: Task, virtual_tokens: int = 0) -> None:
+    def __init__(self, base: Base, task: Task, virtual_tokens: int = 0, virtual_suffix: int = 0) -> None:
         self.tokenizer: PreTrainedTokenizerBase = base.tokenizer
         self.chat = bool(base.tokenizer.chat_template)
         self.labels = task.labels
-        self.limit = base.window - virtual_tokens
+        self.limit = base.window - virtual_tokens - virtual_suffix
         first = base.anatomy.vocabulary
         self.placeholders = list(range(first, first + virtual_tokens))
+        self.suffix = list(range(first + virtual_tokens, first + virtual_tokens + virtual_suffix))
         self.template = task.template or self._default_template(task)
         if self.limit < 8:
             raise DataError(f"the window of {self.limit} tokens leaves no room for examples", remedy="use --max-length")
@@ -126,13 +127,14 @@ class Encoder:
             if self.chat and self._hostile(example):
                 ids = self._guarded(Example(example.messages, ""))[0]
             kept = self._keep_end(ids, max(self.limit - room, 1))
-            whole = self.placeholders + kept
+            whole = self.placeholders + kept + self.suffix
             found.append(Sequence(whole, [False] * len(whole), len(whole), len(kept) < len(ids)))
         return found
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of generated ids, without control tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    def decode(self, ids: list[int], stop: str | None = None) -> str:
+        """The text of generated ids up to `stop`, without control tokens."""
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return (text.partition(stop)[0] if stop else text).strip()
 
     # Rendering.
 
@@ -148,7 +150,7 @@ class Encoder:
                 text += _join(text, message.content) + message.content
                 spans += [(start, len(text))] if message.labelled else []
             else:
-                text += _TURN if text else ""
+                text += TURN if text else ""
                 text += self.fill(message.content) if message.role == "user" else message.content
         return text, (_join(text, answer) + answer) if answer else "", spans
 
@@ -239,11 +241,11 @@ class Encoder:
         ids = self._keep_end(prompt, kept)
         labels = ([False] * kept + marks)[-kept:] if kept else []
         cut = kept < len(prompt) or tail < len(answer)
-        head = len(self.placeholders)
+        head, foot = len(self.placeholders), len(self.suffix)
         return Sequence(
-            self.placeholders + ids + answer[:tail],
-            [False] * head + labels + [True] * tail,
-            head + len(ids),
+            self.placeholders + ids + self.suffix + answer[:tail],
+            [False] * head + labels + [False] * foot + [True] * tail,
+            head + len(ids) + foot,
             cut,
         )
 

@@ -18,6 +18,7 @@ _COLUMNS = (
     "nll",
     "forgot",
     "KL",
+    "kept",
     "train",
     "memory",
     "optimised",
@@ -28,7 +29,8 @@ _COLUMNS = (
 )
 _LEGEND = (
     "score: {metric}, mean over seeds, with its bootstrap interval over test examples; nll: nats per answer token; "
-    "forgot: rise of nats per token on {retention}; KL: divergence from the base there; train: seconds; memory: peak "
+    "forgot: rise of nats per token on {retention}; KL: divergence from the base there; "
+    "{kept}train: seconds; memory: peak "
     "beyond the bare process while fitting; optimised and stored: parameters; prompt: tokens per request."
 )
 
@@ -50,6 +52,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['nll']:.3f}",
         f"{forgot['nll_rise']:+.3f}" if forgot else "",
         f"{forgot['kl']:.3f}" if forgot else "",
+        f"{forgot['probe']:.3f}" if "probe" in forgot else "",
         f"{cost['train_seconds']:.1f}",
         size(cost["peak_memory_bytes"]),
         count(cost["optimised_parameters"]),
@@ -94,8 +97,9 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 def terminal(result: Mapping[str, Any]) -> RenderableType:
     """The table, notes and verdict for rich; cells are plain text, so that no data can carry markup or colours."""
     table = Table(title=Text(heading(result)), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
+    shown = _columns(result)
+    for index in shown:
+        table.add_column(_COLUMNS[index], justify="left" if index == 0 else "right", no_wrap=index > 0)
     recommended = (result["verdict"] or {}).get("recommended")
     failed = []
     for name, cells in rows(result):
@@ -103,7 +107,7 @@ def terminal(result: Mapping[str, Any]) -> RenderableType:
             failed.append(Text(f"{cells[0]} failed: {cells[2]}", style="red"))
             continue
         style = "bold green" if name == recommended else ""
-        table.add_row(*(Text(cell, style=style) for cell in cells))
+        table.add_row(*(Text(cells[index], style=style) for index in shown))
     lines = [Text(note, style="dim") for note in [_legend(result), *notes(result)]]
     return Group(table, *failed, *lines, Text(""), *(Text(line) for line in verdict_lines(result)))
 
@@ -125,16 +129,24 @@ def verdict_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _legend(result: Mapping[str, Any]) -> str:
-    return _LEGEND.format(metric=result["task"]["metric"], retention=result["retention"]["source"])
+    probe = result["retention"].get("probe")
+    kept = f"kept: score on {probe}, which the base could do; " if probe else ""
+    return _LEGEND.format(metric=result["task"]["metric"], retention=result["retention"]["source"], kept=kept)
+
+
+def _columns(result: Mapping[str, Any]) -> list[int]:
+    """The places of the columns that hold something: without a probe, nothing is known to be kept."""
+    return [place for place, name in enumerate(_COLUMNS) if name != "kept" or result["retention"].get("probe")]
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The same as Markdown."""
     lines = [f"# {heading(result)}", "", *(f"{line}  " for line in verdict_lines(result)), ""]
-    lines += ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
+    shown = _columns(result)
+    lines += ["| " + " | ".join(_COLUMNS[index] for index in shown) + " |", "|---" * len(shown) + "|"]
     for _, cells in rows(result):
         padded = [*cells, *[""] * (len(_COLUMNS) - len(cells))]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in padded) + " |")
+        lines.append("| " + " | ".join(padded[index].replace("|", "\\|") for index in shown) + " |")
     machine = result["machine"]
     lines += ["", _legend(result), "", *(f"- {note}" for note in notes(result)), ""]
     lines += [

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +24,7 @@ __all__ = ["Example", "Message", "Task", "check", "split_by_content"]
 KINDS = ("classification", "generation", "text")
 SPLITS = ("train", "validation", "test")
 ONE_IN = 10
+SHIPPED = "world:"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Task:
 
         Args:
             path: a `.jsonl .json .csv .tsv .parquet .txt` file, a folder, `org/name`, `org/name:config` or
-                `hf://datasets/org/name[/file]`; `path#500` samples 500 examples (of a folder: for training).
+                `hf://datasets/org/name[/file]`; `path#500` samples 500 examples (of a folder: for training);
+                or `world:reviews`, a task of the world that is shipped with the package.
             columns: standard column names to the data's own, for columns that are not recognised.
             template: a text around `{prompt}`.
             metric: the name of the score; by default it follows from the kind and the format.
@@ -97,6 +99,8 @@ class Task:
             SettingError: `kind` or `template` is not usable.
         """
         _check_settings(kind, template)
+        if str(path).startswith(SHIPPED):
+            return _shipped(str(path), columns, template, metric, kind)
         source, size = sample_size(str(path))
         tables = read_tables(source)
         layout = _common_layout(tables, columns, kind)
@@ -123,6 +127,17 @@ class Task:
             source=str(path),
             notes=tuple(notes),
         )
+
+
+def _shipped(
+    path: str, columns: Mapping[str, str] | None, template: str | None, metric: str | None, kind: str | None
+) -> Task:
+    from tunewise.world import tasks
+
+    if columns or kind:
+        raise SettingError(f"{path}: is a task already; leave out {'columns' if columns else 'kind'}")
+    found = tasks.task(path.removeprefix(SHIPPED))
+    return replace(found, template=template, metric=metric or found.metric)
 
 
 def split_by_content(

@@ -7,16 +7,11 @@ what its technique needs.
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
-from functools import cache
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from tunewise.errors import ArtifactError, SettingError, TechniqueError
 
@@ -27,6 +22,7 @@ if TYPE_CHECKING:
     from tunewise.model import Base
     from tunewise.task import Example, Task
 
+ModuleType = TypeVar("ModuleType", bound="nn.Module")
 FAMILIES = ("nonparametric", "full", "partial", "additive", "reparametrized")
 
 
@@ -110,7 +106,7 @@ class Technique(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
-        return {"technique": self.name, "settings": _plain(self)}
+        return {"technique": self.name, "settings": plain(self)}
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self | None:
@@ -118,7 +114,7 @@ class Technique(ABC):
         return None
 
 
-def _plain(recipe: Technique) -> dict[str, Any]:
+def plain(recipe: Technique) -> dict[str, Any]:
     """Settings as JSON gives them back."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}
 
@@ -158,6 +154,7 @@ class Attachment:
     """A technique on one loaded model. `detach()` gives the base back, bit for bit."""
 
     virtual_tokens: int = 0  # placeholders that the encoder puts at the head of every sequence
+    virtual_suffix: int = 0  # and between its prompt and its answer
     phases: int = 1
     label: str = ""  # what this row is called where it is not exactly the paper's technique
 
@@ -178,6 +175,16 @@ class Attachment:
         parameter = torch.nn.Parameter(values.to(self.base.device, dtype))
         self._params[name] = parameter
         return parameter
+
+    def adopt(self, name: str, build: Callable[[], ModuleType], generator: torch.Generator) -> ModuleType:
+        """A new module whose trainable parameters are trained, named below `name`; its start follows `generator`."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+            module = build().to(self.base.device)
+        self._params |= {f"{name}.{key}": p for key, p in module.named_parameters() if p.requires_grad}
+        return module
 
     def train_existing(self, name: str, parameter: nn.Parameter) -> None:
         """Train a parameter of the base; its values come back at detach."""
@@ -227,6 +234,14 @@ class Attachment:
         rate = getattr(self.recipe, "learning_rate", None)
         return [{"params": list(self.params().values()), "lr": rate}] if self.params() else []
 
+    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+        """What moves the parameters: AdamW, fused where it can be."""
+        import torch
+
+        tensors = [p for group in groups for p in group["params"]]
+        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in tensors)
+        return torch.optim.AdamW(groups, betas=betas, fused=fused)
+
     def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
         """Take what is needed from the task before training; `validation_loss()` scores the attachment as it is."""
 
@@ -239,6 +254,9 @@ class Attachment:
     def after_backward(self, step: int, total: int) -> None:
         """Called when the step's gradients are whole, before clipping."""
 
+    def after_step(self, step: int, total: int) -> None:
+        """Called when the optimiser has changed the parameters."""
+
     def penalty(self) -> Tensor | None:
         """A term added to the loss of each step, in training only."""
         return None
@@ -246,6 +264,17 @@ class Attachment:
     def render(self, example: Example) -> Example:
         """The text side: an example with what this technique puts before it."""
         return example
+
+    def trunk(self) -> Sequence[int]:
+        """Numbers of frozen blocks whose outputs are all that training needs of the blocks up to the last of them.
+
+        Empty where gradients or changes reach below; see `tunewise.trunk`.
+        """
+        return ()
+
+    def touched(self) -> dict[str, Tensor]:
+        """Base tensors of which some entries are changed, by full name, with the flat places of these entries."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that the artifact holds."""
@@ -322,188 +351,6 @@ def strict(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
             )
         if found.is_floating_point() and not bool(found.isfinite().all()):
             raise ArtifactError(f'the weights hold a value that is not finite in "{name}"')
-
-
-@cache
-def all_techniques() -> dict[str, type[Technique]]:
-    """Every technique by name, in the order of the taxonomy: found in `tunewise.techniques` and in plug-ins."""
-    package = importlib.import_module(f"{__package__}.techniques")
-
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(module.name)
-    for plug_in in entry_points(group="tunewise.techniques"):
-        plug_in.load()
-    found = [
-        cls
-        for cls in _subclasses(Technique)  # type: ignore[type-abstract]
-        if "name" in vars(cls) and cls is not Composed and not cls.name.startswith("_")
-    ]
-    return {cls.name: cls for cls in sorted(found, key=lambda c: (FAMILIES.index(c.family), c.name != "base", c.name))}
-
-
-def _subclasses(cls: type[Technique]) -> Iterator[type[Technique]]:
-    for child in cls.__subclasses__():
-        yield child
-        yield from _subclasses(child)
-
-
-def make(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Technique:
-    """The recipe called `name`, or several joined by "+", with `settings[technique][setting]` over the defaults.
-
-    Raises:
-        SettingError: an unknown technique or setting, with the nearest name, or a value out of range.
-        TechniqueError: the named techniques cannot compose.
-    """
-    if "+" in name:
-        return Composed(parts=tuple(make(part, settings) for part in name.split("+")))
-    cls = all_techniques().get(name)
-    if cls is None:
-        raise SettingError(f'there is no technique "{name}"{_nearest(name, all_techniques())}')
-    known = {item.name for item in fields(cls)}
-    given = dict((settings or {}).get(name, {}))
-    for key in given:
-        if key not in known:
-            raise SettingError(f'{name} has no setting "{key}"{_nearest(key, known)}')
-    return cls(**given)
-
-
-def _nearest(name: str, known: Any) -> str:
-    near = get_close_matches(name, list(known), 1)
-    return f'; did you mean "{near[0]}"?' if near else f"; there are {', '.join(sorted(known)) or 'none'}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Composed(Technique):
-    """Several techniques on one model, e.g. `icl+lora`; their sides must not collide."""
-
-    name = "composed"
-    family = "nonparametric"
-    parts: tuple[Technique, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", "+".join(part.name for part in self.parts))
-        object.__setattr__(self, "family", self.parts[-1].family)
-        object.__setattr__(self, "trains", any(part.trains for part in self.parts))
-        object.__setattr__(self, "mergeable", all(part.mergeable or part.name == "base" for part in self.parts))
-        object.__setattr__(self, "identity_at_start", all(part.identity_at_start for part in self.parts))
-        for index, part in enumerate(self.parts):
-            for other in self.parts[:index]:
-                shared = sorted(part.sides & other.sides)
-                if shared or part.name == other.name:
-                    side = shared[0] if shared else "same"
-                    raise TechniqueError(f"{other.name} and {part.name} cannot compose: both change the {side}")
-
-    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Attach the parts in order."""
-        return _Together(base, self, generator)
-
-    def resolved(self, base: Base) -> Self:
-        """All parts resolved."""
-        return replace(self, parts=tuple(part.resolved(base) for part in self.parts))
-
-    def search(self, count: int) -> list[Self]:
-        """The parts' searches in step."""
-        if not self.trains:
-            return [self]
-        lists = [part.search(count) for part in self.parts]
-        length = min(len(found) for found, part in zip(lists, self.parts, strict=True) if part.trains)
-        return [replace(self, parts=tuple(f[i if len(f) > i else 0] for f in lists)) for i in range(length)]
-
-    def to_json(self) -> dict[str, Any]:
-        """Name and the settings of each part."""
-        return {"technique": self.name, "settings": {part.name: _plain(part) for part in self.parts}}
-
-
-class _Together(Attachment):
-    def __init__(self, base: Base, recipe: Composed, generator: torch.Generator) -> None:
-        super().__init__(base, recipe)
-        self.parts: list[Attachment] = []
-        for part in recipe.parts:
-            self.parts.append(part.attach(base, generator))
-        self.virtual_tokens = sum(part.virtual_tokens for part in self.parts)
-        self.phases = max(part.phases for part in self.parts)
-
-    def _join(self, method: str) -> dict[str, Any]:
-        joined: dict[str, Any] = {}
-        for part in self.parts:
-            joined |= {f"{part.recipe.name}.{name}": value for name, value in getattr(part, method)().items()}
-        return joined
-
-    def _split(self, state: Mapping[str, Any]) -> Iterator[tuple[Attachment, dict[str, Any]]]:
-        for part in self.parts:
-            prefix = part.recipe.name + "."
-            yield (
-                part,
-                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
-            )
-
-    def params(self) -> dict[str, nn.Parameter]:
-        return self._join("params")
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        return [group for part in self.parts for group in part.param_groups()]
-
-    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
-        for part in self.parts:
-            part.learn(task, seed, validation_loss)
-
-    def start_phase(self, phase: int) -> None:
-        for part in self.parts:
-            part.start_phase(min(phase, part.phases - 1))
-
-    def before_step(self, step: int, total: int) -> None:
-        for part in self.parts:
-            part.before_step(step, total)
-
-    def after_backward(self, step: int, total: int) -> None:
-        for part in self.parts:
-            part.after_backward(step, total)
-
-    def penalty(self) -> Tensor | None:
-        terms = [term for part in self.parts if (term := part.penalty()) is not None]
-        return sum(terms[1:], terms[0]) if terms else None
-
-    def render(self, example: Example) -> Example:
-        for part in self.parts:
-            example = part.render(example)
-        return example
-
-    def state(self) -> dict[str, Tensor]:
-        return self._join("state")
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        strict(self.state(), state)
-        for part, own in self._split(state):
-            part.load(own)
-
-    def memory(self) -> list[dict[str, Any]]:
-        return [{"part": part.recipe.name, **row} for part in self.parts for row in part.memory()]
-
-    def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
-        for part in self.parts:
-            own = [row for row in rows if row.get("part") == part.recipe.name]
-            part.recall([{key: value for key, value in row.items() if key != "part"} for row in own], style)
-
-    def training_state(self) -> dict[str, Tensor]:
-        return self._join("training_state")
-
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        strict(self.training_state(), state)
-        for part, own in self._split(state):
-            part.load_training_state(own)
-
-    def merge(self) -> nn.Module:
-        if not self.recipe.mergeable:
-            refused = next(part for part in self.parts if not part.recipe.mergeable)
-            refused.merge()
-        for part in self.parts:
-            merged = part.merge()
-        return merged
-
-    def detach(self) -> None:
-        while self.parts:
-            self.parts.pop().detach()
-        super().detach()
 
 
 def default_of(item: Field[Any]) -> Any:

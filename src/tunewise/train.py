@@ -27,6 +27,7 @@ from tunewise.forward import batch_of, layout, loss_sum
 from tunewise.pack import Sequence
 from tunewise.seeds import derive, generator
 from tunewise.technique import Attachment
+from tunewise.trunk import Trunk, replaying, trunk_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +116,13 @@ def train(
     resume: bool = False,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     evaluate: Callable[[], float] | None = None,
+    reuse_trunk: bool = True,
 ) -> Trained:
     """Train an attachment's parameters on encoded sequences.
 
     With a folder, `metrics.jsonl` and `checkpoint-<step>` folders are written there, and `resume` continues from
     the newest whole one. `on_step(step, loss)` is called after each step; `evaluate()` every `eval_steps` steps.
+    With `reuse_trunk`, states below the lowest trained block are computed once (see `tunewise.trunk`).
 
     Raises:
         DivergedError: a loss or gradient stopped being finite; the last good checkpoint stays.
@@ -131,6 +134,8 @@ def train(
         keep_freed_memory()
     run = _Run(attachment, sequences, settings, seed, folder)
     run.begin(resume)
+    visits = settings.max_steps * settings.rows
+    run.trunk = trunk_of(attachment, sequences, visits, run.precision()) if reuse_trunk else None
     started = time.perf_counter()
     while run.step < settings.max_steps:
         loss = run.advance()
@@ -156,6 +161,7 @@ class _Run:
         self.step = self.tokens = self.labelled = 0
         self.loss: float | None = None
         self.phase = -1
+        self.trunk: Trunk | None = None
         # The last step of each phase; earlier phases take the larger share of what does not divide.
         phases = attachment.phases
         self.ends = [-(-settings.max_steps * (index + 1) // phases) for index in range(phases)]
@@ -174,13 +180,14 @@ class _Run:
 
     def _enter(self, phase: int) -> None:
         """Start a phase with a fresh optimiser and schedule."""
-        self.phase = phase
         self.attachment.start_phase(phase)
+        self._prepare(phase)
+
+    def _prepare(self, phase: int) -> None:
+        """The optimiser and schedule of a phase, over the parameters that the attachment has now."""
+        self.phase = phase
         groups = [{"weight_decay": self.settings.weight_decay, **group} for group in self.attachment.param_groups()]
-        tensors = [p for group in groups for p in group["params"]]
-        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in tensors)
-        betas = (self.settings.adam_beta1, self.settings.adam_beta2)
-        self.optimizer = torch.optim.AdamW(groups, betas=betas, fused=fused)
+        self.optimizer = self.attachment.optimizer(groups, (self.settings.adam_beta1, self.settings.adam_beta2))
         steps = self.ends[phase] - (self.ends[phase - 1] if phase else 0)
         self.schedule = get_scheduler(
             self.settings.lr_scheduler_type,
@@ -197,12 +204,12 @@ class _Run:
         self.attachment.before_step(self.step, self.settings.max_steps)
         size = self.settings.per_device_train_batch_size
         chosen = order(len(self.sequences), self.seed, self.step * self.settings.rows, self.settings.rows)
-        rows = [[self.sequences[i] for i in chosen[start : start + size]] for start in range(0, len(chosen), size)]
-        batches = [batch_of(self.base, row) for row in rows]
+        rows = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        batches = [batch_of(self.base, [self.sequences[index] for index in row]) for row in rows]
         labelled = max(sum(len(batch.targets) for batch in batches), 1)
         total = 0.0
-        for batch in batches:
-            with layout(self.base, batch), self._precision():
+        for row, batch in zip(rows, batches, strict=True):
+            with layout(self.base, batch), self.precision(), replaying(self.trunk, row):
                 loss = loss_sum(self.base, batch) / labelled
                 total += float(loss.detach())
                 loss.backward()
@@ -219,6 +226,7 @@ class _Run:
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.attachment.after_step(self.step, self.settings.max_steps)
         self.schedule.step()
         self.step += 1
         self.tokens += sum(batch.tokens for batch in batches)
@@ -234,7 +242,8 @@ class _Run:
         limit = self.settings.max_grad_norm or math.inf
         return float(torch.nn.utils.clip_grad_norm_(params, limit)) if params else 0.0
 
-    def _precision(self) -> Any:
+    def precision(self) -> Any:
+        """The context of forward passes."""
         return torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.settings.bf16)
 
     # Checkpoints.
@@ -279,9 +288,10 @@ class _Run:
     def _optimizer_state(self) -> dict[str, Tensor]:
         names = self._names()
         return {
-            f"{names[id(parameter)]}|{key}": value
+            f"{names[id(parameter)]}|{key}": torch.as_tensor(value)
             for parameter, values in self.optimizer.state.items()
             for key, value in values.items()
+            if value is not None
         }
 
     def _restore(self, stored: store.Stored) -> None:
@@ -295,21 +305,13 @@ class _Run:
                 )
         torch.set_num_threads(int(state["threads"]))
         for phase in range(int(state["phase"]) + 1):
-            self._enter(phase)
+            self.attachment.start_phase(phase)
         self.attachment.load_training_state(stored.tensors("training.safetensors"))
         self.attachment.load(stored.tensors("weights.safetensors"))
+        self._prepare(int(state["phase"]))
         self.step, self.tokens = int(state["step"]), int(state["tokens"])
         self.labelled = int(state["labelled_tokens"])
-        by_name = self.attachment.params()
-        for key, value in stored.tensors("optimizer.safetensors").items():
-            name, _, slot = key.rpartition("|")
-            if name not in by_name:
-                raise ArtifactError(
-                    f'{stored.folder}: the optimizer holds "{name}", which this technique does not train'
-                )
-            # AdamW keeps its step count on the CPU unless it is fused or capturable.
-            device = by_name[name].device if value.dim() or self.optimizer.defaults["fused"] else value.device
-            self.optimizer.state[by_name[name]][slot] = value.to(device)
+        self._restore_optimizer(stored)
         done = self.step - (self.ends[self.phase - 1] if self.phase else 0)
         self.schedule.last_epoch = done
         rates = [
@@ -320,6 +322,19 @@ class _Run:
             group["lr"] = rate
         assert self.folder is not None
         self._trim_metrics()
+
+    def _restore_optimizer(self, stored: store.Stored) -> None:
+        by_name, saved = self.attachment.params(), dict[int, dict[str, Tensor]]()
+        groups = self.optimizer.state_dict()["param_groups"]
+        places = {id(p): place for place, p in enumerate(p for g in self.optimizer.param_groups for p in g["params"])}
+        for key, value in stored.tensors("optimizer.safetensors").items():
+            name, _, slot = key.rpartition("|")
+            if name not in by_name:
+                raise ArtifactError(
+                    f'{stored.folder}: the optimizer holds "{name}", which this technique does not train'
+                )
+            saved.setdefault(places[id(by_name[name])], {})[slot] = value
+        self.optimizer.load_state_dict({"state": saved, "param_groups": groups})
 
     def _trim_metrics(self) -> None:
         """Drop the lines of steps after the checkpoint; they are about to be written again."""

@@ -34,6 +34,7 @@ from tunewise.technique import Attachment, Technique
 from tunewise.train import TrainSettings, steps_for_tokens, train
 
 Report = Callable[[str, int, int], None]
+_PROBED = 200  # examples of a probe that are scored
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -41,19 +42,32 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 class Cache:
-    """What the trials of one comparison share: the base, the task, its samples, and sequences tokenised once."""
+    """What the trials of one comparison share: the base, the task, its samples, and sequences tokenised once.
 
-    def __init__(self, base: Base, task: Task, *, validation: int, test: int, retention: Retention | None) -> None:
-        self.base, self.task, self.retention = base, task, retention
+    `probe` is a task that the base could do before; what is left of it is measured after each trial.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        task: Task,
+        *,
+        validation: int,
+        test: int,
+        retention: Retention | None,
+        probe: Task | None = None,
+    ) -> None:
+        self.base, self.task, self.retention, self.probe = base, task, retention, probe
+        self.probed = sample(probe.test, _PROBED) if probe is not None else ()
         self.validation = sample(task.validation, validation)
         self.test = sample(task.test, test)
-        self._plain: dict[int, list[Sequence]] = {}
+        self._plain: dict[tuple[int, int], list[Sequence]] = {}
         self.cut: dict[int, int] = {}
 
     def train_sequences(self, attachment: Attachment) -> list[Sequence]:
         """The training split for this attachment; shared by all that do not touch the text."""
         rendered = [attachment.render(example) for example in self.task.train]
-        room = attachment.virtual_tokens
+        room = attachment.virtual_tokens, attachment.virtual_suffix
         if any(new is not old for new, old in zip(rendered, self.task.train, strict=True)):
             return encoder_for(attachment, self.task).encode(rendered)
         if room not in self._plain:
@@ -92,6 +106,8 @@ class Trial:
             "retention": cache.retention.fingerprint if cache.retention is not None else None,
             "seed": self.seed,
         }
+        if cache.probe is not None:
+            facts["probe"] = cache.probe.fingerprint
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         return f"{self.technique.name}-seed{self.seed}-{digest[:12]}"
 
@@ -166,7 +182,7 @@ def _fit(trial: Trial, cache: Cache, attachment: Attachment, folder: Path, repor
     record: dict[str, Any] = {**_identity(trial), "status": "ok", "reason": None, "label": attachment.label}
     with peak_memory(base.device) as memory:
         started = time.perf_counter()
-        attachment.learn(task, trial.seed, lambda: loss(attachment, task, cache.validation))
+        attachment.learn(task, trial.seed, _choosing(attachment, cache, report))
         training: dict[str, Any] = {
             "steps": 0,
             "tokens": 0,
@@ -216,10 +232,32 @@ def _fit(trial: Trial, cache: Cache, attachment: Attachment, folder: Path, repor
 _OWN_FILES = ("adaptation.json", "weights.safetensors", "rows.jsonl")
 
 
+def _choosing(attachment: Attachment, cache: Cache, report: Report) -> Callable[[], float]:
+    """The validation loss as often as a technique asks for it; how often that will be is not known."""
+    asked = 0
+
+    def validation_loss() -> float:
+        nonlocal asked
+        report("choosing on validation", asked, 0)
+        asked += 1
+        return loss(attachment, cache.task, cache.validation)
+
+    return validation_loss
+
+
 def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report: Report) -> dict[str, Any]:
     with peak_memory(cache.base.device) as memory:
         found = score(attachment, cache.task, cache.test, progress=lambda done, total: report("scoring", done, total))
-    forgetting = cache.retention.compare(attachment) if cache.retention is not None else None
+    forgetting: dict[str, Any] | None = cache.retention.compare(attachment) if cache.retention is not None else None
+    if forgetting is not None and cache.probe is not None:
+        found_again = score(
+            attachment,
+            cache.probe,
+            cache.probed,
+            progress=lambda done, total: report("probing", done, total),
+            as_given=True,
+        )
+        forgetting["probe"] = found_again.mean
     cost = {
         **record["cost"],
         "scoring_peak_memory_bytes": memory[0],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tunewise.forward import why_not_packed
-from tunewise.technique import make
+from tunewise.registry import make
 from tunewise.testing import ARCHITECTURES, attach, check_gradients, encoder_for, tiny_base, tiny_task
 from tunewise.train import TrainSettings, train
 

@@ -8,8 +8,8 @@ from tunewise.adaptation import load
 from tunewise.comparison import Budget, compare
 from tunewise.evaluate import loss, score
 from tunewise.model import load_base
+from tunewise.registry import make
 from tunewise.task import Task
-from tunewise.technique import make
 from tunewise.testing import attach, encoder_for
 from tunewise.train import TrainSettings, train
 from tunewise.trial import sample

@@ -9,7 +9,7 @@ import torch
 from tunewise.adaptation import load, save
 from tunewise.errors import ArtifactError
 from tunewise.model import Base
-from tunewise.technique import make
+from tunewise.registry import make
 from tunewise.testing import attach, fit, tiny_base, tiny_task
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen3")

@@ -22,7 +22,7 @@ import torch
 torch.set_num_threads(1)
 from tunewise.fitting import fit
 from tunewise.model import Base
-from tunewise.technique import make
+from tunewise.registry import make
 from tunewise.testing import tiny_base, tiny_task
 from tunewise.train import TrainSettings
 

@@ -8,8 +8,8 @@ import torch
 from tunewise import store
 from tunewise.adaptation import load, save
 from tunewise.errors import ArtifactError
+from tunewise.registry import make
 from tunewise.task import Example, Message
-from tunewise.technique import make
 from tunewise.testing import attach, fingerprint, fit, logits, tiny_base, tiny_task
 
 

@@ -11,18 +11,17 @@ from pathlib import Path
 import pytest
 import typer
 
-from tunewise import cli
-from tunewise.technique import all_techniques, make
+from tunewise import cli, world
+from tunewise.model import SHIPPED
+from tunewise.registry import all_techniques, make
 from tunewise.testing import CHECKS, tiny_base
+from tunewise.world.__main__ import write
 
 ROOT = Path(__file__).parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODEL = "Qwen/Qwen3-0.6B"
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SHORT = {"compare": ["--budget-steps", "2", "--search", "1", "--seeds", "1"], "fit": ["--max-steps", "2"]}
-METRIC = "def share(prediction, references):\n    return float(prediction in references)\n"
-
-STAND_INS = {MODEL: "model", "stories-3m": "model", "emotion": "reviews.jsonl"}
+COMPARED = ["--budget-steps", "2", "--search", "1", "--seeds", "1", "--test-examples", "20"]
+SHORT = {"compare": COMPARED, "fit": ["--max-steps", "2"]}
 
 
 def blocks(path, language=""):
@@ -36,22 +35,14 @@ def commands(path):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory, save_tiny):
-    """A folder with small files under every name that the documents use, and a tiny model."""
+def work(tmp_path_factory):
+    """A folder with the files that the documents tell to write."""
     folder = tmp_path_factory.mktemp("docs")
-    save_tiny(folder / "model")
-    words = ["cat", "dog", "bird"]
-    rows = {
-        "reviews.jsonl": [{"text": f"the {words[i % 3]} ran by day {i}", "label": "ab"[i % 2]} for i in range(40)],
-        "questions.jsonl": [{"question": f"who ran by day {i}", "answer": words[i % 3]} for i in range(30)],
-    }
-    for name, data in rows.items():
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in data), "utf-8")
-    (folder / "tickets.csv").write_text("ask,reply\n" + "".join(f"ask {i},reply {i}\n" for i in range(20)), "utf-8")
-    (folder / "my_metric.py").write_text(METRIC)
-    for path in DOCS:
-        for text in blocks(path, "yaml"):
-            (folder / "run.yaml").write_text(text.replace(MODEL, "model"), "utf-8")
+    write(folder / "examples")
+    (metric,) = blocks(ROOT / "docs" / "data.md", "python")
+    (folder / "my_metric.py").write_text(metric)
+    (settings,) = blocks(ROOT / "docs" / "comparison.md", "yaml")
+    (folder / "run.yaml").write_text(settings)
     return folder
 
 
@@ -70,24 +61,24 @@ def test_commands_parse(path, work, monkeypatch):
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_commands_run(path, work, monkeypatch, capfd):
-    """In the order of the page, on tiny stand-ins, with budgets cut; the demo is left out."""
+    """In the order of the page, with budgets cut; the demo has a test of its own."""
     monkeypatch.chdir(work)
     for words in commands(path):
         if words[0] == "demo":
             continue
-        given = [STAND_INS.get(word, word) for word in words] + SHORT.get(words[0], [])
-        monkeypatch.setattr(sys, "argv", ["tunewise", *given])
+        monkeypatch.setattr(sys, "argv", ["tunewise", *words, *SHORT.get(words[0], [])])
         try:
             cli.main()
         except SystemExit as end:
             assert not end.code, (words, capfd.readouterr().err)
 
 
-def test_python_of_the_readme(work, monkeypatch, capsys):
+@pytest.mark.parametrize(("path", "said"), [("README.md", "recommended"), ("docs/world.md", "lives in")])
+def test_python_examples_run(work, monkeypatch, capsys, path, said):
     monkeypatch.chdir(work)
-    (text,) = blocks(ROOT / "README.md", "python")
-    exec(compile(text.replace(MODEL, "model").replace("steps=50", "steps=2"), "README.md", "exec"), {})
-    assert "recommended" in capsys.readouterr().out
+    (text,) = blocks(ROOT / path, "python")
+    exec(compile(text.replace("steps=50", "steps=2"), path, "exec"), {})
+    assert said in capsys.readouterr().out
 
 
 def load(path, name):
@@ -122,6 +113,19 @@ def test_the_technique_of_the_guide(tmp_path):
         all_techniques.cache_clear()
         gc.collect()
     assert list(all_techniques()) == before
+
+
+def test_figures_of_the_world_are_those_of_the_run():
+    """The page's tables are made of the shipped record and of the tasks themselves."""
+    text = (ROOT / "docs" / "world.md").read_text("utf-8")
+    record = json.loads((SHIPPED / "pretraining.json").read_text("utf-8"))
+    for name, value in record["abilities"].items():
+        assert f"| {name} | {100 * value:.0f} % |" in text, name
+    for fact in (f"{record['parameters']:,} parameters", f"{record['steps']:,} steps", f"{record['tokens']:,} tokens"):
+        assert fact in text, fact
+    for name in world.TASKS:
+        counts = " / ".join(str(count) for count in world.task(name).counts.values())
+        assert re.search(rf"\| `{name}` \| \w+ \| {counts} \|", text), (name, counts)
 
 
 def test_technique_pages_are_current():

@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunewise.errors import SettingError, TechniqueError
 from tunewise.model import Base
+from tunewise.registry import make
 from tunewise.task import Example, Message
-from tunewise.technique import make
 from tunewise.testing import attach, encoder_for, fit, logits, loss, tiny_base, tiny_task
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tunewise.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.registry import all_techniques, make
 from tunewise.seeds import generator
-from tunewise.technique import Attachment, Technique, all_techniques, learning_rate, make, setting
+from tunewise.technique import Attachment, Technique, learning_rate, setting
 from tunewise.testing import attach, encoder_for, fingerprint, fit, logits, tiny_base, tiny_task
 from tunewise.train import TrainSettings, train
 

@@ -6,19 +6,20 @@ The encoder puts m placeholder ids, m beyond the vocabulary, at the head of ever
 them up in P. Positions count them: real tokens start at position m. P = E(text) gives the logits of that text.
 Initial values: ordinary tokens drawn from the first 5,000 of the vocabulary (frequent ones, in most tokenizers), the
 embeddings of the labels' words, those of a given text, or uniform noise in [-0.5, 0.5].
-Differs from the paper: AdamW instead of Adafactor at rate 0.3, m = 20 instead of 100.
+Differs from the paper by default: AdamW (`optimizer=adafactor` is the paper's), m = 20 instead of 100.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from tunewise.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.placeholders import Placeholders, embed, ordinary_tokens, text_tokens
 from tunewise.seeds import generator as stream
 from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from tunewise.model import Base
     from tunewise.task import Task
 
-_FREQUENT = 5000
+_ADAFACTOR_RATE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,9 @@ class PromptTuning(Technique):
         choices=("vocab", "label", "text", "random"),
     )
     init_text: str = setting("", "The text of init=text; repeated or cut to the number of virtual tokens.")
+    optimizer: str = setting(
+        "adamw", "Optimiser; the paper's is Adafactor, at rate 0.3.", choices=("adamw", "adafactor")
+    )
     learning_rate: float | None = learning_rate()
 
     def __post_init__(self) -> None:
@@ -71,6 +75,11 @@ class PromptTuning(Technique):
         """
         return _Prompt(base, self, generator)
 
+    def resolved(self, base: Base) -> Self:
+        """With the default rate of the chosen optimiser filled in."""
+        plain = self.learning_rate is None and self.optimizer == "adafactor"
+        return self.with_rate(_ADAFACTOR_RATE) if plain else super().resolved(base)
+
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PromptTuning | None:
         """The recipe of a PEFT prompt-tuning adapter."""
@@ -84,33 +93,16 @@ class _Prompt(Attachment):
         super().__init__(base, recipe)
         self.recipe: PromptTuning = recipe
         self.virtual_tokens = recipe.num_virtual_tokens
-        if self.virtual_tokens > base.window // 2:
-            raise TechniqueError(
-                f"prompt_tuning.num_virtual_tokens is {self.virtual_tokens}, more than half of the window of "
-                f"{base.window} tokens; use fewer"
-            )
+        Placeholders(self, self.virtual_tokens, lambda: self.prompt)
         self.prompt = self.add("prompt", self._initial(generator))
-        self.hook(base.anatomy.embedding.register_forward_pre_hook(self._clamp))
-        self.hook(base.anatomy.embedding.register_forward_hook(self._insert))
 
     def _initial(self, generator: torch.Generator) -> Tensor:
         base, count = self.base, self.virtual_tokens
         if self.recipe.init == "random":
             return torch.rand(count, base.anatomy.width, generator=generator) - 0.5
         if self.recipe.init == "text":
-            ids = base.tokenizer(self.recipe.init_text, add_special_tokens=False)["input_ids"]
-            return self._embed((ids * count)[:count])
-        special = set(base.tokenizer.all_special_ids)
-        known = min(_FREQUENT, base.anatomy.vocabulary, len(base.tokenizer))
-        ordinary = [index for index in range(known) if index not in special]
-        drawn = torch.randint(len(ordinary), (count,), generator=generator).tolist()
-        return self._embed([ordinary[index] for index in drawn])
-
-    @torch.no_grad()
-    def _embed(self, ids: list[int]) -> Tensor:
-        """Embeddings as the model's layer gives them, scaling included; (len(ids), d)."""
-        output: Tensor = self.base.anatomy.embedding(torch.tensor([ids], device=self.base.device))
-        return output[0].float()
+            return embed(base, text_tokens(base, self.recipe.init_text, count))
+        return embed(base, ordinary_tokens(base, count, generator))
 
     def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
         if self.recipe.init != "label":
@@ -121,18 +113,14 @@ class _Prompt(Attachment):
         with torch.no_grad():
             for row, index in enumerate(order[: self.virtual_tokens]):
                 ids = self.base.tokenizer(task.labels[index], add_special_tokens=False)["input_ids"]
-                self.prompt[row] = self._embed(ids).mean(0)
+                self.prompt[row] = embed(self.base, ids).mean(0)
 
-    def _clamp(self, module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first = self.base.anatomy.vocabulary
-        self._virtual = args[0] >= first
-        self._index = args[0][self._virtual] - first
-        return (args[0].masked_fill(self._virtual, 0), *args[1:])
+    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+        if self.recipe.optimizer == "adamw":
+            return super().optimizer(groups, betas)
+        from transformers.optimization import Adafactor
 
-    def _insert(self, module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not len(self._index):
-            return output
-        return output.masked_scatter(self._virtual[..., None], self.prompt[self._index].to(output.dtype))
+        return Adafactor(groups, scale_parameter=False, relative_step=False, warmup_init=False)
 
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = {

@@ -24,6 +24,8 @@ from tunewise.technique import Attachment, Citation, Technique, learning_rate, s
 if TYPE_CHECKING:
     from tunewise.model import Base
 
+_ATTENTION = ("q", "k", "v", "o", "qkv")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BitFit(Technique):
@@ -87,6 +89,8 @@ class _Biases(Attachment):
         biased = sum(module.bias is not None for _, _, module in linears)
         if biased < len(linears):
             self.label = f"bitfit ({biased} of {len(linears)} linears have a bias)"
+        elif not base.anatomy.rotary:
+            self.label = "bitfit (key biases have no effect without rotary positions)"
 
     def _add_biases(self, base: Base, roles: tuple[str, ...]) -> None:
         unknown = set(roles) - set(base.anatomy.roles)
@@ -94,8 +98,7 @@ class _Biases(Attachment):
             raise SettingError(
                 f'bitfit.target_modules names "{min(unknown)}", but the roles here are {", ".join(base.anatomy.roles)}'
             )
-        rotary = any("rotary" in name for name, _ in base.model.named_modules())
-        wanted = roles or tuple(role for role in base.anatomy.roles if role != "k" or rotary)
+        wanted = roles or tuple(role for role in base.anatomy.roles if role != "k" or base.anatomy.rotary)
         free = [item for item in base.anatomy.linears(wanted) if item[2].bias is None]
         if not free:
             raise TechniqueError("bitfit.source=add finds a bias on every such linear already; use source=existing")
@@ -106,11 +109,19 @@ class _Biases(Attachment):
             self.hook(handle)
 
     def merge(self) -> nn.Module:
-        base_dtype = self.base.model.dtype
+        """Biases in the linears, and in the configuration where it knows them: a standard checkpoint then."""
+        model, known = self.base.model, {True: "attention_bias", False: "mlp_bias"}
         for module, bias, handle in self.added:
             handle.remove()
-            self.replace(module, "bias", nn.Parameter(bias.detach().to(base_dtype), requires_grad=False))
-        return self.base.model
+            self.replace(module, "bias", nn.Parameter(bias.detach().to(model.dtype), requires_grad=False))
+        for attention, name in known.items():
+            own = [m for _, role, m in self.base.anatomy.linears() if (role in _ATTENTION) == attention]
+            if hasattr(model.config, name) and any(module.bias is not None for module in own):
+                for module in own:
+                    if module.bias is None:
+                        self.replace(module, "bias", nn.Parameter(module.weight.new_zeros(features(module)[1]), False))
+                self.replace(model.config, name, True)
+        return model
 
 
 def _adder(bias: nn.Parameter):  # type: ignore[no-untyped-def]

@@ -49,6 +49,7 @@ class LastLayers(Technique):
         "auto trains it unless it is tied.",
         choices=("auto", "trained", "frozen", "untie", "tied"),
     )
+    layers: tuple[str, ...] = setting((), "Numbers of the blocks trained, from 0 at the bottom, in place of the top k.")
     learning_rate: float | None = learning_rate()
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
@@ -64,9 +65,7 @@ class _Top(Attachment):
     def __init__(self, base: Base, recipe: LastLayers) -> None:
         super().__init__(base, recipe)
         anatomy, blocks = base.anatomy, len(base.anatomy.blocks)
-        count = -(-blocks * recipe.k // 1) if recipe.k < 1 else recipe.k
-        if count > blocks or count != int(count):
-            raise SettingError(f"last_layers.k is {recipe.k:g}, but the model has {blocks} blocks")
+        chosen = _chosen(recipe, blocks)
         mode = recipe.head if recipe.head != "auto" else ("frozen" if anatomy.tied else "trained")
         if (mode == "trained" and anatomy.tied) or (mode in ("untie", "tied") and not anatomy.tied):
             state = "tied to" if anatomy.tied else "separate from"
@@ -74,7 +73,8 @@ class _Top(Attachment):
                 f'last_layers.head is "{mode}", but the head of this model is {state} its embeddings; '
                 f"use {'frozen, untie or tied' if anatomy.tied else 'trained or frozen'}"
             )
-        for index in range(blocks - int(count), blocks):
+        self.lowest = 0 if mode == "tied" else min(chosen, default=blocks)
+        for index in chosen:
             for name, parameter in anatomy.blocks[index].named_parameters():
                 self.train_existing(f"{anatomy.block_path(index)}.{name}", parameter)
         for name, parameter in anatomy.final_norm.named_parameters():
@@ -87,5 +87,22 @@ class _Top(Attachment):
             for name, parameter in anatomy.head.named_parameters():
                 self.train_existing(f"head.{name}", parameter)
 
+    def trunk(self) -> list[int]:
+        """The block below the lowest trained one."""
+        return [self.lowest - 1] if self.lowest else []
+
     def merge(self) -> nn.Module:
         return self.base.model
+
+
+def _chosen(recipe: LastLayers, blocks: int) -> list[int]:
+    """Numbers of the blocks to train, rising."""
+    if recipe.layers:
+        numbers = sorted({int(layer) if layer.isdigit() else blocks for layer in recipe.layers})
+        if numbers[-1] >= blocks:
+            raise SettingError(f"last_layers.layers must be numbers of blocks, 0 to {blocks - 1}")
+        return numbers
+    count = -(-blocks * recipe.k // 1) if recipe.k < 1 else recipe.k
+    if count > blocks or count != int(count):
+        raise SettingError(f"last_layers.k is {recipe.k:g}, but the model has {blocks} blocks")
+    return list(range(blocks - int(count), blocks))

@@ -1,0 +1,166 @@
+"""Several techniques on one model at once, each on its own side of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from tunewise.errors import ArtifactError, TechniqueError
+from tunewise.technique import Attachment, Technique, plain, strict
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from tunewise.model import Base
+    from tunewise.task import Example, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed(Technique):
+    """Several techniques on one model, e.g. `icl+lora`; their sides must not collide."""
+
+    name = "composed"
+    family = "nonparametric"
+    parts: tuple[Technique, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", "+".join(part.name for part in self.parts))
+        object.__setattr__(self, "family", self.parts[-1].family)
+        object.__setattr__(self, "trains", any(part.trains for part in self.parts))
+        object.__setattr__(self, "mergeable", all(part.mergeable or part.name == "base" for part in self.parts))
+        object.__setattr__(self, "identity_at_start", all(part.identity_at_start for part in self.parts))
+        for index, part in enumerate(self.parts):
+            for other in self.parts[:index]:
+                shared = sorted(part.sides & other.sides)
+                if shared or part.name == other.name:
+                    side = shared[0] if shared else "same"
+                    raise TechniqueError(f"{other.name} and {part.name} cannot compose: both change the {side}")
+
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Attach the parts in order."""
+        return _Together(base, self, generator)
+
+    def resolved(self, base: Base) -> Self:
+        """All parts resolved."""
+        return replace(self, parts=tuple(part.resolved(base) for part in self.parts))
+
+    def search(self, count: int) -> list[Self]:
+        """The parts' searches in step."""
+        if not self.trains:
+            return [self]
+        lists = [part.search(count) for part in self.parts]
+        length = min(len(found) for found, part in zip(lists, self.parts, strict=True) if part.trains)
+        return [replace(self, parts=tuple(f[i if len(f) > i else 0] for f in lists)) for i in range(length)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and the settings of each part."""
+        return {"technique": self.name, "settings": {part.name: plain(part) for part in self.parts}}
+
+
+class _Together(Attachment):
+    def __init__(self, base: Base, recipe: Composed, generator: torch.Generator) -> None:
+        super().__init__(base, recipe)
+        self.parts: list[Attachment] = []
+        for part in recipe.parts:
+            self.parts.append(part.attach(base, generator))
+        self.virtual_tokens = sum(part.virtual_tokens for part in self.parts)
+        self.virtual_suffix = sum(part.virtual_suffix for part in self.parts)
+        self.phases = max(part.phases for part in self.parts)
+
+    def _join(self, method: str) -> dict[str, Any]:
+        joined: dict[str, Any] = {}
+        for part in self.parts:
+            joined |= {f"{part.recipe.name}.{name}": value for name, value in getattr(part, method)().items()}
+        return joined
+
+    def _split(self, state: Mapping[str, Any]) -> Iterator[tuple[Attachment, dict[str, Any]]]:
+        for part in self.parts:
+            prefix = part.recipe.name + "."
+            yield (
+                part,
+                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
+            )
+
+    def params(self) -> dict[str, nn.Parameter]:
+        return self._join("params")
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups()]
+
+    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+        for part in self.parts:
+            part.learn(task, seed, validation_loss)
+
+    def start_phase(self, phase: int) -> None:
+        for part in self.parts:
+            part.start_phase(min(phase, part.phases - 1))
+
+    def before_step(self, step: int, total: int) -> None:
+        for part in self.parts:
+            part.before_step(step, total)
+
+    def after_backward(self, step: int, total: int) -> None:
+        for part in self.parts:
+            part.after_backward(step, total)
+
+    def after_step(self, step: int, total: int) -> None:
+        for part in self.parts:
+            part.after_step(step, total)
+
+    def penalty(self) -> Tensor | None:
+        terms = [term for part in self.parts if (term := part.penalty()) is not None]
+        return sum(terms[1:], terms[0]) if terms else None
+
+    def render(self, example: Example) -> Example:
+        for part in self.parts:
+            example = part.render(example)
+        return example
+
+    def trunk(self) -> Sequence[int]:
+        trained = [part for part in self.parts if part.recipe.sides != {"prompt"}]
+        return trained[0].trunk() if len(trained) == 1 else ()
+
+    def touched(self) -> dict[str, Tensor]:
+        return {name: places for part in self.parts for name, places in part.touched().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        return self._join("state")
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        parts = list(self._split(state))
+        lost = len(state) - sum(len(own) for _, own in parts)
+        if lost:
+            raise ArtifactError(f"the weights hold {lost} tensors of no part of {self.recipe.name}")
+        for part, own in parts:
+            part.load(own)
+
+    def memory(self) -> list[dict[str, Any]]:
+        return [{"part": part.recipe.name, **row} for part in self.parts for row in part.memory()]
+
+    def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
+        for part in self.parts:
+            own = [row for row in rows if row.get("part") == part.recipe.name]
+            part.recall([{key: value for key, value in row.items() if key != "part"} for row in own], style)
+
+    def training_state(self) -> dict[str, Tensor]:
+        return self._join("training_state")
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        strict(self.training_state(), state)
+        for part, own in self._split(state):
+            part.load_training_state(own)
+
+    def merge(self) -> nn.Module:
+        if not self.recipe.mergeable:
+            refused = next(part for part in self.parts if not part.recipe.mergeable)
+            refused.merge()
+        for part in self.parts:
+            merged = part.merge()
+        return merged
+
+    def detach(self) -> None:
+        while self.parts:
+            self.parts.pop().detach()
+        super().detach()

@@ -1,0 +1,63 @@
+"""The terminal: results on stdout, progress with the time left on stderr, libraries kept quiet."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+
+def quiet() -> None:
+    """Keep libraries' own chatter off the screen."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def console() -> Any:
+    """Where results are printed."""
+    from rich.console import Console
+
+    # Piped output has no width of its own; a table must not be folded to 80 columns in a file.
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def print_json(value: object) -> None:
+    """Print a result as JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """A live line on stderr: what runs, how far it is, and the time left; a total of 0 is one that nobody knows."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.fields[row]}", markup=False),
+        TextColumn("{task.fields[what]}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
+        tasks: dict[tuple[str, str], Any] = {}
+
+        def show(row: str, what: str, done: int, total: int) -> None:
+            kind = "training" if what.startswith("loss") else what
+            if (row, kind) not in tasks or done < live.tasks[live.task_ids.index(tasks[row, kind])].completed:
+                for old in tasks.values():
+                    live.update(old, visible=False)
+                tasks[row, kind] = live.add_task("", row=row, what=what, total=total or None)
+            live.update(tasks[row, kind], completed=done, total=total or None, what=what)
+
+        yield show

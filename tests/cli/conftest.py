@@ -1,0 +1,107 @@
+"""The command line called as a user calls it, and small models and data to call it on."""
+
+import json
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from tunewise import cli
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def json(self):
+        """The one document on stdout; anything beside it is an error."""
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capfd, monkeypatch):
+    """Call the command line in this process; an exception that leaves it fails the test by itself."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["tunewise", *map(str, words)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        found = Result(code, *capfd.readouterr())
+        assert "Traceback" not in found.out + found.err
+        return found
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """Call it with a wrong request: exit code 2, nothing on stdout, one line on stderr, which is returned."""
+
+    def call(*words):
+        found = run(*words)
+        assert found.code == 2, found
+        assert not found.out
+        assert found.err.count("\n") == 1, found.err
+        return found.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, save_tiny):
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.fixture
+def lines():
+    """A function that writes rows as JSON Lines."""
+    return write
+
+
+@pytest.fixture(scope="session")
+def labels(tmp_path_factory):
+    """Sixty short sentences with two labels: six for the test, six for validation."""
+    rows = [
+        {"text": f"the {'cat' if i % 2 else 'dog'} ran to town by day {i}", "label": "old" if i % 2 else "small"}
+        for i in range(60)
+    ]
+    return write(tmp_path_factory.mktemp("data") / "labels.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def answers(tmp_path_factory):
+    """300 prompts with answers: thirty for the test, enough for the order of a sum to matter."""
+    words = ["cat", "dog", "bird", "tree", "mat"]
+    rows = [{"prompt": f"day {i} of the {words[i % 5]}", "completion": words[i % 5]} for i in range(300)]
+    return write(tmp_path_factory.mktemp("data") / "answers.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, model, labels):
+    """A comparison of the three techniques and a composed one, run once: its folder and its words."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    words = ["compare", "--model", model, "--data", labels, "--out", out, "--budget-steps", 3, "--seeds", 2]
+    words += ["--techniques", "base,lora,icl,icl+lora", "--set", "lora.r=2", "--set", "icl.k=1"]
+    return out, [str(word) for word in words]
+
+
+@pytest.fixture
+def compared(run, finished):
+    """The finished comparison's folder, words and result."""
+    out, words = finished
+    if not (out / "report.md").is_file():
+        found = run(*words, "--json")
+        assert found.code == 0, found.err
+        assert found.json() == json.loads((out / "compare.json").read_text("utf-8"))
+    return out, words, json.loads((out / "compare.json").read_text("utf-8"))

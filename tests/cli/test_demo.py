@@ -1,0 +1,26 @@
+"""The demo, as far as it can be run in seconds; .ci/run runs it whole."""
+
+import json
+
+import pytest
+
+
+def test_demo_takes_known_techniques_and_tasks(refused, tmp_path):
+    assert "did you mean" in refused("demo", "--out", tmp_path / "demo", "--techniques", "lorra")
+    assert "town, reviews" in refused("demo", "--out", tmp_path / "demo", "--task", "review")
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.slow
+def test_demo_compares_says_what_it_found_and_where(run, tmp_path):
+    found = run("demo", "--out", tmp_path, "--task", "records", "--techniques", "base,bitfit")
+    assert found.code == 0, found.err
+    assert "Recommended: bitfit." in found.out
+    assert str(tmp_path / "records" / "report.md") in found.out
+    result = json.loads((tmp_path / "records" / "compare.json").read_text())
+    rows = {row["technique"]: row for row in result["rows"]}
+    assert rows["bitfit"]["score"]["mean"] > rows["base"]["score"]["mean"]
+    assert rows["base"]["forgetting"]["nll_rise"] == 0.0
+    assert rows["base"]["forgetting"]["probe"] >= 0.8  # it knows the facts of its world
+    assert rows["bitfit"]["forgetting"]["probe"] <= rows["base"]["forgetting"]["probe"]
+    assert "kept" in found.out and (tmp_path / "records" / "report.md").read_text().count("kept") >= 2

@@ -1,0 +1,124 @@
+"""One technique fitted, and scored again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def test_fit_and_eval(run, refused, model, labels, tmp_path):
+    out = tmp_path / "fitted"
+    words = ["fit", "lora", "--model", model, "--data", labels, "--out", out, "--max-steps", 3, "--set", "lora.r=2"]
+    record = run(*words, "--json").json()
+    assert record["technique"] == "lora"
+    assert record["settings"]["r"] == 2
+    assert record["training"]["steps"] == 3
+    assert Path(record["adaptation"]) == out / "adaptation"
+    assert json.loads((out / "adaptation" / "adaptation.json").read_text("utf-8"))["base"]["name"] == str(model)
+    assert not list(out.glob("checkpoint-*"))
+
+    assert "finished adaptation" in refused(*words)
+
+    scored = run("eval", out, "--data", labels, "--json").json()
+    assert scored == run("eval", out / "adaptation", "--data", labels, "--json").json()
+    assert scored["metric"] == "accuracy" and scored["examples"] == 6 and 0 <= scored["mean"] <= 1
+    written = tmp_path / "answers.jsonl"
+    found = run("eval", out, "--data", labels, "--split", "validation", "--predictions", written)
+    assert found.code == 0
+    assert "accuracy" in found.out and "6 validation examples" in found.out
+    rows = [json.loads(line) for line in written.read_text("utf-8").splitlines()]
+    assert len(rows) == 6 and set(rows[0]) == {"prompt", "prediction", "answer", "accuracy"}
+    assert "train, validation or test" in refused("eval", out, "--data", labels, "--split", "tests")
+    assert "nowhere" in refused("eval", tmp_path / "nowhere", "--data", labels)
+    for count in (0, -2):
+        assert str(count) in refused("eval", out, "--data", labels, "--test-examples", count)
+
+
+def test_fit_says_what_it_did(run, model, labels, tmp_path):
+    found = run(
+        "fit",
+        "bitfit",
+        "-m",
+        model,
+        "-d",
+        labels,
+        "-o",
+        tmp_path,
+        "--num-train-epochs",
+        0.1,
+        "--lr-scheduler-type",
+        "linear",
+    )
+    assert found.code == 0
+    assert "validation loss" in found.out and "tunewise eval" in found.out
+    assert not found.err
+
+
+def test_fit_a_composition_with_a_learning_rate(run, model, labels, tmp_path):
+    words = ["--model", model, "--data", labels, "--out", tmp_path / "out", "--max-steps", 2]
+    found = run("fit", "icl+lora", *words, "--learning-rate", 1e-3, "--json")
+    assert found.code == 0, found.err
+    assert found.json()["settings"]["lora"]["learning_rate"] == 1e-3
+
+
+def test_fit_takes_one_technique(refused, model, labels, tmp_path):
+    words = ["--model", model, "--data", labels, "--out", tmp_path / "out", "--max-steps", 1]
+    refused("fit", "lora,bitfit", *words)
+    refused("fit", "", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_eval_keeps_the_template_of_the_fit(run, model, labels, tmp_path):
+    words = ["--model", model, "--data", labels, "--out", tmp_path, "--max-steps", 1]
+    assert run("fit", "lora", *words, "--template", "Text: {prompt}\\nKind:").code == 0
+    given = run("eval", tmp_path, "--data", labels, "--template", "Text: {prompt}\\nKind:", "--json").json()
+    assert run("eval", tmp_path, "--data", labels, "--json").json() == given
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--max-steps", 0],
+        ["--batch-size", 0],
+        ["--lr-scheduler-type", "zigzag"],
+        ["--device", "toaster"],
+        ["--dtype", "float8"],
+        ["--max-length", -1],
+        ["--max-length", 2],
+        ["--num-train-epochs", -1],
+        ["--learning-rate", -1],
+        ["--learning-rate", "nan"],
+    ],
+    ids=lambda words: "=".join(map(str, words)),
+)
+def test_fit_with_wrong_settings(run, model, labels, tmp_path, words):
+    found = run("fit", "lora", "--model", model, "--data", labels, "--out", tmp_path, *words)
+    assert found.code == 2, found
+    assert not found.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--max-length", -1],
+        ["--max-length", 1],
+        ["--budget-steps", 0],
+        ["--search", 6],
+        ["--seeds", 0],
+        ["--test-examples", 0],
+        ["--lr-scheduler-type", "zigzag"],
+    ],
+    ids=lambda words: "=".join(map(str, words)),
+)
+def test_compare_with_wrong_settings(run, model, labels, tmp_path, words):
+    found = run("compare", "-t", "base,lora", "--model", model, "--data", labels, "--out", tmp_path, *words)
+    assert found.code == 2, found
+    assert not found.out
+
+
+def test_out_that_is_a_file(refused, model, labels, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    words = ["--model", model, "--data", labels, "--out", tmp_path / "taken"]
+    assert "taken" in refused("fit", "lora", *words)
+    assert "taken" in refused("compare", "-t", "base", *words)
+    assert (tmp_path / "taken").read_text() == "mine"

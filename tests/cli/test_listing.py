@@ -1,0 +1,103 @@
+"""What the command line tells without a model: help, techniques, data."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tunewise.registry import all_techniques
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from tunewise.cli import main; sys.argv = ['tunewise', {words}]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {{'torch', 'transformers', 'datasets', 'numpy'}} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    for words in ("'--help'", "'compare', '--help'"):
+        subprocess.run([sys.executable, "-c", code.format(words=words)], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_no_words_show_the_commands(run):
+    found = run()
+    for command in ("techniques", "check", "fit", "compare", "eval", "report", "demo"):
+        assert command in found.out + found.err
+
+
+@pytest.mark.parametrize("words", [["bogus"], ["fit", "lora"], ["fit", "lora", "--bogus", "1"], ["report"]])
+def test_wrong_words_exit_2(run, words):
+    found = run(*words)
+    assert found.code == 2
+    assert not found.out
+
+
+def test_techniques_tree(run):
+    found = run("techniques")
+    assert found.code == 0
+    assert all(name in found.out for name in all_techniques())
+    assert not found.err
+
+
+def test_techniques_one(run):
+    found = run("techniques", "lora")
+    assert found.code == 0
+    assert all(part in found.out for part in ("Hu et al. 2021", "lora_alpha", "target_modules", "1 to 4096"))
+
+
+def test_techniques_json(run):
+    every = run("techniques", "--json").json()
+    assert [each["technique"] for each in every] == list(all_techniques())
+    one = run("techniques", "lora", "--json").json()
+    assert one == next(each for each in every if each["technique"] == "lora")
+    assert {"name": "r", "default": 16, "help": one["settings"][0]["help"], "low": 1, "high": 4096} == one["settings"][
+        0
+    ]
+
+
+def test_techniques_unknown(refused):
+    assert 'there is no technique "lorra"; did you mean "lora"?' in refused("techniques", "lorra")
+    assert "did you mean" in refused("techniques", "lorra", "--json")
+
+
+@pytest.mark.parametrize("words", [["icl+lora"], ["icl+lora", "--json"]])
+def test_techniques_composed(run, words):
+    found = run("techniques", *words)
+    assert found.code in (0, 2)
+    assert "lora" in found.out + found.err
+
+
+def test_check_without_a_model(run, labels):
+    found = run("check", "--data", labels)
+    assert found.code == 0
+    assert "classification" in found.out and "48 train, 6 validation, 6 test" in found.out
+    facts = run("check", "--data", labels, "--json").json()
+    assert facts["counts"] == {"train": 48, "validation": 6, "test": 6}
+    assert set(facts["labels"]) == {"old", "small"}
+    assert "model" not in facts
+
+
+def test_check_with_a_model(run, labels, model):
+    facts = run("check", "--data", labels, "--model", model, "--json").json()
+    assert facts["window"] == 256
+    assert facts["exceeding"]["train"] == 0
+    assert sum(each["examples"] for each in facts["histogram"]) == 48
+    assert facts["first_example"]["answer"].strip() in ("old", "small")
+    found = run("check", "--data", labels, "--model", model, "--max-length", 16)
+    assert found.code == 0
+    assert "48 training examples exceed the window" in found.out
+    assert "⟨" in found.out
+
+
+def test_check_counts_leaks_and_duplicates(run, lines, tmp_path):
+    row = {"text": "the same \x1b[31mred\x1b[0m words", "label": "a"}
+    others = [{"text": f"other {i}", "label": "b"} for i in range(3)]
+    lines(tmp_path / "train.jsonl", [row, row, *others])
+    lines(tmp_path / "test.jsonl", [row, others[0]])
+    lines(tmp_path / "validation.jsonl", [{"text": "new", "label": "a"}])
+    facts = run("check", "--data", tmp_path, "--json").json()
+    assert (facts["duplicates"], facts["leaks"]["count"]) == (1, 2)
+    found = run("check", "--data", tmp_path)
+    assert "the same" in found.out
+    assert "\x1b" not in found.out, "a user's text must not act on the terminal"

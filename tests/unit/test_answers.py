@@ -1,0 +1,60 @@
+"""Where a generated answer ends."""
+
+import pytest
+import torch
+
+from tunewise.evaluate import Scores, _Stopped, answer, encoder_for, score, stop_of
+from tunewise.model import Base
+from tunewise.registry import make
+from tunewise.task import Example, Message, Task
+from tunewise.testing import tiny_base
+
+
+def task_of(*answers):
+    train = tuple(Example((Message("user", "the cat"),), text, (text,)) for text in answers)
+    return Task("t", "generation", "question-answer", train, (), (), (), "exact_match")
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """A base that answers everything with the given text."""
+    base = tiny_base("llama")
+
+    def use(text):
+        ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        def generate(self, *, input_ids, **_):
+            return torch.cat([input_ids, torch.tensor([ids] * len(input_ids))], dim=1)
+
+        monkeypatch.setattr(Base, "generate", generate)
+        return make("base").attach(base, torch.Generator())
+
+    return use
+
+
+def test_a_blank_line_ends_an_answer_where_no_training_answer_has_one(writes):
+    assert stop_of(task_of("dog", "a\nb")) == "\n\n"
+    assert stop_of(task_of("dog", "a\n\nb")) is None
+    text = "the dog ran\n\nQuestion: the cat"
+    attachment = writes(text)
+    for task, expected in ((task_of("dog"), "the dog ran"), (task_of("a\n\nb"), text)):
+        encoder = encoder_for(attachment, task)
+        assert answer(attachment, encoder, task.train, 8, stop_of(task))[0] == [expected] * len(task.train)
+
+
+def test_scores_see_the_shortened_answer(writes):
+    attachment = writes("dog\n\nQuestion: the cat")
+    task = task_of("dog")
+    found = score(attachment, task, task.train)
+    assert isinstance(found, Scores)
+    assert found.mean == 1.0, found.predictions
+
+
+def test_generation_stops_row_by_row():
+    base = tiny_base("llama")
+    encoder = encoder_for(make("base").attach(base, torch.Generator()), task_of("dog"))
+    rows = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the cat dog", "the cat\n\n")]
+    width = min(map(len, rows))
+    ids = torch.tensor([row[-width:] for row in rows])
+    assert _Stopped(encoder, "\n\n", 0)(ids, None).tolist() == [False, True]
+    assert _Stopped(encoder, "\n\n", width)(ids, None).tolist() == [False, False]  # all of it is prompt
