@@ -1,0 +1,166 @@
+"""Ladder side-tuning: a narrow network beside the frozen one reads its states (Sung, Cho, Bansal 2022).
+
+    s_0 = D_0 E(x),   u_i = mu_i s_{i-1} + (1 - mu_i) (D_i b_i + c_i),   s_i = side_block_i(u_i)
+    mu_i = sigmoid(alpha_i / 0.1),   hidden = U norm(s_last)
+
+b_i is the output of the base's block i. No gradient enters the base: its activations are never kept. The side blocks
+are the base's own kind, `reduction_factor` times narrower, and start from the base's own weights, structurally pruned
+(`tunewise.pruning`). `output="side"` predicts from the side network alone, as published; `output="mix"` adds it to the
+base, hidden = gamma b_L + (1 - gamma) U norm(s_last) with gamma = 1 at the start (QST, Zhang et al. 2024), so that a
+language model starts as itself; the label says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from tunewise.errors import SettingError
+from tunewise.pruning import importance, prune
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+
+if TYPE_CHECKING:
+    from tunewise.model import Base
+    from tunewise.task import Task
+
+_TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LST(Technique):
+    """A narrow network beside the frozen model."""
+
+    name = "lst"
+    family = "additive"
+    summary = "a narrow network beside the frozen model that reads its states"
+    citation = Citation(
+        "LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning",
+        "Sung, Cho, Bansal",
+        2022,
+        "https://arxiv.org/abs/2206.06522",
+        "section 3",
+    )
+    equation = "s_i = side_i(mu_i s_{i-1} + (1 - mu_i) D_i b_i), hidden = gamma b_L + (1 - gamma) U norm(s)"
+    sides = frozenset({"side network"})
+    reference_rate = 3e-3
+
+    reduction_factor: float = setting(8.0, "Width of the base over width of the side network.", low=1.0, high=256.0)
+    layers: tuple[str, ...] = setting((), "Numbers of the base's blocks that have a side block; default: all.")
+    output: str = setting(
+        "mix", "Predict from base and side together, or from the side alone.", choices=("mix", "side")
+    )
+    init: str = setting(
+        "fisher",
+        "Side blocks start from the base's weights, pruned by Fisher information or by size, or from noise.",
+        choices=("fisher", "magnitude", "random"),
+    )
+    num_samples: int = setting(128, "Training examples of init=fisher.", low=1, high=100_000)
+    learning_rate: float | None = learning_rate()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "identity_at_start", self.output == "mix")
+
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Put the ladder beside the base.
+
+        Raises:
+            SettingError: `layers` names a block that there is not.
+        """
+        return _Ladder(base, self, generator)
+
+
+class _Ladder(Attachment):
+    def __init__(self, base: Base, recipe: LST, generator: torch.Generator) -> None:
+        super().__init__(base, recipe)
+        self.recipe: LST = recipe
+        blocks, width = base.anatomy.blocks, base.anatomy.width
+        try:
+            self.kept = sorted({int(layer) for layer in recipe.layers}) or list(range(len(blocks)))
+        except ValueError:
+            self.kept = [-1]
+        if not 0 <= self.kept[0] <= self.kept[-1] < len(blocks):
+            raise SettingError(f"lst.layers must be numbers of blocks, 0 to {len(blocks) - 1}")
+        if recipe.output == "mix":
+            self.label = "lst-mix (adaptation: side added to the base's output)"
+        factor, count = recipe.reduction_factor, len(self.kept)
+        side: Any = self.adopt("side", lambda: base.anatomy.shrunk(factor, count), generator)
+        self.side = side
+        narrow = side.config.hidden_size
+        self.entry = self.adopt("entry", lambda: nn.Linear(width, narrow), generator)
+        self.rungs = self.adopt("rungs", lambda: nn.ModuleList(nn.Linear(width, narrow) for _ in self.kept), generator)
+        self.exit = self.adopt("exit", lambda: nn.Linear(narrow, width), generator)
+        self.alpha = self.add("alpha", torch.zeros(len(self.kept)))
+        self.gamma = self.add("gamma", torch.ones(())) if recipe.output == "mix" else None
+        self.embedded, self.states = torch.empty(0), [torch.empty(0)] * len(self.kept)
+        if recipe.init != "random":
+            prune(base, self.side, self.kept, importance(base))
+        self._connect()
+
+    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+        if self.recipe.init == "fisher":
+            from tunewise.evaluate import encoder_for
+
+            rows = encoder_for(self, task).encode([self.render(e) for e in task.train[: self.recipe.num_samples]])
+            prune(self.base, self.side, self.kept, importance(self.base, rows))
+
+    def trunk(self) -> list[int]:
+        """All blocks are the base's own; the ladder reads the kept ones, the mix the last too."""
+        return sorted({*self.kept, len(self.base.anatomy.blocks) - 1})
+
+    def _connect(self) -> None:
+        anatomy = self.base.anatomy
+        self.hook(anatomy.embedding.register_forward_hook(self._embed))
+        for step, index in enumerate(self.kept):
+            self.hook(anatomy.blocks[index].register_forward_hook(self._keep(step)))
+        for step, block in enumerate(_blocks(self.side)):
+            block.register_forward_pre_hook(self._climb(step), with_kwargs=True)
+        self.hook(anatomy.inner.register_forward_hook(self._finish, with_kwargs=True))
+
+    def _embed(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.embedded = output.detach()
+
+    def _keep(self, step: int) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            self.states[step] = (output[0] if isinstance(output, tuple) else output).detach()
+
+        return keep
+
+    def _climb(self, step: int) -> Callable[..., Any]:
+        """The input of side block i: u_i = mu_i s_{i-1} + (1 - mu_i) (D_i b_i + c_i)."""
+        rung: Any = self.rungs[step]
+
+        def climb(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            mu = torch.sigmoid(self.alpha[step] / _TEMPERATURE).to(hidden.dtype)
+            read = rung(self.states[step].to(rung.weight.dtype))
+            hidden = mu * hidden + (1 - mu) * read.to(hidden.dtype)
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return climb
+
+    def _finish(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """Run the side network on what the base just computed and put its word into the last hidden states."""
+        self.side.config._attn_implementation = self.base.model.config._attn_implementation
+        passed = {name: kwargs[name] for name in ("attention_mask", "position_ids") if kwargs.get(name) is not None}
+        cache = kwargs.get("past_key_values")
+        if cache is not None:  # the ladder's own keys and values live as long as the base's
+            if not hasattr(cache, "ladder"):
+                cache.ladder = DynamicCache(config=self.side.config)
+            passed["past_key_values"] = cache.ladder
+        entered = self.entry(self.embedded.to(self.entry.weight.dtype))
+        found = self.side(inputs_embeds=entered, use_cache=cache is not None, **passed).last_hidden_state
+        found = self.exit(found.to(self.exit.weight.dtype))
+        last = output.last_hidden_state
+        mixed = found if self.gamma is None else self.gamma * last + (1 - self.gamma) * found
+        output.last_hidden_state = mixed.to(last.dtype)
+        return output
+
+
+def _blocks(side: nn.Module) -> list[nn.Module]:
+    return list(next(module for module in side.modules() if isinstance(module, nn.ModuleList)))

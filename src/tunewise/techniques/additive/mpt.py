@@ -1,0 +1,182 @@
+"""Multitask prompt tuning: one prompt distilled from several tasks, then tuned to another (Wang et al. 2023).
+
+    P_k = P* x (u_k v_k^T) elementwise,   P* in R^{m x d}, u_k in R^m, v_k in R^d
+
+    1. teachers    ordinary prompt tuning on each source task
+    2. sources     P*, u_k, v_k on all source tasks: task loss + distillation * (KL(teacher || student) + mean squared
+                   difference of last hidden states), at the answers' positions; some tasks a step, drawn anew
+    3. target      P*, and u, v from the means of the sources', with two speeds
+
+The target stage is what a comparison's budget counts; the other two are `learn`'s, `source_steps` each, and their time
+is in the measured seconds. u and v start at one, so a prompt starts as P* itself, which starts as the mean of the
+teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.errors import TechniqueError
+from tunewise.placeholders import Placeholders
+from tunewise.seeds import derive
+from tunewise.seeds import generator as stream
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+
+if TYPE_CHECKING:
+    from tunewise.model import Base
+    from tunewise.pack import Sequence
+    from tunewise.task import Task
+
+_ROWS = 8  # sequences of a source task in one step
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPT(Technique):
+    """A prompt distilled from source tasks, with rank-one factors for each task."""
+
+    name = "mpt"
+    family = "additive"
+    summary = "a prompt distilled from source tasks, tuned to another"
+    citation = Citation(
+        "Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning",
+        "Wang, Panda, Karlinsky, Feris, Sun, Kim",
+        2023,
+        "https://arxiv.org/abs/2303.02861",
+        "section 3",
+    )
+    equation = "P_k = P* x (u_k v_k^T), distilled from prompts of the source tasks"
+    sides = frozenset({"virtual tokens"})
+    needs = "source tasks (--sources), and room for the virtual tokens in the window"
+    identity_at_start = False
+    reference_rate = 1e-2
+
+    sources: tuple[str, ...] = setting((), "Data of the source tasks, each as --data takes it.")
+    num_virtual_tokens: int = setting(20, "Length m of the prompt.", low=1, high=2048)
+    source_steps: int = setting(100, "Steps of each teacher, and of the training on all sources.", low=1, high=10**6)
+    distillation: float = setting(0.9, "Weight of the distillation losses.", low=0.0, high=100.0)
+    factor_speed: float = setting(4 / 3, "Learning rate of u and v over that of P*.", low=0.0, high=100.0)
+    learning_rate: float | None = learning_rate()
+
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Put the prompt before the input; it is made in `learn`.
+
+        Raises:
+            TechniqueError: the virtual tokens leave no room in the model's context.
+        """
+        return _Multitask(base, self)
+
+
+class _Multitask(Attachment):
+    def __init__(self, base: Base, recipe: MPT) -> None:
+        super().__init__(base, recipe)
+        self.recipe: MPT = recipe
+        self.virtual_tokens = m = recipe.num_virtual_tokens
+        self.other: Tensor | None = None  # a teacher's or a source's prompt, in place of the target's
+        Placeholders(self, m, lambda: self.other if self.other is not None else self._prompt())
+        self.add("prompt", torch.zeros(m, base.anatomy.width))
+        self.add("u", torch.ones(m))
+        self.add("v", torch.ones(base.anatomy.width))
+
+    def _prompt(self) -> Tensor:
+        own = self._params
+        return prompt_of(own["prompt"], own["u"], own["v"])
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        rate, own = self.recipe.learning_rate or 0.0, self._params
+        factors = {"params": [own["u"], own["v"]], "lr": rate * self.recipe.factor_speed}
+        return [{"params": [own["prompt"]], "lr": rate}, factors]
+
+    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+        from tunewise.evaluate import encoder_for
+        from tunewise.task import Task as Reader
+
+        if not self.recipe.sources:
+            raise TechniqueError(
+                "mpt needs source tasks to distil its prompt from; give --sources task1,task2, or use prompt_tuning"
+            )
+        tasks = [Reader.read(source) for source in self.recipe.sources]
+        sequences = [encoder_for(self, source).encode(source.train) for source in tasks]
+        teachers = [self._teacher(rows, seed, index) for index, rows in enumerate(sequences)]
+        self._distil(sequences, teachers, seed)
+        self.other = None
+
+    def _teacher(self, rows: list[Sequence], seed: int, index: int) -> Tensor:
+        """The prompt that ordinary prompt tuning finds for one source task."""
+        from tunewise.train import TrainSettings, train
+
+        teacher = _Teacher(self, stream(seed, "mpt", "teacher", index))
+        try:
+            settings = TrainSettings(max_steps=self.recipe.source_steps, per_device_train_batch_size=_ROWS)
+            train(teacher, rows, settings, seed=derive(seed, "mpt", index))
+            return teacher.prompt.detach().clone()
+        finally:
+            teacher.detach()
+
+    def _distil(self, sequences: list[list[Sequence]], teachers: list[Tensor], seed: int) -> None:
+        """Train P*, u_k and v_k on all sources against their teachers; leave the target's start in the parameters."""
+        from tunewise.train import order
+
+        recipe, own, count = self.recipe, self._params, len(teachers)
+        with torch.no_grad():
+            own["prompt"].copy_(torch.stack(teachers).mean(0))
+        u = nn.Parameter(torch.ones(count, *own["u"].shape, device=self.base.device))
+        v = nn.Parameter(torch.ones(count, *own["v"].shape, device=self.base.device))
+        rate = recipe.learning_rate or 0.0
+        fast = {"params": [u, v], "lr": rate * recipe.factor_speed}
+        optimizer = torch.optim.AdamW([{"params": [own["prompt"]], "lr": rate}, fast], weight_decay=0.0)
+        for step in range(recipe.source_steps):
+            random = stream(seed, "mpt", "sources", step)
+            some = int(torch.randint(min(2, count), count + 1, (), generator=random))  # K ~ U[2, number of sources]
+            for k in torch.randperm(count, generator=random)[:some].tolist():
+                rows = sequences[k]
+                chosen = [rows[i] for i in order(len(rows), seed, step * _ROWS, _ROWS)]
+                student = prompt_of(own["prompt"], u[k], v[k])
+                (self._source_loss(chosen, student, teachers[k]) / some).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            own["u"].copy_(u.mean(0))
+            own["v"].copy_(v.mean(0))
+
+    def _source_loss(self, rows: list[Sequence], student: Tensor, teacher: Tensor) -> Tensor:
+        from tunewise.forward import answer_states, batch_of, layout
+
+        batch = batch_of(self.base, rows)
+        with layout(self.base, batch):
+            with torch.no_grad():
+                self.other = teacher
+                goal, goal_logits = answer_states(self.base, batch)
+            self.other = student
+            states, logits = answer_states(self.base, batch)
+        loss = nn.functional.cross_entropy(logits, batch.targets)
+        return loss + self.recipe.distillation * distillation(states, logits, goal, goal_logits)
+
+
+class _Teacher(Attachment):
+    """One source task's prompt, shown through the placeholders of its owner."""
+
+    def __init__(self, owner: _Multitask, generator: torch.Generator) -> None:
+        from tunewise.placeholders import embed, ordinary_tokens
+
+        super().__init__(owner.base, owner.recipe)
+        self.virtual_tokens = owner.virtual_tokens
+        owner.other = None
+        start = embed(self.base, ordinary_tokens(self.base, self.virtual_tokens, generator))
+        self.prompt = self.add("prompt", start)
+        owner.other = self.prompt
+
+
+def prompt_of(shared: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """P* x (u v^T), elementwise: (m, d)."""
+    return shared * torch.outer(u, v)
+
+
+def distillation(states: Tensor, logits: Tensor, goal: Tensor, goal_logits: Tensor) -> Tensor:
+    """KL(teacher || student) in nats a token plus the mean squared difference of the hidden states (N, d)."""
+    log_p, log_q = goal_logits.log_softmax(-1), logits.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean() + (states - goal).square().mean()

@@ -1,0 +1,168 @@
+"""Prefix tuning: m trained keys and values before those of the input, in every layer (Li, Liang 2021).
+
+    K' = [P_K^l; K],   V' = [P_V^l; V],   [P_K, P_V]_{1..L} = start + MLP(P'),   MLP: d -> k -> 2 L G c, tanh
+
+G key/value heads of size c. The prefix takes positions 0..m-1. Virtual tokens stand for it in the sequence; what the
+layers' key and value projections make of them is replaced by P, so that grouped heads, rotary positions, packing,
+checkpointing and the cache see ordinary keys. `start` are keys and values that the model computes for real tokens,
+and the last layer of the MLP starts at zero: the paper's advice for little data, exactly instead of by a fit. After
+training the MLP is dropped and P alone is stored. Without `prefix_projection` P is trained itself (P-tuning v2, Liu et
+al. 2022). In a layer with a sliding window the prefix falls out of it as any token does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.placeholders import Placeholders, ordinary_tokens, text_tokens
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+
+if TYPE_CHECKING:
+    from tunewise.model import Base
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixTuning(Technique):
+    """Trained keys and values in every layer."""
+
+    name = "prefix_tuning"
+    family = "additive"
+    summary = "trained keys and values before the input's, in every layer"
+    citation = Citation(
+        "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
+        "Li, Liang",
+        2021,
+        "https://arxiv.org/abs/2101.00190",
+        "section 4",
+    )
+    equation = "K' = [P_K; K], V' = [P_V; V], [P_K, P_V] = start + MLP(P')"
+    sides = frozenset({"virtual tokens"})
+    needs = "room for the virtual tokens in the window"
+    identity_at_start = False
+    reference_rate = 1e-3
+
+    num_virtual_tokens: int = setting(20, "Length m of the prefix.", low=1, high=2048)
+    prefix_projection: bool = setting(True, "Train an MLP that makes the prefix, and drop it after training.")
+    encoder_hidden_size: int = setting(512, "Width k of that MLP.", low=1, high=65536)
+    init: str = setting(
+        "tokens",
+        "Start: keys and values of frequent tokens, of a text, or nothing but the MLP's own.",
+        choices=("tokens", "text", "random"),
+    )
+    init_text: str = setting("", "The text of init=text; repeated or cut to the length of the prefix.")
+    learning_rate: float | None = learning_rate()
+
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Put the prefix into every layer.
+
+        Raises:
+            TechniqueError: the virtual tokens leave no room in the model's context.
+        """
+        return _Prefix(base, self, generator)
+
+
+class _Prefix(Attachment):
+    def __init__(self, base: Base, recipe: PrefixTuning, generator: torch.Generator) -> None:
+        super().__init__(base, recipe)
+        self.recipe: PrefixTuning = recipe
+        self.virtual_tokens = m = recipe.num_virtual_tokens
+        ends = [base.anatomy.columns()[name] for name in ("k", "v")]
+        self.places = [
+            [(base.anatomy.linear(index, role), columns.flatten()) for role, columns in ends]
+            for index in range(len(base.anatomy.blocks))
+        ]
+        self.blank = torch.zeros(m, base.anatomy.width, device=base.device)
+        self.rows = self.start = self._initial(generator)
+        self.stored: Tensor | None = None
+        if recipe.prefix_projection:
+            self.prompt = self.add("projection.prompt", torch.randn(m, base.anatomy.width, generator=generator))
+            self.network = self.adopt("projection", self._network, generator)
+            if recipe.init != "random":
+                for parameter in self.network[2].parameters():
+                    nn.init.zeros_(parameter)
+        else:
+            self.prefix = self.add("prefix", self.start)
+        self.placeholders = Placeholders(self, m, self._table)
+        for block, pair in enumerate(self.places):
+            for half, (linear, columns) in enumerate(pair):
+                self.hook(linear.register_forward_hook(self._replacer(block, half, columns.to(base.device))))
+
+    def _network(self) -> nn.Sequential:
+        out = len(self.places) * 2 * len(self.places[0][0][1])
+        width = self.recipe.encoder_hidden_size
+        return nn.Sequential(nn.Linear(self.base.anatomy.width, width), nn.Tanh(), nn.Linear(width, out))
+
+    @torch.no_grad()
+    def _initial(self, generator: torch.Generator) -> Tensor:
+        """Keys and values (L, 2, m, G * c) as the projections make them for m real tokens, or zero."""
+        base, m = self.base, self.virtual_tokens
+        if self.recipe.init == "random" or m > base.window:
+            return torch.zeros(len(self.places), 2, m, len(self.places[0][0][1]), device=base.device)
+        text = self.recipe.init_text
+        ids = text_tokens(base, text, m) if self.recipe.init == "text" else ordinary_tokens(base, m, generator)
+        found: dict[tuple[int, int], Tensor] = {}
+
+        def keep(key: tuple[int, int], columns: Tensor) -> Callable[..., None]:
+            return lambda module, args, output: found.update({key: output[0, :, columns.to(output.device)].float()})
+
+        handles = [
+            linear.register_forward_hook(keep((block, half), columns))
+            for block, pair in enumerate(self.places)
+            for half, (linear, columns) in enumerate(pair)
+        ]
+        base.anatomy.inner(input_ids=torch.tensor([ids], device=base.device), use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return torch.stack([torch.stack([found[block, half] for half in (0, 1)]) for block in range(len(self.places))])
+
+    def _made(self) -> Tensor:
+        """The prefix, (L, 2, m, G * c)."""
+        if self.stored is not None:
+            return self.stored
+        if not self.recipe.prefix_projection:
+            return self.prefix
+        flat: Tensor = self.network(self.prompt)
+        return self.start + flat.view(self.virtual_tokens, len(self.places), 2, -1).permute(1, 2, 0, 3)
+
+    def _table(self) -> Tensor:
+        self.rows = self._made()  # once a pass; the layers' hooks take their part of it
+        return self.blank
+
+    def _replacer(self, block: int, half: int, columns: Tensor) -> Callable[..., Tensor]:
+        def replace(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            here = self.placeholders
+            if not len(here.index):
+                return output
+            own = self.rows[block, half][here.index].to(output.dtype)
+            return output.masked_scatter(here.mask[..., None], output[here.mask].index_copy(1, columns, own))
+
+        return replace
+
+    def before_step(self, step: int, total: int) -> None:
+        self.stored = None  # training goes on from the parameters, of which the stored prefix was made
+
+    def state(self) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return {"prefix": self._made().detach().clone()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        strict(self.state(), state)
+        if self.recipe.prefix_projection:
+            self.stored = state["prefix"].to(self.base.device)
+        else:
+            self.prefix.copy_(state["prefix"])
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.params().items()}
+
+    @torch.no_grad()
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        strict(self.training_state(), state)
+        for name, parameter in self.params().items():
+            parameter.copy_(state[name])

@@ -1,0 +1,164 @@
+"""Diff pruning: learn a difference and, by relaxed L0 gates, where it may be nonzero (Guo, Rush, Kim 2021).
+
+    theta = theta_0 + z z_g w,   z = clamp(s (r - l) + l, 0, 1),   s = sigmoid(log u - log(1 - u) + alpha)
+    loss  = task + l0_weight * sum_g sum_{i in g} sigmoid(alpha_i - log(-l/r)) sigmoid(alpha_g - log(-l/r))
+
+A group g is one weight matrix. After the first half of the steps the difference is projected to the exact budget,
+by the gates' means, and its surviving entries are trained with the mask fixed. w starts at 0 and alpha at 5. z is
+drawn once per optimiser step, so that micro-batches see one model (the reference draws per micro-batch and uses the
+last). The penalty is the paper's product; the reference code adds the groups' gates instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.sparse import Sparse, largest, weights_of
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+
+if TYPE_CHECKING:
+    from tunewise.model import Base
+
+LOW, HIGH, ALPHA = -1.5, 1.5, 5.0  # l and r, the ends of the stretched gate, and the gates' start
+_SHIFT = math.log(-LOW / HIGH)
+
+
+def gate(alpha: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(z, dz/dalpha) of hard-concrete gates; without noise the mean gate, clamp(sigmoid(alpha) (r - l) + l)."""
+    logit = alpha if noise is None else alpha + noise.log() - (-noise).log1p()
+    s = torch.sigmoid(logit)
+    stretched = s * (HIGH - LOW) + LOW
+    inside = (stretched > 0) & (stretched < 1)
+    return stretched.clamp(0, 1), inside * (HIGH - LOW) * s * (1 - s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffPruning(Technique):
+    """A difference with learned L0 gates, projected to a budget and trained on."""
+
+    name = "diff_pruning"
+    family = "partial"
+    summary = "a difference whose few places are learned by L0 gates"
+    citation = Citation(
+        "Parameter-Efficient Transfer Learning with Diff Pruning",
+        "Guo, Rush, Kim",
+        2021,
+        "https://arxiv.org/abs/2012.07463",
+        "sections 3 and 4",
+    )
+    equation = "theta = theta_0 + z z_g w, min task + lambda E|z z_g|_0"
+    sides = frozenset({"weights"})
+    needs = "memory for nine times the eligible weights in the first half"
+    mergeable = True
+    reference_rate = 1e-5
+    width_exponent = 1.0
+
+    density: float = setting(0.005, "Share of the eligible entries that survives.", low=1e-6, high=1.0)
+    l0_weight: float = setting(1.25e-7, "Weight of the expected number of open gates.", low=0.0, high=1.0)
+    structured: bool = setting(True, "A gate for each weight matrix too.")
+    alpha_learning_rate: float = setting(0.1, "Step size of the gates.", low=0.0, high=10.0)
+    fixed_mask_factor: float = setting(5.0, "Second phase's learning rate over the first's.", low=0.0, high=1000.0)
+    restart: str = setting(
+        "zw", "Surviving entries go on from the gated difference or from w (reference code).", choices=("zw", "w")
+    )
+    target_modules: tuple[str, ...] = setting((), "Roles of the eligible linears (q, k, v, ...); default: all.")
+    learning_rate: float | None = learning_rate()
+
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Nothing is trained before the first phase begins."""
+        return _Gated(base, self)
+
+
+class _Gated(Sparse):
+    phases = 2
+
+    def __init__(self, base: Base, recipe: DiffPruning) -> None:
+        super().__init__(base, recipe, weights_of(base, recipe, recipe.target_modules))
+        self.recipe: DiffPruning = recipe
+        self._start: dict[str, Tensor] = {}
+        self._gates: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def start_phase(self, phase: int) -> None:
+        if phase == 0:
+            for name, parameter in self.eligible.items():
+                self._gated(name, parameter)
+            return
+        differences = {name: self._mean_difference(name) for name in self.eligible}
+        places = largest({name: d.abs() for name, d in differences.items()}, self.budget(self.recipe.density))
+        source = differences if self.recipe.restart == "zw" else {n: self._params[f"{n}.w"] for n in places}
+        values = {name: source[name].detach().flatten()[place].clone() for name, place in places.items()}
+        self._start, self._gates = {}, {}
+        self.choose(places, values)
+
+    def _gated(self, name: str, parameter: nn.Parameter) -> None:
+        self._start[name] = parameter.detach().clone()
+        self.keep(parameter)
+        zero = torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+        self.add(f"{name}.w", zero)
+        self.add(f"{name}.alpha", torch.full_like(zero, ALPHA))
+        if self.recipe.structured:
+            self.add(f"{name}.group", torch.full((), ALPHA, dtype=zero.dtype))
+        parameter.requires_grad_(True)
+        self.hook(parameter.register_post_accumulate_grad_hook(self._chain(name)))
+
+    def _parts(self, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self._params[f"{name}.w"], self._params[f"{name}.alpha"], self._params.get(f"{name}.group")
+
+    def _mean_difference(self, name: str) -> Tensor:
+        w, alpha, group = self._parts(name)
+        with torch.no_grad():
+            return w * gate(alpha)[0] * (gate(group)[0] if group is not None else 1.0)
+
+    @torch.no_grad()
+    def before_step(self, step: int, total: int) -> None:
+        """Draw the gates of this step and write the model that they give."""
+        for name, start in self._start.items():
+            w, alpha, group = self._parts(name)
+            z, dz = gate(alpha, _uniform(alpha))
+            zg, dzg = gate(group, _uniform(group)) if group is not None else (torch.ones(()), torch.zeros(()))
+            self._gates[name] = z, dz, zg, dzg
+            self.eligible[name].copy_((start.to(w.dtype) + z * zg * w).to(start.dtype))
+
+    def _chain(self, name: str) -> Callable[[Tensor], None]:
+        """From the gradient g of the gated weights: g z z_g, g w z_g dz, sum(g w z) dz_g."""
+
+        @torch.no_grad()
+        def chain(whole: Tensor) -> None:
+            assert whole.grad is not None
+            w, alpha, group = self._parts(name)
+            g, whole.grad = whole.grad.to(w.dtype), None
+            z, dz, zg, dzg = self._gates[name]
+            for parameter, found in ((w, g * z * zg), (alpha, g * w * zg * dz), (group, (g * w * z).sum() * dzg)):
+                if parameter is not None:
+                    parameter.grad = found if parameter.grad is None else parameter.grad + found
+
+        return chain
+
+    def penalty(self) -> Tensor | None:
+        if not self._start:
+            return None
+        terms = []
+        for name in self._start:
+            _, alpha, group = self._parts(name)
+            open_group = torch.sigmoid(group - _SHIFT) if group is not None else 1.0
+            terms.append(torch.sigmoid(alpha - _SHIFT).sum() * open_group)
+        return self.recipe.l0_weight * torch.stack(terms).sum()
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        rate = self.recipe.learning_rate or 0.0
+        if not self._start:
+            return [{**group, "lr": rate * self.recipe.fixed_mask_factor} for group in super().param_groups()]
+        differences = [p for name, p in self.params().items() if name.endswith(".w")]
+        gates = [p for name, p in self.params().items() if not name.endswith(".w")]
+        speeds = ((differences, rate), (gates, self.recipe.alpha_learning_rate))
+        return [{"params": params, "lr": speed, "weight_decay": 0.0} for params, speed in speeds]
+
+
+def _uniform(like: Tensor) -> Tensor:
+    return torch.rand_like(like).clamp(1e-6, 1 - 1e-6)

@@ -1,0 +1,69 @@
+"""FISH mask: the k weights with the largest Fisher information are trained (Sung, Nair, Raffel 2021).
+
+    F_i = 1/n sum_x (d log p(y|x) / d theta_i)^2      one example at a time, labels as given
+
+The mask is made once, before training, and stays. The score of an example is the sum over its answer's tokens. In
+the reference the task's head is always trained; a language model's own head stays frozen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tunewise.fisher import fisher
+from tunewise.seeds import generator as stream
+from tunewise.sparse import Sparse, largest, weights_of
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+
+if TYPE_CHECKING:
+    from tunewise.model import Base
+    from tunewise.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class FishMask(Technique):
+    """The entries with the largest Fisher information, trained alone."""
+
+    name = "fish_mask"
+    family = "partial"
+    summary = "the weights with the largest Fisher information trained"
+    citation = Citation(
+        "Training Neural Networks with Fixed Sparse Masks",
+        "Sung, Nair, Raffel",
+        2021,
+        "https://arxiv.org/abs/2111.09839",
+        "section 3",
+    )
+    equation = "F_i = mean over x of (d log p(y|x) / d theta_i)^2; the k largest are trained"
+    sides = frozenset({"weights"})
+    needs = "training examples"
+    mergeable = True
+    reference_rate = 2e-5
+    width_exponent = 1.0
+
+    density: float = setting(0.005, "Share of the eligible entries that is trained.", low=1e-6, high=1.0)
+    num_samples: int = setting(1024, "Training examples that the Fisher information is taken on.", low=1, high=100_000)
+    target_modules: tuple[str, ...] = setting((), "Roles of the eligible linears (q, k, v, ...); default: all.")
+    learning_rate: float | None = learning_rate()
+
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Nothing is chosen before `learn` has seen a task."""
+        return _Fish(base, self)
+
+
+class _Fish(Sparse):
+    def __init__(self, base: Base, recipe: FishMask) -> None:
+        super().__init__(base, recipe, weights_of(base, recipe, recipe.target_modules))
+        self.recipe: FishMask = recipe
+
+    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+        from tunewise.evaluate import encoder_for
+
+        order = torch.randperm(len(task.train), generator=stream(seed, "fish_mask")).tolist()
+        examples = [self.render(task.train[index]) for index in order[: self.recipe.num_samples]]
+        rows = encoder_for(self, task).encode(examples)
+        self.choose(largest(fisher(self.base, self.eligible, rows), self.budget(self.recipe.density)))

@@ -1,0 +1,86 @@
+"""LT-SFT: find the weights that move most, rewind, and train these alone (Ansell, Ponti, Korhonen, Vulic 2022).
+
+    1. train all eligible weights from theta_0 to theta_1
+    2. mu = 1 on the K entries with the largest |theta_1 - theta_0|, over all tensors together
+    3. back to theta_0; train with gradients mu * g:   phi = theta_2 - theta_0
+
+The sparse differences of several runs on one base add up (`tunewise.sparse.add_up`). Half of the steps go to each
+phase. Eligible are the blocks' linears, norms and embeddings stay frozen as in the reference scripts; an optional L1
+term (the scripts use 0.1 for language differences, 0 for tasks) pulls both phases towards theta_0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tunewise.sparse import Sparse, largest, weights_of
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+
+if TYPE_CHECKING:
+    from tunewise.model import Base
+
+
+@dataclass(frozen=True, kw_only=True)
+class LTSFT(Technique):
+    """The entries that full training moves most, trained alone."""
+
+    name = "lt_sft"
+    family = "partial"
+    summary = "the weights that full training moves most, retrained alone"
+    citation = Citation(
+        "Composable Sparse Fine-Tuning for Cross-Lingual Transfer",
+        "Ansell, Ponti, Korhonen, Vulic",
+        2022,
+        "https://arxiv.org/abs/2110.07560",
+        "section 3",
+    )
+    equation = "theta = theta_0 + phi, phi nonzero where |theta_1 - theta_0| was largest"
+    sides = frozenset({"weights"})
+    needs = "memory for full fine-tuning in the first half"
+    mergeable = True
+    reference_rate = 2e-5
+    width_exponent = 1.0
+
+    density: float = setting(0.01, "Share of the eligible entries that is trained.", low=1e-6, high=1.0)
+    target_modules: tuple[str, ...] = setting((), "Roles of the eligible linears (q, k, v, ...); default: all.")
+    l1: float = setting(0.0, "Weight of the mean |theta - theta_0| in the loss.", low=0.0, high=10.0)
+    learning_rate: float | None = learning_rate()
+
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Nothing is trained before the first phase begins."""
+        return _Lottery(base, self)
+
+
+class _Lottery(Sparse):
+    phases = 2
+
+    def __init__(self, base: Base, recipe: LTSFT) -> None:
+        super().__init__(base, recipe, weights_of(base, recipe, recipe.target_modules))
+        self.recipe: LTSFT = recipe
+        self._start: dict[str, Tensor] = {}
+
+    def start_phase(self, phase: int) -> None:
+        if phase == 0:
+            self._start = {name: parameter.detach().clone() for name, parameter in self.eligible.items()}
+            for name, parameter in self.eligible.items():
+                self.train_existing(name, parameter)
+            return
+        moved = {
+            name: (parameter.detach().float() - self._start[name].float()).abs()
+            for name, parameter in self.eligible.items()
+        }
+        self.choose(largest(moved, self.budget(self.recipe.density)))
+        self._start = {}
+
+    def penalty(self) -> Tensor | None:
+        if not self.recipe.l1:
+            return None
+        if self._start:
+            parts = [(parameter - self._start[name]).abs().sum() for name, parameter in self.eligible.items()]
+        else:
+            parts = [value.abs().sum() for value in self.params().values()]
+        return self.recipe.l1 * torch.stack(parts).sum() / self.size
