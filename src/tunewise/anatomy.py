@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tunewise.errors import ModelError
+from tunewise.errors import ModelError, SettingError
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,16 @@ class Anatomy:
     def roles(self) -> tuple[str, ...]:
         """Roles that the linears of a block have here."""
         return tuple(role for role, _ in self.layout.roles)
+
+    def require_roles(self, setting: str, roles: tuple[str, ...]) -> None:
+        """Refuse roles that no linear has here.
+
+        Raises:
+            SettingError: names the setting and the first such role.
+        """
+        unknown = set(roles) - set(self.roles)
+        if unknown:
+            raise SettingError(f'{setting} names "{min(unknown)}", but the roles here are {", ".join(self.roles)}')
 
     def shrunk(self, factor: float, layers: int) -> nn.Module:
         """A random inner model of the same architecture, narrower by `factor` and with `layers` blocks, in float32.

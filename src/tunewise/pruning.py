@@ -46,8 +46,9 @@ def prune(base: Base, side: Any, kept: Many[int], scores: dict[str, Tensor]) -> 
     for step, index in enumerate(kept):
         block = next(module for name, module in small.items() if name.endswith(f"{prefix}.{step}"))
         _Block(base, index, block, residual, scores, names).fill()
+    inner = dict(anatomy.inner.named_parameters())
     for name, parameter in side.named_parameters():
-        whole = dict(anatomy.inner.named_parameters()).get(name)
+        whole = inner.get(name)
         same = whole is not None and (*whole.shape[:-1], len(residual)) == tuple(parameter.shape)
         if whole is not None and same and f"{prefix}." not in name:  # the final norm, learned positions
             parameter.copy_(whole[..., residual])
@@ -105,9 +106,10 @@ class _Block:
         values = (torch.arange(heads)[:, None] * size + kept["v"]).flatten()
         self._copy("o", residual, values)
         self._feed_forward()
+        norms, wide_parameters = anatomy.norms(), dict(anatomy.blocks[self.index].named_parameters())
         for name, parameter in self.small.named_parameters():
-            whole = dict(anatomy.blocks[self.index].named_parameters())[name]
-            if parameter.dim() == 1 and id(whole) in self._norms():
+            whole = wide_parameters[name]
+            if parameter.dim() == 1 and f"{anatomy.block_path(self.index)}.{name}" in norms:
                 chosen = residual if len(whole) == anatomy.width else kept["q"]
                 if len(chosen) == len(parameter):
                     parameter.copy_(whole[chosen])
@@ -124,6 +126,3 @@ class _Block:
             for role in entries:
                 self._copy(role, rows, self.residual)
         self._copy("down", self.residual, rows)
-
-    def _norms(self) -> set[int]:
-        return {id(parameter) for parameter in self.anatomy.norms().values()}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.errors import ArtifactError, SettingError
+from tunewise.errors import ArtifactError
 from tunewise.technique import Attachment, strict
 
 if TYPE_CHECKING:
@@ -27,12 +27,7 @@ _VALUE, _INDEX = ".value", ".index"
 
 def weights_of(base: Base, recipe: Technique, roles: tuple[str, ...], first_block: int = 0) -> dict[str, nn.Parameter]:
     """Weights of the blocks' linears, by full name, from block `first_block` on; all roles when none is named."""
-    unknown = set(roles) - set(base.anatomy.roles)
-    if unknown:
-        raise SettingError(
-            f'{recipe.name}.target_modules names "{min(unknown)}", but the roles here are '
-            f"{', '.join(base.anatomy.roles)}"
-        )
+    base.anatomy.require_roles(f"{recipe.name}.target_modules", roles)
     below = tuple(f"{base.anatomy.block_path(index)}." for index in range(first_block))
     return {
         f"{path}.weight": module.weight  # type: ignore[misc]
@@ -89,12 +84,6 @@ class Sparse(Attachment):
         self._places[name] = place.to(parameter.device)
         self._before[name] = parameter.detach().flatten()[self._places[name]].clone()
 
-        def gather(whole: Tensor) -> None:
-            assert whole.grad is not None
-            found = whole.grad.flatten()[self._places[name]].to(value.dtype)
-            value.grad = found if value.grad is None else value.grad + found
-            whole.grad = None
-
         def restore() -> None:
             parameter.requires_grad_(False)
             parameter.grad = None
@@ -102,8 +91,7 @@ class Sparse(Attachment):
                 parameter.view(-1)[self._places[name]] = self._before[name]
 
         self._undo.append(restore)
-        parameter.requires_grad_(True)
-        self.hook(parameter.register_post_accumulate_grad_hook(gather))
+        self.divert(parameter, lambda g: [(value, g.flatten()[self._places[name]].to(value.dtype))])
 
     @torch.no_grad()
     def _write(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -212,6 +212,22 @@ class Attachment:
                 parameter.copy_(original)
 
         self._undo.append(restore)
+
+    def divert(
+        self, parameter: nn.Parameter, shares: Callable[[Tensor], Iterable[tuple[nn.Parameter, Tensor]]]
+    ) -> None:
+        """Take the gradient of a base parameter as soon as it is whole: `shares(gradient)` says who gets what of it.
+
+        The base parameter keeps none; shares of several backward passes add up.
+        """
+
+        def hand_out(whole: Tensor) -> None:
+            gradient, whole.grad = whole.grad, None
+            for target, share in shares(gradient):  # type: ignore[arg-type]  # the hook runs when it has just been made
+                target.grad = share if target.grad is None else target.grad + share
+
+        parameter.requires_grad_(True)
+        self.hook(parameter.register_post_accumulate_grad_hook(hand_out))
 
     def hook(self, handle: Any) -> None:
         """A torch hook handle, removed at detach."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _TOKENS = 4096  # real tokens of one pass
 _WORTH = 1.5  # epochs from which on it pays
-_SHARE = 0.25  # of the free memory
+_SHARE = 1 / 8  # of all memory; by what is free, a resumed run might decide otherwise
 
 
 class Trunk:
@@ -96,7 +96,7 @@ def trunk_of(attachment: Attachment, sequences: Sequence[Tokens], visits: int, p
     if not blocks or visits < _WORTH * len(sequences) or why_not_packed(base):
         return None
     size = sum(len(sequence.ids) for sequence in sequences) * base.anatomy.width * 4 * len(blocks)
-    if size > _SHARE * psutil.virtual_memory().available:
+    if size > _SHARE * psutil.virtual_memory().total:
         return None
     trunk = Trunk(attachment, blocks)
     trunk.record(attachment, sequences, precision)

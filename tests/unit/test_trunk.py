@@ -70,3 +70,17 @@ def test_named_blocks_are_trained_and_what_lies_below_the_lowest_is_the_trunk():
     attachment.detach()
     attachment = attach(make("last_layers", {"last_layers": {"layers": ["0"]}}), base)
     assert not attachment.trunk()
+
+
+def test_what_is_free_does_not_decide(monkeypatch):
+    """A resumed run on a busier machine must decide as the first one did, or its bits would differ."""
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    base = tiny_base("llama")
+    attachment = attach(make("last_layers"), base)
+    rows = _sequences(attachment, tiny_task())
+    for free in (0, 1 << 40):
+        found = SimpleNamespace(total=1 << 33, available=free)
+        monkeypatch.setattr("tunewise.trunk.psutil.virtual_memory", lambda found=found: found)
+        assert trunk_of(attachment, rows, 100, nullcontext()) is not None

@@ -98,16 +98,17 @@ class _Ladder(Attachment):
         self.alpha = self.add("alpha", torch.zeros(len(self.kept)))
         self.gamma = self.add("gamma", torch.ones(())) if recipe.output == "mix" else None
         self.embedded, self.states = torch.empty(0), [torch.empty(0)] * len(self.kept)
-        if recipe.init != "random":
-            prune(base, self.side, self.kept, importance(base))
         self._connect()
 
     def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
-        if self.recipe.init == "fisher":
-            from tunewise.evaluate import encoder_for
+        if self.recipe.init == "random":
+            return
+        from tunewise.evaluate import encoder_for
 
+        rows = None
+        if self.recipe.init == "fisher":
             rows = encoder_for(self, task).encode([self.render(e) for e in task.train[: self.recipe.num_samples]])
-            prune(self.base, self.side, self.kept, importance(self.base, rows))
+        prune(self.base, self.side, self.kept, importance(self.base, rows))
 
     def trunk(self) -> list[int]:
         """All blocks are the base's own; the ladder reads the kept ones, the mix the last too."""

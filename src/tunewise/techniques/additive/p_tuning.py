@@ -9,15 +9,15 @@ experiments (its SuperGLUE figures tune it too). P-tuning v2 is prefix_tuning wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from tunewise.made import Made
 from tunewise.placeholders import Placeholders
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
     from tunewise.model import Base
@@ -51,52 +51,34 @@ class PTuning(Technique):
         return _Encoded(base, self, generator)
 
 
-class _Mix(nn.Module):
-    """(n, d) to (n, d): BiLSTM of two layers with d / 2 a direction, then d -> d, ReLU, d -> d."""
+class _BiLSTM(nn.LSTM):
+    """(n, d) to (n, d): two layers with d / 2 a direction, rounded up."""
 
-    def __init__(self, width: int, kind: str) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(width, width // 2, 2, bidirectional=True) if kind == "lstm" else None
-        entry = 2 * (width // 2) if kind == "lstm" else width
-        self.mlp = nn.Sequential(nn.Linear(entry, width), nn.ReLU(), nn.Linear(width, width))
+    def __init__(self, width: int) -> None:
+        super().__init__(width, (width + 1) // 2, 2, bidirectional=True)
 
-    def forward(self, table: Tensor) -> Tensor:
-        mixed = self.lstm(table)[0] if self.lstm is not None else table
-        found: Tensor = self.mlp(mixed)
+    def forward(self, table: Tensor) -> Tensor:  # type: ignore[override]
+        found: Tensor = super().forward(table)[0][:, : self.input_size]
         return found
 
 
-class _Encoded(Attachment):
+_MIXERS = {"lstm": _BiLSTM, "mlp": nn.Identity}
+
+
+def _encoder(kind: str, width: int) -> nn.Sequential:
+    """(n, d) to (n, d): the mixer, then d -> d, ReLU, d -> d."""
+    return nn.Sequential(_MIXERS[kind](width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+
+class _Encoded(Made):
     def __init__(self, base: Base, recipe: PTuning, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
         self.virtual_tokens, self.virtual_suffix = recipe.before, recipe.after
         count, width = recipe.before + recipe.after, base.anatomy.width
-        Placeholders(self, count, self._made)
+        Placeholders(self, count, lambda: self.made()["embeddings"])
         self.table = self.add("table", torch.randn(count, width, generator=generator))
-        self.encoder = self.adopt("encoder", lambda: _Mix(width, recipe.encoder), generator)
-        self.stored: Tensor | None = None
+        self.encoder = self.adopt("encoder", lambda: _encoder(recipe.encoder, width), generator)
 
-    def _made(self) -> Tensor:
+    def make(self) -> dict[str, Tensor]:
         """The virtual tokens' embeddings, (a + b, d)."""
-        found: Tensor = self.stored if self.stored is not None else self.encoder(self.table)
-        return found
-
-    def before_step(self, step: int, total: int) -> None:
-        self.stored = None  # training goes on from the encoder, of which the stored table was made
-
-    def state(self) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return {"embeddings": self._made().detach().clone()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        strict(self.state(), state)
-        self.stored = state["embeddings"].to(self.base.device)
-
-    def training_state(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.params().items()}
-
-    @torch.no_grad()
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        strict(self.training_state(), state)
-        for name, parameter in self.params().items():
-            parameter.copy_(state[name])
+        return {"embeddings": self.encoder(self.table)}

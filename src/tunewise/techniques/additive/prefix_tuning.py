@@ -12,15 +12,16 @@ al. 2022). In a layer with a sliding window the prefix falls out of it as any to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from tunewise.made import Made
 from tunewise.placeholders import Placeholders, ordinary_tokens, text_tokens
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
     from tunewise.model import Base
@@ -66,7 +67,7 @@ class PrefixTuning(Technique):
         return _Prefix(base, self, generator)
 
 
-class _Prefix(Attachment):
+class _Prefix(Made):
     def __init__(self, base: Base, recipe: PrefixTuning, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
         self.recipe: PrefixTuning = recipe
@@ -78,7 +79,6 @@ class _Prefix(Attachment):
         ]
         self.blank = torch.zeros(m, base.anatomy.width, device=base.device)
         self.rows = self.start = self._initial(generator)
-        self.stored: Tensor | None = None
         if recipe.prefix_projection:
             self.prompt = self.add("projection.prompt", torch.randn(m, base.anatomy.width, generator=generator))
             self.network = self.adopt("projection", self._network, generator)
@@ -120,17 +120,16 @@ class _Prefix(Attachment):
             handle.remove()
         return torch.stack([torch.stack([found[block, half] for half in (0, 1)]) for block in range(len(self.places))])
 
-    def _made(self) -> Tensor:
+    def make(self) -> dict[str, Tensor]:
         """The prefix, (L, 2, m, G * c)."""
-        if self.stored is not None:
-            return self.stored
         if not self.recipe.prefix_projection:
-            return self.prefix
+            return {"prefix": self.prefix}
         flat: Tensor = self.network(self.prompt)
-        return self.start + flat.view(self.virtual_tokens, len(self.places), 2, -1).permute(1, 2, 0, 3)
+        found = self.start + flat.view(self.virtual_tokens, len(self.places), 2, -1).permute(1, 2, 0, 3)
+        return {"prefix": found}
 
     def _table(self) -> Tensor:
-        self.rows = self._made()  # once a pass; the layers' hooks take their part of it
+        self.rows = self.made()["prefix"]  # once a pass; the layers' hooks take their part of it
         return self.blank
 
     def _replacer(self, block: int, half: int, columns: Tensor) -> Callable[..., Tensor]:
@@ -142,27 +141,3 @@ class _Prefix(Attachment):
             return output.masked_scatter(here.mask[..., None], output[here.mask].index_copy(1, columns, own))
 
         return replace
-
-    def before_step(self, step: int, total: int) -> None:
-        self.stored = None  # training goes on from the parameters, of which the stored prefix was made
-
-    def state(self) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return {"prefix": self._made().detach().clone()}
-
-    @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        strict(self.state(), state)
-        if self.recipe.prefix_projection:
-            self.stored = state["prefix"].to(self.base.device)
-        else:
-            self.prefix.copy_(state["prefix"])
-
-    def training_state(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.params().items()}
-
-    @torch.no_grad()
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        strict(self.training_state(), state)
-        for name, parameter in self.params().items():
-            parameter.copy_(state[name])

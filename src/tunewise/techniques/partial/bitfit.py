@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tunewise.anatomy import features
-from tunewise.errors import SettingError, TechniqueError
+from tunewise.errors import TechniqueError
 from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
@@ -93,11 +93,7 @@ class _Biases(Attachment):
             self.label = "bitfit (key biases have no effect without rotary positions)"
 
     def _add_biases(self, base: Base, roles: tuple[str, ...]) -> None:
-        unknown = set(roles) - set(base.anatomy.roles)
-        if unknown:
-            raise SettingError(
-                f'bitfit.target_modules names "{min(unknown)}", but the roles here are {", ".join(base.anatomy.roles)}'
-            )
+        base.anatomy.require_roles("bitfit.target_modules", roles)
         wanted = roles or tuple(role for role in base.anatomy.roles if role != "k" or base.anatomy.rotary)
         free = [item for item in base.anatomy.linears(wanted) if item[2].bias is None]
         if not free:

@@ -12,7 +12,6 @@ last). The penalty is the paper's product; the reference code adds the groups' g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,10 +103,9 @@ class _Gated(Sparse):
         self.add(f"{name}.alpha", torch.full_like(zero, ALPHA))
         if self.recipe.structured:
             self.add(f"{name}.group", torch.full((), ALPHA, dtype=zero.dtype))
-        parameter.requires_grad_(True)
-        self.hook(parameter.register_post_accumulate_grad_hook(self._chain(name)))
+        self.divert(parameter, lambda g: self._chain(name, g))
 
-    def _parts(self, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _parts(self, name: str) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter | None]:
         return self._params[f"{name}.w"], self._params[f"{name}.alpha"], self._params.get(f"{name}.group")
 
     def _mean_difference(self, name: str) -> Tensor:
@@ -125,20 +123,14 @@ class _Gated(Sparse):
             self._gates[name] = z, dz, zg, dzg
             self.eligible[name].copy_((start.to(w.dtype) + z * zg * w).to(start.dtype))
 
-    def _chain(self, name: str) -> Callable[[Tensor], None]:
+    @torch.no_grad()
+    def _chain(self, name: str, whole: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
         """From the gradient g of the gated weights: g z z_g, g w z_g dz, sum(g w z) dz_g."""
-
-        @torch.no_grad()
-        def chain(whole: Tensor) -> None:
-            assert whole.grad is not None
-            w, alpha, group = self._parts(name)
-            g, whole.grad = whole.grad.to(w.dtype), None
-            z, dz, zg, dzg = self._gates[name]
-            for parameter, found in ((w, g * z * zg), (alpha, g * w * zg * dz), (group, (g * w * z).sum() * dzg)):
-                if parameter is not None:
-                    parameter.grad = found if parameter.grad is None else parameter.grad + found
-
-        return chain
+        w, alpha, group = self._parts(name)
+        g = whole.to(w.dtype)
+        z, dz, zg, dzg = self._gates[name]
+        shares = [(w, g * z * zg), (alpha, g * w * zg * dz)]
+        return shares if group is None else [*shares, (group, (g * w * z).sum() * dzg)]
 
     def penalty(self) -> Tensor | None:
         if not self._start:

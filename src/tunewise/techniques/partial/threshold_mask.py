@@ -11,13 +11,14 @@ head too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from tunewise.made import Made
 from tunewise.sparse import weights_of
 from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
 
@@ -63,7 +64,7 @@ class ThresholdMask(Technique):
         return _Masked(base, self, generator)
 
 
-class _Masked(Attachment):
+class _Masked(Made):
     def __init__(self, base: Base, recipe: ThresholdMask, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
         self.tau = (_ONES if recipe.init == "ones" else _UNIFORM)["tau"]
@@ -74,19 +75,11 @@ class _Masked(Attachment):
             self.weights[name] = parameter.detach().clone()
             self.keep(parameter)
             self.add(f"{name}.score", _start(recipe, parameter, generator))
-            parameter.requires_grad_(True)
-            self.hook(parameter.register_post_accumulate_grad_hook(self._straight_through(name)))
+            self.divert(parameter, lambda g, name=name: self._straight_through(name, g))  # type: ignore[misc]
         self._write()
 
-    def _straight_through(self, name: str) -> Callable[[Tensor], None]:
-        def through(whole: Tensor) -> None:
-            assert whole.grad is not None
-            score = self._params[f"{name}.score"]
-            found = whole.grad.float() * self.weights[name].float()
-            score.grad = found if score.grad is None else score.grad + found
-            whole.grad = None
-
-        return through
+    def _straight_through(self, name: str, g: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+        return [(self._params[f"{name}.score"], g.float() * self.weights[name].float())]
 
     @torch.no_grad()
     def _write(self) -> None:
@@ -103,7 +96,7 @@ class _Masked(Attachment):
     def touched(self) -> dict[str, Tensor]:
         return {name: torch.arange(weight.numel(), device=weight.device) for name, weight in self.weights.items()}
 
-    def state(self) -> dict[str, Tensor]:
+    def make(self) -> dict[str, Tensor]:
         return {f"{name}.mask": pack(self._params[f"{name}.score"] > self.tau) for name in self.masked}
 
     @torch.no_grad()
@@ -115,14 +108,8 @@ class _Masked(Attachment):
             score.copy_(torch.where(on == (score > self.tau), score, torch.where(on, 2 * self.tau, 0.0)))
         self._write()
 
-    def training_state(self) -> dict[str, Tensor]:
-        return {name: score.detach() for name, score in self._params.items()}
-
-    @torch.no_grad()
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        strict(self.training_state(), state)
-        for name, score in self._params.items():
-            score.copy_(state[name])
+        super().load_training_state(state)
         self._write()
 
     def merge(self) -> nn.Module:
