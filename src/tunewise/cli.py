@@ -149,7 +149,7 @@ def fit_command(
             num_train_epochs=num_train_epochs,
             seed=seed,
             resume=resume,
-            progress=lambda step, total, value: show(recipe.name, f"loss {value:.3f}", step, total),
+            progress=lambda what, done, total: show(recipe.name, what, done, total),
         )
     if as_json:
         print_json(record)

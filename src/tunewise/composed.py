@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from tunewise.errors import ArtifactError, TechniqueError
-from tunewise.technique import Attachment, Technique, plain, strict
+from tunewise.technique import Attachment, Study, Technique, plain, strict
 
 if TYPE_CHECKING:
     import torch
@@ -89,9 +89,9 @@ class _Together(Attachment):
     def param_groups(self) -> list[dict[str, Any]]:
         return [group for part in self.parts for group in part.param_groups()]
 
-    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+    def learn(self, study: Study) -> None:
         for part in self.parts:
-            part.learn(task, seed, validation_loss)
+            part.learn(study)
 
     def start_phase(self, phase: int) -> None:
         for part in self.parts:

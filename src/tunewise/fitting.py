@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tunewise.evaluate import encoder_for, loss
 from tunewise.model import Base
 from tunewise.seeds import generator
 from tunewise.task import Task
-from tunewise.technique import Technique
+from tunewise.technique import Report, Study, Technique
 from tunewise.train import TrainSettings, train
 from tunewise.trial import sample
 
@@ -30,7 +29,7 @@ def fit(
     seed: int = 0,
     resume: bool = False,
     validation_examples: int = 128,
-    progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
+    progress: Report = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Fit a technique on a task and write `out/adaptation`; return its record.
 
@@ -47,7 +46,7 @@ def fit(
         seed: everything random follows from it.
         resume: continue a run that was stopped.
         validation_examples: how many are scored before and after.
-        progress: called as progress(step, total, loss).
+        progress: called as progress(what, done, total).
 
     Raises:
         SettingError: `out` holds a finished adaptation already.
@@ -72,7 +71,7 @@ def fit(
             attachment = recipe.attach(base, generator(seed, "attach"))
             started = time.perf_counter()
             before = loss(attachment, task, validation)
-            attachment.learn(task, seed, lambda: loss(attachment, task, validation))
+            attachment.learn(Study(task, seed, lambda: loss(attachment, task, validation), progress))
             record: dict[str, Any] = {"seed": seed, "validation_loss_before": before}
             if recipe.trains:
                 sequences = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])
@@ -84,7 +83,7 @@ def fit(
                     seed=seed,
                     folder=folder,
                     resume=resume,
-                    on_step=lambda step, value: progress(step, total, value),
+                    on_step=lambda step, value: progress(f"loss {value:.3f}", step, total),
                     evaluate=lambda: loss(attachment, task, validation),
                 )
                 record |= {"training": asdict(done), "train_settings": asdict(settings)}

@@ -8,6 +8,7 @@ set, so that the residual stream of the narrow network means what the wide one's
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tunewise.pack import Sequence
 
 
-def importance(base: Base, rows: Many[Sequence] | None = None) -> dict[str, Tensor]:
+def importance(base: Base, rows: Iterable[Sequence] | None = None) -> dict[str, Tensor]:
     """By full name of a parameter: its Fisher information on the rows; without rows, its size."""
     named = dict(base.model.named_parameters())
     if rows is not None:

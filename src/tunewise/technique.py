@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from tunewise.model import Base
     from tunewise.task import Example, Task
 
+Item = TypeVar("Item")
 ModuleType = TypeVar("ModuleType", bound="nn.Module")
+Report = Callable[[str, int, int], None]  # what is being done, how much of it is, out of how much (0: not known)
 FAMILIES = ("nonparametric", "full", "partial", "additive", "reparametrized")
 
 
@@ -35,6 +37,23 @@ class Citation:
     year: int
     url: str
     equation: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a technique may look at before it is trained; `validation_loss()` scores the attachment as it is."""
+
+    task: Task
+    seed: int
+    validation_loss: Callable[[], float]
+    report: Report = lambda what, done, total: None
+
+    def counted(self, what: str, items: Sequence[Item]) -> Iterator[Item]:
+        """The items, one by one, with progress."""
+        for done, item in enumerate(items):
+            self.report(what, done, len(items))
+            yield item
+        self.report(what, len(items), len(items))
 
 
 def setting(
@@ -258,8 +277,8 @@ class Attachment:
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in tensors)
         return torch.optim.AdamW(groups, betas=betas, fused=fused)
 
-    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
-        """Take what is needed from the task before training; `validation_loss()` scores the attachment as it is."""
+    def learn(self, study: Study) -> None:
+        """Take what is needed from the task before training."""
 
     def start_phase(self, phase: int) -> None:
         """Called before each phase, the first included; the optimiser is rebuilt after it."""

@@ -13,7 +13,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,10 +30,9 @@ from tunewise.model import Base
 from tunewise.pack import Sequence
 from tunewise.seeds import generator
 from tunewise.task import Example, Task
-from tunewise.technique import Attachment, Technique
+from tunewise.technique import Attachment, Report, Study, Technique
 from tunewise.train import TrainSettings, steps_for_tokens, train
 
-Report = Callable[[str, int, int], None]
 _PROBED = 200  # examples of a probe that are scored
 
 
@@ -182,7 +181,7 @@ def _fit(trial: Trial, cache: Cache, attachment: Attachment, folder: Path, repor
     record: dict[str, Any] = {**_identity(trial), "status": "ok", "reason": None, "label": attachment.label}
     with peak_memory(base.device) as memory:
         started = time.perf_counter()
-        attachment.learn(task, trial.seed, _choosing(attachment, cache, report))
+        attachment.learn(Study(task, trial.seed, lambda: loss(attachment, task, cache.validation), report))
         training: dict[str, Any] = {
             "steps": 0,
             "tokens": 0,
@@ -230,19 +229,6 @@ def _fit(trial: Trial, cache: Cache, attachment: Attachment, folder: Path, repor
 
 
 _OWN_FILES = ("adaptation.json", "weights.safetensors", "rows.jsonl")
-
-
-def _choosing(attachment: Attachment, cache: Cache, report: Report) -> Callable[[], float]:
-    """The validation loss as often as a technique asks for it; how often that will be is not known."""
-    asked = 0
-
-    def validation_loss() -> float:
-        nonlocal asked
-        report("choosing on validation", asked, 0)
-        asked += 1
-        return loss(attachment, cache.task, cache.validation)
-
-    return validation_loss
 
 
 def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report: Report) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from tunewise.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.registry import all_techniques, make
 from tunewise.seeds import generator
-from tunewise.technique import Attachment, Technique, learning_rate, setting
+from tunewise.technique import Attachment, Study, Technique, learning_rate, setting
 from tunewise.testing import attach, encoder_for, fingerprint, fit, logits, tiny_base, tiny_task
 from tunewise.train import TrainSettings, train
 
@@ -211,3 +211,22 @@ def test_a_technique_refused_half_way_leaves_the_base_bare():
     base.release()
     assert fingerprint(base) == before and not base.anatomy.head._forward_hooks
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("fish_mask", {}, {"taking the Fisher information": 12}),
+        ("lst", {"init": "fisher", "num_samples": 5}, {"taking the Fisher information": 5}),
+        (
+            "mpt",
+            {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 2},
+            {"teaching source 1 of 2": 2, "teaching source 2 of 2": 2, "distilling the sources": 2},
+        ),
+    ],
+)
+def test_long_work_before_training_reports_progress(name, settings, said):
+    base, task, heard = tiny_base(), tiny_task(), {}
+    attachment = make(name, {name: settings}).resolved(base).attach(base, generator(0, "attach"))
+    attachment.learn(Study(task, 0, lambda: 0.0, lambda what, done, total: heard.update({what: (done, total)})))
+    assert heard == {what: (total, total) for what, total in said.items()}

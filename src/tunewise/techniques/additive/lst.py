@@ -22,11 +22,10 @@ from transformers import DynamicCache
 
 from tunewise.errors import SettingError
 from tunewise.pruning import importance, prune
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
     from tunewise.model import Base
-    from tunewise.task import Task
 
 _TEMPERATURE = 0.1
 
@@ -100,14 +99,16 @@ class _Ladder(Attachment):
         self.embedded, self.states = torch.empty(0), [torch.empty(0)] * len(self.kept)
         self._connect()
 
-    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+    def learn(self, study: Study) -> None:
         if self.recipe.init == "random":
             return
         from tunewise.evaluate import encoder_for
 
         rows = None
         if self.recipe.init == "fisher":
-            rows = encoder_for(self, task).encode([self.render(e) for e in task.train[: self.recipe.num_samples]])
+            examples = [self.render(example) for example in study.task.train[: self.recipe.num_samples]]
+            encoded = encoder_for(self, study.task).encode(examples)
+            rows = study.counted("taking the Fisher information", encoded)
         prune(self.base, self.side, self.kept, importance(self.base, rows))
 
     def trunk(self) -> list[int]:

@@ -14,7 +14,6 @@ teachers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +24,11 @@ from tunewise.errors import TechniqueError
 from tunewise.placeholders import Placeholders
 from tunewise.seeds import derive
 from tunewise.seeds import generator as stream
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
     from tunewise.model import Base
     from tunewise.pack import Sequence
-    from tunewise.task import Task
 
 _ROWS = 8  # sequences of a source task in one step
 
@@ -91,7 +89,7 @@ class _Multitask(Attachment):
         factors = {"params": [own["u"], own["v"]], "lr": rate * self.recipe.factor_speed}
         return [{"params": [own["prompt"]], "lr": rate}, factors]
 
-    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+    def learn(self, study: Study) -> None:
         from tunewise.evaluate import encoder_for
         from tunewise.task import Task as Reader
 
@@ -101,23 +99,30 @@ class _Multitask(Attachment):
             )
         tasks = [Reader.read(source) for source in self.recipe.sources]
         sequences = [encoder_for(self, source).encode(source.train) for source in tasks]
-        teachers = [self._teacher(rows, seed, index) for index, rows in enumerate(sequences)]
-        self._distil(sequences, teachers, seed)
+        teachers = [self._teacher(rows, study, index) for index, rows in enumerate(sequences)]
+        self._distil(sequences, teachers, study)
         self.other = None
 
-    def _teacher(self, rows: list[Sequence], seed: int, index: int) -> Tensor:
+    def _teacher(self, rows: list[Sequence], study: Study, index: int) -> Tensor:
         """The prompt that ordinary prompt tuning finds for one source task."""
         from tunewise.train import TrainSettings, train
 
-        teacher = _Teacher(self, stream(seed, "mpt", "teacher", index))
+        teacher = _Teacher(self, stream(study.seed, "mpt", "teacher", index))
         try:
             settings = TrainSettings(max_steps=self.recipe.source_steps, per_device_train_batch_size=_ROWS)
-            train(teacher, rows, settings, seed=derive(seed, "mpt", index))
+            what = f"teaching source {index + 1} of {len(self.recipe.sources)}"
+            train(
+                teacher,
+                rows,
+                settings,
+                seed=derive(study.seed, "mpt", index),
+                on_step=lambda step, loss: study.report(what, step, settings.max_steps),
+            )
             return teacher.prompt.detach().clone()
         finally:
             teacher.detach()
 
-    def _distil(self, sequences: list[list[Sequence]], teachers: list[Tensor], seed: int) -> None:
+    def _distil(self, sequences: list[list[Sequence]], teachers: list[Tensor], study: Study) -> None:
         """Train P*, u_k and v_k on all sources against their teachers; leave the target's start in the parameters."""
         from tunewise.train import order
 
@@ -129,12 +134,12 @@ class _Multitask(Attachment):
         rate = recipe.learning_rate or 0.0
         fast = {"params": [u, v], "lr": rate * recipe.factor_speed}
         optimizer = torch.optim.AdamW([{"params": [own["prompt"]], "lr": rate}, fast], weight_decay=0.0)
-        for step in range(recipe.source_steps):
-            random = stream(seed, "mpt", "sources", step)
+        for step in study.counted("distilling the sources", range(recipe.source_steps)):
+            random = stream(study.seed, "mpt", "sources", step)
             some = int(torch.randint(min(2, count), count + 1, (), generator=random))  # K ~ U[2, number of sources]
             for k in torch.randperm(count, generator=random)[:some].tolist():
                 rows = sequences[k]
-                chosen = [rows[i] for i in order(len(rows), seed, step * _ROWS, _ROWS)]
+                chosen = [rows[i] for i in order(len(rows), study.seed, step * _ROWS, _ROWS)]
                 student = prompt_of(own["prompt"], u[k], v[k])
                 (self._source_loss(chosen, student, teachers[k]) / some).backward()
             optimizer.step()

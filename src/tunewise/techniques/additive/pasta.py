@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from tunewise.errors import SettingError, TechniqueError
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
     from tunewise.model import Base
-    from tunewise.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +92,11 @@ class _Special(Attachment):
         self.slot[self.ids] = torch.arange(len(ids))
         self.slot = self.slot.to(self.base.device)
 
-    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+    def learn(self, study: Study) -> None:
         from tunewise.evaluate import encoder_for
 
-        examples = [self.render(example) for example in (*task.train[:256], *task.validation[:64])]
-        seen = {i for s in encoder_for(self, task).encode(examples) for i in s.ids[: s.prompt]}
+        examples = [self.render(example) for example in (*study.task.train[:256], *study.task.validation[:64])]
+        seen = {i for s in encoder_for(self, study.task).encode(examples) for i in s.ids[: s.prompt]}
         kept = [row for row, token in enumerate(self.ids.tolist()) if token in seen]
         if not kept:
             raise TechniqueError(

@@ -11,7 +11,7 @@ Differs from the paper by default: AdamW (`optimizer=adafactor` is the paper's),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,11 +21,10 @@ from torch import Tensor
 from tunewise.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.placeholders import Placeholders, embed, ordinary_tokens, text_tokens
 from tunewise.seeds import generator as stream
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting, strict
 
 if TYPE_CHECKING:
     from tunewise.model import Base
-    from tunewise.task import Task
 
 _ADAFACTOR_RATE = 0.3
 
@@ -104,15 +103,16 @@ class _Prompt(Attachment):
             return embed(base, text_tokens(base, self.recipe.init_text, count))
         return embed(base, ordinary_tokens(base, count, generator))
 
-    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+    def learn(self, study: Study) -> None:
         if self.recipe.init != "label":
             return
-        if not task.labels:
+        labels = study.task.labels
+        if not labels:
             raise TechniqueError("prompt_tuning.init=label needs a classification task; use vocab or text")
-        order = torch.randperm(len(task.labels), generator=stream(seed, "prompt_tuning", "labels")).tolist()
+        order = torch.randperm(len(labels), generator=stream(study.seed, "prompt_tuning", "labels")).tolist()
         with torch.no_grad():
             for row, index in enumerate(order[: self.virtual_tokens]):
-                ids = self.base.tokenizer(task.labels[index], add_special_tokens=False)["input_ids"]
+                ids = self.base.tokenizer(labels[index], add_special_tokens=False)["input_ids"]
                 self.prompt[row] = embed(self.base, ids).mean(0)
 
     def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:

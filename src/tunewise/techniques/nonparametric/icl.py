@@ -10,7 +10,6 @@ by the loss on validation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from tunewise.errors import ArtifactError, TechniqueError
 from tunewise.pack import Encoder
 from tunewise.seeds import generator as stream
 from tunewise.task import Example, Message, Task
-from tunewise.technique import Attachment, Citation, Technique, setting
+from tunewise.technique import Attachment, Citation, Study, Technique, setting
 
 if TYPE_CHECKING:
     from tunewise.model import Base
@@ -66,8 +65,9 @@ class _Shown(Attachment):
         self.pool: list[Example] = []
         self.k = 0
 
-    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
-        order = torch.randperm(len(task.train), generator=stream(seed, "icl", "pool")).tolist()
+    def learn(self, study: Study) -> None:
+        task = study.task
+        order = torch.randperm(len(task.train), generator=stream(study.seed, "icl", "pool")).tolist()
         self._take([task.train[index] for index in order[:_POOL] if task.train[index].messages], task)
         if not self.pool:
             raise TechniqueError("icl needs training examples with a prompt, and this task has plain text only")
@@ -81,7 +81,8 @@ class _Shown(Attachment):
             if sum(fits) / len(fits) <= fitted:
                 break
             fitted = sum(fits) / len(fits)
-            losses[self.k] = validation_loss()
+            study.report(f"trying {self.k} examples on validation", len(losses), 0)
+            losses[self.k] = study.validation_loss()
         if not losses:
             raise TechniqueError(
                 f"no worked example fits beside a question in the window of {self.encoder.limit} tokens; "

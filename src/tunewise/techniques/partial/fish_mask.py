@@ -8,7 +8,6 @@ the reference the task's head is always trained; a language model's own head sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,10 @@ import torch
 from tunewise.fisher import fisher
 from tunewise.seeds import generator as stream
 from tunewise.sparse import Sparse, largest, weights_of
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
     from tunewise.model import Base
-    from tunewise.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +58,10 @@ class _Fish(Sparse):
         super().__init__(base, recipe, weights_of(base, recipe, recipe.target_modules))
         self.recipe: FishMask = recipe
 
-    def learn(self, task: Task, seed: int, validation_loss: Callable[[], float]) -> None:
+    def learn(self, study: Study) -> None:
         from tunewise.evaluate import encoder_for
 
-        order = torch.randperm(len(task.train), generator=stream(seed, "fish_mask")).tolist()
-        examples = [self.render(task.train[index]) for index in order[: self.recipe.num_samples]]
-        rows = encoder_for(self, task).encode(examples)
+        order = torch.randperm(len(study.task.train), generator=stream(study.seed, "fish_mask")).tolist()
+        examples = [self.render(study.task.train[index]) for index in order[: self.recipe.num_samples]]
+        rows = study.counted("taking the Fisher information", encoder_for(self, study.task).encode(examples))
         self.choose(largest(fisher(self.base, self.eligible, rows), self.budget(self.recipe.density)))
