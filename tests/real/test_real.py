@@ -1,6 +1,7 @@
 """Real pretrained models on real tasks."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
@@ -8,7 +9,7 @@ from tunewise.adaptation import load
 from tunewise.comparison import Budget, compare
 from tunewise.evaluate import loss, score
 from tunewise.model import load_base
-from tunewise.registry import make
+from tunewise.registry import all_techniques, make
 from tunewise.task import Task
 from tunewise.testing import attach, encoder_for
 from tunewise.train import TrainSettings, train
@@ -19,19 +20,36 @@ MODELS = ("babyllama-char-1m", "stories-260k", "stories-3m", "tinystories-656k")
 TASKS = ("sst2", "trec6", "emotion", "e2e_nlg", "gsm8k", "xquad")
 
 
-@pytest.mark.parametrize("technique", ["full", "last_layers", "bitfit", "prompt_tuning", "lora"])
-@pytest.mark.parametrize("name", ["sst2", "trec6", "e2e_nlg"])
-def test_a_real_model_learns_a_real_task(real, name, technique):
-    """After 150 steps the loss on held-out answers is well below the base's."""
-    base = load_base(real / "models" / "tinystories-656k", device="cpu")
+# Techniques whose time before training is cut short, or that need other tasks.
+_QUICK = {"fish_mask": {"num_samples": 128}, "mpt": {"source_steps": 50}}
+
+
+@pytest.mark.parametrize("technique", [name for name, made in all_techniques().items() if made.trains])
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("stories-260k", "sst2"),
+        ("stories-260k", "e2e_nlg"),
+        ("tinystories-656k", "sst2"),
+        ("tinystories-656k", "e2e_nlg"),
+        ("tinystories-656k", "trec6"),
+    ],
+)
+def test_every_technique_learns(real, model, name, technique):
+    """Within the default budget of 100 steps the loss on held-out answers falls clearly below the base's."""
+    base = load_base(real / "models" / model, device="cpu")
     task = Task.read(f"{real / 'tasks' / name}#1000")
     held_out = sample(task.validation, 64)
-    attachment = attach(make("base"), base, task)
-    before = loss(attachment, task, held_out)
-    attachment = attach(make(technique), base, task)
-    train(attachment, encoder_for(attachment, task).encode(task.train), TrainSettings(max_steps=150))
+    before = loss(attach(make("base"), base, task), task, held_out)
+    base.release()
+    settings = dict(_QUICK.get(technique, {}))
+    if "sources" in {field.name for field in fields(all_techniques()[technique])}:
+        settings["sources"] = [f"{real / 'tasks' / other}#300" for other in ("trec6", "emotion")]
+    attachment = attach(make(technique, {technique: settings}), base, task)
+    rows = encoder_for(attachment, task).encode([attachment.render(example) for example in task.train])
+    train(attachment, rows, TrainSettings(max_steps=100))
     after = loss(attachment, task, held_out)
-    assert after < 0.88 * before, f"{technique} on {name}: {before:.3f} before, {after:.3f} after"
+    assert after < 0.95 * before, f"{technique} on {name}: {before:.3f} before, {after:.3f} after"
 
 
 @pytest.mark.parametrize("model", MODELS)

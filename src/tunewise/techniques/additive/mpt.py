@@ -51,7 +51,7 @@ class MPT(Technique):
     sides = frozenset({"virtual tokens"})
     needs = "source tasks (--sources), and room for the virtual tokens in the window"
     identity_at_start = False
-    reference_rate = 1e-2
+    reference_rate = 3e-2
 
     sources: tuple[str, ...] = setting((), "Data of the source tasks, each as --data takes it.")
     num_virtual_tokens: int = setting(20, "Length m of the prompt.", low=1, high=2048)

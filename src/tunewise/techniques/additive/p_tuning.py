@@ -35,7 +35,8 @@ class PTuning(Technique):
     sides = frozenset({"virtual tokens"})
     needs = "room for the virtual tokens in the window"
     identity_at_start = False
-    reference_rate = 1e-3
+    reference_rate = 2e-3
+    width_exponent = 0.5
 
     before: int = setting(3, "Virtual tokens before the question.", low=0, high=1024)
     after: int = setting(3, "Virtual tokens between question and answer.", low=0, high=1024)

@@ -42,7 +42,7 @@ class Pasta(Technique):
     equation = "h'_i = h_i + e^l_p where token i is special token p"
     sides = frozenset({"special tokens"})
     needs = "special tokens in the sequences, such as a start mark or a chat template's marks"
-    reference_rate = 3e-3
+    reference_rate = 3e-2
 
     tokens: tuple[str, ...] = setting(
         (), "The special tokens; default: the tokenizer's own that the task's prompts hold."

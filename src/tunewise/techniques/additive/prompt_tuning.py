@@ -47,7 +47,7 @@ class PromptTuning(Technique):
     sides = frozenset({"virtual tokens"})
     needs = "room for the virtual tokens in the window"
     identity_at_start = False
-    reference_rate = 1e-2
+    reference_rate = 3e-2
 
     num_virtual_tokens: int = setting(20, "Number of trainable embeddings m.", low=1, high=2048)
     init: str = setting(

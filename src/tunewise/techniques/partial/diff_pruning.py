@@ -55,7 +55,7 @@ class DiffPruning(Technique):
     sides = frozenset({"weights"})
     needs = "memory for nine times the eligible weights in the first half"
     mergeable = True
-    reference_rate = 1e-5
+    reference_rate = 1e-4
     width_exponent = 1.0
 
     density: float = setting(0.005, "Share of the eligible entries that survives.", low=1e-6, high=1.0)
