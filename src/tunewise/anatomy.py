@@ -134,6 +134,19 @@ class Anatomy:
         return self.model.get_output_embeddings()
 
     @property
+    def embedding_path(self) -> str:
+        """Full name of the input embeddings."""
+        return self._path(self.embedding)
+
+    @property
+    def head_path(self) -> str:
+        """Full name of the head."""
+        return self._path(self.head)
+
+    def _path(self, wanted: nn.Module) -> str:
+        return next(path for path, module in self.model.named_modules() if module is wanted)
+
+    @property
     def tied(self) -> bool:
         """Whether head and input embeddings are one tensor."""
         return self.head.weight is self.embedding.weight
@@ -283,6 +296,12 @@ def features(linear: nn.Module) -> tuple[int, int]:
     """(in, out) features of a linear; GPT-2's Conv1D stores its weight as (in, out)."""
     rows, columns = linear.weight.shape  # type: ignore[misc]
     return (rows, columns) if is_transposed(linear) else (columns, rows)
+
+
+def oriented(linear: nn.Module) -> Tensor:
+    """The weight of a linear, or of embeddings, as (out, in)."""
+    weight = cast(Tensor, linear.weight)
+    return weight.T if is_transposed(linear) else weight
 
 
 def add_to_weight(linear: nn.Module, delta: Tensor) -> None:

@@ -271,11 +271,9 @@ class Attachment:
 
     def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
         """What moves the parameters: AdamW, fused where it can be."""
-        import torch
+        from tunewise.optimizers import build
 
-        tensors = [p for group in groups for p in group["params"]]
-        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in tensors)
-        return torch.optim.AdamW(groups, betas=betas, fused=fused)
+        return build("adamw", groups, betas)
 
     def learn(self, study: Study) -> None:
         """Take what is needed from the task before training."""
@@ -309,6 +307,10 @@ class Attachment:
 
     def touched(self) -> dict[str, Tensor]:
         """Base tensors of which some entries are changed, by full name, with the flat places of these entries."""
+        return {}
+
+    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
+        """What a report should say of it after training, as JSON: ranks that it chose, losses at others."""
         return {}
 
     def state(self) -> dict[str, Tensor]:

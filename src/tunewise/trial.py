@@ -213,6 +213,7 @@ def _fit(trial: Trial, cache: Cache, attachment: Attachment, folder: Path, repor
             }
         seconds = time.perf_counter() - started
         record["validation_loss"] = loss(attachment, task, cache.validation)
+        record["findings"] = attachment.findings(lambda: loss(attachment, task, cache.validation))
     adaptation.save(attachment, task, folder / "adaptation", {"trial": _identity(trial), "training": training})
     store.prune(folder, keep=0)
     weights = sum(file.stat().st_size for file in (folder / "adaptation").iterdir() if file.name in _OWN_FILES)

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tunewise.adaptation import load, save
+from tunewise.anatomy import oriented
 from tunewise.errors import ArtifactError
 from tunewise.model import Base
+from tunewise.nf4 import dequantise
 from tunewise.registry import make
 from tunewise.testing import attach, fit, tiny_base, tiny_task
 
@@ -88,7 +90,77 @@ def test_prompt_tuning_both_ways(tmp_path):
     assert torch.equal(again, expected)
 
 
-@pytest.mark.parametrize("variant", [{"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"up_proj": 2, "c_fc": 2}, "alpha_pattern": {"up_proj": 3, "c_fc": 3}},
+        {"init_lora_weights": "gaussian"},
+    ],
+    ids=lambda variant: next(iter(variant)),
+)
+def test_pefts_variants_load_here(architecture, variant, tmp_path):
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM", **variant)
+    theirs = shaken(peft.get_peft_model(tiny_base(architecture).model, config))
+    expected = plain_logits(theirs)
+    theirs.save_pretrained(tmp_path)
+    base = tiny_base(architecture)
+    loaded = load(tmp_path, base=base)
+    assert torch.allclose(plain_logits(base.model), expected, atol=1e-4)
+    loaded.attachment.merge()
+    assert torch.allclose(plain_logits(base.model), expected, atol=1e-3)
+
+
+PORTABLE = {
+    "lora": {"use_rslora": True, "r": 4, "rank_pattern": ["q=2"], "alpha_pattern": ["down=7"]},
+    "qlora": {"r": 4},
+    "dylora": {"r": 4, "rank": 2},
+    "adalora": {"init_r": 6, "target_r": 3},
+    "krona": {"export_rank": 64},
+}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "llama-tied"])
+@pytest.mark.parametrize(
+    "settings",
+    [*PORTABLE.items(), *(("lora", each) for each in ({"use_dora": True}, {"init_lora_weights": "pissa"}))],
+    ids=str,
+)
+def test_ours_load_in_peft(architecture, settings, tmp_path):
+    """As plain LoRA, with equal logits; qlora's over the weights that its four bits stand for."""
+    name, chosen = settings
+    base, other = tiny_base(architecture), tiny_base(architecture)
+    attachment = attach(make(name, {name: chosen}), base)
+    fit(attachment, steps=8)
+    expected = plain_logits(base.model)
+    for path, packed in getattr(attachment, "packed", {}).items():
+        oriented(other.model.get_submodule(path)).data.copy_(dequantise(packed))
+    save(attachment, tiny_task(), tmp_path / "adaptation")
+    theirs = peft.PeftModel.from_pretrained(other.model, str(tmp_path / "adaptation"))
+    assert torch.allclose(plain_logits(theirs), expected, atol=1e-4)
+    config = json.loads((tmp_path / "adaptation" / "adapter_config.json").read_text())
+    assert not config["use_rslora"] and "rank_pattern" not in config
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied"])
+@pytest.mark.parametrize("ends", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head", "q"]])
+def test_embeddings_and_head_adapt_together_where_they_are_tied(architecture, ends, tmp_path):
+    base = tiny_base(architecture)
+    attachment = attach(make("lora", {"lora": {"target_modules": ends, "r": 4}}), base)
+    fit(attachment, steps=8)
+    expected = plain_logits(base.model)
+    save(attachment, tiny_task(), tmp_path / "adaptation")
+    theirs = peft.PeftModel.from_pretrained(tiny_base(architecture).model, str(tmp_path / "adaptation"))
+    assert torch.allclose(plain_logits(theirs), expected, atol=1e-4)
+    attachment.merge()
+    assert torch.allclose(plain_logits(base.model), expected, atol=1e-4)
+    if base.anatomy.tied:
+        assert base.anatomy.tied and torch.equal(base.anatomy.head.weight, base.anatomy.embedding.weight)
+
+
+@pytest.mark.parametrize("variant", [{"bias": "all"}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]}])
 def test_variants_with_other_maths_are_refused(variant, tmp_path):
     config = peft.LoraConfig(r=4, target_modules="all-linear", **variant)
     peft.get_peft_model(tiny_base().model, config).save_pretrained(tmp_path)

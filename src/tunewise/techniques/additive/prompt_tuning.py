@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tunewise.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.optimizers import build
 from tunewise.placeholders import Placeholders, embed, ordinary_tokens, text_tokens
 from tunewise.seeds import generator as stream
 from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting, strict
@@ -116,11 +117,7 @@ class _Prompt(Attachment):
                 self.prompt[row] = embed(self.base, ids).mean(0)
 
     def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
-        if self.recipe.optimizer == "adamw":
-            return super().optimizer(groups, betas)
-        from transformers.optimization import Adafactor
-
-        return Adafactor(groups, scale_parameter=False, relative_step=False, warmup_init=False)
+        return build(self.recipe.optimizer, groups, betas)
 
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = {

@@ -1,9 +1,19 @@
 """LoRA: a low-rank product is added to frozen weights (Hu et al. 2021, equation 3).
 
-    h = W x + (lora_alpha / r) B A dropout(x),   A in R^{r x in}, B in R^{out x r}, B = 0 at the start
+    h = W x + s B A dropout(x),   s = lora_alpha / r,   A in R^{r x in}, B in R^{out x r}, B = 0 at the start
 
 A starts Kaiming-uniform as in the authors' code, so the adapted model equals the base until the first step.
 Differs from the paper: every linear of every block is adapted, not only the query and value projections.
+Its variants are settings:
+
+    use_rslora          s = lora_alpha / sqrt(r)                             (Kalajdzievski 2023)
+    use_dora            W' = m * (W + s B A) / ||W + s B A||, by output row, the norm without gradient (Liu et al. 2024)
+    loraplus_lr_ratio   the learning rate of B over that of A                (LoRA+, Hayou et al. 2024)
+    init_lora_weights   pissa: A, B from the largest singular vectors of W (Meng et al. 2024); olora: from its QR
+                        factors (Büyükakyüz 2024). W x + s (B A - B_0 A_0) x equals their form, in which W loses
+                        s B_0 A_0, and leaves the base as it is; stored with the start, so it reloads exactly.
+
+The embeddings can be targeted too (embed_tokens, lm_head, by their module's name); of tied ones both sides are.
 """
 
 from __future__ import annotations
@@ -11,29 +21,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import dropout, linear
+from torch import Tensor
 
-from tunewise.anatomy import add_to_weight, features, is_transposed
+from tunewise.anatomy import features, oriented
 from tunewise.errors import ArtifactError, SettingError
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.lowrank import ALL_LINEAR, Factors, LowRank, ends, named, start, targets
+from tunewise.portable import PEFT_PREFIX, load_portable, peft_names, portable
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
     from tunewise.model import Base
 
-_PREFIX = "base_model.model."
-_ALL = "all-linear"
 # Settings of a PEFT adapter that change its maths; anything but these values is another method than this one.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
-    "use_dora": (False, None),
-    "use_rslora": (False, None),
     "lora_bias": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
     "modules_to_save": (None, []),
     "layer_replication": (None, []),
     "target_parameters": (None, []),
@@ -67,119 +72,148 @@ class LoRA(Technique):
     lora_alpha: float = setting(32.0, "The update is multiplied by lora_alpha / r.", low=0.0, high=1e6)
     lora_dropout: float = setting(0.0, "Dropout on the update's input, in training.", low=0.0, high=0.95)
     target_modules: tuple[str, ...] = setting(
-        (_ALL,), "Linears adapted: all-linear, roles (q, k, v, o, gate, up, down), or ends of module names."
+        (ALL_LINEAR,), "What is adapted: all-linear, roles (q, k, v, o, gate, up, down), or ends of module names."
     )
+    rank_pattern: tuple[str, ...] = setting((), "Other ranks, as target=rank.")
+    alpha_pattern: tuple[str, ...] = setting((), "Other alphas, as target=alpha.")
+    init_lora_weights: str = setting(
+        "kaiming", "How A and B start.", choices=("kaiming", "gaussian", "orthogonal", "pissa", "olora")
+    )
+    use_rslora: bool = setting(False, "Multiply the update by lora_alpha / sqrt(r) instead.")
+    use_dora: bool = setting(False, "Train the norm of each output row apart from its direction.")
+    loraplus_lr_ratio: float = setting(1.0, "Learning rate of B over that of A.", low=0.001, high=1000.0)
     learning_rate: float | None = learning_rate()
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Hook the targeted linears.
+        """Put updates on what is targeted.
 
         Raises:
-            SettingError: a target that names no linear of this model.
+            SettingError: a target that names nothing in this model, or a pattern that is no target=number.
         """
-        return _LowRank(base, self, generator)
+        return Updates(base, self, generator)
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LoRA | None:
-        """The recipe of a plain PEFT LoRA; one with other maths than this file's is refused.
+        """The recipe of a PEFT LoRA; one with other maths than this file's is refused.
 
         Raises:
-            ArtifactError: the adapter uses a variant (rsLoRA, DoRA, patterns, saved modules).
+            ArtifactError: the adapter uses a variant that has no setting here (biases, saved modules, QA-LoRA).
         """
         if config.get("peft_type") != "LORA":
             return None
         for name, plain in _PLAIN.items():
             if config.get(name) not in plain:
                 raise ArtifactError(f"the adapter is a LoRA with {name}={config[name]!r}, which is not supported here")
-        paths = sorted({key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
-        return cls(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=tuple(paths))
+        paths = sorted({key.removeprefix(PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
+        found: dict[str, Any] = {
+            name: tuple(f"{target}={value:g}" for target, value in (config.get(name) or {}).items())
+            for name in ("rank_pattern", "alpha_pattern")
+        }
+        found |= {name: bool(config.get(name)) for name in ("use_rslora", "use_dora")}
+        return cls(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=tuple(paths), **found)
 
 
-class _LowRank(Attachment):
+class Updates(LowRank):
+    """A and B for each target, and the row norms of DoRA."""
+
     def __init__(self, base: Base, recipe: LoRA, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
         self.recipe: LoRA = recipe
-        self.scale = recipe.lora_alpha / recipe.r
-        self.handles = []
-        self.layers: dict[str, tuple[nn.Module, nn.Parameter, nn.Parameter]] = {}
-        for path, module in _targets(base, recipe.target_modules):
+        self.dropout_rate = recipe.lora_dropout
+        self.scales: dict[str, float] = {}
+        self.start: dict[str, Tensor] = {}
+        outer = ends(base, recipe.target_modules)
+        known = {end.rpartition(".")[2] for end in (base.anatomy.embedding_path, base.anatomy.head_path)}
+        inner = tuple(name for name in recipe.target_modules if name.rpartition(".")[2] not in known)
+        for path, (role, module) in targets(base, inner, f"{recipe.name}.target_modules").items():
             size_in, size_out = features(module)
-            bound = 1 / math.sqrt(size_in)  # Kaiming-uniform with a = sqrt(5)
-            uniform = torch.rand(recipe.r, size_in, generator=generator)
-            a = self.add(f"{path}.lora_A", uniform * 2 * bound - bound)
-            b = self.add(f"{path}.lora_B", torch.zeros(size_out, recipe.r))
-            self.layers[path] = module, a, b
-            handle = module.register_forward_hook(self._update(a, b))
-            self.handles.append(handle)
-            self.hook(handle)
+            self._add(path, role, size_in, size_out, generator)
+            self.place(path, module)
+        for path, modules in outer.items():
+            self._add(path, "", base.anatomy.width, base.anatomy.vocabulary, generator)
+            self.place_end(path, modules)
 
-    def _update(self, a: nn.Parameter, b: nn.Parameter):  # type: ignore[no-untyped-def]
-        rate = self.recipe.lora_dropout
+    def _add(self, path: str, role: str, size_in: int, size_out: int, generator: torch.Generator) -> None:
+        recipe = self.recipe
+        rank = int(_other(recipe.rank_pattern, "rank_pattern", path, role, recipe.r))
+        alpha = _other(recipe.alpha_pattern, "alpha_pattern", path, role, recipe.lora_alpha)
+        self.scales[path] = alpha / (math.sqrt(rank) if recipe.use_rslora else rank)
+        a = self.add(f"{path}.lora_A", torch.zeros(rank, size_in))
+        b = self.add(f"{path}.lora_B", torch.zeros(size_out, rank))
+        weight = oriented(self.base.model.get_submodule(path)).detach()
+        start(recipe.init_lora_weights, weight, Factors(a, b, self.scales[path]), generator)
+        if b.any():
+            self.start |= {f"{path}.start_A": a.detach().clone(), f"{path}.start_B": b.detach().clone()}
+        if recipe.use_dora:
+            self.add(f"{path}.lora_magnitude_vector", weight.float().norm(dim=1))
 
-        def update(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = args[0]
-            if rate and torch.is_grad_enabled():  # the base is in evaluation mode while it is trained
-                x = dropout(x, rate)
-            low = linear(x.to(a.dtype), a)
-            if output.dtype != b.dtype:  # a base in half precision, or autocast
-                return output + linear(low, b * self.scale).to(output.dtype)
-            # In place: a linear does not need its own output for its gradient, and this saves a copy of it.
-            output.view(-1, output.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.T, alpha=self.scale)
-            return output
+    def factors(self, path: str) -> Factors:
+        """B A, or with a start of its own B A - B_0 A_0 as one product of twice the rank."""
+        a, b = self._params[f"{path}.lora_A"], self._params[f"{path}.lora_B"]
+        if not self.start:
+            return Factors(a, b, self.scales[path])
+        both = torch.cat([a, self.start[f"{path}.start_A"]]), torch.cat([b, -self.start[f"{path}.start_B"]], dim=1)
+        return Factors(*both, self.scales[path])
 
-        return update
+    def forward(self, path: str, x: Tensor) -> Tensor:
+        """The updated linear, with DoRA's rows stretched to their norms."""
+        bias: Any = self.layers[path].bias
+        if not self.recipe.use_dora:
+            return self.updated(path, x, bias)
+        found = self.updated(path, x, None) * self._stretch(path).to(x.dtype)
+        return found if bias is None else found + bias
 
-    def merge(self) -> nn.Module:
-        for handle in self.handles:
-            handle.remove()
-        for module, a, b in self.layers.values():
-            self.keep(cast(nn.Parameter, module.weight))
-            add_to_weight(module, self.scale * (b.detach() @ a.detach()))
-        return self.base.model
+    def _stretch(self, path: str) -> Tensor:
+        """M / ||W + s B A||, by output row; the norm is a constant to the gradient (DoRA, section 4.3)."""
+        norm = (self.matrix(path).detach().float() + self.factors(path).delta).norm(dim=1)
+        return self._params[f"{path}.lora_magnitude_vector"] / norm
+
+    def delta(self, path: str) -> Tensor:
+        """What merging adds to the weight, (out, in)."""
+        delta = self.factors(path).delta
+        if not self.recipe.use_dora:
+            return delta
+        weight = self.matrix(path).detach().to(delta.dtype)
+        return self._stretch(path).detach()[:, None] * (weight + delta) - weight
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """One speed, or LoRA+'s two."""
+        ratio, rate = self.recipe.loraplus_lr_ratio, self.recipe.learning_rate or 0.0
+        fast = [p for name, p in self._params.items() if name.endswith("lora_B")]
+        slow = [p for name, p in self._params.items() if not name.endswith("lora_B")]
+        if ratio == 1:
+            return super().param_groups()
+        return [{"params": slow, "lr": rate}, {"params": fast, "lr": rate * ratio}]
+
+    def state(self) -> dict[str, Tensor]:
+        """The factors, and their start where the update is counted from it."""
+        return super().state() | self.start
 
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.base.name,
-            "revision": self.base.revision,
-            "r": self.recipe.r,
-            "lora_alpha": self.recipe.lora_alpha,
-            "lora_dropout": self.recipe.lora_dropout,
-            "target_modules": sorted({path.rsplit(".", 1)[-1] for path in self.layers})
-            if self.recipe.target_modules == (_ALL,)
-            else sorted(self.layers),
-            "bias": "none",
-            "fan_in_fan_out": any(is_transposed(module) for module, _, _ in self.layers.values()),
-            "use_rslora": False,
-            "use_dora": False,
-            "modules_to_save": None,
-            "inference_mode": True,
-        }
-        tensors = {}
-        for path, (_, a, b) in self.layers.items():
-            tensors[f"{_PREFIX}{path}.lora_A.weight"] = a.detach()
-            tensors[f"{_PREFIX}{path}.lora_B.weight"] = b.detach()
+        """The adapter in PEFT's format; plain LoRA but for DoRA."""
+        config, tensors = portable({path: self.factors(path) for path in self.layers}, self.base, self.layers)
+        config |= {"lora_dropout": self.recipe.lora_dropout, "use_dora": self.recipe.use_dora}
+        for name, parameter in self._params.items():
+            if name.endswith("vector"):
+                tensors[PEFT_PREFIX + name] = parameter.detach()
         return config, tensors
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        own = self.peft()[1]
-        strict(own, {key: tensor.float() for key, tensor in tensors.items()})
-        with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(tensors[key])
+        """Copy PEFT's tensors."""
+        own: dict[str, Tensor] = {}
+        for path, module in self.layers.items():
+            a, b = (self._params[f"{path}.lora_{letter}"].detach() for letter in "AB")
+            own |= peft_names(self.base, path, module, a, b)
+        own |= {PEFT_PREFIX + name: p.detach() for name, p in self._params.items() if name.endswith("vector")}
+        load_portable(own, tensors)
 
 
-def _targets(base: Base, wanted: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
-    """(path, linear) of every target; each name must find something, so that a typo is never a silent no-op."""
-    found: dict[str, nn.Module] = {}
-    linears = list(base.anatomy.linears())
-    for name in wanted:
-        hits = [
-            (path, module) for path, role, module in linears if name in (_ALL, role, path) or path.endswith("." + name)
-        ]
-        if not hits:
-            ends = sorted({path.rsplit(".", 1)[-1] for path, _, _ in linears})
-            raise SettingError(f'lora.target_modules names "{name}", but the linears here are {", ".join(ends)}')
-        found |= dict(hits)
-    return list(found.items())
+def _other(patterns: tuple[str, ...], setting: str, path: str, role: str, default: float) -> float:
+    """The number that the last fitting target=number gives, or the default."""
+    for pattern in patterns:
+        name, _, number = pattern.rpartition("=")
+        if not name or not number.replace(".", "", 1).isdigit() or not float(number):
+            raise SettingError(f'lora.{setting} holds "{pattern}" but must hold target=number')
+        if named(name, path, role):
+            default = float(number)
+    return default

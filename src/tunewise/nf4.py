@@ -1,0 +1,116 @@
+"""Weights in four bits: NormalFloat-4 with double quantisation (Dettmers et al. 2023, sections 3 and E).
+
+    code_i = the codebook entry nearest to w_i / absmax, in blocks of 64;   16 entries: quantiles of a normal law
+    absmax, less its mean, in 8 bits by blocks of 256 with a 256-entry dynamic map: 4.127 bits a weight in all
+
+In plain torch, and the same codes, bytes and values as bitsandbytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+BLOCK, BLOCK_OF_BLOCKS = 64, 256
+# Quantiles of a normal law at probabilities from 0.9677083 down, with an exact zero, over their largest (section E).
+CODEBOOK = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight in four bits. Two codes a byte, the first in the high half."""
+
+    codes: Tensor  # (ceil(n / 2),) uint8
+    absmax: Tensor  # (blocks,) uint8 places in the dynamic map, or float32 without double quantisation
+    offset: Tensor  # () float32, the mean of the true absmax
+    absmax2: Tensor  # (ceil(blocks / 256),) float32
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept."""
+        return self.codes.nbytes + self.absmax.nbytes + self.offset.nbytes + self.absmax2.nbytes
+
+
+def quantise(weight: Tensor, double: bool = True) -> Packed:
+    """Four bits for each entry of a floating-point tensor of any shape."""
+    flat = weight.detach().reshape(-1).float()
+    count = flat.numel()
+    padded = torch.nn.functional.pad(flat, (0, -count % BLOCK)).view(-1, BLOCK)
+    absmax = padded.abs().amax(1)
+    scaled = padded * (1 / absmax)[:, None]
+    book = torch.tensor(CODEBOOK, device=weight.device)
+    codes = torch.bucketize(scaled.nan_to_num(0.0).view(-1), (book[1:] + book[:-1]) / 2).to(torch.uint8)[:count]
+    codes = torch.nn.functional.pad(codes, (0, count % 2), value=7)  # the code of zero
+    packed = codes[0::2] << 4 | codes[1::2]
+    nothing = torch.zeros((), device=weight.device)
+    if not double:
+        return Packed(packed, absmax, nothing, nothing.view(1)[:0], weight.shape, weight.dtype)
+    offset = absmax.mean()
+    places, absmax2 = _quantise8(absmax - offset)
+    return Packed(packed, places, offset, absmax2, weight.shape, weight.dtype)
+
+
+def dequantise(packed: Packed) -> Tensor:
+    """The weight that four bits stand for, in its own shape and type."""
+    absmax = packed.absmax
+    if absmax.dtype == torch.uint8:
+        absmax = _dequantise8(absmax, packed.absmax2) + packed.offset
+    codes = packed.codes
+    both = torch.stack([codes >> 4, codes & 15], dim=1).view(-1).int()
+    book = torch.tensor(CODEBOOK, device=codes.device)
+    count = packed.shape.numel()
+    values = torch.nn.functional.pad(book[both[:count]], (0, -count % BLOCK)).view(-1, BLOCK)
+    return (values * absmax[:, None]).view(-1)[:count].view(packed.shape).to(packed.dtype)
+
+
+def _quantise8(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Places in the dynamic map and the largest magnitude of each block of 256."""
+    count = values.numel()
+    padded = torch.nn.functional.pad(values, (0, -count % BLOCK_OF_BLOCKS)).view(-1, BLOCK_OF_BLOCKS)
+    largest = padded.abs().amax(1)
+    scaled = (padded * (1 / largest)[:, None]).nan_to_num(0.0)
+    book = dynamic_map().to(values.device)
+    places = torch.bucketize(scaled.view(-1), (book[1:] + book[:-1]) / 2)
+    return places.to(torch.uint8)[:count], largest
+
+
+def _dequantise8(places: Tensor, largest: Tensor) -> Tensor:
+    values = dynamic_map().to(places.device)[places.int()]
+    return values * largest.repeat_interleave(BLOCK_OF_BLOCKS)[: len(values)]
+
+
+@cache
+def dynamic_map() -> Tensor:
+    """The 256 signed values of dynamic 8-bit quantisation (Dettmers 2016, "8-bit approximations for parallelism").
+
+    For each of seven powers of ten, the means of ever finer steps from 0.1 to 1, on both sides of zero; and 1.
+    """
+    found = [0.0, 1.0]
+    for power in range(7):
+        edges = torch.linspace(0.1, 1, 2**power + 1, dtype=torch.float32)
+        means = (edges[:-1] + edges[1:]) / 2.0
+        scale = 10.0 ** (power - 6)
+        found += (scale * means).tolist() + (-scale * means).tolist()
+    return torch.tensor(sorted(found), dtype=torch.float32)

@@ -1,0 +1,133 @@
+"""QLoRA: LoRA over a base in four bits (Dettmers et al. 2023, equation 5).
+
+    h = dequant(c_FP32, c_8bit, W_NF4) x + (lora_alpha / r) B A x
+
+The targeted linears are quantised to NF4 with double quantisation (4.13 bits a weight, `tunewise.nf4`); each pass makes
+the weight anew from them, the backward pass too, and no gradient of it is formed. The full-precision weights wait in a
+temporary file until the base is given back. Merging adds the updates to the dequantised weights in the base's type;
+quantised again they would be mostly lost, which the report states. The adapter loads as a LoRA anywhere.
+
+`optimizer` takes the paper's paged one from bitsandbytes where that is installed; off a GPU it is an 8-bit one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.anatomy import is_transposed, oriented
+from tunewise.nf4 import Packed, dequantise, quantise
+from tunewise.optimizers import build
+from tunewise.technique import Attachment, Citation, setting
+from tunewise.techniques.reparametrized.lora import LoRA, Updates
+
+if TYPE_CHECKING:
+    from tunewise.model import Base
+
+
+@dataclass(frozen=True, kw_only=True)
+class QLoRA(LoRA):
+    """Low-rank updates of linears kept in four bits."""
+
+    name = "qlora"
+    summary = "low-rank updates of linears kept in four bits"
+    citation = Citation(
+        "QLoRA: Efficient Finetuning of Quantized LLMs",
+        "Dettmers, Pagnoni, Holtzman, Zettlemoyer",
+        2023,
+        "https://arxiv.org/abs/2305.14314",
+        "equation 5",
+    )
+    equation = "h = dequant(W_NF4) x + (lora_alpha / r) B A dropout(x)"
+    identity_at_start = False
+
+    r: int = setting(64, "Rank of the update; memory and capacity grow with it.", low=1, high=4096)
+    lora_alpha: float = setting(16.0, "The update is multiplied by lora_alpha / r.", low=0.0, high=1e6)
+    lora_dropout: float = setting(0.1, "Dropout on the update's input, in training.", low=0.0, high=0.95)
+    bnb_4bit_use_double_quant: bool = setting(True, "Keep the blocks' scales in eight bits.")
+    optimizer: str = setting(
+        "adamw", "What moves the adapter.", choices=("adamw", "adamw8bit", "paged_adamw8bit", "paged_adamw")
+    )
+
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Quantise the targeted linears and put updates on them.
+
+        Raises:
+            SettingError: a target that names nothing in this model.
+        """
+        return _Quantised(base, self, generator)
+
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self | None:
+        """None: an adapter does not say in how many bits its base was."""
+        return None
+
+
+class _Quantised(Updates):
+    def __init__(self, base: Base, recipe: QLoRA, generator: torch.Generator) -> None:
+        self.packed: dict[str, Packed] = {}
+        self.quantised = recipe
+        super().__init__(base, recipe, generator)
+
+    def place(self, path: str, module: nn.Module) -> None:
+        """Quantise the weight, park it, and put an update on the linear."""
+        self.packed[path] = quantise(oriented(module), self.quantised.bnb_4bit_use_double_quant)
+        self._park(module)
+        super().place(path, module)
+
+    def matrix(self, path: str) -> Tensor:
+        """The weight that the four bits stand for, (out, in)."""
+        return dequantise(self.packed[path])
+
+    def _park(self, module: nn.Module) -> None:
+        """Leave a weight without values in the module; detaching reads them back from a temporary file."""
+        whole = cast(nn.Parameter, module.weight)
+        file, shape, dtype, device = tempfile.TemporaryFile(), whole.shape, whole.dtype, whole.device  # noqa: SIM115
+        file.write(whole.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+
+        def restore() -> None:
+            file.seek(0)
+            values = torch.frombuffer(bytearray(file.read()), dtype=dtype).view(shape)
+            file.close()
+            with torch.no_grad():
+                whole.data = values.to(device)
+            module.weight = whole
+
+        whole.data = torch.empty(0, dtype=dtype, device=device)
+        module.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+        self._undo.append(restore)
+
+    def touched(self) -> dict[str, Tensor]:
+        return {f"{path}.weight": torch.arange(module.weight.numel()) for path, module in self.layers.items()}  # type: ignore[operator]
+
+    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+        return build(self.quantised.optimizer, groups, betas)
+
+    def merge(self) -> nn.Module:
+        """The model with updates added to its dequantised weights."""
+        deltas = {path: self.delta(path) for path in self.layers}
+        for handle in self._end_hooks:
+            handle.remove()
+        for path, module in self.layers.items():
+            vars(module).pop("forward", None)
+            if path in self.packed:
+                whole = self.matrix(path).float() + deltas[path]
+                whole = whole.T if is_transposed(module) else whole
+                weight = nn.Parameter(whole.to(module.weight.dtype).contiguous(), requires_grad=False)  # type: ignore[arg-type]
+                module.weight = weight
+        return self.base.model
+
+    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
+        """The share of the updates that quantising the merged weights again would keep (its projection on them)."""
+        kept, whole = 0.0, 0.0
+        for path in self.packed:
+            delta, weight = self.delta(path), self.matrix(path)
+            again = dequantise(quantise(weight.float() + delta, self.quantised.bnb_4bit_use_double_quant))
+            kept += float(((again - weight.float()) * delta).sum())
+            whole += float(delta.square().sum())
+        return {"share of the update kept by 4-bit quantisation after merging": kept / whole if whole else 1.0}
