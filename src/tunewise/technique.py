@@ -205,11 +205,14 @@ class Attachment:
         self._params |= {f"{name}.{key}": p for key, p in module.named_parameters() if p.requires_grad}
         return module
 
-    def train_existing(self, name: str, parameter: nn.Parameter) -> None:
-        """Train a parameter of the base; its values come back at detach."""
+    def train_existing(self, name: str, parameter: nn.Parameter, rounds: bool = False) -> None:
+        """Train a parameter of the base; its values come back at detach.
+
+        `rounds` says that its optimiser loses no small updates in half precision, by rounding at random.
+        """
         import torch
 
-        if parameter.dtype in (torch.bfloat16, torch.float16):
+        if parameter.dtype in (torch.bfloat16, torch.float16) and not (rounds and parameter.dtype == torch.bfloat16):
             raise TechniqueError(
                 f"{self.recipe.name} would train {name} in {parameter.dtype}, in which small updates are lost; "
                 "load the base in float32 (--dtype float32, with --bf16 for bf16 arithmetic)"

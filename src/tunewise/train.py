@@ -188,6 +188,11 @@ class _Run:
         self.phase = phase
         groups = [{"weight_decay": self.settings.weight_decay, **group} for group in self.attachment.param_groups()]
         self.optimizer = self.attachment.optimizer(groups, (self.settings.adam_beta1, self.settings.adam_beta2))
+        if getattr(self.optimizer, "handles", ()) and self.settings.gradient_accumulation_steps > 1:
+            raise SettingError(
+                f"{type(self.optimizer).__name__} moves weights inside the backward pass, which cannot accumulate; "
+                "give a larger batch instead of gradient_accumulation_steps"
+            )
         steps = self.ends[phase] - (self.ends[phase - 1] if phase else 0)
         self.schedule = get_scheduler(
             self.settings.lr_scheduler_type,

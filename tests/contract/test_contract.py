@@ -1,9 +1,10 @@
 """Every technique of the registry through every check of the contract, on several architectures."""
 
 import pytest
+import torch
 
 from tunewise.registry import all_techniques, make
-from tunewise.testing import CHECKS, tiny_base
+from tunewise.testing import CHECKS, check_gradients, tiny_base
 
 ARCHITECTURES = ("llama", "llama-tied", "qwen3", "gpt2", "gpt_neox", "gpt_neox-tied")
 SETTINGS = {
@@ -12,8 +13,36 @@ SETTINGS = {
 }
 
 
+FORMS = [
+    ("full", {"optimizer": "adamw8bit"}),
+    ("full", {"optimizer": "adafactor", "learning_rate": 1e-3}),
+    ("full", {"optimizer": "galore", "galore_rank": 4, "galore_update_proj_gap": 2, "learning_rate": 3e-3}),
+    ("full", {"optimizer": "lomo", "learning_rate": 1e-2}),
+    ("full", {"optimizer": "adalomo", "learning_rate": 1e-2}),
+    ("full", {"lisa_layers": 1, "lisa_interval": 3}),
+    ("lora", {"use_dora": True, "use_rslora": True}),
+    ("lora", {"init_lora_weights": "olora", "loraplus_lr_ratio": 4.0}),
+    ("lora", {"target_modules": ["all-linear", "embed_tokens"]}),
+    ("qlora", {"optimizer": "paged_adamw8bit", "lora_dropout": 0.0}),
+    ("dylora", {"update": "frozen", "scaling": "constant"}),
+    ("krona", {"form": "block"}),
+    ("krona", {"form": "residual"}),
+]
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", [*all_techniques(), "icl+lora", "lora+prompt_tuning", "lt_sft+adapter"])
 def test_contract(name, architecture, check):
     check(make(name, SETTINGS), tiny_base(architecture))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form[0]}-{'-'.join(map(str, form[1].values()))}")
+def test_contract_of_forms(form, check):
+    """Settings that make another technique of one: their own optimisers, layouts and starts."""
+    name, settings = form
+    if "8bit" in settings.get("optimizer", ""):
+        pytest.importorskip("bitsandbytes")
+    precise = torch.float64 if check is check_gradients else torch.float32
+    check(make(name, {name: settings}), tiny_base("llama-tied", precise))

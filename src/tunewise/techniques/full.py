@@ -1,20 +1,31 @@
 """Full fine-tuning: every parameter of the model follows the gradient.
 
-theta <- theta - lr * AdamW(d loss / d theta)
+    theta <- theta - lr * AdamW(d loss / d theta)
+
+Forms that need less memory are settings: `optimizer` (see `tunewise.optimizers`), and LISA (Pan et al. 2024, algorithm
+1), which every `lisa_interval` steps draws `lisa_layers` blocks to train besides embeddings and head, and drops the
+moments of the others. Bytes a parameter in fp32 and without activations: adamw 16, adamw8bit 10, adafactor 8, lomo 4.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tunewise.technique import Attachment, Citation, Technique, learning_rate
+import torch
+from torch import Tensor
+
+from tunewise.errors import SettingError
+from tunewise.optimizers import IN_BACKWARD, build
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from tunewise.model import Base
+
+_OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw8bit", "adamw_bf16", "adafactor", "galore", *IN_BACKWARD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +48,84 @@ class Full(Technique):
     reference_rate = 1e-5
     width_exponent = 1.0
 
+    optimizer: str = setting("adamw", "What moves the parameters.", choices=_OPTIMIZERS)
+    galore_rank: int = setting(128, "GaLore: rank of the projected gradients.", low=1, high=1 << 16)
+    galore_update_proj_gap: int = setting(200, "GaLore: steps between projections.", low=1, high=1 << 20)
+    galore_scale: float = setting(0.25, "GaLore: multiplies the projected update.", low=0.0, high=1000.0)
+    lisa_layers: int = setting(0, "LISA: blocks trained at a time; 0: all.", low=0, high=1000)
+    lisa_interval: int = setting(20, "LISA: steps until other blocks are drawn.", low=1, high=1 << 20)
     learning_rate: float | None = learning_rate()
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Unfreeze everything; tied tensors are one parameter."""
+        """Unfreeze everything; tied tensors are one parameter.
+
+        Raises:
+            SettingError: more LISA layers than blocks, or LISA with an optimizer inside the backward pass.
+            TechniqueError: half-precision weights with an optimizer that would lose small updates.
+        """
+        blocks = len(base.anatomy.blocks)
+        if self.lisa_layers > blocks:
+            raise SettingError(f"full.lisa_layers is {self.lisa_layers}, but the model has {blocks} blocks")
+        if self.lisa_layers and self.optimizer in IN_BACKWARD:
+            raise SettingError(f"full.lisa_layers and optimizer={self.optimizer} exclude each other")
         return _Everything(base, self)
 
 
 class _Everything(Attachment):
     def __init__(self, base: Base, recipe: Full) -> None:
         super().__init__(base, recipe)
+        self.recipe: Full = recipe
         for name, parameter in base.model.named_parameters():
-            self.train_existing(name, parameter)
+            self.train_existing(name, parameter, rounds=recipe.optimizer == "adamw_bf16")
+        anatomy = base.anatomy
+        self.blocks = [list(block.parameters()) for block in anatomy.blocks]
+        self.matrices = {id(module.weight) for _, _, module in anatomy.linears()}
+        self.mover: torch.optim.Optimizer | None = None
+        self.active = torch.ones(len(self.blocks), dtype=torch.bool)
+        forms = [] if recipe.optimizer == "adamw" else [recipe.optimizer]
+        forms += ["lisa"] if recipe.lisa_layers else []
+        self.label = f"full ({', '.join(forms)})" if forms else ""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        if self.recipe.optimizer != "galore":
+            return super().param_groups()
+        rate, every = self.recipe.learning_rate or 0.0, list(self.params().values())
+        projected = [p for p in every if id(p) in self.matrices]
+        galore = {
+            "rank": self.recipe.galore_rank,
+            "update_proj_gap": self.recipe.galore_update_proj_gap,
+            "scale": self.recipe.galore_scale,
+        }
+        return [
+            {"params": projected, "lr": rate, **galore},
+            {"params": [p for p in every if id(p) not in self.matrices], "lr": rate},
+        ]
+
+    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+        self.mover = build(self.recipe.optimizer, groups, betas)
+        for handle in getattr(self.mover, "handles", ()):
+            self.hook(handle)
+        return self.mover
+
+    def before_step(self, step: int, total: int) -> None:
+        if not self.recipe.lisa_layers:
+            return
+        if step % self.recipe.lisa_interval == 0:  # the loop has seeded the generator with this step
+            self.active[:] = False
+            self.active[torch.randperm(len(self.blocks))[: self.recipe.lisa_layers]] = True
+        for on, block in zip(self.active.tolist(), self.blocks, strict=True):
+            for parameter in block:
+                parameter.requires_grad_(on)
+                if not on and self.mover is not None:
+                    self.mover.state.pop(parameter, None)
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {"active": self.active} if self.recipe.lisa_layers else {}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        strict(self.training_state(), state)
+        for name, tensor in self.training_state().items():
+            tensor.copy_(state[name])
 
     def merge(self) -> nn.Module:
         return self.base.model

@@ -58,6 +58,10 @@ class KronA(Technique):
     export_rank: int = setting(0, "Rank of a LoRA for PEFT, by SVD, written beside; 0: none.", low=0, high=4096)
     learning_rate: float | None = learning_rate()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "mergeable", self.form == "plain")  # the others span a feed-forward
+
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put products on the targeted linears, or beside every feed-forward.
 

@@ -152,8 +152,10 @@ class Updates(LowRank):
         a, b = self._params[f"{path}.lora_A"], self._params[f"{path}.lora_B"]
         if not self.start:
             return Factors(a, b, self.scales[path])
-        both = torch.cat([a, self.start[f"{path}.start_A"]]), torch.cat([b, -self.start[f"{path}.start_B"]], dim=1)
-        return Factors(*both, self.scales[path])
+        first_a, first_b = self.start[f"{path}.start_A"], self.start[f"{path}.start_B"]
+        # B_0 (A - A_0) + (B - B_0) A, which is exactly nothing at the start
+        wide = torch.cat([a - first_a, a]), torch.cat([first_b, b - first_b], dim=1)
+        return Factors(*wide, self.scales[path])
 
     def forward(self, path: str, x: Tensor) -> Tensor:
         """The updated linear, with DoRA's rows stretched to their norms."""
