@@ -12,12 +12,13 @@ An adaptation is a folder of these files:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewise import __version__, store
-from tunewise.errors import ArtifactError, RequestError
+from tunewise import __version__, bridge, store
+from tunewise.errors import ArtifactError, RequestError, SettingError
 from tunewise.evaluate import answer, encoder_for, stop_of
 from tunewise.model import Base, load_base
 from tunewise.registry import all_techniques, make
@@ -79,30 +80,46 @@ def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any
     store.commit(folder, texts=texts, tensors=tensors)
 
 
-def load(path: str | Path, *, base: Base | None = None, model: str | None = None) -> Adaptation:
+def load(
+    path: str | Path,
+    *,
+    base: Base | None = None,
+    model: str | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Adaptation:
     """Load an adaptation, or a PEFT adapter, onto its base.
 
     Args:
         path: the folder.
         base: the loaded base; or `model`, where to load it from; default: the name that the folder records.
         model: folder or Hub id of the base.
+        settings: settings[technique][setting] to change, of those that can be changed after training (dylora's rank).
 
     Raises:
+        SettingError: a setting that is fixed by training.
         ArtifactError: a damaged, altered or foreign file, or another base than the one it was made on.
     """
     folder = Path(path)
     ours = (folder / "adaptation.json").exists() or (folder / "manifest.json").exists()
     if not ours and (folder / "adapter_config.json").is_file():
+        if settings:
+            raise SettingError("a PEFT adapter has no settings that can be changed when it is loaded")
         return _load_peft(folder, base, model)
     stored = store.read(folder)
     facts = stored.json("adaptation.json")
     try:
-        return _restore(stored, facts, base, model)
+        return _restore(stored, facts, base, model, settings or {})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{folder / 'adaptation.json'}: is not as tunewise writes it ({error!r})") from error
 
 
-def _restore(stored: store.Stored, facts: dict[str, Any], base: Base | None, model: str | None) -> Adaptation:
+def _restore(
+    stored: store.Stored,
+    facts: dict[str, Any],
+    base: Base | None,
+    model: str | None,
+    late: Mapping[str, Mapping[str, Any]],
+) -> Adaptation:
     if facts["format"] != FORMAT:
         raise ArtifactError(
             f"{stored.folder}: has format {facts['format']}, this tunewise reads {FORMAT}; use the one that wrote it"
@@ -121,7 +138,7 @@ def _restore(stored: store.Stored, facts: dict[str, Any], base: Base | None, mod
             f"{base.fingerprint[:12]}, expected {wanted['fingerprint'][:12]} of {wanted['name']})"
         )
     name, settings = str(facts["technique"]), facts["settings"]
-    recipe = make(name, settings if "+" in name else {name: settings})
+    recipe = make(name, _changed(settings if "+" in name else {name: settings}, late))
     held = len(base.attached)
     try:
         attachment = recipe.attach(base, generator(0, "load"))
@@ -132,6 +149,19 @@ def _restore(stored: store.Stored, facts: dict[str, Any], base: Base | None, mod
         base.release(held)
         raise
     return Adaptation(attachment, style, facts)
+
+
+def _changed(settings: dict[str, Any], late: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The stored settings with those of `late` in their place."""
+    for technique, own in late.items():
+        if technique not in settings:
+            raise SettingError(f"the adaptation has no part called {technique}; it has {', '.join(settings)}")
+        free = all_techniques()[technique].late_settings
+        fixed = sorted(set(own) - free)
+        if fixed:
+            can = f"only {', '.join(sorted(free))} can" if free else "nothing of it can"
+            raise SettingError(f"{technique}.{fixed[0]} is fixed by training; {can} be changed when it is loaded")
+    return {name: {**stored, **late.get(name, {})} for name, stored in settings.items()}
 
 
 def _style(facts: dict[str, Any]) -> Task:
@@ -171,15 +201,13 @@ def _load_peft(folder: Path, base: Base | None, model: str | None) -> Adaptation
 def _from_peft(config: dict[str, Any], tensors: dict[str, Tensor], base: Base) -> Attachment:
     if not tensors:
         raise ArtifactError("it holds no tensors")
-    for cls in all_techniques().values():
-        recipe = cls.from_peft(config, tensors)
-        if recipe is not None:
-            held = len(base.attached)
-            try:
-                attachment = recipe.attach(base, generator(0, "load"))
-                attachment.load_peft(tensors)
-            except Exception:
-                base.release(held)
-                raise
-            return attachment
-    raise ArtifactError(f"adapters of type {config.get('peft_type')!r} cannot be loaded here")
+    made = (cls.from_peft(config, tensors) for cls in all_techniques().values())
+    recipe = next((found for found in made if found is not None), None) or bridge.from_peft(config, tensors)
+    held = len(base.attached)
+    try:
+        attachment = recipe.attach(base, generator(0, "load"))
+        attachment.load_peft(tensors)
+    except Exception:
+        base.release(held)
+        raise
+    return attachment

@@ -57,15 +57,36 @@ app = typer.Typer(
 
 @app.command("techniques")
 def techniques_command(
-    name: Annotated[str | None, typer.Argument(help="One technique, in depth.")] = None, as_json: Json = False
+    name: Annotated[str | None, typer.Argument(help="One technique, in depth.")] = None,
+    peft: Annotated[bool, typer.Option("--peft", help="PEFT's own methods, each tried on a model.")] = False,
+    model: Annotated[str, typer.Option("--model", "-m", help="The model that --peft tries them on.")] = "world",
+    as_json: Json = False,
 ) -> None:
-    """The taxonomy of techniques as a tree, or one technique in depth."""
+    """The taxonomy of techniques as a tree, one technique in depth, or what PEFT's own methods do on a model."""
     from tunewise import listing
 
+    if peft:
+        if name is not None:
+            raise SettingError("--peft lists all of PEFT's methods; leave the name out")
+        _survey(model, as_json)
+        return
     if as_json:
         print_json(listing.facts(name))
     else:
         console().print(listing.tree() if name is None else listing.page(name))
+
+
+def _survey(model: str, as_json: bool) -> None:
+    quiet()
+    from tunewise import bridge, listing
+
+    base = load_model(model, None, "float32", "cpu", None)
+    with progress() as show:
+        rows = bridge.survey(base, lambda what, done, total: show(what, "trying", done, total))
+    if as_json:
+        print_json(rows)
+    else:
+        console().print(listing.peft_table(rows, base.name))
 
 
 @app.command("check")
@@ -238,6 +259,7 @@ def eval_command(
     template: Template = None,
     metric: Metric = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the answers to this JSONL file.")] = None,
+    sets: Sets = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
@@ -258,7 +280,7 @@ def eval_command(
         raise SettingError(f"{adaptation}: there is no such folder; give the folder of an adaptation")
     if (folder / "compare.json").is_file():
         raise SettingError(f"{folder}: is a comparison; give one of its rows, e.g. {folder}/trials/.../adaptation")
-    loaded = load(folder, model=model)
+    loaded = load(folder, model=model, settings=settings_of(sets))
     if task.template is None:
         task = replace(task, template=loaded.style.template if (folder / "adaptation.json").is_file() else None)
     chosen = sample(getattr(task, split), examples or (200 if task.kind == "generation" else 500))

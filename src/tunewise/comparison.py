@@ -245,6 +245,7 @@ def _summary(
         "forgetting": _mean([record["forgetting"] for record in good]),
         "cost": _mean([record["cost"] for record in good]),
         "training": first["training"],
+        "findings": first.get("findings", {}),
         "test_cut": first["score"]["cut"],
         "adaptation": f"{best['folder']}/adaptation",
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from tunewise.errors import ArtifactError, TechniqueError
-from tunewise.technique import Attachment, Study, Technique, plain, strict
+from tunewise.technique import Attachment, Study, Technique, strict
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class Composed(Technique):
 
     def to_json(self) -> dict[str, Any]:
         """Name and the settings of each part."""
-        return {"technique": self.name, "settings": {part.name: plain(part) for part in self.parts}}
+        return {"technique": self.name, "settings": {part.name: part.to_json()["settings"] for part in self.parts}}
 
 
 class _Together(Attachment):

@@ -94,6 +94,7 @@ def fit(
                 "optimised_parameters": sum(p.numel() for p in attachment.params().values()),
                 "stored_parameters": sum(t.numel() for t in attachment.state().values()),
             }
+            record["findings"] = attachment.findings(lambda: loss(attachment, task, validation))
             adaptation.save(attachment, task, target, record)
         finally:
             base.release()

@@ -14,6 +14,7 @@ from rich.tree import Tree
 from tunewise.model import Base
 from tunewise.pack import Encoder
 from tunewise.registry import all_techniques, make
+from tunewise.report import count
 from tunewise.task import Task
 from tunewise.task import check as check_task
 from tunewise.technique import FAMILIES, Technique, default_of
@@ -96,6 +97,20 @@ def page(name: str) -> RenderableType:
             *(Text(cell) for cell in (item.name, _shown(default_of(item)), _range(item), item.metadata["help"]))
         )
     return Group(*lines, Text(""), table) if table.row_count else Group(*lines)
+
+
+def peft_table(rows: list[dict[str, Any]], model: str) -> RenderableType:
+    """What PEFT's methods do on a model."""
+    table = Table(
+        title=f"PEFT's methods on {model}", title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
+    for column in ("technique", "parameters", "trains", "merges", "reason"):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    for row in rows:
+        works = ["yes" if row[key] else "no" for key in ("trains", "merges")]
+        number = count(row["parameters"]) if row["parameters"] else "-"
+        table.add_row(*(Text(cell) for cell in (row["technique"], number, *works, row["reason"] or "")))
+    return table
 
 
 def _shown(value: Any) -> str:

@@ -28,7 +28,7 @@ def all_techniques() -> dict[str, type[Technique]]:
     found = [
         cls
         for cls in _subclasses(Technique)  # type: ignore[type-abstract]
-        if "name" in vars(cls) and cls is not Composed and not cls.name.startswith("_")
+        if "name" in vars(cls) and cls is not Composed and not cls.name.startswith(("_", "peft:"))
     ]
     return {cls.name: cls for cls in sorted(found, key=lambda c: (FAMILIES.index(c.family), c.name != "base", c.name))}
 
@@ -48,6 +48,10 @@ def make(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> 
     """
     if "+" in name:
         return Composed(parts=tuple(make(part, settings) for part in name.split("+")))
+    if name.startswith("peft:"):
+        from tunewise import bridge
+
+        return bridge.recipe(name, (settings or {}).get(name, {}))
     cls = all_techniques().get(name)
     if cls is None:
         raise SettingError(f'there is no technique "{name}"{_nearest(name, all_techniques())}')

@@ -88,10 +88,22 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     lost = max((row["test_cut"] for row in result["rows"] if "test_cut" in row), default=0)
     if lost:
         said.append(f"{lost} of {task['test']} test prompts lost their beginning for the same reason.")
+    for row in result["rows"]:
+        said += [f"{row['label']}: {name} {_said(value)}." for name, value in row.get("findings", {}).items()]
     packing = result["machine"]["packing"]
     if packing != "padding-free":
         said.append(f"Batches were padded, not packed: {packing}.")
     return said
+
+
+def _said(value: Any) -> str:
+    """A finding in words: a number, or the numbers of each name, those that agree together."""
+    if not isinstance(value, Mapping):
+        return f"{value:.3g}"
+    groups: dict[str, list[str]] = {}
+    for name, number in value.items():
+        groups.setdefault(f"{number:.4g}", []).append(name)
+    return "; ".join(f"{', '.join(names)}: {number}" for number, names in groups.items())
 
 
 def terminal(result: Mapping[str, Any]) -> RenderableType:

@@ -80,7 +80,8 @@ class Technique(ABC):
     Facts: `sides` are the sides of the model that it changes (two techniques that share one cannot compose);
     `needs` says what a model or task must have; `reference_rate` is the default learning rate at width 4096 and
     `width_exponent` how it grows for narrower models, rate * (4096 / width) ** exponent (Yang et al. 2022, Tensor
-    Programs V, gives 1 for Adam on hidden weights); `search_grid` multiplies it in a search.
+    Programs V, gives 1 for Adam on hidden weights); `search_grid` multiplies it in a search; `late_settings` can still
+    be changed when an adaptation is loaded.
     """
 
     name: ClassVar[str]
@@ -95,6 +96,7 @@ class Technique(ABC):
     identity_at_start: ClassVar[bool] = True
     reference_rate: ClassVar[float] = 0.0
     width_exponent: ClassVar[float] = 0.0
+    late_settings: ClassVar[frozenset[str]] = frozenset()
     search_grid: ClassVar[tuple[float, ...]] = (1.0, 3.0, 1 / 3, 10.0, 0.1)
 
     def __post_init__(self) -> None:

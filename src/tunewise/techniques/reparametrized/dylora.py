@@ -52,6 +52,7 @@ class DyLoRA(Technique):
     mergeable = True
     reference_rate = 2e-4
     width_exponent = 0.5
+    late_settings = frozenset({"rank"})
 
     r: int = setting(16, "Largest rank.", low=1, high=4096)
     lora_alpha: float = setting(32.0, "The update is multiplied by lora_alpha / b.", low=0.0, high=1e6)
