@@ -171,6 +171,15 @@ class Anatomy:
         """Whether positions enter by rotating queries and keys."""
         return any("rotary" in name for name, _ in self.model.named_modules())
 
+    def rotation(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines (count, c') that rotate keys at the first positions, or None without rotary positions."""
+        for name, module in self.model.named_modules():
+            if name.rpartition(".")[2] == "rotary_emb":
+                positions = torch.arange(count, device=self.embedding.weight.device)[None]
+                cos, sin = module(torch.zeros(1, 1, device=positions.device), positions)
+                return cos[0], sin[0]
+        return None
+
     @property
     def heads(self) -> tuple[int, int, int]:
         """(query heads, key/value heads, size of a head)."""

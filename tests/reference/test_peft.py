@@ -113,6 +113,40 @@ def test_pefts_variants_load_here(architecture, variant, tmp_path):
     assert torch.allclose(plain_logits(base.model), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "mistral", "gemma", "phi"])
+def test_prefix_tuning_both_ways(architecture, tmp_path):
+    """As keys and values in a cache, rotated where the model rotates; grouped heads too."""
+    base = tiny_base(architecture)
+    attachment = attach(make("prefix_tuning", {"prefix_tuning": {"num_virtual_tokens": 5}}), base)
+    fit(attachment)
+    ids = torch.tensor([[*range(320, 325), 0, 5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        expected = base.model(input_ids=ids).logits[0, 5:]
+    save(attachment, tiny_task(), tmp_path / "ours")
+    attachment.detach()
+    theirs = peft.PeftModel.from_pretrained(tiny_base(architecture).model, str(tmp_path / "ours"))
+    assert torch.allclose(plain_logits(theirs), expected, atol=1e-4)
+    theirs.save_pretrained(tmp_path / "theirs")
+    load(tmp_path / "theirs", base=base)
+    with torch.no_grad():
+        assert torch.allclose(base.model(input_ids=ids).logits[0, 5:], expected, atol=1e-4)
+
+
+def test_a_prefix_under_normalised_keys_goes_out_and_is_refused_back(tmp_path):
+    base = tiny_base("qwen3")
+    attachment = attach(make("prefix_tuning", {"prefix_tuning": {"num_virtual_tokens": 5}}), base)
+    fit(attachment)
+    with torch.no_grad():
+        expected = base.model(input_ids=torch.tensor([[*range(320, 325), 0, 5, 6, 7, 8, 9]])).logits[0, 5:]
+    save(attachment, tiny_task(), tmp_path / "ours")
+    attachment.detach()
+    theirs = peft.PeftModel.from_pretrained(tiny_base("qwen3").model, str(tmp_path / "ours"))
+    assert torch.allclose(plain_logits(theirs), expected, atol=1e-4)
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ArtifactError, match="cannot be taken over"):
+        load(tmp_path / "theirs", base=base)
+
+
 PORTABLE = {
     "lora": {"use_rslora": True, "r": 4, "rank_pattern": ["q=2"], "alpha_pattern": ["down=7"]},
     "qlora": {"r": 4},

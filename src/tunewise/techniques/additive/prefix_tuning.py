@@ -12,16 +12,17 @@ al. 2022). In a layer with a sliding window the prefix falls out of it as any to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from tunewise.errors import ArtifactError
 from tunewise.made import Made
 from tunewise.placeholders import Placeholders, ordinary_tokens, text_tokens
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
 
 if TYPE_CHECKING:
     from tunewise.model import Base
@@ -65,6 +66,13 @@ class PrefixTuning(Technique):
             TechniqueError: the virtual tokens leave no room in the model's context.
         """
         return _Prefix(base, self, generator)
+
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PrefixTuning | None:
+        """The recipe of a PEFT prefix-tuning adapter, which holds no MLP."""
+        if config.get("peft_type") != "PREFIX_TUNING" or "prompt_embeddings" not in tensors:
+            return None
+        return cls(num_virtual_tokens=tensors["prompt_embeddings"].shape[0], prefix_projection=False, init="random")
 
 
 class _Prefix(Made):
@@ -141,3 +149,49 @@ class _Prefix(Made):
             return output.masked_scatter(here.mask[..., None], output[here.mask].index_copy(1, columns, own))
 
         return replace
+
+    @torch.no_grad()
+    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        _, groups, size = self.base.anatomy.heads
+        config = {
+            "peft_type": "PREFIX_TUNING",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.base.name,
+            "revision": self.base.revision,
+            "num_virtual_tokens": self.virtual_tokens,
+            "token_dim": groups * size,
+            "num_transformer_submodules": 1,
+            "num_attention_heads": groups,
+            "num_layers": len(self.places),
+            "encoder_hidden_size": groups * size,
+            "prefix_projection": False,
+            "inference_mode": True,
+        }
+        return config, {"prompt_embeddings": self._cached()}
+
+    def _cached(self) -> Tensor:
+        """The prefix as the model's cache holds it, keys normalised and rotated: PEFT's (m, L * 2 * G * c)."""
+        first = self.base.anatomy.vocabulary
+        ids = torch.arange(first, first + self.virtual_tokens, device=self.base.device)[None]
+        layers = self.base.anatomy.inner(input_ids=ids, use_cache=True).past_key_values.layers
+        both = [half[0].transpose(0, 1) for layer in layers for half in (layer.keys, layer.values)]
+        return torch.stack(both, dim=1).flatten(1).float().contiguous()
+
+    @torch.no_grad()
+    def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
+        wanted = self._cached()
+        strict({"prompt_embeddings": wanted}, {name: tensor.float() for name, tensor in tensors.items()})
+        given = tensors["prompt_embeddings"].float().to(wanted.device)
+        _, groups, size = self.base.anatomy.heads
+        parts = given.view(self.virtual_tokens, len(self.places), 2, groups, size).permute(1, 2, 0, 3, 4).clone()
+        turned = self.base.anatomy.rotation(self.virtual_tokens)
+        if turned is not None:  # back from the angle of its place
+            cos, sin = (part[:, None] for part in turned)
+            keys = parts[:, 0, :, :, : cos.shape[-1]]
+            low, high = keys.chunk(2, dim=-1)
+            keys.copy_(keys * cos - torch.cat([-high, low], dim=-1) * sin)
+        self.load({"prefix": parts.flatten(3).contiguous()})
+        if not torch.allclose(self._cached(), given, atol=1e-3 * float(given.abs().max())):
+            raise ArtifactError(
+                "this model changes keys in a way that cannot be undone; the prefix cannot be taken over"
+            )
