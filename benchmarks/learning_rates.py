@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tunewise.errors import DivergedError
-from tunewise.evaluate import Retention, encoder_for, loss
+from tunewise.evaluate import encoder_for, loss
 from tunewise.model import Base, load_base
 from tunewise.registry import make
+from tunewise.retention import Retention
 from tunewise.task import Task
 from tunewise.technique import Technique
 from tunewise.testing import attach

@@ -27,10 +27,14 @@ from tunewise.options import (
     Device,
     Dtype,
     Json,
+    KlToBase,
+    L2Sp,
     MaxLength,
     Metric,
     Model,
     Out,
+    Remember,
+    Replay,
     RetentionFile,
     Revision,
     SaveSteps,
@@ -141,11 +145,15 @@ def fit_command(
     dtype: Dtype = "float32",
     device: Device = None,
     bf16: Bf16 = False,
+    replay: Replay = 0.0,
+    kl_to_base: KlToBase = 0.0,
+    l2_sp: L2Sp = 0.0,
+    remember: Remember = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
     """Fit one technique and leave an adaptation."""
-    task = read_task(data, columns, template, metric)
+    task, remembered = read_task(data, columns, template, metric), read_texts(remember)
     chosen = settings_of(sets)
     if "," in technique or not technique.strip():
         raise SettingError(
@@ -156,7 +164,16 @@ def fit_command(
         for part in [part for part in getattr(recipe, "parts", (recipe,)) if part.trains]:
             chosen.setdefault(part.name, {}).setdefault("learning_rate", learning_rate)
         recipe = recipes_of(technique, chosen, sources)[0]
-    settings = train_settings(max_steps, batch_size, accumulate, lr_scheduler_type, save_steps, bf16, eval_steps)
+    settings = train_settings(
+        max_steps,
+        batch_size,
+        accumulate,
+        lr_scheduler_type,
+        save_steps,
+        bf16,
+        (replay, kl_to_base, l2_sp),
+        eval_steps,
+    )
     base = load_model(model, revision, dtype, device, max_length)
     from tunewise.fitting import fit
 
@@ -170,6 +187,7 @@ def fit_command(
             num_train_epochs=num_train_epochs,
             seed=seed,
             resume=resume,
+            remembered=remembered,
             progress=lambda what, done, total: show(recipe.name, what, done, total),
         )
     if as_json:
@@ -219,12 +237,16 @@ def compare_command(
     dtype: Dtype = "float32",
     device: Device = None,
     bf16: Bf16 = False,
+    replay: Replay = 0.0,
+    kl_to_base: KlToBase = 0.0,
+    l2_sp: L2Sp = 0.0,
+    remember: Remember = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
     """Run techniques side by side under one budget and say which to use; run it again to continue."""
     task = read_task(data, columns, template, metric)
-    texts = read_texts(retention)
+    texts, remembered = read_texts(retention), read_texts(remember)
     probed = read_task(probe, None, None, None) if probe else None
     recipes = recipes_of(techniques, settings_of(sets), sources)
     from tunewise.comparison import Budget, compare
@@ -237,11 +259,22 @@ def compare_command(
         test_examples=test_examples,
         validation_examples=validation_examples,
     )
-    settings = train_settings(budget_steps, batch_size, accumulate, lr_scheduler_type, save_steps, bf16)
+    settings = train_settings(
+        budget_steps, batch_size, accumulate, lr_scheduler_type, save_steps, bf16, (replay, kl_to_base, l2_sp)
+    )
     base = load_model(model, revision, dtype, device, max_length)
     with progress() as show:
         result = compare(
-            base, task, recipes, out, budget=budget, settings=settings, retention=texts, probe=probed, progress=show
+            base,
+            task,
+            recipes,
+            out,
+            budget=budget,
+            settings=settings,
+            retention=texts,
+            probe=probed,
+            remembered=remembered,
+            progress=show,
         )
     _finish(result, out, as_json)
 
@@ -307,6 +340,42 @@ def eval_command(
         markup=False,
         highlight=False,
     )
+
+
+@app.command("interpolate")
+def interpolate_command(
+    adaptation: Annotated[Path, typer.Argument(help="Folder of an adaptation that merges into its base.")],
+    data: Data,
+    alphas: Annotated[str, typer.Option(help="Shares of the way from the base.")] = "0,.25,.5,.75,1",
+    examples: Annotated[int, typer.Option("--test-examples", help="Examples scored at each.")] = 200,
+    retention: RetentionFile = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the base is, if not where it was.")] = None,
+    columns: Columns = None,
+    metric: Metric = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Score the models between a base and an adaptation of it: what is learnt against what is forgotten."""
+    task, texts = read_task(data, columns, None, metric), read_texts(retention)
+    try:
+        shares = [float(share) for share in alphas.split(",")]
+    except ValueError as error:
+        raise SettingError(f'alphas is "{alphas}" but must be numbers joined by commas, such as 0,0.5,1') from error
+    quiet()
+    from tunewise.adaptation import load
+    from tunewise.interpolate import measured
+
+    folder = adaptation / "adaptation" if (adaptation / "adaptation").is_dir() else adaptation
+    loaded = load(folder, model=model)
+    task = replace(task, template=task.template or loaded.style.template)
+    with progress() as show:
+        rows = measured(loaded.attachment, task, shares, texts, examples, show)
+    if as_json:
+        print_json(rows)
+        return
+    from tunewise.report import curve_table
+
+    console().print(curve_table(rows, task.metric))
 
 
 @app.command("report")

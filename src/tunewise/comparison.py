@@ -22,10 +22,10 @@ from scipy.stats import bootstrap
 
 from tunewise import __version__, store
 from tunewise.errors import SettingError
-from tunewise.evaluate import Retention
 from tunewise.forward import why_not_packed
 from tunewise.model import Base
 from tunewise.report import markdown, size
+from tunewise.retention import Retention
 from tunewise.task import Task
 from tunewise.technique import Technique
 from tunewise.train import TrainSettings
@@ -70,6 +70,7 @@ def compare(
     settings: TrainSettings | None = None,
     retention: Sequence[str] | None = None,
     probe: Task | None = None,
+    remembered: Sequence[str] | None = None,
     progress: Progress = lambda row, what, done, total: None,
 ) -> dict[str, Any]:
     """Run the comparison and return the content of `compare.json`, which is also written, with `report.md`, to `out`.
@@ -83,6 +84,7 @@ def compare(
         settings: batch size, schedule and the like; its `max_steps` is replaced by the budget's.
         retention: texts that the base should still predict well; default: text sampled from the base.
         probe: a task that the base can do; its score is taken again on up to 200 test examples after each trial.
+        remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: what the base writes.
         progress: called as progress(technique, what, done, total); a total of 0 is not known.
 
     Raises:
@@ -99,7 +101,15 @@ def compare(
     with store.lock(folder):
         progress("base", "measuring what the base knows", 0, 1)
         held = Retention.measure(base, retention)
-        cache = Cache(base, task, validation=budget.validation_examples, test=tests, retention=held, probe=probe)
+        cache = Cache(
+            base,
+            task,
+            validation=budget.validation_examples,
+            test=tests,
+            retention=held,
+            probe=probe,
+            remembered=remembered,
+        )
         result = _head(cache, budget, settings)
         per_example: dict[str, np.ndarray] = {}
         for technique in techniques:

@@ -113,6 +113,15 @@ class _Together(Attachment):
         terms = [term for part in self.parts if (term := part.penalty()) is not None]
         return sum(terms[1:], terms[0]) if terms else None
 
+    def drift(self) -> Tensor:
+        found = []
+        for part in self.parts:
+            try:
+                found.append(part.drift())
+            except TechniqueError:
+                continue  # a part that moves no weight
+        return torch.stack(found).sum() if found else super().drift()
+
     def render(self, example: Example) -> Example:
         for part in self.parts:
             example = part.render(example)

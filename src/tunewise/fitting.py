@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tunewise import adaptation, store
 from tunewise.errors import SettingError
 from tunewise.evaluate import encoder_for, loss
 from tunewise.model import Base
+from tunewise.remedies import Memory
 from tunewise.seeds import generator
 from tunewise.task import Task
 from tunewise.technique import Report, Study, Technique
@@ -29,6 +31,7 @@ def fit(
     seed: int = 0,
     resume: bool = False,
     validation_examples: int = 128,
+    remembered: Sequence[str] | None = None,
     progress: Report = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Fit a technique on a task and write `out/adaptation`; return its record.
@@ -46,6 +49,7 @@ def fit(
         seed: everything random follows from it.
         resume: continue a run that was stopped.
         validation_examples: how many are scored before and after.
+        remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: what the base writes.
         progress: called as progress(what, done, total).
 
     Raises:
@@ -68,6 +72,7 @@ def fit(
     recipe = technique.resolved(base)
     with store.lock(folder):
         try:
+            memory = Memory.of(base, remembered) if settings.remembers else None
             attachment = recipe.attach(base, generator(seed, "attach"))
             started = time.perf_counter()
             before = loss(attachment, task, validation)
@@ -85,6 +90,7 @@ def fit(
                     resume=resume,
                     on_step=lambda step, value: progress(f"loss {value:.3f}", step, total),
                     evaluate=lambda: loss(attachment, task, validation),
+                    memory=memory,
                 )
                 record |= {"training": asdict(done), "train_settings": asdict(settings)}
                 record["training"]["cut"] = sum(sequence.cut for sequence in sequences)

@@ -104,6 +104,13 @@ class LowRank(Attachment):
         """What merging adds to the weight, (out, in)."""
         return self.factors(path).delta
 
+    def drift(self) -> Tensor:
+        """The squared norm of all updates, s^2 tr((B^T B)(A A^T)) each, without forming them."""
+        terms = [
+            scale**2 * ((b.T @ b) * (a @ a.T)).sum() for a, b, scale in (self.factors(path) for path in self.layers)
+        ]
+        return torch.stack(terms).sum()
+
     def merge(self) -> nn.Module:
         """The model with the updates added to its weights."""
         deltas = {path: self.delta(path) for path in self.layers}

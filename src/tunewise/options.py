@@ -90,6 +90,14 @@ Accumulate = Annotated[
 Schedule = Annotated[str, typer.Option("--lr-scheduler-type", help="linear, cosine, constant, ...")]
 SaveSteps = Annotated[int, typer.Option(help="Optimiser steps between checkpoints.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 (weights and updates stay float32).")]
+Replay = Annotated[float, typer.Option(help="Against forgetting: share of the loss that is remembered text's.")]
+KlToBase = Annotated[float, typer.Option(help="Against forgetting: weight of the divergence from the base there.")]
+L2Sp = Annotated[
+    float, typer.Option(help="Against forgetting: weight of the squared distance from the base's weights.")
+]
+Remember = Annotated[
+    Path | None, typer.Option(help="Text file to remember, for --replay and --kl-to-base; default: the base's own.")
+]
 RetentionFile = Annotated[
     Path | None,
     typer.Option("--retention", help="Text the model should not forget; default: text it writes itself."),
@@ -172,7 +180,14 @@ def recipes_of(
 
 
 def train_settings(
-    steps: int, batch: int, accumulate: int, schedule: str, save: int, bf16: bool, evaluate: int = 0
+    steps: int,
+    batch: int,
+    accumulate: int,
+    schedule: str,
+    save: int,
+    bf16: bool,
+    remedies: tuple[float, float, float],
+    evaluate: int = 0,
 ) -> TrainSettings:
     """Options as training settings."""
     from tunewise.train import TrainSettings
@@ -185,6 +200,9 @@ def train_settings(
         save_steps=save,
         eval_steps=evaluate,
         bf16=bf16,
+        replay=remedies[0],
+        kl_to_base=remedies[1],
+        l2_sp=remedies[2],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -122,6 +122,17 @@ def terminal(result: Mapping[str, Any]) -> RenderableType:
         table.add_row(*(Text(cells[index], style=style) for index in shown))
     lines = [Text(note, style="dim") for note in [_legend(result), *notes(result)]]
     return Group(table, *failed, *lines, Text(""), *(Text(line) for line in verdict_lines(result)))
+
+
+def curve_table(rows: Sequence[Mapping[str, float]], metric: str) -> Table:
+    """The points between a base and an adaptation."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("alpha", metric, "nll", "forgot", "KL"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        figures = (f"{row['score']:.3f}", f"{row['nll']:.3f}", f"{row['nll_rise']:+.3f}", f"{row['kl']:.3f}")
+        table.add_row(f"{row['alpha']:g}", *figures)
+    return table
 
 
 def picture(result: Mapping[str, Any]) -> str:

@@ -110,6 +110,10 @@ class Sparse(Attachment):
         """The new values go into the base's tensors."""
         self._write()
 
+    def drift(self) -> Tensor:
+        """The values are differences from the base."""
+        return torch.stack([value.square().sum() for value in self.params().values()]).sum()
+
     def touched(self) -> dict[str, Tensor]:
         """The chosen places."""
         return self._places

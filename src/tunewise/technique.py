@@ -185,6 +185,7 @@ class Attachment:
         base.attached.append(self)
         self._params: dict[str, nn.Parameter] = {}
         self._undo: list[Callable[[], object]] = []
+        self._kept: dict[int, Tensor] = {}
 
     # What techniques build with.
 
@@ -227,7 +228,7 @@ class Attachment:
         """Remember a base parameter's values and restore them at detach."""
         import torch
 
-        original = parameter.detach().clone()
+        original = self._kept[id(parameter)] = parameter.detach().clone()
 
         def restore() -> None:
             parameter.requires_grad_(False)
@@ -298,6 +299,18 @@ class Attachment:
     def penalty(self) -> Tensor | None:
         """A term added to the loss of each step, in training only."""
         return None
+
+    def drift(self) -> Tensor:
+        """||W - W_0||^2 of the base's weights as they count now; differentiable.
+
+        Raises:
+            TechniqueError: the technique moves no weight of the base.
+        """
+        own = [(p, self._kept[id(p)]) for p in self.params().values() if id(p) in self._kept]
+        if not own:
+            raise TechniqueError(f"{self.recipe.name} moves no weight, so there is nothing that l2_sp could hold back")
+        terms = [(parameter - original).square().sum() for parameter, original in own]
+        return sum(terms[1:], terms[0])
 
     def render(self, example: Example) -> Example:
         """The text side: an example with what this technique puts before it."""

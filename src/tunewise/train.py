@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from tunewise.allocator import keep_freed_memory
 from tunewise.errors import ArtifactError, DivergedError, SettingError
 from tunewise.forward import batch_of, layout, loss_sum
 from tunewise.pack import Sequence
+from tunewise.remedies import Memory
 from tunewise.seeds import derive, generator
 from tunewise.technique import Attachment
 from tunewise.trunk import Trunk, replaying, trunk_of
@@ -35,7 +36,8 @@ class TrainSettings:
     """How a technique is trained; names are Hugging Face's.
 
     `max_steps` counts optimiser steps over all phases. `save_steps` is the number of steps between checkpoints,
-    `eval_steps` that between validation losses in `metrics.jsonl` (0: none).
+    `eval_steps` that between validation losses in `metrics.jsonl` (0: none). `replay`, `kl_to_base` and `l2_sp` are
+    weights of remedies for forgetting; see `tunewise.remedies`.
     """
 
     max_steps: int = 100
@@ -51,6 +53,9 @@ class TrainSettings:
     eval_steps: int = 0
     logging_steps: int = 1
     bf16: bool = False
+    replay: float = 0.0
+    kl_to_base: float = 0.0
+    l2_sp: float = 0.0
 
     def __post_init__(self) -> None:
         positive = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps")
@@ -62,8 +67,18 @@ class TrainSettings:
         schedules = sorted(kind.value for kind in SchedulerType)
         if self.lr_scheduler_type not in schedules:
             raise SettingError(f'lr_scheduler_type "{self.lr_scheduler_type}" is not one of {", ".join(schedules)}')
+        if not 0 <= self.replay < 1:
+            raise SettingError(f"replay is {self.replay} but must be at least 0 and below 1, a share of the loss")
+        for name in ("kl_to_base", "l2_sp"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SettingError(f"{name} is {getattr(self, name)} but must be at least 0")
         if not 0 <= self.warmup_ratio < 1:
             raise SettingError(f"warmup_ratio is {self.warmup_ratio} but must be at least 0 and below 1")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether training needs a memory of what the base knew."""
+        return bool(self.replay or self.kl_to_base)
 
     @property
     def rows(self) -> int:
@@ -117,12 +132,14 @@ def train(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     evaluate: Callable[[], float] | None = None,
     reuse_trunk: bool = True,
+    memory: Memory | None = None,
 ) -> Trained:
     """Train an attachment's parameters on encoded sequences.
 
     With a folder, `metrics.jsonl` and `checkpoint-<step>` folders are written there, and `resume` continues from
     the newest whole one. `on_step(step, loss)` is called after each step; `evaluate()` every `eval_steps` steps.
-    With `reuse_trunk`, states below the lowest trained block are computed once (see `tunewise.trunk`).
+    With `reuse_trunk`, states below the lowest trained block are computed once (see `tunewise.trunk`). `memory` is what
+    `replay` and `kl_to_base` rehearse.
 
     Raises:
         DivergedError: a loss or gradient stopped being finite; the last good checkpoint stays.
@@ -132,7 +149,10 @@ def train(
         raise SettingError("no training sequence has a labelled token inside the window; raise --max-length")
     if attachment.base.device.type == "cpu":
         keep_freed_memory()
+    if settings.remembers and memory is None:
+        raise SettingError("replay and kl_to_base need a memory of what the base knew")
     run = _Run(attachment, sequences, settings, seed, folder)
+    run.memory = memory
     run.begin(resume)
     visits = settings.max_steps * settings.rows
     run.trunk = trunk_of(attachment, sequences, visits, run.precision()) if reuse_trunk else None
@@ -162,6 +182,7 @@ class _Run:
         self.loss: float | None = None
         self.phase = -1
         self.trunk: Trunk | None = None
+        self.memory: Memory | None = None
         # The last step of each phase; earlier phases take the larger share of what does not divide.
         phases = attachment.phases
         self.ends = [-(-settings.max_steps * (index + 1) // phases) for index in range(phases)]
@@ -217,10 +238,9 @@ class _Run:
             with layout(self.base, batch), self.precision(), replaying(self.trunk, row):
                 loss = loss_sum(self.base, batch) / labelled
                 total += float(loss.detach())
-                loss.backward()
-        penalty = self.attachment.penalty()
-        if penalty is not None:
-            penalty.backward()
+                (loss * (1 - self.settings.replay)).backward()
+        for term in self._beside():
+            term.backward()
         self.attachment.after_backward(self.step, self.settings.max_steps)
         norm = self._clip()
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -241,6 +261,22 @@ class _Run:
             line = {"step": self.step, "loss": total, "grad_norm": norm, "learning_rate": rate}
             store.append_line(self.folder / "metrics.jsonl", line)
         return total
+
+    def _beside(self) -> Iterator[Tensor]:
+        """The terms of the loss that are not the task's: the technique's own, and the remedies for forgetting."""
+        penalty, settings = self.attachment.penalty(), self.settings
+        if penalty is not None:
+            yield penalty
+        if settings.remembers and self.memory is not None:
+            count = settings.per_device_train_batch_size
+            seed = derive(self.seed, "memory")
+            with self.precision():
+                nll, kl = self.memory.losses(
+                    self.attachment, order(len(self.memory.sequences), seed, self.step * count, count)
+                )
+            yield settings.replay * nll + settings.kl_to_base * kl
+        if settings.l2_sp:
+            yield settings.l2_sp / 2 * self.attachment.drift()
 
     def _clip(self) -> float:
         params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]

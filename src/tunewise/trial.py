@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Many
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,10 +25,12 @@ import torch
 
 from tunewise import adaptation, store
 from tunewise.errors import TunewiseError
-from tunewise.evaluate import Retention, describe, encoder_for, loss, score
+from tunewise.evaluate import describe, encoder_for, loss, score
 from tunewise.forward import why_not_packed
 from tunewise.model import Base
 from tunewise.pack import Sequence
+from tunewise.remedies import Memory
+from tunewise.retention import Retention
 from tunewise.seeds import generator
 from tunewise.task import Example, Task
 from tunewise.technique import Attachment, Report, Study, Technique
@@ -43,7 +46,8 @@ def _silent(what: str, done: int, total: int) -> None:
 class Cache:
     """What the trials of one comparison share: the base, the task, its samples, and sequences tokenised once.
 
-    `probe` is a task that the base could do before; what is left of it is measured after each trial.
+    `probe` is a task that the base could do before; what is left of it is measured after each trial. `remembered` is
+    text for the remedies for forgetting.
     """
 
     def __init__(
@@ -55,13 +59,16 @@ class Cache:
         test: int,
         retention: Retention | None,
         probe: Task | None = None,
+        remembered: Many[str] | None = None,
     ) -> None:
         self.base, self.task, self.retention, self.probe = base, task, retention, probe
+        self.remembered = remembered
         self.probed = sample(probe.test, _PROBED) if probe is not None else ()
         self.validation = sample(task.validation, validation)
         self.test = sample(task.test, test)
         self._plain: dict[tuple[int, int], list[Sequence]] = {}
         self.cut: dict[int, int] = {}
+        self.memory: Memory | None = None
 
     def train_sequences(self, attachment: Attachment) -> list[Sequence]:
         """The training split for this attachment; shared by all that do not touch the text."""
@@ -105,6 +112,8 @@ class Trial:
             "retention": cache.retention.fingerprint if cache.retention is not None else None,
             "seed": self.seed,
         }
+        if self.settings.remembers:
+            facts["remembered"] = cache.remembered
         if cache.probe is not None:
             facts["probe"] = cache.probe.fingerprint
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -166,6 +175,8 @@ def _run(
             attachment = adaptation.load(target, base=base).attachment
             record = dict(before)
         else:
+            if trial.settings.remembers and cache.memory is None:
+                cache.memory = Memory.of(base, cache.remembered)
             _tidy()
             attachment = trial.technique.attach(base, generator(trial.seed, "attach"))
             record = _fit(trial, cache, attachment, folder, report)
@@ -203,6 +214,7 @@ def _fit(trial: Trial, cache: Cache, attachment: Attachment, folder: Path, repor
                 folder=folder,
                 resume=True,
                 on_step=lambda step, value: report("training", step, steps),
+                memory=cache.memory,
             )
             training = {
                 "steps": done.steps,

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMPARED = ["--budget-steps", "2", "--search", "1", "--seeds", "1", "--test-examples", "20"]
-SHORT = {"compare": COMPARED, "fit": ["--max-steps", "2"]}
+SHORT = {"compare": COMPARED, "fit": ["--max-steps", "2"], "interpolate": ["--test-examples", "20"]}
 
 
 def blocks(path, language=""):
@@ -73,7 +73,9 @@ def test_commands_run(path, work, monkeypatch, capfd):
             assert not end.code, (words, capfd.readouterr().err)
 
 
-@pytest.mark.parametrize(("path", "said"), [("README.md", "recommended"), ("docs/world.md", "lives in")])
+@pytest.mark.parametrize(
+    ("path", "said"), [("README.md", "recommended"), ("docs/world.md", "lives in"), ("docs/forgetting.md", "alpha")]
+)
 def test_python_examples_run(work, monkeypatch, capsys, path, said):
     monkeypatch.chdir(work)
     (text,) = blocks(ROOT / path, "python")

@@ -42,7 +42,7 @@ class LTSFT(Technique):
     sides = frozenset({"weights"})
     needs = "memory for full fine-tuning in the first half"
     mergeable = True
-    reference_rate = 2e-4  # few entries need larger steps than all: PEFT's comparison takes 3e-4 at width 3072 (SHiRA)
+    reference_rate = 4e-4  # few entries need larger steps than all: PEFT's comparison takes 3e-4 at width 3072 (SHiRA)
     width_exponent = 1.0
 
     density: float = setting(0.01, "Share of the eligible entries that is trained.", low=1e-6, high=1.0)
