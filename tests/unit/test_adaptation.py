@@ -7,7 +7,7 @@ import torch
 
 from tunewise import store
 from tunewise.adaptation import load, save
-from tunewise.errors import ArtifactError
+from tunewise.errors import ArtifactError, SettingError
 from tunewise.registry import make
 from tunewise.task import Example, Message
 from tunewise.testing import attach, fingerprint, fit, logits, tiny_base, tiny_task
@@ -109,3 +109,20 @@ def test_generate_answers_in_the_tasks_own_format(saved):
     assert loaded.generate("the cat sat on a mat by day 3", max_new_tokens=3) == loaded.generate(
         "the cat sat on a mat by day 3", max_new_tokens=3
     )
+
+
+def test_a_rank_is_chosen_when_loading_and_what_training_fixed_is_not(tmp_path):
+    base, task = tiny_base(), tiny_task()
+    attachment = attach(make("dylora", {"dylora": {"r": 4}}), base, task)
+    fit(attachment, steps=6)
+    attachment.b = 2
+    expected = logits(attachment, task)
+    attachment.b = attachment.rank
+    save(attachment, task, tmp_path / "adaptation")
+    attachment.detach()
+    loaded = load(tmp_path / "adaptation", base=base, settings={"dylora": {"rank": 2}})
+    assert torch.equal(logits(loaded.attachment, task), expected)
+    loaded.attachment.detach()
+    for wrong, said in (({"dylora": {"r": 2}}, "only rank can"), ({"lora": {"r": 2}}, "no part called lora")):
+        with pytest.raises(SettingError, match=said):
+            load(tmp_path / "adaptation", base=base, settings=wrong)
