@@ -3,13 +3,16 @@
     code_i = the codebook entry nearest to w_i / absmax, in blocks of 64;   16 entries: quantiles of a normal law
     absmax, less its mean, in 8 bits by blocks of 256 with a 256-entry dynamic map: 4.127 bits a weight in all
 
-In plain torch, and the same codes, bytes and values as bitsandbytes.
+In plain torch, with bitsandbytes' codes and, but for a scale in a few hundred rounded to the nearer place, its values;
+or by bitsandbytes itself, whose kernels are faster on a GPU. Its functions are called, not its layers: those repack
+themselves in an evaluation and lose gradients after (0.50.2, on processors with bf16).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +56,35 @@ class Packed:
         return self.codes.nbytes + self.absmax.nbytes + self.offset.nbytes + self.absmax2.nbytes
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """The same, packed by bitsandbytes."""
+
+    codes: Tensor
+    state: Any
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept."""
+        nested = self.state.state2.absmax.nbytes + 4 if self.state.nested else 0
+        return int(self.codes.nbytes + self.state.absmax.nbytes + nested)
+
+
+def quantise_by_bitsandbytes(weight: Tensor, double: bool = True) -> Foreign:
+    """Four bits for each entry, as bitsandbytes packs them; ImportError where it is not installed.
+
+    It is given one row: of narrow matrices it gives back wrong values on a processor (0.50.2).
+    """
+    from bitsandbytes.functional import quantize_4bit
+
+    codes, state = quantize_4bit(
+        weight.detach().reshape(-1), blocksize=BLOCK, compress_statistics=double, quant_type="nf4"
+    )
+    return Foreign(codes, state, weight.shape, weight.dtype)
+
+
 def quantise(weight: Tensor, double: bool = True) -> Packed:
     """Four bits for each entry of a floating-point tensor of any shape."""
     flat = weight.detach().reshape(-1).float()
@@ -72,8 +104,12 @@ def quantise(weight: Tensor, double: bool = True) -> Packed:
     return Packed(packed, places, offset, absmax2, weight.shape, weight.dtype)
 
 
-def dequantise(packed: Packed) -> Tensor:
+def dequantise(packed: Packed | Foreign) -> Tensor:
     """The weight that four bits stand for, in its own shape and type."""
+    if isinstance(packed, Foreign):
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(packed.codes, packed.state).to(packed.dtype).view(packed.shape)
     absmax = packed.absmax
     if absmax.dtype == torch.uint8:
         absmax = _dequantise8(absmax, packed.absmax2) + packed.offset

@@ -155,6 +155,30 @@ def test_bits_and_error_are_the_papers():
     assert not dequantise(quantise(torch.zeros(130))).any()
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (37, 101), (96, 512), (3, 5)])
+def test_codes_are_those_of_bitsandbytes(shape):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = random(*shape, dtype=torch.float32) * 0.05
+    codes, state = functional.quantize_4bit(weight, blocksize=64, compress_statistics=False, quant_type="nf4")
+    ours = quantise(weight, double=False)
+    assert torch.equal(ours.codes, codes.flatten()) and torch.equal(ours.absmax, state.absmax)
+    assert torch.equal(dequantise(ours), functional.dequantize_4bit(codes, state))
+    assert torch.equal(dynamic_map(), functional.create_dynamic_map())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_both_backends_train_alike(architecture):
+    pytest.importorskip("bitsandbytes")
+    found = []
+    for backend in ("torch", "bitsandbytes"):
+        base = tiny_base(architecture)
+        attachment = attach(technique("qlora", backend=backend, bnb_4bit_use_double_quant=False), base)
+        fit(attachment)
+        found.append((logits(attachment), sum(packed.nbytes for packed in attachment.packed.values())))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-4)
+    assert found[0][1] == pytest.approx(found[1][1], rel=0.02)
+
+
 def test_gradients_are_those_of_the_dequantised_weight_before_and_after_an_evaluation():
     base, task = tiny_base("llama", torch.float64), tiny_task()
     attachment = attach(technique("qlora", lora_dropout=0.0), base, task)

@@ -15,13 +15,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from tunewise.anatomy import is_transposed, oriented
-from tunewise.nf4 import Packed, dequantise, quantise
+from tunewise.errors import TechniqueError
+from tunewise.nf4 import Foreign, Packed, dequantise, quantise, quantise_by_bitsandbytes
 from tunewise.optimizers import build
 from tunewise.technique import Attachment, Citation, setting
 from tunewise.techniques.reparametrized.lora import LoRA, Updates
@@ -50,6 +52,11 @@ class QLoRA(LoRA):
     lora_alpha: float = setting(16.0, "The update is multiplied by lora_alpha / r.", low=0.0, high=1e6)
     lora_dropout: float = setting(0.1, "Dropout on the update's input, in training.", low=0.0, high=0.95)
     bnb_4bit_use_double_quant: bool = setting(True, "Keep the blocks' scales in eight bits.")
+    backend: str = setting(
+        "auto",
+        "What packs the weights; auto: bitsandbytes on a GPU where it is installed, else torch.",
+        choices=("auto", "torch", "bitsandbytes"),
+    )
     optimizer: str = setting(
         "adamw", "What moves the adapter.", choices=("adamw", "adamw8bit", "paged_adamw8bit", "paged_adamw")
     )
@@ -59,6 +66,7 @@ class QLoRA(LoRA):
 
         Raises:
             SettingError: a target that names nothing in this model.
+            TechniqueError: backend=bitsandbytes where that is not installed.
         """
         return _Quantised(base, self, generator)
 
@@ -70,15 +78,23 @@ class QLoRA(LoRA):
 
 class _Quantised(Updates):
     def __init__(self, base: Base, recipe: QLoRA, generator: torch.Generator) -> None:
-        self.packed: dict[str, Packed] = {}
+        self.packed: dict[str, Packed | Foreign] = {}
         self.quantised = recipe
         super().__init__(base, recipe, generator)
 
     def place(self, path: str, module: nn.Module) -> None:
         """Quantise the weight, park it, and put an update on the linear."""
-        self.packed[path] = quantise(oriented(module), self.quantised.bnb_4bit_use_double_quant)
+        self.packed[path] = self._quantise(oriented(module))
         self._park(module)
         super().place(path, module)
+
+    def _quantise(self, weight: Tensor) -> Packed | Foreign:
+        double, backend = self.quantised.bnb_4bit_use_double_quant, self.quantised.backend
+        if backend == "torch" or (backend == "auto" and not (weight.is_cuda and find_spec("bitsandbytes"))):
+            return quantise(weight, double)
+        if find_spec("bitsandbytes") is None:
+            raise TechniqueError("qlora.backend=bitsandbytes needs it installed (tunewise[bitsandbytes]); or use torch")
+        return quantise_by_bitsandbytes(weight, double)
 
     def matrix(self, path: str) -> Tensor:
         """The weight that the four bits stand for, (out, in)."""
@@ -127,7 +143,7 @@ class _Quantised(Updates):
         kept, whole = 0.0, 0.0
         for path in self.packed:
             delta, weight = self.delta(path), self.matrix(path)
-            again = dequantise(quantise(weight.float() + delta, self.quantised.bnb_4bit_use_double_quant))
+            again = dequantise(self._quantise(weight.float() + delta))
             kept += float(((again - weight.float()) * delta).sum())
             whole += float(delta.square().sum())
         return {"share of the update kept by 4-bit quantisation after merging": kept / whole if whole else 1.0}
