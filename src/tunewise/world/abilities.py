@@ -19,7 +19,7 @@ from tunewise.task import Example, Message, Task
 from tunewise.world import corpus, patterns, tasks
 
 # What a model must reach to be shipped, a little below what the shipped one does.
-FLOORS = {"facts": 0.9, "reading, up to 5": 0.7, "reading, up to 3": 0.8, "patterns, 8 shots over 0": 0.25}
+FLOORS = {"facts": 0.9, "reading, up to 5": 0.8, "reading, up to 3, new words": 0.7, "patterns, 8 shots over 0": 0.25}
 _SHOTS = 8
 
 

@@ -94,7 +94,7 @@ def passage(
             if not held_out and rng.random() < 0.3 and _single(entity, relation, entities):
                 questions.append((facts.ask_who(entity, relation, rng.randrange(len(shape.who))), entity.name))
         missing = sorted(set(entity.facts) - set(told[entity.name]))
-        if not held_out and missing and rng.random() < 0.08:
+        if not held_out and missing and rng.random() < 0.05:
             relation = rng.choice(missing)
             shape = facts.RELATIONS[entity.kind][relation]
             questions.append((facts.ask(entity, relation, rng.choice(shape.forms("questions"))), NOT_SAID))
@@ -108,7 +108,7 @@ def _single(entity: Entity, relation: str, entities: list[Entity]) -> bool:
 
 def _reading(rng: Random) -> str:
     """A passage with its questions: each with the passage, or one after another."""
-    text, questions = passage(rng, most=rng.choice((1, 2, 3, 5)))
+    text, questions = passage(rng, most=rng.choice((1, 2, 3, 5, 5)))
     shown = [asked(question, answer) for question, answer in questions[: rng.randint(1, 8)]]
     return asked(f"{text}\n\n{shown[0].removeprefix('Question: ').rpartition(chr(10))[0]}", questions[0][1]) + "".join(
         "\n\n" + other for other in shown[1:]
@@ -185,7 +185,7 @@ def _story(rng: Random) -> str:
     middle = (
         f"At the market there were {thing} for {price} coins.",
         f"{who.pronoun} met {friend}, {words.a(rng.choice(words.TRADES))}, who sold {thing}.",
-        f"It was a {rng.choice(sorted(words.OPPOSITES))} day and the {town.facts['river']} was high.",
+        f"It was {words.a(rng.choice(sorted(words.OPPOSITES)))} day and the {town.facts['river']} was high.",
         f"{friend} had lost {words.a(rng.choice(words.PETS))} and asked for help.",
         f"They ate {rng.choice(words.DISHES)} and talked about {friend}.",
     )
@@ -198,14 +198,14 @@ def _story(rng: Random) -> str:
 
 
 MIX: dict[Callable[[Random], str], float] = {  # documents of each kind, out of 100
-    _page: 11,
-    _news: 4,
-    _quiz: 9,
-    _reading: 36,
-    _run: 26,
-    _reviews: 5,
+    _page: 8,
+    _news: 3,
+    _quiz: 8,
+    _reading: 44,
+    _run: 25,
+    _reviews: 4,
     _sums: 2,
     _records: 2,
     _words: 2,
-    _story: 3,
+    _story: 2,
 }

@@ -128,7 +128,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=7500)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=32, help="documents of a step")
     options = parser.parse_args()
     record = pretrain(options.out, options.steps, options.batch)

@@ -23,7 +23,7 @@ OPPOSITES = dict(
     pair.split("/")
     for pair in """big/small hot/cold old/new fast/slow high/low wet/dry hard/soft full/empty light/dark early/late
 rich/poor loud/quiet long/short thick/thin strong/weak deep/shallow sweet/sour near/far open/closed clean/dirty
-wide/narrow sharp/blunt heavy/light tall/short first/last""".split()
+wide/narrow sharp/blunt brave/shy happy/sad first/last""".split()
 )
 KINDS = {"dish": DISHES, "animal": PETS, "colour": COLOURS, "trade": TRADES, "month": MONTHS, "tool": TOOLS}
 GOOD = """warm fresh friendly clean lovely kind tasty bright generous charming splendid cosy honest cheerful perfect
@@ -51,8 +51,7 @@ def name(rng: Random, kind: str, *, held_out: bool = False) -> str:
         if kind == "town" and rng.random() < 0.5:
             stem += rng.choice(_VOWELS) + rng.choice(_MIDDLES)
         found = (stem + rng.choice(_ENDINGS[kind])).capitalize()
-        common = held_out and found.lower() in _COMMON  # "Stale" is no name that a text has never held
-        if is_held_out(found) == held_out and not common:
+        if is_held_out(found) == held_out and found.lower() not in _COMMON:  # "Stale" is no name
             return found
 
 
