@@ -43,7 +43,7 @@ _CODE_SUFFIXES = (
     ".npz",
     ".py",
 )
-_CODE_STARTS = (*(bytes((0x80, protocol)) for protocol in range(2, 6)), b"PK")  # pickle, torch.save's zip
+_CODE_STARTS = (*(bytes((0x80, protocol)) for protocol in range(2, 6)), b"PK\x03\x04")  # pickle, torch.save's zip
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive: linear on any text
 
 
@@ -145,7 +145,7 @@ def _check_file(file: BufferedReader, path: Path, listed: object) -> None:
     if path.suffix == ".safetensors":
         with _parsed(file, path, "numpy"):
             pass
-    elif file.read(2).startswith(_CODE_STARTS):
+    elif file.read(4).startswith(_CODE_STARTS):
         raise refusal(path, "is a pickle or an archive under another name")
     file.seek(0)
     if listed != {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}:

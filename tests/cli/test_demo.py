@@ -13,14 +13,14 @@ def test_demo_takes_known_techniques_and_tasks(refused, tmp_path):
 
 @pytest.mark.slow
 def test_demo_compares_says_what_it_found_and_where(run, tmp_path):
-    found = run("demo", "--out", tmp_path, "--task", "records", "--techniques", "base,bitfit")
+    found = run("demo", "--out", tmp_path, "--task", "records", "--techniques", "base,lora")
     assert found.code == 0, found.err
-    assert "Recommended: bitfit." in found.out
+    assert "Recommended: lora." in found.out
     assert str(tmp_path / "records" / "report.md") in found.out
     result = json.loads((tmp_path / "records" / "compare.json").read_text())
     rows = {row["technique"]: row for row in result["rows"]}
-    assert rows["bitfit"]["score"]["mean"] > rows["base"]["score"]["mean"]
+    assert rows["lora"]["score"]["mean"] > rows["base"]["score"]["mean"]
     assert rows["base"]["forgetting"]["nll_rise"] == 0.0
     assert rows["base"]["forgetting"]["probe"] >= 0.8  # it knows the facts of its world
-    assert rows["bitfit"]["forgetting"]["probe"] <= rows["base"]["forgetting"]["probe"]
+    assert rows["lora"]["forgetting"]["probe"] <= rows["base"]["forgetting"]["probe"]
     assert "kept" in found.out and (tmp_path / "records" / "report.md").read_text().count("kept") >= 2

@@ -62,6 +62,14 @@ def test_a_forged_folder_without_an_attack_is_read(tmp_path: Path) -> None:
     assert store.read(forge(tmp_path / "a", {"a.json": b"{}"})).json("a.json") == {}
 
 
+def test_an_archive_that_torch_would_unpickle_is_never_opened(tmp_path: Path) -> None:
+    file = tmp_path / "w"
+    torch.save({"w": torch.ones(3)}, file)
+    folder = forge(tmp_path / "a", {"rows.jsonl": file.read_bytes()})
+    with refused("rows.jsonl"):
+        store.read(folder)
+
+
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("name", ["w.safetensors", "rows.jsonl", "w.bin", "w.pt", "w.pkl", "W.CKPT", "w.npy"])
 def test_a_pickle_is_never_loaded(tmp_path: Path, name: str, protocol: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -96,6 +96,7 @@ def test_views_aliases_and_gradients_are_stored_by_value(tmp_path: Path) -> None
 
 @QUICK
 @given(st.dictionaries(st.text(), JSON), st.text(st.characters(exclude_categories=["Cs"])))
+@example({}, "PK")  # how an archive begins, and many a word
 def test_texts_round_trip(value: dict[str, Any], text: str) -> None:
     with TemporaryDirectory() as root:
         folder = Path(root) / "adapter"
