@@ -33,6 +33,7 @@ from tunewise.options import (
     Metric,
     Model,
     Out,
+    Recompute,
     Remember,
     Replay,
     RetentionFile,
@@ -145,6 +146,7 @@ def fit_command(
     dtype: Dtype = "float32",
     device: Device = None,
     bf16: Bf16 = False,
+    gradient_checkpointing: Recompute = False,
     replay: Replay = 0.0,
     kl_to_base: KlToBase = 0.0,
     l2_sp: L2Sp = 0.0,
@@ -171,6 +173,7 @@ def fit_command(
         lr_scheduler_type,
         save_steps,
         bf16,
+        gradient_checkpointing,
         (replay, kl_to_base, l2_sp),
         eval_steps,
     )
@@ -237,6 +240,7 @@ def compare_command(
     dtype: Dtype = "float32",
     device: Device = None,
     bf16: Bf16 = False,
+    gradient_checkpointing: Recompute = False,
     replay: Replay = 0.0,
     kl_to_base: KlToBase = 0.0,
     l2_sp: L2Sp = 0.0,
@@ -260,7 +264,14 @@ def compare_command(
         validation_examples=validation_examples,
     )
     settings = train_settings(
-        budget_steps, batch_size, accumulate, lr_scheduler_type, save_steps, bf16, (replay, kl_to_base, l2_sp)
+        budget_steps,
+        batch_size,
+        accumulate,
+        lr_scheduler_type,
+        save_steps,
+        bf16,
+        gradient_checkpointing,
+        (replay, kl_to_base, l2_sp),
     )
     base = load_model(model, revision, dtype, device, max_length)
     with progress() as show:

@@ -90,6 +90,10 @@ Accumulate = Annotated[
 Schedule = Annotated[str, typer.Option("--lr-scheduler-type", help="linear, cosine, constant, ...")]
 SaveSteps = Annotated[int, typer.Option(help="Optimiser steps between checkpoints.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 (weights and updates stay float32).")]
+Recompute = Annotated[
+    bool,
+    typer.Option("--gradient-checkpointing", help="Compute activations again instead of keeping them: less memory."),
+]
 Replay = Annotated[float, typer.Option(help="Against forgetting: share of the loss that is remembered text's.")]
 KlToBase = Annotated[float, typer.Option(help="Against forgetting: weight of the divergence from the base there.")]
 L2Sp = Annotated[
@@ -186,6 +190,7 @@ def train_settings(
     schedule: str,
     save: int,
     bf16: bool,
+    recompute: bool,
     remedies: tuple[float, float, float],
     evaluate: int = 0,
 ) -> TrainSettings:
@@ -200,6 +205,7 @@ def train_settings(
         save_steps=save,
         eval_steps=evaluate,
         bf16=bf16,
+        gradient_checkpointing=recompute,
         replay=remedies[0],
         kl_to_base=remedies[1],
         l2_sp=remedies[2],

@@ -9,7 +9,8 @@ measured on. KL is taken over the base's most likely tokens and all others toget
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -47,17 +48,18 @@ class Memory:
             log_p.append(top.values)
         return cls(sequences, tokens, log_p)
 
-    def losses(self, attachment: Attachment, chosen: list[int]) -> tuple[Tensor, Tensor]:
-        """Mean nats per token of the chosen sequences, and mean KL from the base; differentiable."""
+    @contextmanager
+    def losses(self, attachment: Attachment, chosen: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mean nats per token of the chosen sequences, and mean KL from the base; backward belongs inside."""
         base = attachment.base
         rows = [after_virtual(base, self.sequences[index], attachment.virtual_tokens) for index in chosen]
         batch = batch_of(base, rows)
         with layout(base, batch):
             log_q = answer_states(base, batch)[1].float().log_softmax(-1)
-        nll = torch.nn.functional.nll_loss(log_q, batch.targets)
-        tokens = torch.cat([self.tokens[index] for index in chosen])
-        log_p = torch.cat([self.log_p[index] for index in chosen])
-        return nll, divergence(log_p, log_q.gather(1, tokens))
+            nll = torch.nn.functional.nll_loss(log_q, batch.targets)
+            tokens = torch.cat([self.tokens[index] for index in chosen])
+            log_p = torch.cat([self.log_p[index] for index in chosen])
+            yield nll, divergence(log_p, log_q.gather(1, tokens))
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

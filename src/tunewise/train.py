@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from tunewise import store
 from tunewise.allocator import keep_freed_memory
 from tunewise.errors import ArtifactError, DivergedError, SettingError
 from tunewise.forward import batch_of, layout, loss_sum
+from tunewise.model import Base
 from tunewise.pack import Sequence
 from tunewise.remedies import Memory
 from tunewise.seeds import derive, generator
@@ -36,7 +38,8 @@ class TrainSettings:
     """How a technique is trained; names are Hugging Face's.
 
     `max_steps` counts optimiser steps over all phases. `save_steps` is the number of steps between checkpoints,
-    `eval_steps` that between validation losses in `metrics.jsonl` (0: none). `replay`, `kl_to_base` and `l2_sp` are
+    `eval_steps` that between validation losses in `metrics.jsonl` (0: none). With `gradient_checkpointing` the blocks'
+    activations are computed again in the backward pass instead of being kept. `replay`, `kl_to_base` and `l2_sp` are
     weights of remedies for forgetting; see `tunewise.remedies`.
     """
 
@@ -53,6 +56,7 @@ class TrainSettings:
     eval_steps: int = 0
     logging_steps: int = 1
     bf16: bool = False
+    gradient_checkpointing: bool = False
     replay: float = 0.0
     kl_to_base: float = 0.0
     l2_sp: float = 0.0
@@ -158,13 +162,34 @@ def train(
     run.trunk = trunk_of(attachment, sequences, visits, run.precision()) if reuse_trunk else None
     started = time.perf_counter()
     while run.step < settings.max_steps:
-        loss = run.advance()
+        with recomputing(attachment.base, settings.gradient_checkpointing):
+            loss = run.advance()
         if folder is not None and evaluate is not None and settings.eval_steps and run.step % settings.eval_steps == 0:
             store.append_line(folder / "metrics.jsonl", {"step": run.step, "validation_loss": evaluate()})
         on_step(run.step, loss)
         if folder is not None and (run.step % settings.save_steps == 0 and run.step < settings.max_steps):
             run.save()
     return Trained(run.step, run.tokens, run.labelled, time.perf_counter() - started, run.loss)
+
+
+@contextmanager
+def recomputing(base: Base, on: bool) -> Iterator[None]:
+    """Blocks whose activations are not kept but computed again in the backward pass (Chen et al. 2016).
+
+    Hugging Face does so in training mode alone; the blocks' own flag is set, so that no dropout below them is.
+    """
+    if not on:
+        yield
+        return
+    base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        for block in base.anatomy.blocks:
+            block.training = True
+        yield
+    finally:
+        for block in base.anatomy.blocks:
+            block.training = False
+        base.model.gradient_checkpointing_disable()
 
 
 class _Run:
@@ -263,18 +288,16 @@ class _Run:
         return total
 
     def _beside(self) -> Iterator[Tensor]:
-        """The terms of the loss that are not the task's: the technique's own, and the remedies for forgetting."""
+        """The terms of the loss that are not the task's, each to be followed by its backward pass."""
         penalty, settings = self.attachment.penalty(), self.settings
         if penalty is not None:
             yield penalty
         if settings.remembers and self.memory is not None:
             count = settings.per_device_train_batch_size
             seed = derive(self.seed, "memory")
-            with self.precision():
-                nll, kl = self.memory.losses(
-                    self.attachment, order(len(self.memory.sequences), seed, self.step * count, count)
-                )
-            yield settings.replay * nll + settings.kl_to_base * kl
+            chosen = order(len(self.memory.sequences), seed, self.step * count, count)
+            with self.precision(), self.memory.losses(self.attachment, chosen) as (nll, kl):
+                yield settings.replay * nll + settings.kl_to_base * kl
         if settings.l2_sp:
             yield settings.l2_sp / 2 * self.attachment.drift()
 

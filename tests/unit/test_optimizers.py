@@ -150,3 +150,31 @@ def test_settings_that_cannot_be_are_refused():
     rows = encoder_for(attachment, task).encode(task.train)
     with pytest.raises(SettingError, match="cannot accumulate"):
         train(attachment, rows, TrainSettings(max_steps=1, gradient_accumulation_steps=2))
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "prefix_tuning", "lst", "krona", "last_layers"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_recomputed_activations_leave_the_same_bits(name, architecture):
+    found = []
+    for recompute in (False, True):
+        base, task = tiny_base(architecture), tiny_task()
+        attachment = attach(make(name), base, task)
+        rows = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])
+        settings = TrainSettings(max_steps=3, gradient_checkpointing=recompute)
+        train(attachment, rows, settings, reuse_trunk=False)
+        found.append(attachment.state())
+        assert not any(module.training for module in base.model.modules())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+def test_recomputed_activations_are_not_kept():
+    base, kept = tiny_base(), []
+    task = tiny_task()
+    attachment = attach(technique(), base, task)
+    rows = encoder_for(attachment, task).encode(task.train)
+    for recompute in (False, True):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.nbytes) or t, lambda t: t):
+            train(attachment, rows, TrainSettings(max_steps=1, gradient_checkpointing=recompute))
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0]

@@ -41,10 +41,10 @@ def test_a_fresh_attachment_is_where_the_base_was(name):
     base = tiny_base()
     memory = Memory.of(base, None)
     attachment = attach(technique(name), base)
-    nll, kl = memory.losses(attachment, [0, 1, 2])
-    if attachment.recipe.identity_at_start:
-        assert abs(float(kl)) < 1e-5
-    (nll + kl).backward()
+    with memory.losses(attachment, [0, 1, 2]) as (nll, kl):
+        if attachment.recipe.identity_at_start:
+            assert abs(float(kl)) < 1e-5
+        (nll + kl).backward()
     assert any(p.grad is not None and p.grad.any() for p in attachment.params().values())
 
 
