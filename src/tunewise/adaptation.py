@@ -12,7 +12,8 @@ An adaptation is a folder of these files:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from tunewise.model import Base, load_base
 from tunewise.registry import all_techniques, make
 from tunewise.seeds import generator
 from tunewise.task import Example, Message, Task
-from tunewise.technique import Attachment
+from tunewise.technique import Attachment, Technique
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,16 +140,22 @@ def _restore(
         )
     name, settings = str(facts["technique"]), facts["settings"]
     recipe = make(name, _changed(settings if "+" in name else {name: settings}, late))
-    held = len(base.attached)
-    try:
-        attachment = recipe.attach(base, generator(0, "load"))
+    with _attached(recipe, base) as attachment:
         attachment.load(stored.tensors("weights.safetensors"))
         rows = stored.text("rows.jsonl").split("\n")[:-1] if "rows.jsonl" in stored.names else []
         attachment.recall([json.loads(row) for row in rows], style)
-    except Exception:
+    return Adaptation(attachment, style, facts)
+
+
+@contextmanager
+def _attached(recipe: Technique, base: Base) -> Iterator[Attachment]:
+    """The recipe on the base; where anything fails inside, the base is given back as it was."""
+    held = len(base.attached)
+    try:
+        yield recipe.attach(base, generator(0, "load"))
+    except BaseException:
         base.release(held)
         raise
-    return Adaptation(attachment, style, facts)
 
 
 def _changed(settings: dict[str, Any], late: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -202,12 +209,7 @@ def _from_peft(config: dict[str, Any], tensors: dict[str, Tensor], base: Base) -
     if not tensors:
         raise ArtifactError("it holds no tensors")
     made = (cls.from_peft(config, tensors) for cls in all_techniques().values())
-    recipe = next((found for found in made if found is not None), None) or bridge.from_peft(config, tensors)
-    held = len(base.attached)
-    try:
-        attachment = recipe.attach(base, generator(0, "load"))
+    recipe: Technique = next((found for found in made if found is not None), None) or bridge.from_peft(config, tensors)
+    with _attached(recipe, base) as attachment:
         attachment.load_peft(tensors)
-    except Exception:
-        base.release(held)
-        raise
     return attachment

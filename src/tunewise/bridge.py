@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from tunewise.model import Base
 
 NAMESPACE = "peft:"
-# Learning rates at width 4096 that PEFT's comparison or the papers use; 1e-3 where nothing is known.
+# Where a search begins, at width 4096: rates of PEFT's comparison (ia3, lokr, hira, osf, shira), for the others within
+# the ranges that papers give; 1e-3 for what is not named.
 _RATES = {
     "ia3": 5e-3,
     "vera": 1e-2,
@@ -212,12 +213,6 @@ class _Injected(Attachment):
 
     def training_state(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self._params.items()}
-
-    @torch.no_grad()
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        strict(self.training_state(), state)
-        for name, parameter in self._params.items():
-            parameter.copy_(state[name])
 
     def merge(self) -> nn.Module:
         try:

@@ -122,6 +122,7 @@ def check_command(
 
 @app.command("fit")
 def fit_command(
+    context: typer.Context,
     technique: Annotated[str, typer.Argument(help="A technique, or several joined by + (icl+lora).")],
     model: Model,
     data: Data,
@@ -166,17 +167,7 @@ def fit_command(
         for part in [part for part in getattr(recipe, "parts", (recipe,)) if part.trains]:
             chosen.setdefault(part.name, {}).setdefault("learning_rate", learning_rate)
         recipe = recipes_of(technique, chosen, sources)[0]
-    settings = train_settings(
-        max_steps,
-        batch_size,
-        accumulate,
-        lr_scheduler_type,
-        save_steps,
-        bf16,
-        gradient_checkpointing,
-        (replay, kl_to_base, l2_sp),
-        eval_steps,
-    )
+    settings = train_settings(max_steps, context.params)
     base = load_model(model, revision, dtype, device, max_length)
     from tunewise.fitting import fit
 
@@ -212,6 +203,7 @@ def fit_command(
 
 @app.command("compare")
 def compare_command(
+    context: typer.Context,
     model: Model,
     data: Data,
     out: Out,
@@ -263,16 +255,7 @@ def compare_command(
         test_examples=test_examples,
         validation_examples=validation_examples,
     )
-    settings = train_settings(
-        budget_steps,
-        batch_size,
-        accumulate,
-        lr_scheduler_type,
-        save_steps,
-        bf16,
-        gradient_checkpointing,
-        (replay, kl_to_base, l2_sp),
-    )
+    settings = train_settings(budget_steps, context.params)
     base = load_model(model, revision, dtype, device, max_length)
     with progress() as show:
         result = compare(

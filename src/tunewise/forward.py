@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,6 +17,26 @@ from tunewise.pack import Batch, Sequence, packed_batch, padded_batch
 def layout(base: Base, batch: Batch) -> AbstractContextManager[None]:
     """The context in which a batch's forward and backward passes must run."""
     return packed(base.model, batch.segments) if batch.segments else nullcontext()
+
+
+@contextmanager
+def recomputing(base: Base, on: bool) -> Iterator[None]:
+    """Blocks whose activations are not kept but computed again in the backward pass (Chen et al. 2016).
+
+    Hugging Face does so in training mode alone; the blocks' own flag is set, so that no dropout below them is.
+    """
+    if not on:
+        yield
+        return
+    base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        for block in base.anatomy.blocks:
+            block.training = True
+        yield
+    finally:
+        for block in base.anatomy.blocks:
+            block.training = False
+        base.model.gradient_checkpointing_disable()
 
 
 def loss_sum(base: Base, batch: Batch) -> Tensor:

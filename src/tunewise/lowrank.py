@@ -95,7 +95,7 @@ class LowRank(Attachment):
         a, b, scale = self.factors(path)
         matrix = lambda: self.matrix(path)  # noqa: E731
         if self.dropout_rate and torch.is_grad_enabled():  # the base is in evaluation mode while it is trained
-            bare = frozen_linear(x, matrix, bias)
+            bare = frozen_linear(x, matrix, bias, len(b))
             low = linear(dropout(x, self.dropout_rate).to(a.dtype), a)
             return bare + linear(low, b * scale).to(bare.dtype)
         return cast(Tensor, _Updated.apply(x, a, b, bias, scale, matrix))
@@ -118,19 +118,23 @@ class LowRank(Attachment):
             handle.remove()
         for path, module in self.layers.items():
             vars(module).pop("forward", None)
-            self.keep(cast(nn.Parameter, module.weight))
-            add_to_weight(module, deltas[path])
+            self.fold(path, deltas[path])
         return self.base.model
+
+    def fold(self, path: str, delta: Tensor) -> None:
+        """Add an update to its weight."""
+        self.keep(cast(nn.Parameter, self.layers[path].weight))
+        add_to_weight(self.layers[path], delta)
 
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The updates as a plain LoRA."""
         return portable({path: self.factors(path) for path in self.layers}, self.base, self.layers)
 
 
-def frozen_linear(x: Tensor, matrix: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-    """W x + bias for a W that is made anew in backward; no gradient of W."""
+def frozen_linear(x: Tensor, matrix: Callable[[], Tensor], bias: Tensor | None, size_out: int) -> Tensor:
+    """W x + bias for a W (size_out, in) that is made anew in backward; no gradient of W."""
     nothing = x.new_zeros(0, x.shape[-1])
-    return cast(Tensor, _Updated.apply(x, nothing, nothing.new_zeros(matrix().shape[0], 0), bias, 0.0, matrix))
+    return cast(Tensor, _Updated.apply(x, nothing, x.new_zeros(size_out, 0), bias, 0.0, matrix))
 
 
 class _Updated(torch.autograd.Function):

@@ -41,10 +41,3 @@ class Made(Attachment):
     def training_state(self) -> dict[str, Tensor]:
         """The makers."""
         return {name: parameter.detach() for name, parameter in self.params().items()}
-
-    @torch.no_grad()
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the makers."""
-        strict(self.training_state(), state)
-        for name, parameter in self.params().items():
-            parameter.copy_(state[name])

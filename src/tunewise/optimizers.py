@@ -9,6 +9,7 @@ adalomo      the same with Adafactor's second moments and update clipping (Lv et
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -55,7 +56,7 @@ def _eight_bits(name: str, groups: Groups, betas: tuple[float, float]) -> torch.
     return cast(torch.optim.Optimizer, getattr(bitsandbytes.optim, kind)(groups, betas=betas))
 
 
-class _Own(torch.optim.Optimizer):
+class _Own(torch.optim.Optimizer, ABC):
     """The loop over parameters that have a gradient; `move` is given each with its group and state."""
 
     def __init__(self, groups: Groups, betas: tuple[float, float]) -> None:
@@ -69,9 +70,9 @@ class _Own(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self.move(parameter, parameter.grad, group, self.state[parameter])
 
+    @abstractmethod
     def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
         """One parameter's update."""
-        raise NotImplementedError
 
 
 def _adam(gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ Nothing heavy is imported before it is needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -183,32 +183,17 @@ def recipes_of(
     return [make(name, chosen) for name in wanted]
 
 
-def train_settings(
-    steps: int,
-    batch: int,
-    accumulate: int,
-    schedule: str,
-    save: int,
-    bf16: bool,
-    recompute: bool,
-    remedies: tuple[float, float, float],
-    evaluate: int = 0,
-) -> TrainSettings:
-    """Options as training settings."""
+def train_settings(steps: int, given: Mapping[str, Any]) -> TrainSettings:
+    """The options of `fit` and `compare` that say how to train, by the names of their parameters."""
     from tunewise.train import TrainSettings
 
+    same = ("lr_scheduler_type", "save_steps", "bf16", "gradient_checkpointing", "replay", "kl_to_base", "l2_sp")
     return TrainSettings(
         max_steps=steps,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulate,
-        lr_scheduler_type=schedule,
-        save_steps=save,
-        eval_steps=evaluate,
-        bf16=bf16,
-        gradient_checkpointing=recompute,
-        replay=remedies[0],
-        kl_to_base=remedies[1],
-        l2_sp=remedies[2],
+        per_device_train_batch_size=given["batch_size"],
+        gradient_accumulation_steps=given["accumulate"],
+        eval_steps=given.get("eval_steps", 0),
+        **{name: given[name] for name in same},
     )
 
 

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 PEFT_PREFIX = "base_model.model."
 
 
+def head(base: Base, kind: str) -> dict[str, Any]:
+    """What every configuration of PEFT's says: its type, the base, and that it is to be used, not trained on."""
+    return {
+        "peft_type": kind,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.name,
+        "revision": base.revision,
+        "inference_mode": True,
+    }
+
+
 def portable(
     updates: Mapping[str, Factors], base: Base, modules: Mapping[str, nn.Module]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -38,11 +49,7 @@ def portable(
         tensors |= peft_names(base, path, modules[path], a, b)
     paths = sorted({key.removeprefix(PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
     every = {path for path, _, _ in base.anatomy.linears()} == set(paths)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.name,
-        "revision": base.revision,
+    config = head(base, "LORA") | {
         "r": rank,
         "lora_alpha": scale * rank,
         "lora_dropout": 0.0,
@@ -52,7 +59,6 @@ def portable(
         "use_rslora": False,
         "use_dora": False,
         "modules_to_save": None,
-        "inference_mode": True,
     }
     return config, tensors
 

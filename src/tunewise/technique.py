@@ -355,12 +355,18 @@ class Attachment:
             raise ArtifactError(f"{self.recipe.name} stores no rows, but the adaptation holds {len(rows)}")
 
     def training_state(self) -> dict[str, Tensor]:
-        """What exact resume needs beyond `state()`."""
+        """What exact resume needs beyond `state()`: the tensors themselves, not copies."""
         return {}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `training_state()`."""
-        strict(self.training_state(), state)
+        """Restore `training_state()` in place."""
+        import torch
+
+        own = self.training_state()
+        strict(own, state)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
 
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The adapter in PEFT's format (config, tensors), or None where PEFT cannot express it."""

@@ -11,7 +11,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,8 +23,7 @@ from transformers import SchedulerType, get_scheduler
 from tunewise import store
 from tunewise.allocator import keep_freed_memory
 from tunewise.errors import ArtifactError, DivergedError, SettingError
-from tunewise.forward import batch_of, layout, loss_sum
-from tunewise.model import Base
+from tunewise.forward import batch_of, layout, loss_sum, recomputing
 from tunewise.pack import Sequence
 from tunewise.remedies import Memory
 from tunewise.seeds import derive, generator
@@ -170,26 +168,6 @@ def train(
         if folder is not None and (run.step % settings.save_steps == 0 and run.step < settings.max_steps):
             run.save()
     return Trained(run.step, run.tokens, run.labelled, time.perf_counter() - started, run.loss)
-
-
-@contextmanager
-def recomputing(base: Base, on: bool) -> Iterator[None]:
-    """Blocks whose activations are not kept but computed again in the backward pass (Chen et al. 2016).
-
-    Hugging Face does so in training mode alone; the blocks' own flag is set, so that no dropout below them is.
-    """
-    if not on:
-        yield
-        return
-    base.model.gradient_checkpointing_enable({"use_reentrant": False})
-    try:
-        for block in base.anatomy.blocks:
-            block.training = True
-        yield
-    finally:
-        for block in base.anatomy.blocks:
-            block.training = False
-        base.model.gradient_checkpointing_disable()
 
 
 class _Run:

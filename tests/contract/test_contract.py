@@ -23,6 +23,7 @@ FORMS = [
     ("lora", {"use_dora": True, "use_rslora": True}),
     ("lora", {"init_lora_weights": "olora", "loraplus_lr_ratio": 4.0}),
     ("lora", {"target_modules": ["all-linear", "embed_tokens"]}),
+    ("qlora", {"target_modules": ["q", "down", "embed_tokens"], "lora_dropout": 0.0}),
     ("qlora", {"optimizer": "paged_adamw8bit", "lora_dropout": 0.0}),
     ("dylora", {"update": "frozen", "scaling": "constant"}),
     ("krona", {"form": "block"}),

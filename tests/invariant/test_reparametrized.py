@@ -48,10 +48,11 @@ def test_the_fused_layer_has_the_plain_ones_gradients():
 
 def test_a_frozen_linear_passes_gradients_to_its_input_and_bias_alone():
     weight, bias, x = random(4, 3), random(4).requires_grad_(True), random(5, 3).requires_grad_(True)
-    frozen_linear(x, lambda: weight, bias).square().sum().backward()
-    other = x.detach().clone().requires_grad_(True)
-    (other @ weight.T + bias.detach()).square().sum().backward()
-    assert torch.allclose(x.grad, other.grad) and bias.grad is not None
+    frozen_linear(x, lambda: weight, bias, 4).square().sum().backward()
+    other, shift = (tensor.detach().clone().requires_grad_(True) for tensor in (x, bias))
+    (other @ weight.T + shift).square().sum().backward()
+    assert torch.allclose(x.grad, other.grad) and torch.allclose(bias.grad, shift.grad)
+    assert weight.grad is None
 
 
 def test_first_gradients_reach_b_alone_and_the_update_has_its_rank():

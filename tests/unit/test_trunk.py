@@ -80,7 +80,7 @@ def test_what_is_free_does_not_decide(monkeypatch):
     base = tiny_base("llama")
     attachment = attach(make("last_layers"), base)
     rows = _sequences(attachment, tiny_task())
-    for free in (0, 1 << 40):
-        found = SimpleNamespace(total=1 << 33, available=free)
+    for total, free, used in ((1 << 33, 0, True), (1 << 33, 1 << 40, True), (1 << 12, 1 << 40, False)):
+        found = SimpleNamespace(total=total, available=free)
         monkeypatch.setattr("tunewise.trunk.psutil.virtual_memory", lambda found=found: found)
-        assert trunk_of(attachment, rows, 100, nullcontext()) is not None
+        assert (trunk_of(attachment, rows, 100, nullcontext()) is not None) == used

@@ -9,7 +9,6 @@ moments of the others. Bytes a parameter in fp32 and without activations: adamw 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from tunewise.errors import SettingError
 from tunewise.optimizers import IN_BACKWARD, build
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,11 +120,6 @@ class _Everything(Attachment):
 
     def training_state(self) -> dict[str, Tensor]:
         return {"active": self.active} if self.recipe.lisa_layers else {}
-
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        strict(self.training_state(), state)
-        for name, tensor in self.training_state().items():
-            tensor.copy_(state[name])
 
     def merge(self) -> nn.Module:
         return self.base.model

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tunewise.errors import ArtifactError
 from tunewise.made import Made
 from tunewise.placeholders import Placeholders, ordinary_tokens, text_tokens
+from tunewise.portable import head
 from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
 
 if TYPE_CHECKING:
@@ -153,11 +154,7 @@ class _Prefix(Made):
     @torch.no_grad()
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         _, groups, size = self.base.anatomy.heads
-        config = {
-            "peft_type": "PREFIX_TUNING",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.base.name,
-            "revision": self.base.revision,
+        config = head(self.base, "PREFIX_TUNING") | {
             "num_virtual_tokens": self.virtual_tokens,
             "token_dim": groups * size,
             "num_transformer_submodules": 1,
@@ -165,7 +162,6 @@ class _Prefix(Made):
             "num_layers": len(self.places),
             "encoder_hidden_size": groups * size,
             "prefix_projection": False,
-            "inference_mode": True,
         }
         return config, {"prompt_embeddings": self._cached()}
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from tunewise.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.optimizers import build
 from tunewise.placeholders import Placeholders, embed, ordinary_tokens, text_tokens
+from tunewise.portable import head
 from tunewise.seeds import generator as stream
 from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting, strict
 
@@ -120,17 +121,13 @@ class _Prompt(Attachment):
         return build(self.recipe.optimizer, groups, betas)
 
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        config = {
-            "peft_type": "PROMPT_TUNING",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.base.name,
+        config = head(self.base, "PROMPT_TUNING") | {
             "num_virtual_tokens": self.virtual_tokens,
             "token_dim": self.base.anatomy.width,
             "num_transformer_submodules": 1,
             "num_attention_heads": self.base.model.config.num_attention_heads,
             "num_layers": len(self.base.anatomy.blocks),
             "prompt_tuning_init": "RANDOM",
-            "inference_mode": True,
         }
         return config, {"prompt_embeddings": self.prompt.detach()}
 

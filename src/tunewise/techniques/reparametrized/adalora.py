@@ -116,18 +116,21 @@ class _Adaptive(Made, LowRank):
     def make(self) -> dict[str, Tensor]:
         """Lambda, P and Q of the ranks that are alive."""
         found: dict[str, Tensor] = {}
-        for path, (e, p, q) in self.triplets.items():
-            rows = self.alive[f"{path}.alive"].nonzero()[:, 0].to(e.device)
-            found |= {f"{path}.lora_E": e[rows], f"{path}.lora_B": p[:, rows], f"{path}.lora_A": q[rows]}
+        for path in self.triplets:
+            found |= {f"{path}.{part}": tensor for part, tensor in zip(_PARTS, self._living(path), strict=True)}
         return found
+
+    def _living(self, path: str) -> tuple[Tensor, Tensor, Tensor]:
+        e, p, q = self.triplets[path]
+        rows = self.alive[f"{path}.alive"].nonzero()[:, 0].to(e.device)
+        return e[rows], p[:, rows], q[rows]
 
     def factors(self, path: str) -> Factors:
         scale = self.recipe.lora_alpha / self.recipe.init_r
         if self.stored is not None:
             e, p, q = (self.stored[f"{path}.{part}"] for part in _PARTS)
         elif self.final:
-            rows = self.alive[f"{path}.alive"].nonzero()[:, 0].to(self.base.device)
-            e, p, q = self.triplets[path][0][rows], self.triplets[path][1][:, rows], self.triplets[path][2][rows]
+            e, p, q = self._living(path)
         else:
             e, p, q = self.triplets[path]
         return Factors(e[:, None] * q, p, scale)
@@ -193,13 +196,6 @@ class _Adaptive(Made, LowRank):
 
     def training_state(self) -> dict[str, Tensor]:
         return super().training_state() | self.averages | self.alive | {"final": self.final}
-
-    @torch.no_grad()
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        own = self.training_state()
-        strict(own, state)
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
 
     def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
         """The rank of every matrix."""

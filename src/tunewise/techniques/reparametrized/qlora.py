@@ -119,24 +119,20 @@ class _Quantised(Updates):
         self._undo.append(restore)
 
     def touched(self) -> dict[str, Tensor]:
-        return {f"{path}.weight": torch.arange(module.weight.numel()) for path, module in self.layers.items()}  # type: ignore[operator]
+        return {f"{path}.weight": torch.arange(packed.shape.numel()) for path, packed in self.packed.items()}
 
     def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
         return build(self.quantised.optimizer, groups, betas)
 
-    def merge(self) -> nn.Module:
-        """The model with updates added to its dequantised weights."""
-        deltas = {path: self.delta(path) for path in self.layers}
-        for handle in self._end_hooks:
-            handle.remove()
-        for path, module in self.layers.items():
-            vars(module).pop("forward", None)
-            if path in self.packed:
-                whole = self.matrix(path).float() + deltas[path]
-                whole = whole.T if is_transposed(module) else whole
-                weight = nn.Parameter(whole.to(module.weight.dtype).contiguous(), requires_grad=False)  # type: ignore[arg-type]
-                module.weight = weight
-        return self.base.model
+    def fold(self, path: str, delta: Tensor) -> None:
+        """Put the dequantised weight with its update in place; embeddings were never quantised."""
+        if path not in self.packed:
+            super().fold(path, delta)
+            return
+        module: Any = self.layers[path]
+        whole = self.matrix(path).float() + delta
+        whole = (whole.T if is_transposed(module) else whole).to(module.weight.dtype).contiguous()
+        module.weight = nn.Parameter(whole, requires_grad=False)
 
     def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
         """The share of the updates that quantising the merged weights again would keep (its projection on them)."""
