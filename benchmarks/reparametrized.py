@@ -5,7 +5,8 @@
 1. a training step of each technique and of PEFT's nearest method on random Llamas of three widths, taking turns
 2. forward and backward of one layer of width 2048: KronA's product, which is never formed, against PEFT's LoKr
 3. qlora against lora: bytes of the frozen linears, and a step
-4. bytes a parameter of full fine-tuning by optimiser: weights, gradients, optimiser state
+4. bytes a parameter of full fine-tuning by optimiser: weights, the most gradients alive at once, optimiser state
+5. a step of full that computes its activations again over one that keeps them
 
 Ratios are medians of ratios within a repeat. fp32, two threads.
 """
@@ -63,11 +64,11 @@ def rows() -> list[Sequence]:
     return [Sequence(own, [place >= LENGTH // 2 for place in range(LENGTH)], LENGTH // 2) for own in ids]
 
 
-def step(base: Base, name: str, settings: dict[str, Any]) -> float:
+def step(base: Base, name: str, settings: dict[str, Any], **plan_settings: Any) -> float:
     """Median seconds of a training step after the first."""
     attachment = attach(make(name, {name: settings}), base)
     clocks = [time.perf_counter()]
-    plan = TrainSettings(max_steps=STEPS, per_device_train_batch_size=ROWS)
+    plan = TrainSettings(max_steps=STEPS, per_device_train_batch_size=ROWS, **plan_settings)
     train(attachment, rows(), plan, on_step=lambda *_: clocks.append(time.perf_counter()), reuse_trunk=False)
     attachment.detach()
     return statistics.median([after - before for before, after in itertools.pairwise(clocks)][1:])
@@ -132,18 +133,33 @@ def ledger() -> dict[str, dict[str, float]]:
     found = {}
     for name in OPTIMIZERS:
         base = model(512, 4)
+        alive = [0]
+        parameters = [parameter.requires_grad_(True) for parameter in base.model.parameters()]
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(
+                lambda _, alive=alive, parameters=parameters: alive.append(
+                    sum(other.grad.nbytes for other in parameters if other.grad is not None)
+                )
+            )
         attachment: Any = attach(make("full", {"full": {"optimizer": name, "galore_rank": 64}}), base)
         try:
             train(attachment, rows(), TrainSettings(max_steps=2, per_device_train_batch_size=ROWS))
         except ImportError:
             continue
-        count = base.parameters
+        count, weights = base.parameters, sum(parameter.nbytes for parameter in parameters)
         states = attachment.mover.state.values()
         state = sum(value.nbytes for own in states for value in own.values() if torch.is_tensor(value))
-        largest = max(parameter.nbytes for parameter in base.model.parameters())
-        gradients = largest if name in ("lomo", "adalomo") else 4 * count
-        found[name] = {"weights": 4.0, "gradients": gradients / count, "state": state / count}
+        found[name] = {"weights": weights / count, "gradients": max(alive) / count, "state": state / count}
     return found
+
+
+def recomputed(repeats: int) -> dict[str, float]:
+    """Seconds of a step of full that keeps its activations, and of one that computes them again."""
+    base = model(512, 4)
+    found = against(
+        lambda: step(base, "full", {}), lambda: step(base, "full", {}, gradient_checkpointing=True), repeats
+    )
+    return {"kept": found["ours"], "recomputed": found["theirs"], "ratio": found["ratio"]}
 
 
 def main() -> None:
@@ -162,14 +178,11 @@ def main() -> None:
             result["steps"].append({"technique": ours, "against": theirs, "width": width, **found})
             cells = (f"{1000 * found['ours']:.0f}", f"{1000 * found['theirs']:.0f}", f"{found['ratio']:.2f}")
             table.add_row(ours, theirs, str(width), *cells)
-    result["products"], result["four_bits"], result["ledger"] = (
-        products(options.repeats),
-        four_bits(options.repeats),
-        ledger(),
-    )
+    result["products"], result["four_bits"] = products(options.repeats), four_bits(options.repeats)
+    result["ledger"], result["recomputed"] = ledger(), recomputed(options.repeats)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     console.print(table)
-    for name in ("products", "four_bits"):
+    for name in ("products", "four_bits", "recomputed"):
         console.print(name, {key: round(value, 5) for key, value in result[name].items()})
     sums = Table("optimiser", "weights", "gradients", "state", "sum", title="bytes a parameter")
     for name, row in result["ledger"].items():

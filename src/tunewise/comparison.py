@@ -18,18 +18,18 @@ import numpy as np
 import psutil
 import torch
 import transformers
-from scipy.stats import bootstrap
 
 from tunewise import __version__, store
 from tunewise.errors import SettingError
 from tunewise.forward import why_not_packed
 from tunewise.model import Base
-from tunewise.report import markdown, size
+from tunewise.report import markdown
 from tunewise.retention import Retention
 from tunewise.task import Task
 from tunewise.technique import Technique
 from tunewise.train import TrainSettings
 from tunewise.trial import Cache, Trial, run
+from tunewise.verdict import interval, verdict
 
 SCHEMA = 1
 Progress = Callable[[str, str, int, int], None]
@@ -266,67 +266,3 @@ def _mean(records: list[dict[str, float]]) -> dict[str, float]:
     means = {key: float(np.mean([record[key] for record in records])) for key in records[0]}
     whole = all(isinstance(value, int) for value in records[0].values())
     return {k: int(v) if whole or k.endswith(("_bytes", "_parameters")) else v for k, v in means.items()}
-
-
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over examples (2,000 resamples, fixed seed)."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float(values.mean()), float(values.mean())
-    found = bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=2000,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def verdict(rows: list[dict[str, Any]], per_example: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Best mean, what is tied with it (the paired 95 % interval of the difference holds 0), and the cheapest of these.
-
-    Cheapest: first what does not lengthen the prompt by half or more, then the smallest artifact.
-    """
-    scored = {row["technique"]: row for row in rows if row["technique"] in per_example}
-    if not scored:
-        return {"best": None, "ties": [], "recommended": None, "reasons": ["no technique finished"]}
-    best = max(scored, key=lambda name: scored[name]["score"]["mean"])
-    ties = [name for name in scored if name != best and _tied(per_example[best], per_example[name])]
-    shortest = min(row["cost"]["prompt_tokens"] for row in scored.values())
-
-    def price(name: str) -> tuple[bool, int]:
-        cost = scored[name]["cost"]
-        return cost["prompt_tokens"] > 1.5 * shortest, 0 if name == "base" else cost["artifact_bytes"]
-
-    recommended = min([best, *ties], key=price)
-    return {
-        "best": best,
-        "ties": ties,
-        "recommended": recommended,
-        "reasons": _reasons(best, ties, recommended, scored),
-    }
-
-
-def _tied(best: np.ndarray, other: np.ndarray) -> bool:
-    low, high = interval(best - other)
-    return low <= 0 <= high
-
-
-def _reasons(best: str, ties: list[str], recommended: str, rows: dict[str, dict[str, Any]]) -> list[str]:
-    top = rows[best]["score"]
-    said = [f"{best} has the best mean {top['metric']}, {top['mean']:.3f} [{top['low']:.3f}, {top['high']:.3f}]."]
-    if ties:
-        said.append(f"The test cannot tell it from {', '.join(ties)}: the interval of the difference holds 0.")
-    if recommended == "base":
-        said.append("The unadapted base is among them, so nothing here shows that adapting is worth its cost.")
-    elif recommended != best:
-        cost, other = rows[recommended]["cost"], rows[best]["cost"]
-        said.append(
-            f"{recommended} is the cheapest of these: {size(cost['artifact_bytes'])} on disk "
-            f"({best}: {size(other['artifact_bytes'])}), {cost['prompt_tokens']:.0f} prompt tokens "
-            f"({best}: {other['prompt_tokens']:.0f})."
-        )
-    forgotten = (rows[recommended].get("forgetting") or {}).get("nll_rise", 0.0)
-    said.append(f"{recommended} lost {forgotten:+.3f} nats a token on what the base knew.")
-    return said

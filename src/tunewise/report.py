@@ -73,8 +73,11 @@ def heading(result: Mapping[str, Any]) -> str:
     )
 
 
-def notes(result: Mapping[str, Any]) -> list[str]:
-    """What a reader must know beside the table: samples, cut examples, labels, failures."""
+def notes(result: Mapping[str, Any], most: int | None = None) -> list[str]:
+    """What a reader must know beside the table: samples, cut examples, labels, failures.
+
+    Of a finding with more than `most` numbers, only their range and mean are said.
+    """
     task, said = result["task"], list(result["task"]["notes"])
     for split in ("validation", "test"):
         if task["available"][split] > task[split]:
@@ -89,17 +92,20 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     if lost:
         said.append(f"{lost} of {task['test']} test prompts lost their beginning for the same reason.")
     for row in result["rows"]:
-        said += [f"{row['label']}: {name} {_said(value)}." for name, value in row.get("findings", {}).items()]
+        said += [f"{row['label']}: {name} {_said(value, most)}." for name, value in row.get("findings", {}).items()]
     packing = result["machine"]["packing"]
     if packing != "padding-free":
         said.append(f"Batches were padded, not packed: {packing}.")
     return said
 
 
-def _said(value: Any) -> str:
+def _said(value: Any, most: int | None) -> str:
     """A finding in words: a number, or the numbers of each name, those that agree together."""
     if not isinstance(value, Mapping):
         return f"{value:.3g}"
+    if most and len(value) > most:
+        low, high, mean = min(value.values()), max(value.values()), sum(value.values()) / len(value)
+        return f"{low:.4g} to {high:.4g}, {mean:.3g} on average (each in the report)"
     groups: dict[str, list[str]] = {}
     for name, number in value.items():
         groups.setdefault(f"{number:.4g}", []).append(name)
@@ -120,7 +126,7 @@ def terminal(result: Mapping[str, Any]) -> RenderableType:
             continue
         style = "bold green" if name == recommended else ""
         table.add_row(*(Text(cells[index], style=style) for index in shown))
-    lines = [Text(note, style="dim") for note in [_legend(result), *notes(result)]]
+    lines = [Text(note, style="dim") for note in [_legend(result), *notes(result, most=8)]]
     return Group(table, *failed, *lines, Text(""), *(Text(line) for line in verdict_lines(result)))
 
 
