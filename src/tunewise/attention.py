@@ -1,9 +1,14 @@
 """Attention over a packed row: many sequences side by side, no padding, no N-by-N mask.
 
-A row is described by its `Segment`s. Inside `packed(model, segments)` every attention layer of a Hugging Face
-model runs one call of scaled dot product attention per segment; outside it the model is untouched. The layout
-travels beside the model and not through its arguments, because several architectures drop unknown arguments
-on the way to their attention layers.
+A row is described by its `Segment`s, trees of tokens: what several sequences begin with stands in the row once, and
+their continuations see it and not one another. A query's attention to a shared beginning and to its own continuation
+are two kernel calls, merged by their log-sum-exp:
+
+    out = sum_i exp(l_i - l) out_i        l = log sum_i exp(l_i)
+
+Inside `packed(model, segments)` every attention layer of a Hugging Face model works like that; outside it the model is
+untouched. The layout travels beside the model and not through its arguments, because several architectures drop
+unknown arguments on the way to their attention layers.
 
 Shapes: query (1, H, T, D), key and value (1, G, T, D) with G key/value heads; out (1, T, H, D).
 """
@@ -13,31 +18,48 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 _NAME = "tunewise_packed"
+_SMALL = 256  # tokens up to which a tree is one kernel call with a mask
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One sequence of a row: `prefix` tokens in causal order, then branches that each see the prefix and themselves.
+    """A tree of tokens: `prefix` in causal order, then branches that each see them and themselves.
 
-    Branches score several continuations of one prompt while the prompt is computed once.
+    Branches are the sequences that begin alike, or continuations of one prompt to be scored.
     """
 
     prefix: int
-    branches: tuple[int, ...] = ()
+    branches: tuple[Segment, ...] = ()
 
-    @property
+    @cached_property
     def length(self) -> int:
-        """Tokens of this segment in the row."""
-        return self.prefix + sum(self.branches)
+        """Tokens of this tree in the row."""
+        return self.prefix + sum(branch.length for branch in self.branches)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One kernel call: the queries of a part of the row on the keys of another.
+
+    `tree` is the order within a part that looks at itself; None where all queries come after all keys. `before` are
+    the parts of the row that a part which looks at itself comes after.
+    """
+
+    queries: slice
+    keys: slice
+    tree: Segment | None
+    before: tuple[slice, ...] = ()
 
 
 _row: tuple[Segment, ...] = ()
@@ -70,7 +92,7 @@ def _attend(
     if unsupported or dropout or query.shape[0] != 1:
         raise NotImplementedError(f"packed attention has no {', '.join(unsupported) or 'dropout or batches'}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and not any(s.branches for s in _row):
+    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
         # In bfloat16 the processor's backward kernel takes two and a half times as long as in float32.
         exact = torch.promote_types(query.dtype, torch.float32)
         out = _PerSegment.apply(query.to(exact), key.to(exact), value.to(exact), _row, scale, sliding_window)
@@ -78,94 +100,160 @@ def _attend(
     if torch.is_autocast_enabled(query.device.type):  # as torch's own attention does; rotary leaves float32 behind
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    outputs, start = [], 0
-    for segment in _row:
-        part = slice(start, start + segment.length)
-        mask = _mask(segment, sliding_window, query.device)
+    outputs = []
+    for call in _calls(_row, sliding_window):
+        if call.tree is None:
+            continue
+        parts = (*call.before, call.keys)
+        keys, values = (torch.cat([whole[:, :, part] for part in parts], dim=2) for whole in (key, value))
+        mask = _mask(call.tree, sliding_window, query.device)
+        past = keys.shape[2] - call.tree.length
+        if mask is not None and past:
+            mask = torch.cat([mask.new_ones(len(mask), past), mask], dim=1)
         outputs.append(
             scaled_dot_product_attention(
-                query[:, :, part],
-                key[:, :, part],
-                value[:, :, part],
-                attn_mask=mask,
-                is_causal=mask is None,
+                query[:, :, call.queries],
+                keys,
+                values,
+                attn_mask=causal_lower_right(call.tree.length, keys.shape[2]) if mask is None and past else mask,
+                is_causal=mask is None and not past,
                 scale=scale,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         )
-        start += segment.length
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def _mask(segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
-    """Boolean mask (length, length) of one segment, or None where plain causal order says it all."""
-    window = window if window is not None and segment.length > window else None
-    if not segment.branches and window is None:
+@lru_cache(maxsize=64)
+def _calls(row: tuple[Segment, ...], window: int | None) -> tuple[_Call, ...]:
+    """The kernel calls of a row in its order; those of a part on itself come before those on what precedes it."""
+    found: list[_Call] = []
+
+    def split(tree: Segment, start: int, before: tuple[slice, ...]) -> None:
+        end, inner = start + tree.length, start + tree.prefix
+        slides = window is not None and tree.length > window
+        if not tree.branches or tree.length <= _SMALL or slides:
+            found.append(_Call(slice(start, end), slice(start, end), tree, before))
+            return
+        if tree.prefix:
+            found.append(_Call(slice(start, inner), slice(start, inner), Segment(tree.prefix), before))
+        own = (*before, slice(start, inner)) if tree.prefix else before
+        for group in _groups(tree.branches):
+            split(group, inner, own)
+            inner += group.length
+        if tree.prefix:
+            found.append(_Call(slice(start + tree.prefix, end), slice(start, start + tree.prefix), None))
+
+    start = 0
+    for segment in row:
+        split(segment, start, ())
+        start += segment.length
+    return tuple(sorted(found, key=lambda call: call.tree is None))
+
+
+def _groups(branches: Sequence[Segment]) -> Iterator[Segment]:
+    """Neighbours that are small enough together for one call, as branches of nothing."""
+    group: list[Segment] = []
+    for branch in branches:
+        if group and sum(other.length for other in group) + branch.length > _SMALL:
+            yield group[0] if len(group) == 1 else Segment(0, tuple(group))
+            group = []
+        group.append(branch)
+    if group:
+        yield group[0] if len(group) == 1 else Segment(0, tuple(group))
+
+
+@lru_cache(maxsize=256)
+def _mask(tree: Segment, window: int | None, device: torch.device) -> Tensor | None:
+    """Boolean mask (length, length) of one tree, or None where plain causal order says it all."""
+    window = window if window is not None and tree.length > window else None
+    if not tree.branches and window is None:
         return None
-    sizes = torch.tensor((segment.prefix, *segment.branches), device=device)
-    branch = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
-    order = torch.arange(segment.length, device=device)
-    starts = torch.cumsum(sizes, 0) - sizes
-    position = torch.where(branch == 0, order, order - starts[branch] + segment.prefix)
-    seen = (branch[None] == 0) | (branch[None] == branch[:, None])
-    mask = seen & (position[None] <= position[:, None])
-    return mask if window is None else mask & (position[:, None] - position[None] < window)
+    mask = torch.zeros(tree.length, tree.length, dtype=torch.bool)
+    position = torch.zeros(tree.length, dtype=torch.long)
+
+    def fill(part: Segment, start: int, depth: int) -> None:
+        inner, end = start + part.prefix, start + part.length
+        mask[start:inner, start:inner] = torch.ones(part.prefix, part.prefix, dtype=torch.bool).tril()
+        mask[inner:end, start:inner] = True
+        position[start:inner] = torch.arange(depth, depth + part.prefix)
+        for branch in part.branches:
+            fill(branch, inner, depth + part.prefix)
+            inner += branch.length
+
+    fill(tree, 0, 0)
+    if window is not None:
+        mask &= position[:, None] - position[None] < window
+    return mask.to(device)
 
 
 class _PerSegment(torch.autograd.Function):
-    """One CPU flash kernel per segment, writing into one output, so that no slice gradient is ever zero-filled."""
+    """CPU flash kernels that write into one output, so that no slice gradient is ever zero-filled.
+
+    A kernel's backward pass needs the output and log-sum-exp of whole rows of attention only, so that the merged ones
+    give each call's exact share of the gradients.
+    """
 
     @staticmethod
     def forward(ctx, query, key, value, row, scale, window):  # type: ignore[no-untyped-def]
         out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-        stored, start = [], 0
-        for segment in row:
-            part = slice(start, start + segment.length)
-            mask = _additive(segment, window, query)
+        total = query.new_empty(1, query.shape[1], query.shape[2])  # log-sum-exp of each query's scores
+        for call in _calls(row, window):
+            mask = _additive(call.tree, window, query)
             piece, logsumexp = _flash(
-                query[:, :, part],
-                key[:, :, part],
-                value[:, :, part],
+                query[:, :, call.queries],
+                key[:, :, call.keys],
+                value[:, :, call.keys],
                 0.0,
-                mask is None,
+                mask is None and call.tree is not None,
                 attn_mask=mask,
                 scale=scale,
             )
-            out[:, part] = piece.transpose(1, 2)
-            stored.append(logsumexp)
-            start += segment.length
-        ctx.save_for_backward(query, key, value, out, *stored)
+            piece = piece.transpose(1, 2)
+            if call.tree is not None:
+                out[:, call.queries], total[:, :, call.queries] = piece, logsumexp
+                continue
+            before, own = total[:, :, call.queries], out[:, call.queries]
+            whole = torch.logaddexp(before, logsumexp)
+            own.mul_(_share(before, whole)).addcmul_(piece, _share(logsumexp, whole))
+            before.copy_(whole)
+        ctx.save_for_backward(query, key, value, out, total)
         ctx.row, ctx.scale, ctx.window = row, scale, window
         return out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        query, key, value, out, *stored = ctx.saved_tensors
+        query, key, value, out, total = ctx.saved_tensors
         grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        start = 0
-        for segment, logsumexp in zip(ctx.row, stored, strict=True):
-            part = slice(start, start + segment.length)
-            mask = _additive(segment, ctx.window, query)
+        for call in _calls(ctx.row, ctx.window):
+            mask = _additive(call.tree, ctx.window, query)
             pieces = _flash_backward(
-                grad[:, part].transpose(1, 2),
-                query[:, :, part],
-                key[:, :, part],
-                value[:, :, part],
-                out[:, part].transpose(1, 2),
-                logsumexp,
+                grad[:, call.queries].transpose(1, 2),
+                query[:, :, call.queries],
+                key[:, :, call.keys],
+                value[:, :, call.keys],
+                out[:, call.queries].transpose(1, 2),
+                total[:, :, call.queries].contiguous(),
                 0.0,
-                mask is None,
+                mask is None and call.tree is not None,
                 attn_mask=mask,
                 scale=ctx.scale,
             )
-            for whole, piece in zip(grads, pieces, strict=True):
-                whole[:, :, part] = piece
-            start += segment.length
+            for whole, piece, part in zip(grads, pieces, (call.queries, call.keys, call.keys), strict=True):
+                if call.tree is not None:
+                    whole[:, :, part] = piece
+                else:
+                    whole[:, :, part] += piece
         return *grads, None, None, None
 
 
-def _additive(segment: Segment, window: int | None, like: Tensor) -> Tensor | None:
-    mask = _mask(segment, window, like.device)
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """What each query (1, H, T) gives to a part of its keys, as (1, T, H, 1)."""
+    return (part - whole).exp().transpose(1, 2)[..., None]
+
+
+def _additive(tree: Segment | None, window: int | None, like: Tensor) -> Tensor | None:
+    mask = _mask(tree, window, like.device) if tree is not None else None
     if mask is None:
         return None
     return torch.zeros(mask.shape, dtype=like.dtype).masked_fill_(~mask, float("-inf"))

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria
+from transformers.cache_utils import DynamicLayer
 
 from tunewise import metrics
 from tunewise.forward import batch_of, nll, why_not_packed
 from tunewise.model import Base
-from tunewise.pack import TURN, Encoder, branched_batch, by_tokens
+from tunewise.pack import TURN, Encoder, beginning, by_beginning, by_tokens, packed_batch
 from tunewise.pack import Sequence as Tokens
 from tunewise.task import Example, Task
 from tunewise.technique import Attachment
@@ -78,7 +80,7 @@ def score(
     if task.kind == "classification":
         return _classify(attachment, task, examples, rendered, progress)
     if task.kind == "text":
-        return _read(attachment, task, rendered)
+        return _likeliness(attachment, task, rendered)
     return _generate(attachment, task, examples, rendered, progress)
 
 
@@ -89,7 +91,7 @@ def _rendered(attachment: Attachment, examples: Sequence[Example]) -> list[Examp
 def _likelihood(attachment: Attachment, sequences: list[Tokens]) -> tuple[float, int, list[tuple[float, int]]]:
     """(total nats, tokens, the same per sequence) over the answers' tokens."""
     found = [(0.0, 0)] * len(sequences)
-    for group in by_tokens(sequences, _TOKENS):
+    for group in _groups(attachment.base, sequences):
         batch = batch_of(attachment.base, [_last_answer_only(sequences[index]) for index in group])
         values = nll(attachment.base, batch).double()
         sums = torch.zeros(len(group), dtype=torch.float64, device=values.device).index_add_(0, batch.owner, values)
@@ -97,6 +99,11 @@ def _likelihood(attachment: Attachment, sequences: list[Tokens]) -> tuple[float,
         for index, total, count in zip(group, sums.tolist(), counts.tolist(), strict=True):
             found[index] = total, count
     return sum(total for total, _ in found), sum(count for _, count in found), found
+
+
+def _groups(base: Base, sequences: list[Tokens]) -> list[list[int]]:
+    """Indices of the sequences of each scoring pass."""
+    return (by_tokens if why_not_packed(base) else by_beginning)(sequences, _TOKENS)
 
 
 def _last_answer_only(sequence: Tokens) -> Tokens:
@@ -116,8 +123,8 @@ def _classify(
     prompts = encoder.prompts(rendered, room)
     table: list[list[float]] = [[]] * len(examples)
     done = 0
-    for group in by_tokens(prompts, _TOKENS):
-        values = _label_nll(attachment.base, [prompts[i] for i in group], [answers[i] for i in group])
+    for group in _groups(attachment.base, prompts):
+        values = label_nll(attachment.base, [prompts[i] for i in group], [answers[i] for i in group])
         for index, row in zip(group, values, strict=True):
             table[index] = row
         done += len(group)
@@ -146,12 +153,12 @@ def _label_ids(encoder: Encoder, examples: list[Example], labels: tuple[str, ...
     return [ids[start : start + len(labels)] for start in range(0, len(ids), len(labels))]
 
 
-def _label_nll(base: Base, prompts: list[Tokens], answers: list[list[list[int]]]) -> list[list[float]]:
+def label_nll(base: Base, prompts: list[Tokens], answers: list[list[list[int]]]) -> list[list[float]]:
     """Negative log-likelihood of every label, (prompts, labels)."""
     if why_not_packed(base):
         rows = [[_spelled(prompt, ids) for ids in row] for prompt, row in zip(prompts, answers, strict=True)]
         return [_per_sequence(base, row) for row in rows]
-    batch = branched_batch(prompts, answers, base.device)
+    batch = packed_batch(prompts, base.device, answers)
     values = nll(base, batch).double()
     width = max(len(row) for row in answers)
     sums = torch.zeros(len(prompts) * width, dtype=torch.float64, device=values.device)
@@ -170,7 +177,7 @@ def _per_sequence(base: Base, sequences: list[Tokens]) -> list[float]:
     return list(sums.index_add_(0, batch.owner, values).tolist())
 
 
-def _read(attachment: Attachment, task: Task, rendered: list[Example]) -> Scores:
+def _likeliness(attachment: Attachment, task: Task, rendered: list[Example]) -> Scores:
     """Plain text: the geometric mean probability of a token, so that higher is better as everywhere."""
     started = time.perf_counter()
     sequences = encoder_for(attachment, task).encode(rendered)
@@ -251,6 +258,7 @@ def answer(
 ) -> tuple[list[str], list[Tokens]]:
     """Greedy answers of at most `room` tokens, in cached, left-padded batches; and the prompts as they were sent.
 
+    What all prompts begin with is read once; its keys and values stand before the padding of every batch.
     A model that ends its turns by no mark of a chat template ends an answer at `stop` too.
     """
     stop = None if encoder.chat else stop
@@ -263,17 +271,23 @@ def answer(
         pad_token_id=encoder.eos if encoder.eos is not None else 0,
     )
     texts = [""] * len(prompts)
-    groups = [group[s : s + 64] for group in by_tokens(prompts, 2 * _TOKENS) for s in range(0, len(group), 64)]
+    head = beginning(prompts) if prompts and not why_not_packed(base) else 0
+    cache = _read(base, prompts[0].ids[:head]) if head else None
+    head = head if cache is not None else 0
+    rests = [Tokens(prompt.ids[head:], [], 0) for prompt in prompts]
+    groups = [group[s : s + 64] for group in by_tokens(rests, 2 * _TOKENS) for s in range(0, len(group), 64)]
     done = 0
     for group in groups:
         width = max(len(prompts[index].ids) for index in group)
         pads = [width - len(prompts[index].ids) for index in group]
-        ids = torch.tensor([[0] * pad + prompts[index].ids for pad, index in zip(pads, group, strict=True)])
-        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
+        rows = [(prompts[index].ids, pad) for pad, index in zip(pads, group, strict=True)]
+        ids = torch.tensor([row[:head] + [0] * pad + row[head:] for row, pad in rows])
+        mask = torch.tensor([[1] * head + [0] * pad + [1] * (width - head - pad) for _, pad in rows])
         output = base.generate(
             input_ids=ids.to(base.device),
             attention_mask=mask.to(base.device),
             generation_config=config,
+            past_key_values=_repeated(cache, len(group)),
             stopping_criteria=[_Stopped(encoder, stop, width)] if stop else [],
         )
         for index, row in zip(group, output[:, width:].tolist(), strict=True):
@@ -284,7 +298,20 @@ def answer(
     return texts, prompts
 
 
-# What was forgotten.
+def _read(base: Base, ids: list[int]) -> DynamicCache | None:
+    """The keys and values of a beginning, or None where layers forget some of them (a sliding window)."""
+    cache = DynamicCache(config=base.model.config)
+    base.anatomy.inner(input_ids=torch.tensor([ids], device=base.device), past_key_values=cache, use_cache=True)
+    return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None
+
+
+def _repeated(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
+    """A copy for so many rows, of caches that a technique hung on it too."""
+    copy = deepcopy(cache)
+    for part in (copy, *vars(copy).values()) if copy is not None else ():
+        if isinstance(part, DynamicCache):
+            part.batch_repeat_interleave(rows)
+    return copy
 
 
 def describe(scores: Scores) -> dict[str, Any]:

@@ -95,15 +95,17 @@ def _logits(base: Base, batch: Batch) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def batch_of(base: Base, sequences: list[Sequence]) -> Batch:
-    """Packed where the base can be packed, else padded."""
-    return padded_batch(sequences, base.device) if why_not_packed(base) else packed_batch(sequences, base.device)
+def batch_of(base: Base, sequences: list[Sequence], *, share: bool = True) -> Batch:
+    """Packed where the base can be packed, else padded; with `share`, what sequences begin with alike is read once."""
+    if why_not_packed(base):
+        return padded_batch(sequences, base.device)
+    return packed_batch(sequences, base.device, share=share)
 
 
 def why_not_packed(base: Base) -> str | None:
     """Why this base cannot run packed rows, or None if it can: found by trying, once, on the bare base.
 
-    Two short sequences in one row must score as they do alone through the whole model.
+    Four sequences in one row, two of which begin alike, must score as they do alone through the whole model.
     """
     found: str | bool | None = getattr(base, "_why_not_packed", False)
     if found is False:
@@ -119,6 +121,9 @@ def _probe(base: Base) -> str | None:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(0, base.anatomy.vocabulary, (size,), generator=generator).tolist() for size in sizes]
     sequences = [Sequence(ids, [True] * len(ids), 0) for ids in rows]
+    alike = (rows[0] * 4)[: max(base.anatomy.context - 7, 1)]
+    for end in (rows[0][:5], rows[0][::-1]):
+        sequences.append(Sequence(alike + end, [False] * len(alike) + [True] * len(end), len(alike)))
     try:
         together = nll(base, packed_batch(sequences, base.device))
     except Exception as error:  # any failure means the same: this architecture cannot be packed

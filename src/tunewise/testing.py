@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ def attach(technique: Technique, base: Base, task: Task | None = None, seed: int
     attachment = technique.resolved(base).attach(base, generator(seed, "attach"))
     attachment.learn(Study(task, seed, lambda: loss(attachment, task, task.validation)))
     return attachment
+
+
+def alike(task: Task) -> Task:
+    """The task with a template, so that all of its prompts begin with the same tokens."""
+    return replace(task, template="say what the text that follows is about: {prompt}\n")
 
 
 def fingerprint(base: Base) -> str:
@@ -236,8 +241,11 @@ def check_resume(technique: Technique, base: Base) -> None:
 
 
 def check_cached_generation(technique: Technique, base: Base) -> None:
-    """Greedy answers with a key/value cache in a padded batch equal those of full forward passes, one by one."""
-    task = tiny_task()
+    """Greedy answers with a key/value cache in a padded batch equal those of full forward passes, one by one.
+
+    The prompts begin alike, so that their beginning is read once.
+    """
+    task = alike(tiny_task())
     attachment = attach(technique, base, task)
     fit(attachment, task=task)
     encoder = encoder_for(attachment, task)
@@ -254,10 +262,13 @@ def check_cached_generation(technique: Technique, base: Base) -> None:
 
 
 def check_gradients(technique: Technique, base: Base, tolerance: float = 1e-5) -> None:
-    """Packed gradients equal those of Hugging Face's own loss on padded rows."""
-    if not technique.trains:
-        return
-    task = tiny_task()
+    """Packed gradients equal those of Hugging Face's own loss on padded rows, also of rows that begin alike."""
+    for task in (tiny_task(), alike(tiny_task())) if technique.trains else ():
+        _check_gradients(technique, base, tolerance, task)
+        base.release()
+
+
+def _check_gradients(technique: Technique, base: Base, tolerance: float, task: Task) -> None:
     attachment = attach(technique, base, task)
     sequences = _sequences(attachment, task)[:5]
     attachment.start_phase(0)
@@ -294,8 +305,8 @@ def check_gradients(technique: Technique, base: Base, tolerance: float = 1e-5) -
 
 
 def check_scores_agree(technique: Technique, base: Base) -> None:
-    """Scoring labels side by side gives the likelihoods of scoring each alone through the plain model."""
-    task = tiny_task()
+    """Scoring labels and prompts side by side gives the likelihoods of scoring each alone through the plain model."""
+    task = alike(tiny_task())
     attachment = attach(technique, base, task)
     found = score(attachment, task, task.test)
     encoder = encoder_for(attachment, task)

@@ -234,7 +234,8 @@ class _Run:
         size = self.settings.per_device_train_batch_size
         chosen = order(len(self.sequences), self.seed, self.step * self.settings.rows, self.settings.rows)
         rows = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        batches = [batch_of(self.base, [self.sequences[index] for index in row]) for row in rows]
+        share = self.trunk is None  # what is replayed was recorded for whole sequences
+        batches = [batch_of(self.base, [self.sequences[index] for index in row], share=share) for row in rows]
         labelled = max(sum(len(batch.targets) for batch in batches), 1)
         total = 0.0
         for row, batch in zip(rows, batches, strict=True):

@@ -48,7 +48,7 @@ class Trunk:
         try:
             places: dict[int, list[Tensor]] = {block: [torch.empty(0)] * len(sequences) for block in self.states}
             for group in by_tokens(list(sequences), _TOKENS):
-                batch = batch_of(base, [sequences[index] for index in group])
+                batch = batch_of(base, [sequences[index] for index in group], share=False)
                 with layout(base, batch), precision:
                     base.anatomy.inner(input_ids=batch.ids, position_ids=batch.position_ids, use_cache=False)
                 sizes = [len(sequences[index].ids) for index in group]

@@ -5,18 +5,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewise.forward import nll, why_not_packed
+from tunewise.forward import layout, loss_sum, nll, why_not_packed
 from tunewise.pack import (
     Encoder,
     Sequence,
-    branched_batch,
+    beginning,
+    beginnings,
+    by_beginning,
     by_tokens,
     fit_window,
     packed_batch,
     padded_batch,
 )
 from tunewise.task import Example, Message, Task
-from tunewise.testing import tiny_base, tiny_task
+from tunewise.testing import alike, tiny_base, tiny_task
 from tunewise.train import order
 
 CHATML = (
@@ -171,7 +173,7 @@ def test_branches_score_as_they_would_alone(architecture):
     base = tiny_base(architecture, torch.float64)
     prompts = [Sequence(list(range(5, 5 + n)), [False] * n, n) for n in (3, 21)]
     answers = [[[7], [8, 9, 10], [1, 2]], [[30, 31], [4]]]
-    batch = branched_batch(prompts, answers, base.device)
+    batch = packed_batch(prompts, base.device, answers)
     values = nll(base, batch)
     for index, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
         for number, answer in enumerate(row):
@@ -179,6 +181,73 @@ def test_branches_score_as_they_would_alone(architecture):
             alone = nll(base, padded_batch([whole], base.device)).sum()
             ours = values[(batch.owner == index) & (batch.branch == number)].sum()
             assert abs(float(ours - alone)) < 1e-6
+
+
+def shared_rows(size, tails):
+    """Sequences that begin with the same `size` tokens, and two that do not, one of them with a label in its head."""
+    head = [place * 7 % 290 + 3 for place in range(size)]
+    rows = [Sequence([*head, 300 + n, 9, 8 + n], [False] * (size + 1) + [True] * 2, size + 1) for n in range(tails)]
+    late = Sequence([*head, 5, 6], [False] * 20 + [True] * (size - 18), 20)
+    return [*rows, Sequence([11, 12, 13], [False, True, True], 1), late]
+
+
+@pytest.mark.parametrize("size", [24, 240])  # one masked call; several calls that are merged
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "gpt_neox", "qwen3", "opt"])
+def test_what_sequences_begin_with_is_read_once(architecture, size):
+    base = tiny_base(architecture, torch.float64)
+    rows = shared_rows(size, 9)
+    shared, plain = packed_batch(rows, base.device), packed_batch(rows, base.device, share=False)
+    assert shared.ids.shape[1] < plain.ids.shape[1] - size and shared.tokens == plain.tokens
+    assert shared.targets.tolist() == plain.targets.tolist() and shared.owner.tolist() == plain.owner.tolist()
+    assert torch.allclose(nll(base, shared), nll(base, plain), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "architecture, dtype, tolerance",
+    [
+        ("gpt2", torch.float64, 1e-9),
+        ("gpt_neox", torch.float64, 1e-9),
+        ("llama", torch.float64, 1e-7),  # its norms compute in float32
+        ("llama", torch.float32, 1e-5),
+        ("qwen3", torch.float32, 1e-5),
+    ],
+)
+def test_gradients_through_a_shared_beginning_are_the_plain_ones(architecture, dtype, tolerance):
+    base = tiny_base(architecture, dtype)
+    rows = shared_rows(240, 9)
+    grads = []
+    for share in (True, False):
+        base.model.requires_grad_(True).zero_grad()
+        batch = packed_batch(rows, base.device, share=share)
+        with layout(base, batch):
+            loss_sum(base, batch).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in base.model.parameters() if p.grad is not None]))
+    assert float((grads[0] - grads[1]).norm() / grads[1].norm()) < tolerance
+
+
+def test_answers_after_prompts_that_begin_alike():
+    """Two levels: what prompts share, and what their answers share."""
+    base = tiny_base("llama", torch.float64)
+    prompts = [Sequence(row.ids, [False] * len(row.ids), len(row.ids)) for row in shared_rows(240, 9)]
+    answers = [[[7], [8, 9, 10], [1, 2]]] * len(prompts)
+    together = nll(base, packed_batch(prompts, base.device, answers))
+    alone = [packed_batch([prompt], base.device, answers[:1]) for prompt in prompts]
+    assert torch.allclose(together, torch.cat([nll(base, batch) for batch in alone]), atol=1e-9, rtol=0)
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=2, max_size=60), min_size=1, max_size=8))
+def test_beginnings_hold_every_row_once_and_save_tokens(rows):
+    most = [len(row) - 1 for row in rows]
+    found = beginnings(rows, most)
+    assert sorted(index for _, members in found for index in members) == list(range(len(rows)))
+    for shared, members in found:
+        assert (shared == 0) == (len(members) == 1)
+        assert all(rows[index][:shared] == rows[members[0]][:shared] and shared <= most[index] for index in members)
+
+
+def test_groups_count_a_beginning_once():
+    rows = shared_rows(100, 4)[:4]
+    assert len(by_beginning(rows, 115)) == 1 and len(by_tokens(rows, 115)) == 4
 
 
 def test_an_architecture_that_cannot_be_packed_says_so():
@@ -199,3 +268,10 @@ def test_order_is_one_endless_row_of_epochs(examples, start, count, seed):
     assert order(examples, seed, start, count) == whole[start:]
     for epoch in range(len(whole) // examples):
         assert sorted(whole[epoch * examples : (epoch + 1) * examples]) == list(range(examples))
+
+
+def test_prompts_of_one_template_share_it():
+    task, base = alike(tiny_task()), tiny_base("llama")
+    prompts = Encoder(base, task).prompts(task.test, 4)
+    assert beginning(prompts) >= 16 and beginning(prompts[:1]) == 0
+    assert beginning(Encoder(base, tiny_task()).prompts(tiny_task().test, 4)) == 0
