@@ -18,6 +18,7 @@ import typer
 from tunewise.console import console, print_json, progress, quiet
 from tunewise.errors import ArtifactError, RequestError, SettingError, TunewiseError
 from tunewise.options import (
+    COMPARED,
     Accumulate,
     BatchSize,
     Bf16,
@@ -28,6 +29,7 @@ from tunewise.options import (
     Dtype,
     Json,
     KlToBase,
+    Knowledge,
     L2Sp,
     MaxLength,
     Metric,
@@ -142,6 +144,7 @@ def fit_command(
     metric: Metric = None,
     sets: Sets = None,
     sources: Sources = None,
+    knowledge: Knowledge = None,
     max_length: MaxLength = None,
     revision: Revision = None,
     dtype: Dtype = "float32",
@@ -162,11 +165,11 @@ def fit_command(
         raise SettingError(
             f'fit takes one technique, not "{technique}"; join with + to compose, or use tunewise compare'
         )
-    recipe = recipes_of(technique, chosen, sources)[0]
+    recipe = recipes_of(technique, chosen, sources, knowledge=knowledge)[0]
     if learning_rate is not None:
         for part in [part for part in getattr(recipe, "parts", (recipe,)) if part.trains]:
             chosen.setdefault(part.name, {}).setdefault("learning_rate", learning_rate)
-        recipe = recipes_of(technique, chosen, sources)[0]
+        recipe = recipes_of(technique, chosen, sources, knowledge=knowledge)[0]
     settings = train_settings(max_steps, context.params)
     base = load_model(model, revision, dtype, device, max_length)
     from tunewise.fitting import fit
@@ -207,9 +210,7 @@ def compare_command(
     model: Model,
     data: Data,
     out: Out,
-    techniques: Annotated[
-        str, typer.Option("--techniques", "-t", help="Names joined by commas, or all.")
-    ] = "base,icl,full,last_layers,bitfit,prompt_tuning,lora",
+    techniques: Annotated[str, typer.Option("--techniques", "-t", help="Names joined by commas, or all.")] = COMPARED,
     budget_steps: Annotated[int, typer.Option(help="Optimiser steps of each trial.")] = 100,
     budget_tokens: Annotated[int | None, typer.Option(help="Training tokens of each trial instead.")] = None,
     search: Annotated[int, typer.Option(help="Learning rates tried for each technique (1 to 5).")] = 1,
@@ -227,6 +228,7 @@ def compare_command(
     metric: Metric = None,
     sets: Sets = None,
     sources: Sources = None,
+    knowledge: Knowledge = None,
     max_length: MaxLength = None,
     revision: Revision = None,
     dtype: Dtype = "float32",
@@ -244,7 +246,7 @@ def compare_command(
     task = read_task(data, columns, template, metric)
     texts, remembered = read_texts(retention), read_texts(remember)
     probed = read_task(probe, None, None, None) if probe else None
-    recipes = recipes_of(techniques, settings_of(sets), sources)
+    recipes = recipes_of(techniques, settings_of(sets), sources, knowledge=knowledge)
     from tunewise.comparison import Budget, compare
 
     budget = Budget(
@@ -321,6 +323,7 @@ def eval_command(
     if predictions is not None:
         rows = [
             {"prompt": example.prompt, "prediction": text, "answer": example.answer, found.metric: value}
+            | ({"sources": cited} if (cited := loaded.attachment.sources(example)) else {})
             for example, text, value in zip(chosen, found.predictions, found.per_example, strict=True)
         ]
         store.write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -372,6 +375,63 @@ def interpolate_command(
     console().print(curve_table(rows, task.metric))
 
 
+@app.command("index")
+def index_command(
+    documents: Annotated[str, typer.Argument(help="Folder or file: .txt .md .html .pdf .jsonl.")],
+    out: Annotated[str, typer.Option("--out", "--index", "-o", help="Folder, or qdrant://host:port/name.")],
+    embedder: Annotated[str, typer.Option(help="sentence-transformers model, id or folder.")],
+    chunk_size: Annotated[int, typer.Option(help="Tokens of a passage at most.")] = 256,
+    chunk_overlap: Annotated[int, typer.Option(help="Tokens that the next one repeats.")] = 32,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Make or update an index of documents; what has not changed is not embedded again."""
+    quiet()
+    from tunewise.knowledge.build import build
+
+    with progress() as show:
+        result = build(
+            documents, out, embedder, chunk_size, chunk_overlap, lambda what, done, total: show(out, what, done, total)
+        )
+    if as_json:
+        print_json(result)
+        return
+    skipped = result.pop("skipped")
+    said = ", ".join(f"{value:,} {name}" for name, value in result["documents"].items())
+    console().print(
+        f"{result['index']}: documents {said}; {result['passages']:,} passages", markup=False, highlight=False
+    )
+    for name, why in skipped:
+        typer.echo(f"skipped {name}: {why}", err=True)
+
+
+@app.command("search")
+def search_command(
+    index: Annotated[str, typer.Argument(help="Folder of an index, or qdrant://host:port/name.")],
+    question: Annotated[str, typer.Argument(help="What to look for.")],
+    k: Annotated[int, typer.Option(help="Passages at most.")] = 5,
+    mode: Annotated[str, typer.Option(help="bm25, dense or hybrid.")] = "hybrid",
+    floor: Annotated[float, typer.Option(help="What fits less is not shown (0 to 1).")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Show the passages of an index that fit a question, each with its document and span."""
+    if mode not in ("bm25", "dense", "hybrid"):
+        raise SettingError(f'mode is "{mode}" but must be bm25, dense or hybrid')
+    quiet()
+    from tunewise.knowledge.build import find
+
+    hits = find(index, question, k, mode, floor)
+    if as_json:
+        print_json([{"source": hit.passage.id, "score": hit.score, "text": hit.passage.text} for hit in hits])
+        return
+    for number, hit in enumerate(hits, 1):
+        console().print(
+            f"[{number}] {hit.passage.id}  {hit.score:.4f}\n{hit.passage.indexed}\n", markup=False, highlight=False
+        )
+    if not hits:
+        console().print("nothing fits", markup=False)
+
+
 @app.command("report")
 def report_command(
     folder: Annotated[Path, typer.Argument(help="Folder of a comparison.")],
@@ -402,9 +462,7 @@ def report_command(
 def demo_command(
     out: Out = Path("tunewise-demo"),
     task: Annotated[str, typer.Option(help="town, reviews, records, skill or letters.")] = "reviews",
-    techniques: Annotated[
-        str, typer.Option("--techniques", "-t", help="Names joined by commas, or all.")
-    ] = "base,icl,full,last_layers,bitfit,prompt_tuning,lora",
+    techniques: Annotated[str, typer.Option("--techniques", "-t", help="Names joined by commas, or all.")] = COMPARED,
     all_techniques: Annotated[bool, typer.Option("--all", help="Every technique that there is.")] = False,
     as_json: Json = False,
 ) -> None:

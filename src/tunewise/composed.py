@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -53,6 +53,10 @@ class Composed(Technique):
         lists = [part.search(count) for part in self.parts]
         length = min(len(found) for found, part in zip(lists, self.parts, strict=True) if part.trains)
         return [replace(self, parts=tuple(f[i if len(f) > i else 0] for f in lists)) for i in range(length)]
+
+    def stamp(self, task: Task) -> str:
+        """The parts' stamps."""
+        return "+".join(filter(None, (part.stamp(task) for part in self.parts)))
 
     def to_json(self) -> dict[str, Any]:
         """Name and the settings of each part."""
@@ -126,6 +130,15 @@ class _Together(Attachment):
         for part in self.parts:
             example = part.render(example)
         return example
+
+    def sources(self, example: Example) -> list[str]:
+        return [source for part in self.parts for source in part.sources(example)]
+
+    def label_bias(self) -> Tensor | None:
+        return next((bias for part in self.parts if (bias := part.label_bias()) is not None), None)
+
+    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
+        return {name: value for part in self.parts for name, value in part.findings(validation_loss).items()}
 
     def trunk(self) -> Sequence[int]:
         trained = [part for part in self.parts if part.recipe.sides != {"prompt"}]

@@ -112,41 +112,62 @@ def _last_answer_only(sequence: Tokens) -> Tokens:
     return Tokens(sequence.ids, labelled, sequence.prompt, sequence.cut)
 
 
-def _classify(
-    attachment: Attachment, task: Task, examples: Sequence[Example], rendered: list[Example], progress: Progress
-) -> Scores:
-    """Each label's likelihood, end mark included, after a prompt that is computed once for all labels."""
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class LabelTable:
+    """Negative log-likelihoods of labels: `nll[example][label]` in nats, end mark included, over `tokens` tokens."""
+
+    nll: list[list[float]]
+    tokens: list[list[int]]
+    prompts: list[Tokens] = field(repr=False)
+
+
+@torch.no_grad()
+def label_table(
+    attachment: Attachment,
+    task: Task,
+    rendered: Sequence[Example],
+    progress: Progress = lambda done, total: None,
+) -> LabelTable:
+    """Each label's likelihood after prompts that are computed once for all labels, and what they share once for all."""
     encoder = encoder_for(attachment, task)
     answers = _label_ids(encoder, rendered, task.labels)
-    room = max(len(ids) for row in answers for ids in row)
+    room = max((len(ids) for row in answers for ids in row), default=0)
     prompts = encoder.prompts(rendered, room)
-    table: list[list[float]] = [[]] * len(examples)
+    table: list[list[float]] = [[]] * len(rendered)
     done = 0
     for group in _groups(attachment.base, prompts):
         values = label_nll(attachment.base, [prompts[i] for i in group], [answers[i] for i in group])
         for index, row in zip(group, values, strict=True):
             table[index] = row
         done += len(group)
-        progress(done, len(examples))
+        progress(done, len(rendered))
+    return LabelTable(table, [[len(ids) for ids in row] for row in answers], prompts)
+
+
+def _classify(
+    attachment: Attachment, task: Task, examples: Sequence[Example], rendered: list[Example], progress: Progress
+) -> Scores:
+    started = time.perf_counter()
+    found, shift = label_table(attachment, task, rendered, progress), attachment.label_bias()
     seconds = (time.perf_counter() - started) / len(examples)
-    chosen = [task.labels[min(range(len(row)), key=row.__getitem__)] for row in table]
+    nll = torch.tensor(found.nll, dtype=torch.float64)
+    chosen = [task.labels[place] for place in (nll if shift is None else nll - shift).argmin(1).tolist()]
     gold = [task.labels.index(example.answer) for example in examples]
-    tokens = sum(len(row[label]) for row, label in zip(answers, gold, strict=True))
+    tokens = sum(row[label] for row, label in zip(found.tokens, gold, strict=True))
     own = metrics.find(task.metric) if task.metric != "accuracy" else lambda label, answers: float(label in answers)
     return Scores(
         task.metric,
         [own(label, (example.answer,)) for label, example in zip(chosen, examples, strict=True)],
-        sum(row[label] for row, label in zip(table, gold, strict=True)) / max(tokens, 1),
+        sum(row[label] for row, label in zip(found.nll, gold, strict=True)) / max(tokens, 1),
         {"macro_f1": metrics.macro_f1(chosen, [example.answer for example in examples], task.labels)},
         chosen,
         seconds,
-        sum(len(prompt.ids) for prompt in prompts) / len(prompts),
-        sum(prompt.cut for prompt in prompts),
+        sum(len(prompt.ids) for prompt in found.prompts) / len(found.prompts),
+        sum(prompt.cut for prompt in found.prompts),
     )
 
 
-def _label_ids(encoder: Encoder, examples: list[Example], labels: tuple[str, ...]) -> list[list[list[int]]]:
+def _label_ids(encoder: Encoder, examples: Sequence[Example], labels: tuple[str, ...]) -> list[list[list[int]]]:
     """Token ids of every label after every prompt."""
     flat = [Example(example.messages, label) for example in examples for label in labels]
     ids = [sequence.ids[sequence.prompt :] for sequence in encoder.encode(flat)]

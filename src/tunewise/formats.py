@@ -31,12 +31,14 @@ class Example:
     """What the model sees (`messages`) and must write (`answer`; for classification the label).
 
     `messages` is empty for plain text. `references` holds every acceptable answer, the first being
-    `answer`; only question-answer data fills it.
+    `answer`; only question-answer data fills it. `passage` names the document that holds the answer, where the data
+    says it; retrieval is judged by it and never sees it.
     """
 
     messages: tuple[Message, ...]
     answer: str
     references: tuple[str, ...] = ()
+    passage: str = ""
 
     @property
     def prompt(self) -> str:
@@ -60,8 +62,8 @@ _OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
     "messages": {"system": ("system",), "tools": ("tools",)},
     "sharegpt": {"system": ("system",), "tools": ("tools",)},
     "alpaca": {"input": ("input", "context"), "system": ("system",), "history": ("history",)},
-    "question-answer": {"context": ("context",), "system": ("system",)},
-    "prompt-completion": {"system": ("system",)},
+    "question-answer": {"context": ("context",), "system": ("system",), "passage": ("passage",)},
+    "prompt-completion": {"system": ("system",), "passage": ("passage",)},
 }
 _MAPPABLE = tuple(dict.fromkeys(slot for part in (_REQUIRED, _OPTIONAL) for slots in part.values() for slot in slots))
 _ROLES = {
@@ -203,6 +205,11 @@ class _Cells:
                 raise self.error(slot, "the text holds half of a surrogate pair", "remove it", inside) from None
         return value
 
+    def name(self, slot: str) -> str:
+        """A name or number of a column that may be absent; anything else in it is not a name."""
+        value = self.value(slot)
+        return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
     def items(self, slot: str, value: object, inside: str = "") -> list[object]:
         if not isinstance(value, list):
             raise self.error(slot, f"{kind_of(value)} where a list is needed", "write it as a list", inside)
@@ -285,11 +292,13 @@ def _question_answer(cells: _Cells) -> Example:
         texts = [cells.check("answer", answers, inside)]
     if not texts:
         raise cells.error("answer", "there is no answer", "remove the row or write what the model should say", inside)
-    return Example((*cells.system(), Message("user", asked)), texts[0], tuple(dict.fromkeys(texts)))
+    references = tuple(dict.fromkeys(texts))
+    return Example((*cells.system(), Message("user", asked)), texts[0], references, cells.name("passage"))
 
 
 def _prompt_completion(cells: _Cells) -> Example:
-    return Example((*cells.system(), Message("user", cells.text("prompt"))), cells.text("completion"))
+    asked = (*cells.system(), Message("user", cells.text("prompt")))
+    return Example(asked, cells.text("completion"), (), cells.name("passage"))
 
 
 def _classification(cells: _Cells) -> Example:

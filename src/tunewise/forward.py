@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def recomputing(base: Base, on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    enable, disable = _switches(base.model)
+    enable({"use_reentrant": False})
     try:
         for block in base.anatomy.blocks:
             block.training = True
@@ -36,7 +38,13 @@ def recomputing(base: Base, on: bool) -> Iterator[None]:
     finally:
         for block in base.anatomy.blocks:
             block.training = False
-        base.model.gradient_checkpointing_disable()
+        disable()
+
+
+def _switches(model: Any) -> tuple[Any, Any]:
+    """Hugging Face's two methods, by their newer names where it has these."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    return getattr(model, f"{name}_checkpointing_enable"), getattr(model, f"{name}_checkpointing_disable")
 
 
 def loss_sum(base: Base, batch: Batch) -> Tensor:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tunewise.train import TrainSettings
 
 
+COMPARED = "base,icl,rag,full,last_layers,bitfit,prompt_tuning,lora"
+
+
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make the settings of a YAML file the defaults of this command's options."""
     if path is None:
@@ -74,6 +77,9 @@ Sets = Annotated[
     list[str] | None, typer.Option("--set", help="A technique's setting, e.g. lora.r=8 (may be repeated).")
 ]
 Sources = Annotated[str | None, typer.Option(help="Data of other tasks to learn from first, joined by commas (mpt).")]
+Knowledge = Annotated[
+    str | None, typer.Option(help="Documents to search: folder, file, index or qdrant://host:port/name (rag).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Config = Annotated[
     Path | None,
@@ -159,12 +165,17 @@ def _number(value: Any) -> Any:
 
 
 def recipes_of(
-    names: str, chosen: dict[str, dict[str, Any]], sources: str | None = None, default_sources: Sequence[str] = ()
+    names: str,
+    chosen: dict[str, dict[str, Any]],
+    sources: str | None = None,
+    default_sources: Sequence[str] = (),
+    knowledge: str | None = None,
 ) -> list[Technique]:
-    """Recipes of comma-separated names, or of "all"; `sources` are for those that learn from other tasks."""
-    quiet()
-    from dataclasses import fields
+    """Recipes of comma-separated names, or of "all".
 
+    `sources` are for those that learn from other tasks, `knowledge` for those that search documents.
+    """
+    quiet()
     from tunewise.registry import all_techniques, make
 
     known = all_techniques()
@@ -173,14 +184,27 @@ def recipes_of(
     for technique in chosen:
         if technique not in used:
             raise SettingError(f'--set names "{technique}", which is not among {", ".join(sorted(used))}')
-    takers = [n for n in used if n in known and "sources" in {item.name for item in fields(known[n])}]
-    if sources and not takers:
-        raise SettingError("--sources is for techniques that learn from other tasks first, and none of these does")
-    for name in takers:
+    for name in _takers(used, "sources", sources, "learn from other tasks first"):
         names_of = sources.split(",") if sources else default_sources
         if names_of:
             chosen.setdefault(name, {}).setdefault("sources", [s.strip() for s in names_of if s.strip()])
+    for name in _takers(used, "knowledge", knowledge, "search documents"):
+        if knowledge:
+            chosen.setdefault(name, {}).setdefault("knowledge", knowledge)
     return [make(name, chosen) for name in wanted]
+
+
+def _takers(used: set[str], setting: str, given: str | None, what: str) -> list[str]:
+    """Those of the used techniques that have a setting; an option that none of them takes is refused."""
+    from dataclasses import fields
+
+    from tunewise.registry import all_techniques
+
+    known = all_techniques()
+    takers = [n for n in sorted(used) if n in known and setting in {item.name for item in fields(known[n])}]
+    if given and not takers:
+        raise SettingError(f"--{setting} is for techniques that {what}, and none of these does")
+    return takers
 
 
 def train_settings(steps: int, given: Mapping[str, Any]) -> TrainSettings:

@@ -92,7 +92,8 @@ def notes(result: Mapping[str, Any], most: int | None = None) -> list[str]:
     if lost:
         said.append(f"{lost} of {task['test']} test prompts lost their beginning for the same reason.")
     for row in result["rows"]:
-        said += [f"{row['label']}: {name} {_said(value, most)}." for name, value in row.get("findings", {}).items()]
+        found = [f"{name} {_said(value, most)}" for name, value in row.get("findings", {}).items()]
+        said += [f"{row['label']}: {', '.join(found)}."] if found else []
     packing = result["machine"]["packing"]
     if packing != "padding-free":
         said.append(f"Batches were padded, not packed: {packing}.")
@@ -102,7 +103,7 @@ def notes(result: Mapping[str, Any], most: int | None = None) -> list[str]:
 def _said(value: Any, most: int | None) -> str:
     """A finding in words: a number, or the numbers of each name, those that agree together."""
     if not isinstance(value, Mapping):
-        return f"{value:.3g}"
+        return value if isinstance(value, str) else f"{value:.3g}"
     if most and len(value) > most:
         low, high, mean = min(value.values()), max(value.values()), sum(value.values()) / len(value)
         return f"{low:.4g} to {high:.4g}, {mean:.3g} on average (each in the report)"

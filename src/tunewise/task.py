@@ -41,6 +41,7 @@ class Task:
         metric: the name of the score.
         template: the user's own template around `{prompt}`, or None for the default.
         source: where the data came from, as given.
+        knowledge: where documents for it are (a `knowledge` folder beside the splits), or None.
         notes: what was done to the data, one sentence each.
     """
 
@@ -55,6 +56,7 @@ class Task:
     template: str | None = None
     source: str = ""
     notes: tuple[str, ...] = ()
+    knowledge: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,6 +128,7 @@ class Task:
             template=template,
             source=str(path),
             notes=tuple(notes),
+            knowledge=str(Path(source) / "knowledge") if (Path(source) / "knowledge").is_dir() else None,
         )
 
 

@@ -125,6 +125,10 @@ class Technique(ABC):
         """The same recipe with this learning rate, to three digits."""
         return replace(self, **{"learning_rate": float(f"{rate:.3g}")})
 
+    def stamp(self, task: Task) -> str:
+        """What names the state of files that it reads besides the task's; empty where it reads none."""
+        return ""
+
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
         return {"technique": self.name, "settings": plain(self)}
@@ -315,6 +319,14 @@ class Attachment:
     def render(self, example: Example) -> Example:
         """The text side: an example with what this technique puts before it."""
         return example
+
+    def sources(self, example: Example) -> list[str]:
+        """What this technique puts before the example, as an answer cites it: documents with their spans."""
+        return []
+
+    def label_bias(self) -> Tensor | None:
+        """What is taken off the negative log-likelihood of each label before the least is chosen, (labels,)."""
+        return None
 
     def trunk(self) -> Sequence[int]:
         """Numbers of frozen blocks whose outputs are all that training needs of the blocks up to the last of them.

@@ -112,6 +112,8 @@ class Trial:
             "retention": cache.retention.fingerprint if cache.retention is not None else None,
             "seed": self.seed,
         }
+        if stamp := self.technique.stamp(cache.task):
+            facts["files"] = stamp
         if self.settings.remembers:
             facts["remembered"] = cache.remembered
         if cache.probe is not None:

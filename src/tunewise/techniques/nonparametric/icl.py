@@ -2,30 +2,41 @@
 
     p(y | x_1, y_1, ..., x_k, y_k, x)
 
-The examples come from the training split: nearest to the question by BM25 (Liu et al. 2022, "What Makes Good
-In-Context Examples for GPT-3?"), the nearest last, or the same random ones for every question. They fill the
-window up to the room that question and answer need; an example that does not fit whole is left out. k is chosen
-by the loss on validation.
+The examples come from the training split: nearest to the question (Liu et al. 2022), near and diverse, or the same for
+every question. They fill the window up to the room that question and answer need; an example that does not fit whole is
+left out and counted. k, and where asked the order, the instruction and a repair of the model's bias towards some labels
+(see `tunewise.calibration`), are chosen on validation.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from tunewise import calibration, demonstrations
 from tunewise.errors import ArtifactError, TechniqueError
+from tunewise.evaluate import label_table
+from tunewise.knowledge.embedder import loaded
 from tunewise.pack import Encoder
 from tunewise.seeds import generator as stream
 from tunewise.task import Example, Message, Task
 from tunewise.technique import Attachment, Citation, Study, Technique, setting
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tunewise.model import Base
 
-_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _POOL = 20_000  # training examples that may be shown
+_TRIED = 32  # examples of selection=gain, and validation examples of each try
+_ORDERS = 24  # permutations that are probed (Lu et al. 2022)
+_FIXED = ("random", "balanced", "gain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +61,24 @@ class ICL(Technique):
 
     k: int = setting(0, "Number of examples shown; 0 chooses it on validation.", low=0, high=1024)
     selection: str = setting(
-        "bm25", "How examples are chosen: nearest to the question, or at random.", choices=("bm25", "random")
+        "bm25",
+        "Nearest to the question by words or embedding; near and diverse (mmr, dpp); or the same for all: random, "
+        "balanced labels, or those that alone help most on validation (gain).",
+        choices=("bm25", "embedding", "mmr", "dpp", *_FIXED),
     )
+    order: str = setting(
+        "nearest_last",
+        "How they are ordered; validation chooses: by the entropy of the answers where all see the same, else by loss.",
+        choices=("nearest_last", "nearest_first", "interleaved", "validation"),
+    )
+    embedder: str = setting("", "sentence-transformers model, id or folder; dpp without one takes tf-idf.")
+    calibrate: str = setting(
+        "validation",
+        "Repair of the bias towards some labels; validation chooses, none included.",
+        choices=("none", "validation", *calibration.METHODS),
+    )
+    instruction: str = setting("", "A text before the examples.")
+    instructions: tuple[str, ...] = setting((), "Candidates for it, chosen on validation.")
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Nothing is shown until `learn` has seen a task."""
@@ -63,21 +90,45 @@ class _Shown(Attachment):
         super().__init__(base, recipe)
         self.recipe: ICL = recipe
         self.pool: list[Example] = []
-        self.k = 0
+        self.near: dict[str, list[int]] = {}
+        self.k, self.order, self.instruction = 0, recipe.order, recipe.instruction
+        self.permutation: list[int] = []  # of the chosen, best first; empty where `order` says it
+        self.bias: Tensor | None = None
+        self.vectors: Tensor | None = None
+        self.facts: dict[str, Any] = {}
+
+    # Choosing on validation.
 
     def learn(self, study: Study) -> None:
         task = study.task
         order = torch.randperm(len(task.train), generator=stream(study.seed, "icl", "pool")).tolist()
-        self._take([task.train[index] for index in order[:_POOL] if task.train[index].messages], task)
-        if not self.pool:
+        pool = [task.train[index] for index in order[:_POOL] if task.train[index].messages]
+        if not pool:
             raise TechniqueError("icl needs training examples with a prompt, and this task has plain text only")
-        if self.recipe.k:
-            self.k = self.recipe.k
-            return
+        if self.recipe.selection == "balanced":
+            pool = [pool[place] for place in demonstrations.balanced([example.answer for example in pool])]
+        self.order = "nearest_last" if self.recipe.order == "validation" else self.recipe.order
+        self._take(pool, task)
+        if self.recipe.selection == "gain":
+            self._take(self._by_gain(pool, task, study), task)
+        self.k = self.recipe.k or self._best_count(study)
+        if self.recipe.instructions:
+            self._best("instruction", (self.recipe.instruction, *self.recipe.instructions), study)
+        if self.recipe.order == "validation":
+            if self.recipe.selection in _FIXED and task.kind == "classification":
+                self._probe_orders(study)
+            else:
+                self._best("order", ("nearest_last", "nearest_first", "interleaved"), study)
+        if task.kind == "classification" and self.recipe.calibrate != "none" and task.validation:
+            self._calibrate(study)
+        shown = [len(self._chosen(example)) for example in task.validation] or [0]
+        self.facts |= {"examples wanted": float(self.k), "examples shown": sum(shown) / len(shown)}
+
+    def _best_count(self, study: Study) -> int:
         losses: dict[int, float] = {}
         fitted = 0.0
         for self.k in _COUNTS:
-            fits = [len(self._chosen(example)) for example in task.validation[:64]]
+            fits = [len(self._chosen(example)) for example in study.task.validation[:64]]
             if sum(fits) / len(fits) <= fitted:
                 break
             fitted = sum(fits) / len(fits)
@@ -88,38 +139,112 @@ class _Shown(Attachment):
                 f"no worked example fits beside a question in the window of {self.encoder.limit} tokens; "
                 "use a model with a longer context, or shorter examples"
             )
-        self.k = min(losses, key=lambda count: (losses[count], count))
+        self.facts["validation loss by examples"] = {str(count): value for count, value in losses.items()}
+        return min(losses, key=lambda count: (losses[count], count))
+
+    def _best(self, name: str, choices: Sequence[str], study: Study) -> None:
+        """Set an attribute to the choice with the lowest loss on validation."""
+        losses = {}
+        for choice in study.counted(f"choosing the {name} on validation", choices):
+            setattr(self, name, choice)
+            losses[choice] = study.validation_loss()
+        setattr(self, name, min(losses, key=lambda choice: losses[choice]))
+        self.facts[f"validation loss by {name}"] = losses
+
+    def _by_gain(self, pool: list[Example], task: Task, study: Study) -> list[Example]:
+        """Those whose showing alone lowers the loss on validation most come first."""
+        losses, self.k = [], 1
+        for place in study.counted("trying examples on validation", range(min(_TRIED, len(pool)))):
+            self.choose, self.near = demonstrations.same([place]), {}
+            losses.append(study.validation_loss())
+        self.k = 0
+        return [pool[place] for place in sorted(range(len(losses)), key=lambda place: losses[place])]
+
+    def _probe_orders(self, study: Study) -> None:
+        """Global entropy (Lu et al. 2022): the order whose answers to validation's questions are least one-sided."""
+        task = study.task
+        asked, source = task.validation[: 2 * _TRIED], stream(study.seed, "icl", "orders")
+        gold = torch.tensor([task.labels.index(example.answer) for example in asked])
+        shown = len(self._chosen(asked[0]))
+        orders = {tuple(range(shown))} | {
+            tuple(torch.randperm(shown, generator=source).tolist()) for _ in range(_ORDERS)
+        }
+        entropies, right = {}, {}
+        for order in study.counted("probing orders", sorted(orders)):
+            self.permutation = list(order)
+            chosen = self._label_nll(task, asked).argmin(1)
+            share = torch.bincount(chosen, minlength=len(task.labels)) / len(asked)
+            entropies[order] = float(-(share * share.clamp(min=1e-12).log()).sum())
+            right[order] = float((chosen == gold).float().mean())
+        self.permutation = list(max(entropies, key=lambda order: entropies[order]))
+        self.facts["accuracy over orders"] = {"lowest": min(right.values()), "highest": max(right.values())}
+
+    def _calibrate(self, study: Study) -> None:
+        score = lambda examples: self._label_nll(study.task, examples)  # noqa: E731
+        method = self.recipe.calibrate
+        study.report("calibrating on validation", 0, 0)
+        if method == "validation":
+            method, self.bias = calibration.choose(study.task, score, study.seed)
+        else:
+            self.bias = calibration.bias(method, study.task, score, study.seed)
+        self.facts["calibration"] = method
+
+    def _label_nll(self, task: Task, examples: Sequence[Example]) -> Tensor:
+        return torch.tensor(label_table(self, task, [self.render(example) for example in examples]).nll)
+
+    def label_bias(self) -> Tensor | None:
+        return self.bias
+
+    # Showing.
 
     def _take(self, pool: list[Example], style: Task) -> None:
-        import bm25s
-
-        self.pool, self.encoder = pool, Encoder(self.base, style)
+        self.pool, self.encoder, self.near = pool, Encoder(self.base, style), {}
         if not pool:
             return
         sequences = self.encoder.encode(pool)
         self.sizes = [len(sequence.ids) + 2 for sequence in sequences]  # and the blank line between examples
         answers = sorted(len(sequence.ids) - sequence.prompt for sequence in sequences)
         self.room = min(answers[-1], self.encoder.limit // 2)
-        if self.recipe.selection == "bm25":
-            self.index = bm25s.BM25()
-            texts = [example.prompt for example in pool]
-            self.index.index(bm25s.tokenize(texts, stopwords=None, show_progress=False), show_progress=False)
+        self.choose = self._chooser()
+
+    def _chooser(self) -> demonstrations.Chooser:
+        texts, selection = [example.prompt for example in self.pool], self.recipe.selection
+        if selection in _FIXED:
+            return demonstrations.same(range(len(texts)))
+        if selection in ("bm25", "mmr"):
+            return demonstrations.by_words(texts, 0.5 if selection == "mmr" else 0.0)
+        choose = demonstrations.by_embedding if selection == "embedding" else demonstrations.by_volume
+        if not self.recipe.embedder:
+            if selection == "embedding":
+                raise TechniqueError("icl.selection=embedding needs icl.embedder, a sentence-transformers model")
+            return choose(*demonstrations.tfidf(texts))
+        embedder = loaded(self.recipe.embedder)
+        if self.vectors is None:
+            self.vectors = torch.from_numpy(embedder.encode(texts)).half()
+        return choose(self.vectors.float().numpy(), lambda given: np.asarray(embedder.encode_queries(list(given))))
 
     def render(self, example: Example) -> Example:
-        turns: tuple[Message, ...] = ()
-        for index in self._chosen(example):
-            other = self.pool[index]
-            plain = tuple(Message(m.role, m.content) for m in other.messages)
-            turns = (*plain, Message("assistant", other.answer), *turns)  # the nearest ends up last
-        return Example(turns + example.messages, example.answer, example.references)
+        chosen = [self.pool[index] for index in self._chosen(example)]
+        if sorted(self.permutation) == list(range(len(chosen))):
+            shown = [chosen[place] for place in self.permutation]
+        else:
+            shown = demonstrations.arranged(chosen, self.order)
+        turns = itertools.chain.from_iterable(
+            (*(Message(m.role, m.content) for m in other.messages), Message("assistant", other.answer))
+            for other in shown
+        )
+        head = (Message("system", self.instruction),) if self.instruction else ()
+        return Example((*head, *turns, *example.messages), example.answer, example.references)
 
     def _chosen(self, example: Example) -> list[int]:
         """Up to k examples that fit whole into the window, best first; never the question itself."""
         if not self.k:
             return []
-        budget = self.encoder.limit - self.room - len(self.encoder.encode([Example(example.messages, "")])[0].ids)
+        head = (Message("system", self.instruction),) if self.instruction else ()
+        asked = Example((*head, *example.messages), "")
+        budget = self.encoder.limit - self.room - len(self.encoder.encode([asked])[0].ids)
         chosen: list[int] = []
-        for index in self._nearest(example):
+        for index in self._candidates(example.prompt, min(len(self.pool), 2 * self.k + 8)):
             if self.sizes[index] <= budget and self.pool[index].messages != example.messages:
                 chosen.append(index)
                 budget -= self.sizes[index]
@@ -127,28 +252,46 @@ class _Shown(Attachment):
                 break
         return chosen
 
-    def _nearest(self, example: Example) -> list[int]:
-        """Candidates, best first; more than k, because some may not fit."""
-        count = min(len(self.pool), 2 * self.k + 8)
-        if self.recipe.selection == "random":
-            return list(range(count))  # the pool was shuffled by the seed
-        import bm25s
+    def _candidates(self, question: str, count: int) -> list[int]:
+        """The chooser's, best first; a longer list begins with a shorter one, so the longest is kept."""
+        if len(self.near.get(question, ())) < count:
+            self.near[question] = self.choose(question, count)
+        return self.near[question][:count]
 
-        words = bm25s.tokenize(example.prompt, stopwords=None, show_progress=False, return_ids=False)
-        found, _ = self.index.retrieve(words, k=count, show_progress=False)
-        return [int(index) for index in found[0]]
+    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
+        """What was chosen on validation, and the losses there."""
+        return self.facts
+
+    # Storing.
+
+    def state(self) -> dict[str, Tensor]:
+        """The examples' embeddings, where they are chosen by these."""
+        return {"vectors": self.vectors} if self.vectors is not None else {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        if set(state) - {"vectors"} or any(t.dim() != 2 or t.dtype != torch.float16 for t in state.values()):
+            raise ArtifactError("the weights are not embeddings of examples as icl writes them")
+        self.vectors = state.get("vectors")
 
     def memory(self) -> list[dict[str, Any]]:
-        shown = self.pool[: 2 * self.k + 8] if self.recipe.selection == "random" else self.pool
+        shown = self.pool[: 2 * self.k + 8] if self.recipe.selection in _FIXED else self.pool
+        chosen = {"k": self.k, "order": self.order, "permutation": self.permutation, "instruction": self.instruction}
         return [
-            {"k": self.k},
+            {**chosen, "bias": self.bias.tolist() if self.bias is not None else None},
             *({"messages": [asdict(m) for m in e.messages], "answer": e.answer} for e in shown),
         ]
 
     def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
         try:
-            self.k = int(rows[0]["k"])
+            head = rows[0]
+            self.k, self.order, self.instruction = int(head["k"]), str(head["order"]), str(head["instruction"])
+            self.permutation = [int(place) for place in head["permutation"]]
+            self.bias = None if head["bias"] is None else torch.tensor(head["bias"], dtype=torch.float64)
+            if self.bias is not None and self.bias.shape != (len(style.labels),):
+                raise ValueError("its bias is not one number for each label")
             pool = [Example(tuple(Message(**m) for m in row["messages"]), str(row["answer"])) for row in rows[1:]]
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the adaptation's examples are not as icl writes them: {error!r}") from error
+        if self.vectors is not None and len(self.vectors) != len(pool):
+            raise ArtifactError(f"the adaptation has {len(self.vectors)} embeddings of {len(pool)} examples")
         self._take(pool, style)

@@ -1,0 +1,52 @@
+"""What retrieval works with: documents, and passages that know where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with the name that it is cited by: a path below its folder with forward slashes, or an id."""
+
+    name: str
+    text: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of name and text, in hex."""
+        return hashlib.sha256(f"{self.name}\0{self.text}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a document: `document[start:end]`, in characters of the document's text.
+
+    `heading` is the path of headings above it, as in "Manual > Brakes"; empty where there are none.
+    """
+
+    document: str
+    start: int
+    end: int
+    text: str
+    heading: str = ""
+
+    @property
+    def id(self) -> str:
+        """Document and span, as an answer cites it."""
+        return f"{self.document}:{self.start}-{self.end}"
+
+    @property
+    def indexed(self) -> str:
+        """What is searched: the text under its headings."""
+        return f"{self.heading}\n{self.text}" if self.heading else self.text
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found; a higher score is better."""
+
+    passage: Passage
+    score: float

