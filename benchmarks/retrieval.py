@@ -33,6 +33,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from tunewise.knowledge import engines
 from tunewise.knowledge import index as indexes
 from tunewise.knowledge.index import Index
 from tunewise.knowledge.passage import Passage
@@ -148,8 +149,8 @@ def main() -> None:
     if options.stage:
         print(json.dumps({"build": build, "search": search}[options.stage](options.folder, options.sizes[0])))
         return
-    names = ("M", "EF_CONSTRUCT", "EF", "OVERSAMPLING")
-    result = {"settings": {name.lower(): getattr(indexes, name) for name in names}, "cores": os.cpu_count()}
+    graph = {"m": engines.M, "ef_construct": engines.EF_CONSTRUCT, "ef": indexes.EF}
+    result = {"settings": graph | {"oversampling": indexes.OVERSAMPLING}, "cores": os.cpu_count()}
     result["sizes"] = [measured(size, options.scratch) for size in options.sizes]
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     table = Table(*COLUMNS, "recall@10", title="the index on disk")

@@ -15,6 +15,7 @@ from collections import defaultdict
 
 import numpy as np
 
+from tunewise.knowledge import engines
 from tunewise.knowledge import index as indexes
 from tunewise.knowledge.index import Index, sync
 from tunewise.knowledge.passage import Document, Passage
@@ -128,8 +129,8 @@ def live(folder, step, lines, share):
 
 
 def test_twenty_random_kills_lose_nothing_that_was_acknowledged(tmp_path, monkeypatch):
-    monkeypatch.setattr(indexes, "INDEXED_KB", 2)  # small, so that the graph is built and merged in every life
-    monkeypatch.setattr(indexes, "FULL_SCAN_KB", 1)
+    monkeypatch.setattr(engines, "INDEXED_KB", 2)  # small, so that the graph is built and merged in every life
+    monkeypatch.setattr(engines, "FULL_SCAN_KB", 1)
     folder, rng, promises = tmp_path / "index", random.Random(0), Promises()
     Index.create(folder, "drawn", "drawn", SIZE).close()
     step = 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tunewise.errors import ArtifactError, DataError, RequestError, SettingError, TunewiseError
+from tunewise.knowledge import engines
 from tunewise.knowledge import index as indexes
 from tunewise.knowledge.index import Index, sync
 from tunewise.knowledge.passage import Document, Passage
@@ -62,7 +63,7 @@ def place(request, tmp_path, monkeypatch):
 
     client = QdrantClient(":memory:")
     monkeypatch.setattr(client, "close", lambda: None)  # the data lives as long as this client
-    monkeypatch.setattr(indexes, "_client", lambda address: (client, address.rpartition("/")[2]))
+    monkeypatch.setattr(indexes, "client_of", lambda address: (client, address.rpartition("/")[2]))
     return ADDRESS
 
 
@@ -247,8 +248,8 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_the_graph_is_built_without_losing_or_repeating_anything(tmp_path, monkeypatch):
-    monkeypatch.setattr(indexes, "INDEXED_KB", 10)
-    monkeypatch.setattr(indexes, "FULL_SCAN_KB", 1)
+    monkeypatch.setattr(engines, "INDEXED_KB", 10)
+    monkeypatch.setattr(engines, "FULL_SCAN_KB", 1)
     drawn = np.random.default_rng(0).normal(size=(3000, SIZE)).astype(np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     passages = [Passage(f"d{n // 10}", n, n + 1, f"passage {n}") for n in range(len(drawn))]
@@ -285,7 +286,7 @@ def test_a_collection_that_is_no_index_is_refused(monkeypatch):
 
     client = QdrantClient(":memory:")
     client.create_collection("other", vectors_config=models.VectorParams(size=2, distance=models.Distance.DOT))
-    monkeypatch.setattr(indexes, "_client", lambda address: (client, address.rpartition("/")[2]))
+    monkeypatch.setattr(indexes, "client_of", lambda address: (client, address.rpartition("/")[2]))
     monkeypatch.setattr(client, "close", lambda: None)
     for name in ("other", "missing"):
         with pytest.raises(ArtifactError, match="is no index"):

@@ -18,7 +18,6 @@ candidates by int8 than were asked for and orders them by their embeddings as th
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
@@ -26,12 +25,12 @@ from functools import cache
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from tunewise import store
-from tunewise.errors import ArtifactError, DataError, RequestError, SettingError, TunewiseError
+from tunewise.errors import ArtifactError, DataError, RequestError, TunewiseError
+from tunewise.knowledge.engines import POINTS, Folder, Point, Server, client_of, edge
 from tunewise.knowledge.passage import Document, Passage
 
 if TYPE_CHECKING:
@@ -40,16 +39,11 @@ if TYPE_CHECKING:
 
 Among: TypeAlias = str | Collection[str] | None  # what document names begin with, or the names themselves
 Found: TypeAlias = list[tuple[Passage, float]]
-Point: TypeAlias = tuple[str, dict[str, Any], dict[str, Any]]  # id, vectors by name, payload
 
 SCHEMA, FACTS, SHARD = 1, "index.json", "points"
 UNFINISHED = "temp_segments"  # in the shard: graphs that were being built when the process was killed
-M, EF_CONSTRUCT, EF, OVERSAMPLING = 16, 128, 100, 2.0
-INDEXED_KB = 10_000  # embeddings that are beside the graph are compared one by one until they take this much
-FULL_SCAN_KB = 10_000  # where a filter leaves less than this, the graph is not used
-MERGED_KB = 1 << 30  # segments of any size are merged: one graph is searched faster than many
+EF, OVERSAMPLING = 100, 2.0
 K1, B, AVERAGE_WORDS = 1.5, 0.75, 128  # BM25; the engine needs the average length before it has seen a passage
-POINTS = 1000  # of one write
 BATCH = 2048  # passages that are embedded, written and acknowledged together
 _IDS = uuid.UUID("6f0c1a52-3c1b-5a57-9d0e-0c4f6f7d8b11")
 
@@ -98,7 +92,7 @@ class Index:
                 raise RequestError(f"{folder} is not empty; open the index there or choose a new folder")
             with _told(str(folder), "be made"):
                 rmtree(folder / SHARD, ignore_errors=True)
-                engine = _Folder.made(folder / SHARD, size)
+                engine = Folder.made(folder / SHARD, size)
             guard.callback(engine.close)
             store.write_json(folder / FACTS, facts)
             return cls(engine, facts, str(folder), guard.pop_all())
@@ -129,7 +123,7 @@ class Index:
             guard.enter_context(store.lock(folder))
             rmtree(folder / SHARD / UNFINISHED, ignore_errors=True)  # the engine never looks at it again
             try:
-                engine = _Folder(_edge().EdgeShard.load(str(folder / SHARD)))
+                engine = Folder(edge().EdgeShard.load(str(folder / SHARD)))
             except Exception as error:  # the engine has no errors of its own kinds
                 raise ArtifactError(f"{folder} is damaged: {_reason(error)}; make the index again") from error
             guard.callback(engine.close)
@@ -140,7 +134,7 @@ class Index:
         cls, address: str, embedder_fingerprint: str | None = None, chunks: Mapping[str, Any] | None = None
     ) -> Self:
         """Open an index on a server, as `open` does; the address is `qdrant://host:port/collection`."""
-        client, collection = _client(address)
+        client, collection = client_of(address)
         with ExitStack() as guard:
             guard.callback(client.close)
             with _told(address, "be opened"):
@@ -149,20 +143,20 @@ class Index:
             if not facts:
                 raise ArtifactError(f"{address} is no index; make one there or give another address")
             _check(facts, address, embedder_fingerprint, chunks)
-            return cls(_Server(client, collection), facts, address, guard.pop_all())
+            return cls(Server(client, collection), facts, address, guard.pop_all())
 
     @classmethod
     def _created_on_server(cls, address: str, facts: Mapping[str, Any], size: int) -> Self:
-        client, collection = _client(address)
+        client, collection = client_of(address)
         with ExitStack() as guard:
             guard.callback(client.close)
             with _told(address, "be made"):
                 there = client.collection_exists(collection)
                 if not there:
-                    _Server.make(client, collection, size, facts)
+                    Server.make(client, collection, size, facts)
             if there:
                 raise RequestError(f"{address} is there already; open the index or choose another collection")
-            return cls(_Server(client, collection), facts, address, guard.pop_all())
+            return cls(Server(client, collection), facts, address, guard.pop_all())
 
     def add(self, passages: Sequence[Passage], vectors: np.ndarray, fingerprints: Mapping[str, str]) -> None:
         """Add whole documents, in place of earlier versions of them; when this returns they will not be lost.
@@ -345,180 +339,6 @@ def sync(
     return counts
 
 
-class _Folder:
-    """A shard of Qdrant Edge. It keeps no log of its own: what `flush` has returned for is on the disk."""
-
-    def __init__(self, shard: Any) -> None:
-        self.kit, self._shard = _edge(), shard
-        self._count: int | None = None  # kept between writes: counting takes longer than searching
-
-    @classmethod
-    def made(cls, folder: Path, size: int) -> _Folder:
-        edge = _edge()
-        vectors = edge.EdgeVectorParams(
-            size=size,
-            distance=edge.Distance.Cosine,
-            memory=edge.Memory.Cold,
-            quantization_config=edge.ScalarQuantizationConfig(edge.ScalarType.Int8, memory=edge.Memory.Pinned),
-        )
-        config = edge.EdgeConfig(
-            vectors={"dense": vectors},
-            sparse_vectors={"words": edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf, memory=edge.Memory.Cold)},
-            hnsw_config=edge.HnswIndexConfig(
-                M, EF_CONSTRUCT, FULL_SCAN_KB, max_indexing_threads=os.cpu_count() or 1, memory=edge.Memory.Cached
-            ),
-            optimizers=edge.EdgeOptimizersConfig(
-                default_segment_number=2, max_segment_size=MERGED_KB, indexing_threshold=INDEXED_KB
-            ),
-            payload_memory=edge.Memory.Cold,
-            wal_enabled=False,
-        )
-        folder.mkdir()
-        shard = edge.EdgeShard.create(str(folder), config)
-        for key, prefix in (("document", True), ("kind", False)):
-            schema = edge.KeywordIndexParams(prefix=prefix, memory=edge.Memory.Cold)
-            shard.update(edge.UpdateOperation.create_field_index(key, schema))
-        shard.flush()
-        return cls(shard)
-
-    def write(self, points: Sequence[Point], *, replace: bool) -> None:
-        mode = self.kit.UpdateMode.Upsert if replace else self.kit.UpdateMode.InsertOnly
-        own = [self.kit.Point(*point) for point in points]
-        self._update(self.kit.UpdateOperation.upsert_points(own, update_mode=mode))
-
-    def delete(self, condition: Any) -> None:
-        self._update(self.kit.UpdateOperation.delete_points_by_filter(condition))
-
-    def delete_ids(self, ids: list[str]) -> None:
-        self._update(self.kit.UpdateOperation.delete_points(ids))
-
-    def payloads_of(self, ids: list[str]) -> list[dict[str, Any]]:
-        return [record.payload for record in self._shard.retrieve(ids, with_payload=True, with_vector=False)]
-
-    def payloads(self, condition: Any) -> Iterator[dict[str, Any]]:
-        offset, first = None, True
-        while first or offset is not None:
-            request = self.kit.ScrollRequest(offset=offset, limit=10 * POINTS, filter=condition, with_payload=True)
-            records, offset = self._shard.scroll(request)
-            first = False
-            yield from (record.payload for record in records)
-
-    def count(self, records: Any) -> int:
-        if self._count is None:
-            every, own = (self._shard.count(self.kit.CountRequest(filter=condition)) for condition in (None, records))
-            self._count = int(every - own)
-        return self._count
-
-    def query(self, queries: list[Any], using: str, k: int, condition: Any, params: Any) -> list[Any]:
-        kit = self.kit
-        requests = [
-            kit.QueryRequest(
-                limit=k, query=kit.Query.Nearest(query, using=using), filter=condition, params=params, with_payload=True
-            )
-            for query in queries
-        ]
-        return list(self._shard.query_batch(kit.QueryBatchRequest(requests)))
-
-    def flush(self) -> None:
-        self._shard.flush()
-
-    def _update(self, operation: Any) -> None:
-        self._count = None
-        self._shard.update(operation)
-
-    def optimize(self) -> None:
-        self._shard.optimize()
-        self._shard.flush()
-
-    def close(self) -> None:
-        self._shard.close()
-
-
-class _Server:
-    """A collection on a Qdrant server, which flushes and optimizes by itself."""
-
-    def __init__(self, client: Any, collection: str) -> None:
-        from qdrant_client import models
-
-        self.kit: Any = models
-        self._client, self._collection = client, collection
-
-    @staticmethod
-    def make(client: Any, collection: str, size: int, facts: Mapping[str, Any]) -> None:
-        from qdrant_client import models
-
-        int8 = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
-        client.create_collection(
-            collection,
-            vectors_config={
-                "dense": models.VectorParams(
-                    size=size,
-                    distance=models.Distance.COSINE,
-                    on_disk=True,
-                    quantization_config=models.ScalarQuantization(scalar=int8),
-                )
-            },
-            sparse_vectors_config={
-                "words": models.SparseVectorParams(
-                    modifier=models.Modifier.IDF, index=models.SparseIndexParams(on_disk=True)
-                )
-            },
-            hnsw_config=models.HnswConfigDiff(m=M, ef_construct=EF_CONSTRUCT, full_scan_threshold=FULL_SCAN_KB),
-            on_disk_payload=True,
-            metadata=dict(facts),
-        )
-        for key, prefix in (("document", True), ("kind", False)):
-            schema = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, prefix=prefix, on_disk=True)
-            client.create_payload_index(collection, key, field_schema=schema)
-
-    def write(self, points: Sequence[Point], *, replace: bool) -> None:
-        mode = self.kit.UpdateMode.UPSERT if replace else self.kit.UpdateMode.INSERT_ONLY
-        own = [
-            self.kit.PointStruct(id=name, vector=self._plain(vectors), payload=payload)
-            for name, vectors, payload in points
-        ]
-        self._client.upsert(self._collection, own, wait=True, update_mode=mode)
-
-    def delete(self, condition: Any) -> None:
-        self._client.delete(self._collection, self.kit.FilterSelector(filter=condition), wait=True)
-
-    def delete_ids(self, ids: list[str]) -> None:
-        self._client.delete(self._collection, self.kit.PointIdsList(points=ids), wait=True)
-
-    def payloads_of(self, ids: list[str]) -> list[dict[str, Any]]:
-        return [record.payload for record in self._client.retrieve(self._collection, ids, with_payload=True)]
-
-    def payloads(self, condition: Any) -> Iterator[dict[str, Any]]:
-        offset, first = None, True
-        while first or offset is not None:
-            records, offset = self._client.scroll(self._collection, condition, limit=POINTS, offset=offset)
-            first = False
-            yield from (record.payload for record in records)
-
-    def count(self, records: Any) -> int:
-        every, own = (self._client.count(self._collection, condition).count for condition in (None, records))
-        return int(every - own)
-
-    def query(self, queries: list[Any], using: str, k: int, condition: Any, params: Any) -> list[Any]:
-        requests = [
-            self.kit.QueryRequest(query=query, using=using, filter=condition, params=params, limit=k, with_payload=True)
-            for query in queries
-        ]
-        return [found.points for found in self._client.query_batch_points(self._collection, requests)]
-
-    def flush(self) -> None:
-        """Nothing: a write was waited for."""
-
-    def optimize(self) -> None:
-        """Nothing: the server does it in the background."""
-
-    def _plain(self, vectors: Mapping[str, Any]) -> dict[str, Any]:
-        if not vectors:
-            return {}
-        words = self.kit.SparseVector(indices=list(vectors["words"].indices), values=list(vectors["words"].values))
-        return {"dense": vectors["dense"].tolist(), "words": words}
-
-
 def _check(facts: Mapping[str, Any], place: str, fingerprint: str | None, chunks: Mapping[str, Any] | None) -> None:
     kinds = {"embedder": str, "fingerprint": str, "size": int, "chunks": dict}
     if facts.get("schema") != SCHEMA or any(not isinstance(facts.get(key), kind) for key, kind in kinds.items()):
@@ -563,38 +383,12 @@ def _is_address(place: str | Path) -> bool:
     return isinstance(place, str) and "://" in place
 
 
-def _client(address: str) -> tuple[Any, str]:
-    """A client of the server and the name of the collection."""
-    problem = SettingError(f'"{address}" is no address of an index; write qdrant://host:port/collection')
-    parts = urlsplit(address)
-    collection = parts.path.strip("/")
-    try:
-        port = parts.port or 6333
-    except ValueError as error:
-        raise problem from error
-    if parts.scheme != "qdrant" or not parts.hostname or not collection or "/" in collection:
-        raise problem
-    try:
-        from qdrant_client import QdrantClient
-    except ImportError as error:
-        raise SettingError("an index on a server needs qdrant-client: pip install tunewise[rag]") from error
-    return QdrantClient(host=parts.hostname, port=port, timeout=60, check_compatibility=False), collection
-
-
-def _edge() -> Any:
-    try:
-        import qdrant_edge
-    except ImportError as error:
-        raise SettingError("an index needs qdrant-edge-py: pip install tunewise[rag]") from error
-    return qdrant_edge
-
-
 @cache
 def _bm25() -> Any:
     """Words as the search in memory takes them: lower case, all of them, as they are."""
-    edge = _edge()
-    plain = {"stemmer": edge.DisabledStemmer(), "stopwords": edge.StopwordsSet()}
-    return edge.Bm25(edge.Bm25Config(k=K1, b=B, avg_len=AVERAGE_WORDS, tokenizer=edge.TokenizerType.Word, **plain))
+    kit = edge()
+    plain = {"stemmer": kit.DisabledStemmer(), "stopwords": kit.StopwordsSet()}
+    return kit.Bm25(kit.Bm25Config(k=K1, b=B, avg_len=AVERAGE_WORDS, tokenizer=kit.TokenizerType.Word, **plain))
 
 
 @contextmanager
