@@ -194,10 +194,11 @@ class Attachment:
     # What techniques build with.
 
     def add(self, name: str, values: Tensor) -> nn.Parameter:
-        """A new trainable tensor, in at least fp32 and on the base's device."""
+        """A new trainable tensor, on the base's device, no less exact than fp32 or than the base."""
         import torch
 
-        dtype = torch.promote_types(values.dtype, torch.float32)
+        exact = torch.promote_types(values.dtype, torch.float32)
+        dtype = torch.promote_types(exact, self.base.model.dtype)
         parameter = torch.nn.Parameter(values.to(self.base.device, dtype))
         self._params[name] = parameter
         return parameter

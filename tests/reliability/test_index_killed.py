@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 
 import numpy as np
+import pytest
 
 from tunewise.knowledge import engines
 from tunewise.knowledge import index as indexes
@@ -128,6 +129,7 @@ def live(folder, step, lines, share):
     return [json.loads(line) for line in told[: told.rfind(b"\n") + 1].splitlines()]
 
 
+@pytest.mark.slow
 def test_twenty_random_kills_lose_nothing_that_was_acknowledged(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "INDEXED_KB", 2)  # small, so that the graph is built and merged in every life
     monkeypatch.setattr(engines, "FULL_SCAN_KB", 1)

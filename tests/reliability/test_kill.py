@@ -82,6 +82,7 @@ class Lives:
 DROPPED = ("lora", {"lora_dropout": 0.1})  # draws random numbers in every step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [DROPPED, ("full", {})], ids=["lora", "full"])
 def test_ten_random_kills_leave_the_same_bits(tmp_path, recipe):
     lives, rng = Lives(), random.Random(0)
@@ -110,6 +111,7 @@ def test_ten_random_kills_leave_the_same_bits(tmp_path, recipe):
     lives.end()
 
 
+@pytest.mark.slow
 def test_metrics_hold_every_step_once_after_a_kill(tmp_path):
     lives = Lives()
     lives.live(tmp_path, DROPPED, die_after=0.3)

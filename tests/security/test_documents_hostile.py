@@ -30,7 +30,8 @@ def skipped(folder: Path, name: str, content: bytes) -> str:
     assert found == name and why.isprintable() and len(why) < 400
     with pytest.raises(DataError) as caught:
         read(folder / name)
-    assert why in str(caught.value) and "; " in str(caught.value)
+    # What a reader says in brackets can depend on how deep the stack was when it gave up.
+    assert why.partition(" (")[0] in str(caught.value) and "; " in str(caught.value)
     return why
 
 

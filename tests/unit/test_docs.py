@@ -61,6 +61,7 @@ def test_commands_parse(path, work, monkeypatch):
         known[words[0]].make_context(words[0], words[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_commands_run(path, work, monkeypatch, capfd):
     """In the order of the page, with budgets cut; the demo has a test of its own."""

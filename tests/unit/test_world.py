@@ -34,6 +34,7 @@ def words_of(text):
 # Generated.
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_in_any_process():
     found = set()
     for seed in ("1", "2"):
@@ -45,6 +46,7 @@ def test_same_seed_same_bytes_in_any_process():
     assert list(corpus.documents(10, first=40)) == list(corpus.documents(50))[40:]
 
 
+@pytest.mark.slow
 def test_no_name_of_a_test_in_the_training_text():
     record = json.loads((SHIPPED / "pretraining.json").read_text())
     seen = set()

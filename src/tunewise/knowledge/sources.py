@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 from tunewise.knowledge.documents import Reading, read
 from tunewise.knowledge.passage import Document
 
@@ -21,3 +24,11 @@ def gather(where: str) -> Reading:
 
     found = documents(where.removeprefix(SHIPPED))
     return Reading(tuple(Document(row["id"], row["text"]) for row in found), ())
+
+
+def stamp(where: str) -> str:
+    """Sixteen hex digits of the names, sizes and times of the files there; empty where there are none."""
+    root = Path(where)
+    files = sorted(path for path in (root.rglob("*") if root.is_dir() else [root]) if where and path.is_file())
+    known = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16] if known else ""

@@ -10,7 +10,6 @@ This is retrieval in the prompt of a frozen model; Lewis et al. 2020 also train 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,23 +86,19 @@ class RAG(Technique):
 
     def stamp(self, task: Task) -> str:
         """Names, sizes and times of the documents' files."""
-        where = self.knowledge or task.knowledge
-        root = Path(where or "")
-        files = sorted(path for path in (root.rglob("*") if root.is_dir() else [root]) if where and path.is_file())
-        known = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        return hashlib.sha256(repr(known).encode()).hexdigest()[:16] if known else ""
+        from tunewise.knowledge import sources
+
+        return sources.stamp(self.knowledge or task.knowledge or "")
 
 
 class _Retrieving(Attachment):
     def __init__(self, base: Base, recipe: RAG) -> None:
         super().__init__(base, recipe)
         self.recipe: RAG = recipe
-        self.k, self.room = 0, 0
-        self.embedder, self.place, self.own = (
-            recipe.embedder,
-            "",
-            False,
-        )  # the index that holds the passages; whether they are training examples
+        self.k, self.room, self.quoted = 0, 0, False
+        self.embedder = recipe.embedder
+        self.place = ""  # the index that holds the passages; empty: they are held here
+        self.own = False  # whether they are training examples
         self.vectors: Tensor | None = None
         self.found: dict[str, list[Hit]] = {}
         self.facts: dict[str, Any] = {}
@@ -262,7 +257,8 @@ class _Retrieving(Attachment):
 
     def memory(self) -> list[dict[str, Any]]:
         head = {"k": self.k, "room": self.room, "index": self.place, "own": self.own}
-        return [head, *(asdict(passage) for passage in getattr(self.store, "passages", ()))]
+        held = self.store.passages if isinstance(self.store, Passages) else ()
+        return [head, *(asdict(passage) for passage in held)]
 
     def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
         try:

@@ -79,7 +79,8 @@ class _Masked(Made):
         self._write()
 
     def _straight_through(self, name: str, g: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-        return [(self._params[f"{name}.score"], g.float() * self.weights[name].float())]
+        score = self._params[f"{name}.score"]
+        return [(score, g.to(score.dtype) * self.weights[name].to(score.dtype))]
 
     @torch.no_grad()
     def _write(self) -> None:
@@ -120,7 +121,7 @@ class _Masked(Made):
 
 def _start(recipe: ThresholdMask, parameter: Tensor, generator: torch.Generator) -> Tensor:
     if recipe.init == "ones":
-        return torch.full_like(parameter, _ONES["start"], dtype=torch.float32)
+        return torch.full_like(parameter, _ONES["start"], dtype=torch.promote_types(parameter.dtype, torch.float32))
     low, tau = _UNIFORM["low"], _UNIFORM["tau"]
     high = low + (tau - low) / recipe.sparsity  # so that P(S <= tau) = sparsity
     return low + (high - low) * torch.rand(parameter.shape, generator=generator)
