@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tunewise.cache import sample
 from tunewise.errors import DivergedError
 from tunewise.evaluate import encoder_for, loss
 from tunewise.model import Base, load_base
@@ -28,7 +29,6 @@ from tunewise.task import Task
 from tunewise.technique import Technique
 from tunewise.testing import attach
 from tunewise.train import TrainSettings, train
-from tunewise.trial import sample
 
 MULTIPLES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 

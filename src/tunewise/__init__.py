@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunewise.adaptation import Adaptation, load
-    from tunewise.comparison import Budget, compare
+    from tunewise.comparison import compare
     from tunewise.fitting import fit
     from tunewise.model import Base, load_base
     from tunewise.registry import all_techniques, make
+    from tunewise.rows import Budget
     from tunewise.task import Example, Message, Task
     from tunewise.technique import Attachment, Citation, Technique, setting
     from tunewise.train import TrainSettings
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOMES = {
     "adaptation": ("Adaptation", "load"),
-    "comparison": ("Budget", "compare"),
+    "comparison": ("compare",),
     "fitting": ("fit",),
     "model": ("Base", "load_base"),
     "task": ("Example", "Message", "Task"),
     "registry": ("all_techniques", "make"),
+    "rows": ("Budget",),
     "technique": ("Attachment", "Citation", "Technique", "setting"),
     "train": ("TrainSettings",),
 }

@@ -6,16 +6,17 @@ Results go to stdout, logs and progress to stderr. Exit code 0: done; 1: it ran 
 from __future__ import annotations
 
 import json
-import logging
 import os
+import shlex
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.console import console, print_json, progress, quiet
+from tunewise.console import console, logs, print_json, progress, quiet
 from tunewise.errors import ArtifactError, RequestError, SettingError, TunewiseError
 from tunewise.options import (
     COMPARED,
@@ -50,8 +51,11 @@ from tunewise.options import (
     read_texts,
     recipes_of,
     settings_of,
-    train_settings,
+    train_arguments,
 )
+
+if TYPE_CHECKING:
+    from tunewise.request import Request
 
 app = typer.Typer(
     help="Every way to fine-tune a language model behind one interface, measured on your own task.",
@@ -170,9 +174,11 @@ def fit_command(
         for part in [part for part in getattr(recipe, "parts", (recipe,)) if part.trains]:
             chosen.setdefault(part.name, {}).setdefault("learning_rate", learning_rate)
         recipe = recipes_of(technique, chosen, sources, knowledge=knowledge)[0]
-    settings = train_settings(max_steps, context.params)
     base = load_model(model, revision, dtype, device, max_length)
     from tunewise.fitting import fit
+    from tunewise.train import TrainSettings
+
+    settings = TrainSettings(**train_arguments(max_steps, context.params))
 
     with progress() as show:
         record = fit(
@@ -213,7 +219,12 @@ def compare_command(
     techniques: Annotated[str, typer.Option("--techniques", "-t", help="Names joined by commas, or all.")] = COMPARED,
     budget_steps: Annotated[int, typer.Option(help="Optimiser steps of each trial.")] = 100,
     budget_tokens: Annotated[int | None, typer.Option(help="Training tokens of each trial instead.")] = None,
-    search: Annotated[int, typer.Option(help="Learning rates tried for each technique (1 to 5).")] = 1,
+    budget_minutes: Annotated[
+        float | None, typer.Option(help="Minutes for everything instead; techniques that train share them equally.")
+    ] = None,
+    search: Annotated[
+        int, typer.Option(help="Trials' worth of training that each technique may spend on finding its settings.")
+    ] = 1,
     seeds: Annotated[int, typer.Option(help="Runs of each technique.")] = 1,
     test_examples: Annotated[int | None, typer.Option(help="Default: 500, or 200 where answers are written.")] = None,
     validation_examples: Annotated[int, typer.Option(help="Examples that choices are made on.")] = 128,
@@ -239,40 +250,59 @@ def compare_command(
     kl_to_base: KlToBase = 0.0,
     l2_sp: L2Sp = 0.0,
     remember: Remember = None,
+    need: Annotated[
+        list[str] | None,
+        typer.Option(help="What the recommended row must have: memory<8GB, artifact<50MB, mergeable, retain, ..."),
+    ] = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="US dollars that an hour of this machine costs.")] = None,
+    report_to: Annotated[
+        str | None, typer.Option(help="Follow training in tensorboard, wandb, mlflow or trackio (joined by commas).")
+    ] = None,
+    patience: Annotated[float, typer.Option(help="Seconds without a sign of life after which a trial hangs.")] = 1800,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Run trials here: a crash then ends the comparison.")
+    ] = False,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
     """Run techniques side by side under one budget and say which to use; run it again to continue."""
-    task = read_task(data, columns, template, metric)
-    texts, remembered = read_texts(retention), read_texts(remember)
-    probed = read_task(probe, None, None, None) if probe else None
-    recipes = recipes_of(techniques, settings_of(sets), sources, knowledge=knowledge)
-    from tunewise.comparison import Budget, compare
+    from tunewise.request import Request
 
-    budget = Budget(
-        steps=budget_steps,
-        tokens=budget_tokens,
-        search=search,
-        seeds=seeds,
-        test_examples=test_examples,
-        validation_examples=validation_examples,
+    request = Request(
+        model=model,
+        data=data,
+        out=str(out),
+        techniques=techniques,
+        budget={
+            "steps": budget_steps,
+            "tokens": budget_tokens,
+            "minutes": budget_minutes,
+            "search": search,
+            "seeds": seeds,
+            "test_examples": test_examples,
+            "validation_examples": validation_examples,
+        },
+        settings=train_arguments(budget_steps, context.params),
+        retention=retention,
+        probe=probe,
+        columns=columns,
+        template=template,
+        metric=metric,
+        sets=sets or [],
+        sources=sources,
+        knowledge=knowledge,
+        max_length=max_length,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        remember=remember,
+        needs=need or [],
+        price=price_per_hour,
+        report_to=[name.strip() for name in report_to.split(",")] if report_to else [],
+        started=time.time(),
+        command=["tunewise", *sys.argv[1:]],
     )
-    settings = train_settings(budget_steps, context.params)
-    base = load_model(model, revision, dtype, device, max_length)
-    with progress() as show:
-        result = compare(
-            base,
-            task,
-            recipes,
-            out,
-            budget=budget,
-            settings=settings,
-            retention=texts,
-            probe=probed,
-            remembered=remembered,
-            progress=show,
-        )
-    _finish(result, out, as_json)
+    _compare(request, as_json, patience, in_process)
 
 
 @app.command("eval")
@@ -302,8 +332,8 @@ def eval_command(
     quiet()
     from tunewise import store
     from tunewise.adaptation import load
+    from tunewise.cache import sample
     from tunewise.evaluate import describe, score
-    from tunewise.trial import sample
 
     if not folder.is_dir():
         raise SettingError(f"{adaptation}: there is no such folder; give the folder of an adaptation")
@@ -466,33 +496,35 @@ def demo_command(
     all_techniques: Annotated[bool, typer.Option("--all", help="Every technique that there is.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare on the shipped model and a task of its world: no network; seven rows in under three minutes."""
+    """Compare on the shipped model and a task of its world: no network; eight rows in under three minutes."""
     from tunewise import world
+    from tunewise.request import Request
 
-    related = [found.source for found in world.sources().values()]
-    recipes = recipes_of("all" if all_techniques else techniques, {}, default_sources=related)
-    from tunewise.comparison import Budget, compare
-    from tunewise.train import TrainSettings
+    request = Request(
+        model="world",
+        data=f"world:{task}",
+        out=str(out / task),
+        techniques="all" if all_techniques else techniques,
+        budget={"steps": 100},
+        settings={"per_device_train_batch_size": 16},
+        retention="world:text",
+        probe="world:memory",
+        default_sources=[found.source for found in world.sources().values()],
+        command=["tunewise", *sys.argv[1:]],
+    )
+    _compare(request, as_json)
 
-    chosen = world.task(task)
-    settings = TrainSettings(per_device_train_batch_size=16)
+
+def _compare(request: Request, as_json: bool, patience: float = 1800, in_process: bool = False) -> None:
+    """Run the comparison and print it; nothing at all finished is a failure."""
     with progress() as show:
-        result = compare(
-            world.model(),
-            chosen,
-            recipes,
-            out / task,
-            budget=Budget(steps=100),
-            settings=settings,
-            retention=world.retention(),
-            probe=world.memory(),
-            progress=show,
-        )
-    _finish(result, out / task, as_json)
+        if in_process:
+            result = request.run(show, on_row=show.rows)
+        else:
+            from tunewise.supervisor import supervise
 
-
-def _finish(result: dict[str, Any], out: Path, as_json: bool) -> None:
-    """Print the result; nothing at all finished is a failure."""
+            result = supervise(request, patience=patience, progress=show, on_row=show.rows)
+    out = Path(request.out)
     if as_json:
         print_json(result)
     else:
@@ -507,9 +539,7 @@ def _finish(result: dict[str, Any], out: Path, as_json: bool) -> None:
 def main() -> None:
     """Run the command line; errors of ours are one line on stderr."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost tenfold on a busy machine
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.WARNING)  # on the handler, because some libraries set their own loggers to debug
-    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logs()
     try:
         app()
     except TunewiseError as error:
@@ -517,7 +547,8 @@ def main() -> None:
         typer.echo(f"{kind}: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("interrupted: run the same command again to continue (fit: with --resume)", err=True)
+        more = [] if "fit" not in sys.argv[1:2] or "--resume" in sys.argv else ["--resume"]
+        typer.echo(f"interrupted; to continue: {shlex.join(['tunewise', *sys.argv[1:], *more])}", err=True)
         sys.exit(130)
 
 

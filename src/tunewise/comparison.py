@@ -1,63 +1,46 @@
 """Runs techniques side by side on one task under one budget, and says which is best and what cannot be told apart.
 
-Every technique gets the same data order, the same number of steps or tokens, and the same small learning-rate search
-on validation; the test split is scored once a seed. What fails stays in the table with its reason. Finished trials
-are read from disk, so a comparison that was interrupted, or asked for one technique more, runs only what is missing.
+Every technique gets the same data order, the same number of steps or tokens, and the same allowance for a search of
+its learning rate and settings on validation; the test split is scored once a seed. What fails stays in the table with
+its reason. Finished trials are read from disk, so a comparison that was interrupted, or asked for one technique more,
+runs only what is missing.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import psutil
 import torch
 import transformers
 
-from tunewise import __version__, store
+from tunewise import __version__, store, trackers
+from tunewise.cache import Cache, OnTrial
+from tunewise.clock import Clock
 from tunewise.errors import SettingError
 from tunewise.forward import why_not_packed
 from tunewise.model import Base
+from tunewise.needs import Need
 from tunewise.report import markdown
 from tunewise.retention import Retention
+from tunewise.rows import Budget, Progress, Runs
+from tunewise.statistics import against, interval, luck, ranks
 from tunewise.task import Task
 from tunewise.technique import Technique
 from tunewise.train import TrainSettings
-from tunewise.trial import Cache, Trial, run
-from tunewise.verdict import interval, verdict
+from tunewise.trial import ANSWERS
+from tunewise.verdict import verdict
 
 SCHEMA = 1
-Progress = Callable[[str, str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What every technique may spend.
-
-    `steps` optimiser steps, or `tokens` training tokens, for each trial; `search` learning rates tried on validation;
-    `seeds` runs of the winner. Test examples: the default is 500 for classification and 200 where answers are
-    written; both samples are the same for every technique.
-    """
-
-    steps: int = 100
-    tokens: int | None = None
-    search: int = 1
-    seeds: int = 1
-    validation_examples: int = 128
-    test_examples: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "tokens", "search", "seeds", "validation_examples", "test_examples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"{name} is {value} but must be at least 1")
-        if self.search > 5:
-            raise SettingError(f"search is {self.search}, but a search tries at most 5 learning rates")
 
 
 def compare(
@@ -71,7 +54,17 @@ def compare(
     retention: Sequence[str] | None = None,
     probe: Task | None = None,
     remembered: Sequence[str] | None = None,
+    needs: Sequence[str] = (),
+    held: Collection[str] = (),
+    price: float | None = None,
+    report_to: Sequence[str] = (),
+    started: float | None = None,
+    command: Sequence[str] | None = None,
     progress: Progress = lambda row, what, done, total: None,
+    on_row: Callable[[dict[str, Any]], None] = lambda result: None,
+    on_trial: OnTrial = lambda folder, identity: None,
+    life: str | None = None,
+    locked: bool = False,
 ) -> dict[str, Any]:
     """Run the comparison and return the content of `compare.json`, which is also written, with `report.md`, to `out`.
 
@@ -85,42 +78,91 @@ def compare(
         retention: texts that the base should still predict well; default: text sampled from the base.
         probe: a task that the base can do; its score is taken again on up to 200 test examples after each trial.
         remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: what the base writes.
+        needs: what is required of the recommended row, as `memory<8GB`, `mergeable`, `retain`.
+        held: settings as "lora.r" that were chosen, which a search leaves alone.
+        price: US dollars that an hour of this machine costs; gives the price of a thousand requests.
+        report_to: services that follow training: tensorboard, wandb, mlflow, trackio.
+        started: when the minutes began, in seconds since the epoch; default: now.
+        command: the words that ask for this comparison, for whoever wants to repeat it.
         progress: called as progress(technique, what, done, total); a total of 0 is not known.
+        on_row: called with the result so far after each row.
+        on_trial: called with a trial's folder and recipe when it begins, and with None twice when it is over.
+        life: names this attempt; a trial that failed in it is not tried again in it (default: a new one).
+        locked: the caller holds the folder's lock.
 
     Raises:
-        SettingError: two rows of the same name, or none.
+        SettingError: two rows of the same name, or none; a need that is not one.
         RequestError: another process works in `out`.
     """
     budget = budget or Budget()
     names = [technique.name for technique in techniques]
     if not names or len(set(names)) < len(names):
         raise SettingError(f"the techniques to compare must be different and at least one; given: {', '.join(names)}")
+    wanted = [Need.read(need) for need in needs]
+    trackers.check(report_to)
     folder = store.output_folder(out)
     settings = replace(settings or TrainSettings(), max_steps=budget.steps)
     tests = budget.test_examples or (200 if task.kind == "generation" else 500)
-    with store.lock(folder):
+    with nullcontext() if locked else store.lock(folder):
         progress("base", "measuring what the base knows", 0, 1)
-        held = Retention.measure(base, retention)
+        knew = Retention.measure(base, retention)
         cache = Cache(
             base,
             task,
             validation=budget.validation_examples,
             test=tests,
-            retention=held,
+            retention=knew,
             probe=probe,
             remembered=remembered,
+            life=life or uuid4().hex,
+            report_to=report_to,
+            on_trial=on_trial,
         )
-        result = _head(cache, budget, settings)
-        per_example: dict[str, np.ndarray] = {}
-        for technique in techniques:
-            row, scores = _row(technique.resolved(base), cache, budget, settings, folder / "trials", progress)
+        result = _head(cache, budget, settings) | {"command": list(command) if command else None}
+        clock = Clock(budget.minutes, started or time.time(), folder / "paces.json") if budget.minutes else None
+        runs, answers = Runs(cache, budget, settings, folder / "trials", held, progress, clock), dict[str, list[str]]()
+        tables: dict[str, np.ndarray] = {}
+        order = sorted(techniques, key=lambda technique: technique.trains) if clock else techniques
+        for place, technique in enumerate(order):
+            row, records = runs.row(technique.resolved(base), len(order) - place)
+            if price is not None and "cost" in row:
+                row["cost"]["usd_per_1000_requests"] = row["cost"]["seconds_per_example"] / 3.6 * price
             result["rows"].append(row)
-            if scores is not None:
-                per_example[row["technique"]] = scores
-            result["verdict"] = verdict(result["rows"], per_example)
+            result["rows"].sort(key=lambda row: names.index(row["technique"]))
+            if records:
+                tables[row["technique"]] = np.array([record["per_example"] for record in records])
+                answers[row["technique"]] = records[0]["answers"]
+            _conclude(result, tables, wanted)
+            result["answers"] = _answers(cache, tables, answers)
             store.write_json(folder / "compare.json", result)
+            on_row(result)
         store.write_text(folder / "report.md", markdown(result))
     return result
+
+
+def _conclude(result: dict[str, Any], tables: dict[str, np.ndarray], needs: Sequence[Need]) -> None:
+    """Each row's interval and its place among the others so far, and the verdict over them."""
+    usual, places = luck(tables), ranks(tables)
+    for row in result["rows"]:
+        if row["technique"] in tables:
+            row["score"]["low"], row["score"]["high"] = interval(tables[row["technique"]], usual)
+            row["rank"] = list(places[row["technique"]])
+    result["verdict"] = found = verdict(result["rows"], tables, needs)
+    values = against(found["best"], tables) if tables else {}
+    for row in result["rows"]:
+        row["p_value"] = values.get(row["technique"])
+
+
+def _answers(cache: Cache, tables: dict[str, np.ndarray], answers: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """The first test examples, with what each technique's first seed answered."""
+    return [
+        {
+            "prompt": example.prompt,
+            "answer": example.answer,
+            "rows": {name: {"text": own[i], "score": float(tables[name][0, i])} for name, own in answers.items()},
+        }
+        for i, example in enumerate(cache.test[:ANSWERS])
+    ]
 
 
 def _head(cache: Cache, budget: Budget, settings: TrainSettings) -> dict[str, Any]:
@@ -175,94 +217,3 @@ def machine(base: Base) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "packing": why_not_packed(base) or "padding-free",
     }
-
-
-def _row(
-    technique: Technique,
-    cache: Cache,
-    budget: Budget,
-    settings: TrainSettings,
-    trials: Path,
-    progress: Progress,
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Search, then seeds; the row and its per-example scores averaged over seeds."""
-
-    def run_one(recipe: Technique, seed: int, finish: bool) -> dict[str, Any]:
-        trial = Trial(recipe, seed, settings, budget.tokens)
-        found = run(
-            trial,
-            cache,
-            trials,
-            finish=finish,
-            report=lambda what, n, total: progress(recipe.name, what, n, total),
-        )
-        return {**found, "folder": f"trials/{trial.key(cache)}"}
-
-    searched = []
-    recipe = technique
-    if technique.trains and budget.search > 1:
-        tried = [(candidate, run_one(candidate, 0, False)) for candidate in technique.search(budget.search)]
-        searched = [
-            {
-                "learning_rate": r["learning_rate"],
-                "validation_loss": r.get("validation_loss"),
-                "reason": r["reason"],
-            }
-            for _, r in tried
-        ]
-        recipe = min(tried, key=lambda pair: pair[1].get("validation_loss", float("inf")))[0]
-        for candidate, record in tried:
-            if candidate != recipe:
-                store.remove(trials.parent / record["folder"] / "adaptation")
-    seeds = range(budget.seeds) if technique.name != "base" else range(1)
-    records = [run_one(recipe, seed, True) for seed in seeds]
-    return _summary(technique.name, records, searched, cache)
-
-
-def _summary(
-    name: str, records: list[dict[str, Any]], searched: list[dict[str, Any]], cache: Cache
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    good = [record for record in records if record["status"] == "ok"]
-    first = (good or records)[0]
-    row: dict[str, Any] = {
-        "technique": name,
-        "family": first["family"],
-        "label": first.get("label") or name,
-        "status": "ok" if len(good) == len(records) else "failed",
-        "reason": next((record["reason"] for record in records if record["status"] != "ok"), None),
-        "learning_rate": first["learning_rate"],
-        "settings": first["settings"],
-        "search": searched,
-        "seeds": [record["seed"] for record in records],
-    }
-    if not good:
-        return row, None
-    table = np.array([record["per_example"] for record in good])
-    low, high = interval(table.mean(axis=0))
-    each = [record["score"]["mean"] for record in good]
-    best = min(good, key=lambda record: record["validation_loss"])
-    row |= {
-        "score": {
-            "metric": cache.task.metric,
-            "mean": sum(each) / len(each),
-            "low": low,
-            "high": high,
-            "per_seed": each,
-        },
-        "others": _mean([record["score"]["others"] for record in good]),
-        "nll": float(np.mean([record["nll"] for record in good])),
-        "validation_loss": best["validation_loss"],
-        "forgetting": _mean([record["forgetting"] for record in good]),
-        "cost": _mean([record["cost"] for record in good]),
-        "training": first["training"],
-        "findings": first.get("findings", {}),
-        "test_cut": first["score"]["cut"],
-        "adaptation": f"{best['folder']}/adaptation",
-    }
-    return row, table.mean(axis=0)
-
-
-def _mean(records: list[dict[str, float]]) -> dict[str, float]:
-    means = {key: float(np.mean([record[key] for record in records])) for key in records[0]}
-    whole = all(isinstance(value, int) for value in records[0].values())
-    return {k: int(v) if whole or k.endswith(("_bytes", "_parameters")) else v for k, v in means.items()}

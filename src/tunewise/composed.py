@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -53,6 +54,15 @@ class Composed(Technique):
         lists = [part.search(count) for part in self.parts]
         length = min(len(found) for found, part in zip(lists, self.parts, strict=True) if part.trains)
         return [replace(self, parts=tuple(f[i if len(f) > i else 0] for f in lists)) for i in range(length)]
+
+    def varied(self, held: Collection[str] = ()) -> list[Self]:
+        """Each part's, with the others as they are."""
+        return [
+            replace(self, parts=tuple(new if place == own else part for place, part in enumerate(self.parts)))
+            for own, varying in enumerate(self.parts)
+            if varying.trains
+            for new in varying.varied(held)
+        ]
 
     def stamp(self, task: Task) -> str:
         """The parts' stamps."""
@@ -125,6 +135,14 @@ class _Together(Attachment):
             except TechniqueError:
                 continue  # a part that moves no weight
         return torch.stack(found).sum() if found else super().drift()
+
+    def moved(self) -> float | None:
+        found = [far for part in self.parts if (far := part.moved()) is not None]
+        return math.hypot(*found) if found else None
+
+    @property
+    def swappable(self) -> bool:
+        return all(part.swappable for part in self.parts)
 
     def render(self, example: Example) -> Example:
         for part in self.parts:

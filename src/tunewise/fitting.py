@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewise import adaptation, store
+from tunewise.cache import sample
 from tunewise.errors import SettingError
 from tunewise.evaluate import encoder_for, loss
 from tunewise.model import Base
@@ -17,7 +18,6 @@ from tunewise.seeds import generator
 from tunewise.task import Task
 from tunewise.technique import Report, Study, Technique
 from tunewise.train import TrainSettings, train
-from tunewise.trial import sample
 
 
 def fit(

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from tunewise.cache import sample
 from tunewise.errors import TechniqueError
 from tunewise.evaluate import score
 from tunewise.registry import make
 from tunewise.retention import Retention
 from tunewise.task import Task
 from tunewise.technique import Attachment
-from tunewise.trial import sample
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 Found = TypeVar("Found")

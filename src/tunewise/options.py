@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tunewise.model import Base
     from tunewise.task import Task
     from tunewise.technique import Technique
-    from tunewise.train import TrainSettings
 
 
 COMPARED = "base,icl,rag,full,last_layers,bitfit,prompt_tuning,lora"
@@ -106,10 +105,10 @@ L2Sp = Annotated[
     float, typer.Option(help="Against forgetting: weight of the squared distance from the base's weights.")
 ]
 Remember = Annotated[
-    Path | None, typer.Option(help="Text file to remember, for --replay and --kl-to-base; default: the base's own.")
+    str | None, typer.Option(help="Text file to remember, for --replay and --kl-to-base; default: the base's own.")
 ]
 RetentionFile = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--retention", help="Text the model should not forget; default: text it writes itself."),
 ]
 
@@ -207,18 +206,16 @@ def _takers(used: set[str], setting: str, given: str | None, what: str) -> list[
     return takers
 
 
-def train_settings(steps: int, given: Mapping[str, Any]) -> TrainSettings:
-    """The options of `fit` and `compare` that say how to train, by the names of their parameters."""
-    from tunewise.train import TrainSettings
-
+def train_arguments(steps: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `fit` and `compare` that say how to train, as arguments of `TrainSettings`."""
     same = ("lr_scheduler_type", "save_steps", "bf16", "gradient_checkpointing", "replay", "kl_to_base", "l2_sp")
-    return TrainSettings(
-        max_steps=steps,
-        per_device_train_batch_size=given["batch_size"],
-        gradient_accumulation_steps=given["accumulate"],
-        eval_steps=given.get("eval_steps", 0),
+    return {
+        "max_steps": steps,
+        "per_device_train_batch_size": given["batch_size"],
+        "gradient_accumulation_steps": given["accumulate"],
+        "eval_steps": given.get("eval_steps", 0),
         **{name: given[name] for name in same},
-    )
+    }
 
 
 def load_model(name: str, revision: str | None, dtype: str, device: str | None, max_length: int | None) -> Base:
@@ -229,12 +226,16 @@ def load_model(name: str, revision: str | None, dtype: str, device: str | None, 
     return load_base(name, revision=revision, dtype=dtype, device=device, max_length=max_length)
 
 
-def read_texts(path: Path | None) -> list[str] | None:
-    """The lines of a text file; None where none is given."""
+def read_texts(path: str | None) -> list[str] | None:
+    """The lines of a text file, or of the shipped world's (`world:text`); None where none is given."""
     if path is None:
         return None
+    if path == "world:text":
+        from tunewise.world import retention
+
+        return list(retention())
     try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+        lines = [line for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     if not lines:

@@ -28,7 +28,7 @@ _COLUMNS = (
     "prompt",
 )
 _LEGEND = (
-    "score: {metric}, mean over seeds, with its bootstrap interval over test examples; nll: nats per answer token; "
+    "score: {metric}, mean over seeds, with its interval over seeds and test examples; nll: nats per answer token; "
     "forgot: rise of nats per token on {retention}; KL: divergence from the base there; "
     "{kept}train: seconds; memory: peak "
     "beyond the bare process while fitting; optimised and stored: parameters; prompt: tokens per request."
@@ -39,7 +39,7 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Name and cells of each row, best score first, failed rows last; a failed row ends with its reason."""
     scored = sorted((r for r in result["rows"] if "score" in r), key=lambda r: -r["score"]["mean"])
     failed = [r for r in result["rows"] if "score" not in r]
-    cells = [_cells(row) for row in scored] + [[row["label"], "failed", row["reason"] or ""] for row in failed]
+    cells = [_cells(row) for row in scored] + [[row["label"], row["status"], row["reason"] or ""] for row in failed]
     return [(row["technique"], own) for row, own in zip(scored + failed, cells, strict=True)]
 
 
@@ -67,9 +67,12 @@ def heading(result: Mapping[str, Any]) -> str:
     """One line: model, task, budget."""
     model, task, budget = result["model"], result["task"], result["budget"]
     spent = f"{budget['tokens']:,} tokens" if budget["tokens"] else f"{budget['steps']} steps"
+    if budget.get("minutes"):
+        spent = f"{budget['minutes']:g} minutes in all"
+    searched = f", {budget['search']} trials' worth of training for the search" if budget["search"] > 1 else ""
     return (
         f"{model['name']} ({count(model['parameters'])}) on {task['name']} ({task['train']} training, {task['test']} "
-        f"test examples): {spent}, {budget['search']} learning rate(s), {budget['seeds']} seed(s) each"
+        f"test examples): {spent}{searched}, {budget['seeds']} seed(s) each"
     )
 
 
@@ -94,6 +97,7 @@ def notes(result: Mapping[str, Any], most: int | None = None) -> list[str]:
     for row in result["rows"]:
         found = [f"{name} {_said(value, most)}" for name, value in row.get("findings", {}).items()]
         said += [f"{row['label']}: {', '.join(found)}."] if found else []
+    said += [f"{row['label']}: {row['memory']}." for row in result["rows"] if row.get("memory")]
     packing = result["machine"]["packing"]
     if packing != "padding-free":
         said.append(f"Batches were padded, not packed: {packing}.")
@@ -113,22 +117,27 @@ def _said(value: Any, most: int | None) -> str:
     return "; ".join(f"{', '.join(names)}: {number}" for number, names in groups.items())
 
 
-def terminal(result: Mapping[str, Any]) -> RenderableType:
-    """The table, notes and verdict for rich; cells are plain text, so that no data can carry markup or colours."""
-    table = Table(title=Text(heading(result)), title_justify="left", box=None, pad_edge=False, header_style="bold")
+def table(result: Mapping[str, Any]) -> RenderableType:
+    """The rows for rich; cells are plain text, so that no data can carry markup or colours."""
+    found = Table(title=Text(heading(result)), title_justify="left", box=None, pad_edge=False, header_style="bold")
     shown = _columns(result)
     for index in shown:
-        table.add_column(_COLUMNS[index], justify="left" if index == 0 else "right", no_wrap=index > 0)
+        found.add_column(_COLUMNS[index], justify="left" if index == 0 else "right", no_wrap=index > 0)
     recommended = (result["verdict"] or {}).get("recommended")
     failed = []
     for name, cells in rows(result):
         if len(cells) < len(_COLUMNS):
-            failed.append(Text(f"{cells[0]} failed: {cells[2]}", style="red"))
+            failed.append(Text(f"{cells[0]} {cells[1]}: {cells[2]}", style="red"))
             continue
         style = "bold green" if name == recommended else ""
-        table.add_row(*(Text(cells[index], style=style) for index in shown))
+        found.add_row(*(Text(cells[index], style=style) for index in shown))
+    return Group(found, *failed)
+
+
+def terminal(result: Mapping[str, Any]) -> RenderableType:
+    """The table, notes and verdict for rich."""
     lines = [Text(note, style="dim") for note in [_legend(result), *notes(result, most=8)]]
-    return Group(table, *failed, *lines, Text(""), *(Text(line) for line in verdict_lines(result)))
+    return Group(table(result), *lines, Text(""), *(Text(line) for line in verdict_lines(result)))
 
 
 def curve_table(rows: Sequence[Mapping[str, float]], metric: str) -> Table:
@@ -153,9 +162,11 @@ def picture(result: Mapping[str, Any]) -> str:
 def verdict_lines(result: Mapping[str, Any]) -> list[str]:
     """The verdict in words."""
     verdict = result["verdict"]
-    if not verdict or verdict["recommended"] is None:
+    if not verdict or verdict["best"] is None:
         return ["No verdict: no technique finished."]
-    return [f"Recommended: {verdict['recommended']}.", *verdict["reasons"]]
+    if verdict["recommended"] is None:
+        return ["No recommendation.", *verdict["reasons"]]
+    return [f"Recommended: {verdict['recommended']}.", *verdict["reasons"], *verdict.get("break_even", ())]
 
 
 def _legend(result: Mapping[str, Any]) -> str:

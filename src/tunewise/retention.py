@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from scipy import stats
 from torch import Tensor
 from transformers import GenerationConfig
 
 from tunewise.forward import batch_of, log_probabilities, nll
 from tunewise.model import Base
-from tunewise.pack import Batch, by_tokens
+from tunewise.pack import Batch, Encoder, by_tokens
 from tunewise.pack import Sequence as Tokens
 from tunewise.seeds import derive
+from tunewise.task import Example, Task
 from tunewise.technique import Attachment
 
 _TOKENS = 4096  # real tokens of one pass
+_ON_TASK = 64  # examples that the divergence on a task is averaged over
 _KL_ENTRIES = 1 << 26  # log-probabilities of the base that are kept: 256 MB
 
 
@@ -35,6 +38,7 @@ class Retention:
     nll: float
     source: str
     log_p: list[Tensor] = field(repr=False)
+    sums: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)  # nats of each sequence, batch by batch
 
     @classmethod
     def measure(cls, base: Base, texts: Sequence[str] | None, seed: int = 0) -> Retention:
@@ -43,7 +47,8 @@ class Retention:
         sequences = text_sequences(base, texts) if texts else own_text(base, seed)
         held = cls(sequences, 0.0, source, [])
         batches = held._batches(base)
-        held.nll = _mean_nll(base, batches)
+        held.sums, counts = _by_sequence(base, batches)
+        held.nll = float(held.sums.sum() / counts.sum())
         left = max(64, _KL_ENTRIES // base.anatomy.vocabulary)
         for batch in batches:
             if left > 0:
@@ -62,14 +67,24 @@ class Retention:
         return sum(len(part) for part in self.log_p)
 
     def compare(self, attachment: Attachment) -> dict[str, float]:
-        """nll_rise in nats per token and kl = KL(base || adapted) in nats per position, virtual tokens included."""
+        """How far the base was left: `nll_rise` in nats per token, `kl` in nats per position.
+
+        The rise comes with its 95 % interval over sequences; kl is KL(base || adapted). Virtual tokens are put before.
+        """
         base = attachment.base
         total = torch.zeros((), dtype=torch.float64)
         batches = self._batches(base, attachment.virtual_tokens)
         for batch, before in zip(batches, self.log_p, strict=False):
             after = log_probabilities(base, batch, len(before))
             total += (before.exp() * (before - after)).double().sum().cpu()
-        return {"nll_rise": _mean_nll(base, batches) - self.nll, "kl": float(total) / max(self.kl_tokens, 1)}
+        after_all = _by_sequence(base, batches)
+        rise, half = _ratio(after_all[0] - self.sums, after_all[1])
+        return {
+            "nll_rise": rise,
+            "nll_rise_low": rise - half,
+            "nll_rise_high": rise + half,
+            "kl": float(total) / max(self.kl_tokens, 1),
+        }
 
     def _batches(self, base: Base, virtual_tokens: int = 0) -> list[Batch]:
         """The same groups whatever is put before the sequences, so that positions line up with the base's."""
@@ -84,8 +99,57 @@ def after_virtual(base: Base, sequence: Tokens, count: int) -> Tokens:
     return Tokens([*range(first, first + count), *sequence.ids], [False] * count + sequence.labelled, 0)
 
 
-def _mean_nll(base: Base, batches: list[Batch]) -> float:
-    return float(torch.cat([nll(base, batch).double() for batch in batches]).mean())
+def _by_sequence(base: Base, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+    """Nats of each sequence, and the tokens that they are of, in the batches' order."""
+    sums, counts = [], []
+    for batch in batches:
+        values, owner = nll(base, batch).double().cpu(), batch.owner.cpu()
+        counts.append(torch.bincount(owner))
+        sums.append(torch.zeros(len(counts[-1]), dtype=torch.float64).index_add_(0, owner, values))
+    return torch.cat(sums), torch.cat(counts)
+
+
+def _ratio(change: Tensor, counts: Tensor) -> tuple[float, float]:
+    """Mean change per token and half of its 95 % interval; sequences are what was drawn (Cochran 1977, section 6.3)."""
+    mean, sequences = float(change.sum() / counts.sum()), len(counts)
+    if sequences < 2:
+        return mean, 0.0
+    error = float((change - mean * counts).std()) / (float(counts.double().mean()) * sequences**0.5)
+    return mean, float(stats.t.ppf(0.975, sequences - 1)) * error
+
+
+@dataclass(frozen=True)
+class OnTask:
+    """The base's probabilities where a task's answers are predicted, to say how far a tuned model's are from them."""
+
+    examples: tuple[Example, ...]
+    log_p: list[Tensor] = field(repr=False)  # of each example, (answer tokens, V)
+
+    @classmethod
+    def measure(cls, base: Base, task: Task, examples: Sequence[Example]) -> OnTask:
+        """On as many of the examples as fit 256 MB."""
+        left = max(64, _KL_ENTRIES // base.anatomy.vocabulary)
+        chosen = examples[:_ON_TASK]
+        found: list[Tensor] = []
+        for sequence in Encoder(base, task).encode(chosen):
+            if left <= 0:
+                break
+            found.append(log_probabilities(base, batch_of(base, [sequence]), left))
+            left -= len(found[-1])
+        return cls(tuple(chosen[: len(found)]), found)
+
+    def divergence(self, attachment: Attachment, task: Task) -> float | None:
+        """KL(base || adapted) in nats per answer token; None where the window leaves them other tokens."""
+        base, total, count = attachment.base, 0.0, 0
+        encoder = Encoder(base, task, attachment.virtual_tokens, attachment.virtual_suffix)
+        sequences = encoder.encode([attachment.render(example) for example in self.examples])
+        for sequence, before in zip(sequences, self.log_p, strict=True):
+            after = log_probabilities(base, batch_of(base, [sequence]), len(before))
+            if len(after) != len(before):
+                return None
+            total += float((before.exp() * (before - after)).double().sum())
+            count += len(before)
+        return total / count if count else None
 
 
 def text_sequences(base: Base, texts: Sequence[str], most: int = 64, length: int = 256) -> list[Tokens]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -63,9 +63,14 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    search: tuple[Any, ...] = (),
 ) -> Any:
-    """A hyper-parameter: default, one sentence of help, and its range or choices."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+    """A hyper-parameter: default, one sentence of help, its range or choices, and what a search tries beside it.
+
+    Only the one or two settings that matter most after the learning rate have something to try.
+    """
+    facts = {"help": help, "low": low, "high": high, "choices": choices, "search": search}
+    return field(default=default, metadata=facts)
 
 
 def learning_rate() -> Any:
@@ -80,8 +85,8 @@ class Technique(ABC):
     Facts: `sides` are the sides of the model that it changes (two techniques that share one cannot compose);
     `needs` says what a model or task must have; `reference_rate` is the default learning rate at width 4096 and
     `width_exponent` how it grows for narrower models, rate * (4096 / width) ** exponent (Yang et al. 2022, Tensor
-    Programs V, gives 1 for Adam on hidden weights); `search_grid` multiplies it in a search; `late_settings` can still
-    be changed when an adaptation is loaded.
+    Programs V, gives 1 for Adam on hidden weights); `search_grid` multiplies it in a search;
+    `late_settings` can still be changed when an adaptation is loaded.
     """
 
     name: ClassVar[str]
@@ -120,6 +125,15 @@ class Technique(ABC):
             return [self]
         rate: float = getattr(self, "learning_rate")  # noqa: B009 (only techniques that train have it)
         return [self.with_rate(rate * factor) for factor in self.search_grid[:count]]
+
+    def varied(self, held: Collection[str] = ()) -> list[Self]:
+        """This recipe with one of the settings that are searched changed in each; `held` ("lora.r") are left alone."""
+        return [
+            replace(self, **{item.name: value})
+            for item in fields(self)
+            for value in item.metadata.get("search", ())
+            if f"{self.name}.{item.name}" not in held and value != getattr(self, item.name)
+        ]
 
     def with_rate(self, rate: float) -> Self:
         """The same recipe with this learning rate, to three digits."""
@@ -316,6 +330,24 @@ class Attachment:
             raise TechniqueError(f"{self.recipe.name} moves no weight, so there is nothing that l2_sp could hold back")
         terms = [(parameter - original).square().sum() for parameter, original in own]
         return sum(terms[1:], terms[0])
+
+    def moved(self) -> float | None:
+        """||W - W_0|| of the base's weights as they count now; None where it moves none."""
+        import torch
+
+        with torch.no_grad():
+            own = [(p, self._kept[id(p)]) for p in self.base.model.parameters() if id(p) in self._kept]
+            if own:
+                return math.sqrt(sum(float((weight - before).float().square().sum()) for weight, before in own))
+            try:
+                return math.sqrt(float(self.drift()))
+            except TechniqueError:
+                return None
+
+    @property
+    def swappable(self) -> bool:
+        """Whether requests to one loaded base can each choose it or not: it leaves the base's own tensors alone."""
+        return not self._kept
 
     def render(self, example: Example) -> Example:
         """The text side: an example with what this technique puts before it."""

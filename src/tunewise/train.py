@@ -90,7 +90,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training run did. `seconds` count this process's steps only; `losses` are nats per labelled token."""
+    """What a training run did. `seconds` count steps, also before a resumption; losses are nats a labelled token."""
 
     steps: int
     tokens: int
@@ -131,6 +131,7 @@ def train(
     seed: int = 0,
     folder: Path | None = None,
     resume: bool = False,
+    until: int | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     evaluate: Callable[[], float] | None = None,
     reuse_trunk: bool = True,
@@ -139,7 +140,8 @@ def train(
     """Train an attachment's parameters on encoded sequences.
 
     With a folder, `metrics.jsonl` and `checkpoint-<step>` folders are written there, and `resume` continues from
-    the newest whole one. `on_step(step, loss)` is called after each step; `evaluate()` every `eval_steps` steps.
+    the newest whole one. With `until`, training stops after so many steps, with a checkpoint, to be resumed.
+    `on_step(step, loss)` is called after each step; `evaluate()` every `eval_steps` steps.
     With `reuse_trunk`, states below the lowest trained block are computed once (see `tunewise.trunk`). `memory` is what
     `replay` and `kl_to_base` rehearse.
 
@@ -158,16 +160,21 @@ def train(
     run.begin(resume)
     visits = settings.max_steps * settings.rows
     run.trunk = trunk_of(attachment, sequences, visits, run.precision()) if reuse_trunk else None
-    started = time.perf_counter()
-    while run.step < settings.max_steps:
+    last = min(until or settings.max_steps, settings.max_steps)
+    begun = run.step
+    while run.step < last:
+        started = time.perf_counter()
         with recomputing(attachment.base, settings.gradient_checkpointing):
             loss = run.advance()
         if folder is not None and evaluate is not None and settings.eval_steps and run.step % settings.eval_steps == 0:
             store.append_line(folder / "metrics.jsonl", {"step": run.step, "validation_loss": evaluate()})
         on_step(run.step, loss)
-        if folder is not None and (run.step % settings.save_steps == 0 and run.step < settings.max_steps):
+        run.seconds += time.perf_counter() - started
+        if folder is not None and (run.step % settings.save_steps == 0 and run.step < last):
             run.save()
-    return Trained(run.step, run.tokens, run.labelled, time.perf_counter() - started, run.loss)
+    if folder is not None and begun < run.step < settings.max_steps:
+        run.save()
+    return Trained(run.step, run.tokens, run.labelled, run.seconds, run.loss)
 
 
 class _Run:
@@ -182,6 +189,7 @@ class _Run:
         self.attachment, self.sequences, self.settings = attachment, sequences, settings
         self.seed, self.folder, self.base = seed, folder, attachment.base
         self.step = self.tokens = self.labelled = 0
+        self.seconds = 0.0
         self.loss: float | None = None
         self.phase = -1
         self.trunk: Trunk | None = None
@@ -311,6 +319,7 @@ class _Run:
             "step": self.step,
             "tokens": self.tokens,
             "labelled_tokens": self.labelled,
+            "seconds": self.seconds,
             "threads": torch.get_num_threads(),
         }
         tensors = {
@@ -353,7 +362,7 @@ class _Run:
         self.attachment.load(stored.tensors("weights.safetensors"))
         self._prepare(int(state["phase"]))
         self.step, self.tokens = int(state["step"]), int(state["tokens"])
-        self.labelled = int(state["labelled_tokens"])
+        self.labelled, self.seconds = int(state["labelled_tokens"]), float(state.get("seconds", 0.0))
         self._restore_optimizer(stored)
         done = self.step - (self.ends[self.phase - 1] if self.phase else 0)
         self.schedule.last_epoch = done

@@ -7,86 +7,32 @@ when its result is already on disk.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Many
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from tunewise import adaptation, store
-from tunewise.errors import TunewiseError
-from tunewise.evaluate import describe, encoder_for, loss, score
+from tunewise.cache import Cache
+from tunewise.errors import DivergedError, TunewiseError
+from tunewise.evaluate import describe, loss, score
 from tunewise.forward import why_not_packed
-from tunewise.model import Base
-from tunewise.pack import Sequence
-from tunewise.remedies import Memory
-from tunewise.retention import Retention
+from tunewise.meter import peak_memory, tidy
 from tunewise.seeds import generator
-from tunewise.task import Example, Task
 from tunewise.technique import Attachment, Report, Study, Technique
-from tunewise.train import TrainSettings, steps_for_tokens, train
+from tunewise.trackers import Trackers
+from tunewise.train import Trained, TrainSettings, steps_for_tokens, train
 
-_PROBED = 200  # examples of a probe that are scored
+ANSWERS = 10  # test examples whose answers are kept to be shown
 
 
 def _silent(what: str, done: int, total: int) -> None:
     return None
-
-
-class Cache:
-    """What the trials of one comparison share: the base, the task, its samples, and sequences tokenised once.
-
-    `probe` is a task that the base could do before; what is left of it is measured after each trial. `remembered` is
-    text for the remedies for forgetting.
-    """
-
-    def __init__(
-        self,
-        base: Base,
-        task: Task,
-        *,
-        validation: int,
-        test: int,
-        retention: Retention | None,
-        probe: Task | None = None,
-        remembered: Many[str] | None = None,
-    ) -> None:
-        self.base, self.task, self.retention, self.probe = base, task, retention, probe
-        self.remembered = remembered
-        self.probed = sample(probe.test, _PROBED) if probe is not None else ()
-        self.validation = sample(task.validation, validation)
-        self.test = sample(task.test, test)
-        self._plain: dict[tuple[int, int], list[Sequence]] = {}
-        self.cut: dict[int, int] = {}
-        self.memory: Memory | None = None
-
-    def train_sequences(self, attachment: Attachment) -> list[Sequence]:
-        """The training split for this attachment; shared by all that do not touch the text."""
-        rendered = [attachment.render(example) for example in self.task.train]
-        room = attachment.virtual_tokens, attachment.virtual_suffix
-        if any(new is not old for new, old in zip(rendered, self.task.train, strict=True)):
-            return encoder_for(attachment, self.task).encode(rendered)
-        if room not in self._plain:
-            self._plain[room] = encoder_for(attachment, self.task).encode(rendered)
-        return self._plain[room]
-
-
-def sample(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:
-    """The same `count` examples for everyone, in their order."""
-    if len(examples) <= count:
-        return examples
-    chosen = torch.randperm(len(examples), generator=generator(0, "sample"))[:count].sort().values
-    return tuple(examples[index] for index in chosen.tolist())
 
 
 @dataclass(frozen=True)
@@ -122,16 +68,34 @@ class Trial:
         return f"{self.technique.name}-seed{self.seed}-{digest[:12]}"
 
 
-def run(trial: Trial, cache: Cache, trials: Path, *, finish: bool, report: Report = _silent) -> dict[str, Any]:
-    """The record of a trial, from disk where it is there already. A failure is a record too, with its reason."""
+def run(
+    trial: Trial,
+    cache: Cache,
+    trials: Path,
+    *,
+    finish: bool,
+    until: float | None = None,
+    report: Report = _silent,
+) -> dict[str, Any]:
+    """The record of a trial, from disk where it is there already. A failure is a record too, with its reason.
+
+    With `until`, training stops after that share of the steps: the record holds the `stage` there, and a later call
+    goes on.
+    """
     folder = trials / trial.key(cache)
     path = folder / "trial.json"
     record: dict[str, Any] = store.read_json(path, limit_bytes=1 << 28) if path.is_file() else {}
     wanted = "score" if finish else "validation_loss"
-    if record.get("status") == "ok" and wanted in record:
+    if (record.get("status") == "ok" and wanted in record) or cache.stands(record):
         return record
+    stages = _stages(folder)
+    if until is not None and str(until) in stages:
+        return {**_identity(trial), "status": "ok", "reason": None, "stage": stages[str(until)]}
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        record = _run(trial, cache, folder, record if record.get("status") == "ok" else {}, finish, report)
+        with cache.running(folder, {**_identity(trial), "trains": trial.technique.trains}):
+            before = record if record.get("status") == "ok" else {}
+            record = _run(trial, cache, folder, before, finish, until, report)
     except (
         TunewiseError,
         MemoryError,
@@ -144,18 +108,33 @@ def run(trial: Trial, cache: Cache, trials: Path, *, finish: bool, report: Repor
     ) as error:
         if isinstance(error, OSError) and not isinstance(error, TunewiseError):
             raise  # a full or vanished disk fails the comparison, not the technique
-        record = {**_identity(trial), "status": "failed", "reason": _reason(error)}
-    folder.mkdir(parents=True, exist_ok=True)
-    store.write_json(path, record)
+        record = failure(trial, _reason(error), cache.life, final=isinstance(error, DivergedError))
+    if "stage" not in record:
+        store.write_json(path, record)
     return record
+
+
+def failure(trial: Trial, reason: str, life: str, *, final: bool = False) -> dict[str, Any]:
+    """The record of a trial that failed; a `final` one fails in every life, another only stands for this one."""
+    return {**_identity(trial), "status": "failed", "reason": reason, "life": None if final else life}
+
+
+def _stages(folder: Path) -> dict[str, Any]:
+    path = folder / "stages.json"
+    return store.read_json(path) if path.is_file() else {}
 
 
 def _reason(error: BaseException) -> str:
     """One line; what is not our own error keeps its type's name."""
     text = " ".join(str(error).split())
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
-        return f"out of memory; use a smaller --batch-size with more --accumulate ({text[:200]})"
+    if out_of_memory(error):
+        return f"out of memory, even one example at a time with recomputed activations ({text[:200]})"
     return text if isinstance(error, TunewiseError) else f"{type(error).__name__}: {text[:300]}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or in this process."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _identity(trial: Trial) -> dict[str, Any]:
@@ -167,89 +146,172 @@ def _identity(trial: Trial) -> dict[str, Any]:
     }
 
 
+def gentler(settings: TrainSettings) -> Iterator[tuple[TrainSettings, str | None]]:
+    """These settings, then ones that take less memory for the same steps, each with what to say of it.
+
+    First ever smaller micro-batches, accumulated to the same step; then activations computed again.
+    """
+    yield settings, None
+    rows, passes = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    while rows > 1 and rows % 2 == 0:
+        rows, passes = rows // 2, passes * 2
+        settings = replace(settings, per_device_train_batch_size=rows, gradient_accumulation_steps=passes)
+        yield settings, f"out of memory: {rows} examples a pass, {passes} passes a step"
+    if not settings.gradient_checkpointing:
+        said = f"out of memory: {rows} examples a pass, {passes} passes a step, activations computed again"
+        yield replace(settings, gradient_checkpointing=True), said
+
+
 def _run(
-    trial: Trial, cache: Cache, folder: Path, before: Mapping[str, Any], finish: bool, report: Report
+    trial: Trial,
+    cache: Cache,
+    folder: Path,
+    before: Mapping[str, Any],
+    finish: bool,
+    until: float | None,
+    report: Report,
 ) -> dict[str, Any]:
-    base = cache.base
     target = folder / "adaptation"
     try:
+        cache.measure_bare(trial.settings)
         if before and target.is_dir():
-            attachment = adaptation.load(target, base=base).attachment
+            attachment = adaptation.load(target, base=cache.base).attachment
             record = dict(before)
         else:
-            if trial.settings.remembers and cache.memory is None:
-                cache.memory = Memory.of(base, cache.remembered)
-            _tidy()
-            attachment = trial.technique.attach(base, generator(trial.seed, "attach"))
-            record = _fit(trial, cache, attachment, folder, report)
+            attachment, record = _fitted(trial, cache, folder, until, report)
         if finish:
             record |= _finish(cache, attachment, record, report)
         return record
     finally:
-        base.release()
+        cache.base.release()
 
 
-def _fit(trial: Trial, cache: Cache, attachment: Attachment, folder: Path, report: Report) -> dict[str, Any]:
+def _fitted(
+    trial: Trial, cache: Cache, folder: Path, until: float | None, report: Report
+) -> tuple[Attachment, dict[str, Any]]:
+    """Trained, with as little memory as it takes; where memory ran out before, there it begins."""
+    note = folder / "memory.json"
+    start = store.read_json(note)["rung"] if note.is_file() else 0
+    rungs = list(gentler(trial.settings))
+    for rung, (settings, said) in enumerate(rungs[start:], start):
+        tidy()
+        attachment = trial.technique.attach(cache.base, generator(trial.seed, "attach"))
+        try:
+            record = _fit(trial, settings, cache, attachment, folder, until, report)
+            return attachment, record | ({"memory": said} if said else {})
+        except Exception as error:
+            if not out_of_memory(error) or not trial.technique.trains or rung + 1 == len(rungs):
+                raise
+        cache.base.release()
+        del attachment
+        store.prune(folder, keep=0)  # other settings go another way from the start
+        store.write_json(note, {"rung": rung + 1})
+        report(str(rungs[rung + 1][1]), 0, 0)
+    raise AssertionError("the last rung returns or raises")
+
+
+def _fit(
+    trial: Trial,
+    settings: TrainSettings,
+    cache: Cache,
+    attachment: Attachment,
+    folder: Path,
+    until: float | None,
+    report: Report,
+) -> dict[str, Any]:
     base, task = cache.base, cache.task
     record: dict[str, Any] = {**_identity(trial), "status": "ok", "reason": None, "label": attachment.label}
-    with peak_memory(base.device) as memory:
+    done = Trained(0, 0, 0, 0.0, None)
+    cut = 0
+    with peak_memory(base.device, cache.held_bytes) as memory:
         started = time.perf_counter()
         attachment.learn(Study(task, trial.seed, lambda: loss(attachment, task, cache.validation), report))
-        training: dict[str, Any] = {
-            "steps": 0,
-            "tokens": 0,
-            "labelled_tokens": 0,
-            "final_loss": None,
-            "cut": 0,
-        }
+        seconds = time.perf_counter() - started
         if trial.technique.trains:
             sequences = cache.train_sequences(attachment)
-            steps = trial.settings.max_steps
+            cut = sum(sequence.cut for sequence in sequences)
+            steps = settings.max_steps
             if trial.tokens is not None:
-                steps = steps_for_tokens(sequences, trial.settings, trial.seed, trial.tokens)
-            settings = TrainSettings(**{**asdict(trial.settings), "max_steps": steps})
+                steps = steps_for_tokens(sequences, settings, trial.seed, trial.tokens)
+            trackers = Trackers(cache.report_to, folder.parent.parent / "logs", folder.name, _identity(trial))
+
+            def on_step(step: int, value: float) -> None:
+                report(f"loss {value:.3f}", step, steps)
+                trackers.log({"loss": value}, step)
+
             done = train(
                 attachment,
                 sequences,
-                settings,
+                replace(settings, max_steps=steps),
                 seed=trial.seed,
                 folder=folder,
                 resume=True,
-                on_step=lambda step, value: report("training", step, steps),
+                until=max(int(steps * until), 1) if until is not None else None,
+                on_step=on_step,
                 memory=cache.memory,
             )
-            training = {
-                "steps": done.steps,
-                "tokens": done.tokens,
-                "labelled_tokens": done.labelled_tokens,
-                "final_loss": done.final_loss,
-                "cut": sum(sequence.cut for sequence in sequences),
-            }
-        seconds = time.perf_counter() - started
-        record["validation_loss"] = loss(attachment, task, cache.validation)
+            trackers.finish()
+            seconds += done.seconds
+        validation = loss(attachment, task, cache.validation)
+        if until is not None and trial.technique.trains and done.steps < steps:
+            return record | {"stage": _stage(cache, attachment, folder, until, done, validation)}
+        record["validation_loss"] = validation
         record["findings"] = attachment.findings(lambda: loss(attachment, task, cache.validation))
+    training = {
+        "steps": done.steps,
+        "tokens": done.tokens,
+        "labelled_tokens": done.labelled_tokens,
+        "final_loss": done.final_loss,
+        "cut": cut,
+    }
     adaptation.save(attachment, task, folder / "adaptation", {"trial": _identity(trial), "training": training})
     store.prune(folder, keep=0)
     weights = sum(file.stat().st_size for file in (folder / "adaptation").iterdir() if file.name in _OWN_FILES)
     record["training"] = training
+    record["curve"] = _curve(folder / "metrics.jsonl")
     record["packed"] = why_not_packed(base) or True
     record["cost"] = {
         "train_seconds": seconds,
+        "tokens_per_second": done.tokens / done.seconds if done.seconds else 0.0,
         "peak_memory_bytes": memory[0],
         "optimised_parameters": sum(p.numel() for p in attachment.params().values()),
         "stored_parameters": sum(t.numel() for t in attachment.state().values()),
         "artifact_bytes": weights,
+        "merges": trial.technique.mergeable,
+        "swappable": attachment.swappable,
     }
     return record
 
 
 _OWN_FILES = ("adaptation.json", "weights.safetensors", "rows.jsonl")
+_POINTS = 100  # of a learning curve
+
+
+def _stage(
+    cache: Cache, attachment: Attachment, folder: Path, share: float, done: Trained, validation: float
+) -> dict[str, float | int]:
+    """What is known of a trial that is not over, written beside its checkpoint."""
+    stage = {"steps": done.steps, "tokens": done.tokens, "seconds": done.seconds, "validation_loss": validation}
+    if cache.retention is not None:
+        stage["nll_rise"] = cache.retention.compare(attachment)["nll_rise"]
+    store.write_json(folder / "stages.json", {**_stages(folder), str(share): stage})
+    return stage
+
+
+def _curve(path: Path) -> list[list[float]]:
+    """[step, training loss] of at most a hundred steps, the last among them."""
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    points = [[line["step"], line["loss"]] for line in lines if "loss" in line]
+    every = -(-len(points) // _POINTS) or 1
+    return points[::-every][::-1]
 
 
 def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report: Report) -> dict[str, Any]:
-    with peak_memory(cache.base.device) as memory:
+    with peak_memory(cache.base.device, cache.held_bytes) as memory:
         found = score(attachment, cache.task, cache.test, progress=lambda done, total: report("scoring", done, total))
     forgetting: dict[str, Any] | None = cache.retention.compare(attachment) if cache.retention is not None else None
+    if forgetting is not None:
+        forgetting |= moved(attachment, cache)
     if forgetting is not None and cache.probe is not None:
         found_again = score(
             attachment,
@@ -269,49 +331,19 @@ def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report
         "score": describe(found),
         "nll": found.nll,
         "per_example": found.per_example,
+        "answers": found.predictions[:ANSWERS],
         "forgetting": forgetting,
         "cost": cost,
     }
 
 
-def _tidy() -> None:
-    """Give freed memory back to the system, so that the next trial's peak is its own."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-_BASELINE = psutil.Process().memory_info().rss  # before any base is loaded: the interpreter and its libraries
-
-
-@contextmanager
-def peak_memory(device: torch.device) -> Iterator[list[int]]:
-    """Fills its one-item list with the peak in bytes: of the device, or of this process beyond its own start.
-
-    On Linux the kernel's own high-water mark is reset and read; elsewhere it covers the process's whole life.
-    """
-    found = [0]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield found
-        found[0] = torch.cuda.max_memory_allocated(device)
-        return
-    mark = Path("/proc/self/clear_refs")
-    if mark.exists():
-        with suppress(OSError):  # a container may forbid it; the mark then covers the process's whole life
-            mark.write_text("5")
-    yield found
-    found[0] = max(_high_water() - _BASELINE, 0)
-
-
-def _high_water() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+def moved(attachment: Attachment, cache: Cache) -> dict[str, float]:
+    """How far the weights moved, ||W - W_0|| / ||W_0||, and the answers' distribution on the task, where they did."""
+    found = {}
+    kl = cache.on_task.divergence(attachment, cache.task) if cache.on_task is not None else None
+    if kl is not None:
+        found["kl_task"] = kl
+    far = attachment.moved()
+    if far is not None:
+        found["weight_change"] = far / cache.norm
+    return found

@@ -6,14 +6,15 @@ from dataclasses import fields
 import pytest
 
 from tunewise.adaptation import load
-from tunewise.comparison import Budget, compare
+from tunewise.cache import sample
+from tunewise.comparison import compare
 from tunewise.evaluate import loss, score
 from tunewise.model import load_base
 from tunewise.registry import all_techniques, make
+from tunewise.rows import Budget
 from tunewise.task import Task
 from tunewise.testing import attach, encoder_for
 from tunewise.train import TrainSettings, train
-from tunewise.trial import sample
 
 pytestmark = pytest.mark.real
 MODELS = ("babyllama-char-1m", "stories-260k", "stories-3m", "tinystories-656k")

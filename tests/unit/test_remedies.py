@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from tunewise.comparison import Budget, compare
+from tunewise.comparison import compare
 from tunewise.errors import SettingError, TechniqueError
 from tunewise.evaluate import loss
 from tunewise.interpolate import curve
 from tunewise.registry import make
 from tunewise.remedies import Memory, divergence
 from tunewise.retention import Retention
+from tunewise.rows import Budget
 from tunewise.testing import attach, encoder_for, fingerprint, fit, logits, tiny_base, tiny_task
 from tunewise.train import TrainSettings, train
 

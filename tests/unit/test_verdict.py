@@ -3,14 +3,24 @@
 import numpy as np
 import pytest
 
-from tunewise.verdict import interval, verdict
+from tunewise.errors import SettingError
+from tunewise.needs import Need
+from tunewise.verdict import verdict
 
-RIGHT = np.array([1.0] * 19 + [0.0])
+RIGHT = np.array([[1.0] * 19 + [0.0]])
 
 
 def row(name, mean=0.95, disk=1000, prompt=20, **forgetting):
     score = {"metric": "accuracy", "mean": mean, "low": mean, "high": mean}
-    cost = {"artifact_bytes": disk, "prompt_tokens": prompt}
+    cost = {
+        "artifact_bytes": disk,
+        "prompt_tokens": prompt,
+        "optimised_parameters": 0 if name in ("base", "icl") else 9,
+        "train_seconds": 60.0,
+        "seconds_per_example": prompt / 1000,
+        "peak_memory_bytes": disk,
+        "merges": name == "lora",
+    }
     return {"technique": name, "score": score, "cost": cost, "forgetting": {"nll_rise": 0.1, "kl": 0.1} | forgetting}
 
 
@@ -42,7 +52,7 @@ def test_where_all_lose_them_the_smallest_is_taken_and_its_loss_said():
 
 
 def test_a_worse_row_is_no_tie():
-    wrong = np.zeros(20)
+    wrong = np.zeros((1, 20))
     found = verdict([row("full"), row("base", mean=0.0)], {"full": RIGHT, "base": wrong})
     assert found["ties"] == [] and found["recommended"] == "full"
 
@@ -51,6 +61,57 @@ def test_nothing_finished():
     assert verdict([{"technique": "full"}], {})["recommended"] is None
 
 
-@pytest.mark.parametrize("values", [[0.5], [0.25] * 9])
-def test_an_interval_of_values_that_agree_is_a_point(values):
-    assert interval(np.array(values)) == (values[0], values[0])
+def test_needs_narrow_the_choice_and_are_said():
+    rows = [row("full", disk=9 * 10**6), row("lora", mean=0.9, disk=500)]
+    tables = {"full": RIGHT, "lora": RIGHT}
+    found = verdict(rows, tables, [Need.read("artifact<1kB"), Need.read("mergeable")])
+    assert found["recommended"] == "lora" and found["needs"] == ["artifact<1kB", "mergeable"]
+    assert "lora meets artifact<1kB, mergeable." in found["reasons"]
+
+
+def test_what_is_worse_is_taken_where_a_need_asks_for_it():
+    rows = [row("full", disk=9 * 10**6), row("lora", mean=0.2, disk=500)]
+    worse = np.zeros((1, 20))
+    found = verdict(rows, {"full": RIGHT, "lora": worse}, [Need.read("artifact < 1MB")])
+    assert found["best"] == "full" and found["recommended"] == "lora"
+    assert "Without these needs it would be full." in found["reasons"]
+    assert found["summary"].startswith("lora is the one to take: the best of what meets artifact < 1MB.")
+
+
+def test_where_nothing_meets_the_needs_nothing_is_taken():
+    found = verdict([row("full"), row("icl")], {"full": RIGHT, "icl": RIGHT}, [Need.read("mergeable")])
+    assert found["recommended"] is None and "Nothing here meets mergeable; full comes nearest" in found["reasons"][-1]
+
+
+@pytest.mark.parametrize("text", ["", "size<3", "memory<3lightyears", "memory<", "memory<1.2.3", "fast", "memory=3"])
+def test_needs_that_are_none(text):
+    with pytest.raises(SettingError, match="--need"):
+        Need.read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [("latency<21ms", True), ("latency<=0.01s", False), ("train>=1m", True), ("prompt>0.1k", False), ("kept>0", False)],
+)
+def test_units(text, holds):
+    assert Need.read(text).holds(row("lora")) is holds
+
+
+def test_training_pays_after_so_many_requests():
+    rows = [row("icl", prompt=200), row("lora", prompt=20)]
+    rows[0]["cost"]["train_seconds"] = 6.0
+    found = verdict(rows, {"icl": RIGHT, "lora": RIGHT})
+    assert found["break_even"] == ["lora has paid for its training after 300 requests answered by icl."]
+
+
+def test_one_row_is_not_enough_evidence():
+    assert any("not enough evidence" in said for said in taken(row("lora"))["reasons"])
+
+
+def test_more_examples_are_asked_for_where_they_would_tell():
+    rng = np.random.default_rng(0)
+    tables = {"a": (rng.random((1, 100)) < 0.8).astype(float), "b": (rng.random((1, 100)) < 0.72).astype(float)}
+    rows = [row(name, mean=float(table.mean())) for name, table in tables.items()]
+    found = verdict(rows, tables)
+    assert found["needed_examples"] > 100
+    assert any("would separate a from b" in said for said in found["reasons"])

@@ -48,7 +48,9 @@ class Adapter(Technique):
     width_exponent = 0.5
 
     variant: str = setting("houlsby", "Where the adapters are.", choices=("houlsby", "pfeiffer", "parallel"))
-    reduction_factor: float = setting(16.0, "Width of the model over width of an adapter.", low=1.0, high=4096.0)
+    reduction_factor: float = setting(
+        16.0, "Width of the model over width of an adapter.", low=1.0, high=4096.0, search=(4.0, 64.0)
+    )
     non_linearity: str = setting("swish", "phi.", choices=tuple(_PHI))
     scaling: float = setting(4.0, "Scale of the parallel variant.", low=0.0, high=100.0)
     norms: str = setting(

@@ -48,7 +48,9 @@ class LST(Technique):
     sides = frozenset({"side network"})
     reference_rate = 3e-3
 
-    reduction_factor: float = setting(8.0, "Width of the base over width of the side network.", low=1.0, high=256.0)
+    reduction_factor: float = setting(
+        8.0, "Width of the base over width of the side network.", low=1.0, high=256.0, search=(4.0, 16.0)
+    )
     layers: tuple[str, ...] = setting((), "Numbers of the base's blocks that have a side block; default: all.")
     output: str = setting(
         "mix", "Predict from base and side together, or from the side alone.", choices=("mix", "side")

@@ -54,7 +54,7 @@ class MPT(Technique):
     reference_rate = 3e-2
 
     sources: tuple[str, ...] = setting((), "Data of the source tasks, each as --data takes it.")
-    num_virtual_tokens: int = setting(20, "Length m of the prompt.", low=1, high=2048)
+    num_virtual_tokens: int = setting(20, "Length m of the prompt.", low=1, high=2048, search=(50,))
     source_steps: int = setting(100, "Steps of each teacher, and of the training on all sources.", low=1, high=10**6)
     distillation: float = setting(0.9, "Weight of the distillation losses.", low=0.0, high=100.0)
     factor_speed: float = setting(4 / 3, "Learning rate of u and v over that of P*.", low=0.0, high=100.0)

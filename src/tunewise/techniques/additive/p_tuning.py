@@ -38,9 +38,11 @@ class PTuning(Technique):
     reference_rate = 2e-3
     width_exponent = 0.5
 
-    before: int = setting(3, "Virtual tokens before the question.", low=0, high=1024)
+    before: int = setting(3, "Virtual tokens before the question.", low=0, high=1024, search=(8,))
     after: int = setting(3, "Virtual tokens between question and answer.", low=0, high=1024)
-    encoder: str = setting("lstm", "Prompt encoder: a BiLSTM with an MLP, or the MLP alone.", choices=("lstm", "mlp"))
+    encoder: str = setting(
+        "lstm", "Prompt encoder: a BiLSTM with an MLP, or the MLP alone.", choices=("lstm", "mlp"), search=("mlp",)
+    )
     learning_rate: float | None = learning_rate()
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:

@@ -49,7 +49,7 @@ class PrefixTuning(Technique):
     identity_at_start = False
     reference_rate = 1e-3
 
-    num_virtual_tokens: int = setting(20, "Length m of the prefix.", low=1, high=2048)
+    num_virtual_tokens: int = setting(20, "Length m of the prefix.", low=1, high=2048, search=(5, 50))
     prefix_projection: bool = setting(True, "Train an MLP that makes the prefix, and drop it after training.")
     encoder_hidden_size: int = setting(512, "Width k of that MLP.", low=1, high=65536)
     init: str = setting(

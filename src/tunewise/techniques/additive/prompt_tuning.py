@@ -51,7 +51,7 @@ class PromptTuning(Technique):
     identity_at_start = False
     reference_rate = 3e-2
 
-    num_virtual_tokens: int = setting(20, "Number of trainable embeddings m.", low=1, high=2048)
+    num_virtual_tokens: int = setting(20, "Number of trainable embeddings m.", low=1, high=2048, search=(5, 50))
     init: str = setting(
         "vocab",
         "Initial values: frequent tokens, the labels' words, a text, or noise.",

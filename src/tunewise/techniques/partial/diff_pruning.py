@@ -59,7 +59,9 @@ class DiffPruning(Technique):
     width_exponent = 1.0
 
     density: float = setting(0.005, "Share of the eligible entries that survives.", low=1e-6, high=1.0)
-    l0_weight: float = setting(1.25e-7, "Weight of the expected number of open gates.", low=0.0, high=1.0)
+    l0_weight: float = setting(
+        1.25e-7, "Weight of the expected number of open gates.", low=0.0, high=1.0, search=(1.25e-08, 1.25e-06)
+    )
     structured: bool = setting(True, "A gate for each weight matrix too.")
     alpha_learning_rate: float = setting(0.1, "Step size of the gates.", low=0.0, high=10.0)
     fixed_mask_factor: float = setting(5.0, "Second phase's learning rate over the first's.", low=0.0, high=1000.0)

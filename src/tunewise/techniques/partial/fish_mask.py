@@ -43,7 +43,9 @@ class FishMask(Technique):
     reference_rate = 2e-4  # few entries need larger steps than all: PEFT's comparison takes 3e-4 at width 3072 (SHiRA)
     width_exponent = 1.0
 
-    density: float = setting(0.005, "Share of the eligible entries that is trained.", low=1e-6, high=1.0)
+    density: float = setting(
+        0.005, "Share of the eligible entries that is trained.", low=1e-6, high=1.0, search=(0.001, 0.05)
+    )
     num_samples: int = setting(1024, "Training examples that the Fisher information is taken on.", low=1, high=100_000)
     target_modules: tuple[str, ...] = setting((), "Roles of the eligible linears (q, k, v, ...); default: all.")
     learning_rate: float | None = learning_rate()

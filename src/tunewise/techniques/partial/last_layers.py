@@ -42,7 +42,13 @@ class LastLayers(Technique):
     reference_rate = 2e-5
     width_exponent = 1.0
 
-    k: float = setting(0.25, "Blocks trained: a number, or below 1 a fraction of all (rounded up).", low=0, high=1000)
+    k: float = setting(
+        0.25,
+        "Blocks trained: a number, or below 1 a fraction of all (rounded up).",
+        low=0,
+        high=1000,
+        search=(0.5, 0.1),
+    )
     head: str = setting(
         "auto",
         "Head: trained; frozen; untie (trained as a copy of tied embeddings); tied (trains the embeddings with it); "

@@ -45,7 +45,9 @@ class LTSFT(Technique):
     reference_rate = 4e-4  # few entries need larger steps than all: PEFT's comparison takes 3e-4 at width 3072 (SHiRA)
     width_exponent = 1.0
 
-    density: float = setting(0.01, "Share of the eligible entries that is trained.", low=1e-6, high=1.0)
+    density: float = setting(
+        0.01, "Share of the eligible entries that is trained.", low=1e-6, high=1.0, search=(0.05, 0.002)
+    )
     target_modules: tuple[str, ...] = setting((), "Roles of the eligible linears (q, k, v, ...); default: all.")
     l1: float = setting(0.0, "Weight of the mean |theta - theta_0| in the loss.", low=0.0, high=10.0)
     learning_rate: float | None = learning_rate()

@@ -53,7 +53,7 @@ class AdaLoRA(Technique):
     reference_rate = 1e-3
     width_exponent = 0.5
 
-    target_r: int = setting(8, "Average rank at the end.", low=1, high=4096)
+    target_r: int = setting(8, "Average rank at the end.", low=1, high=4096, search=(4,))
     init_r: int = setting(12, "Rank of every matrix at the start.", low=1, high=4096)
     lora_alpha: float = setting(32.0, "The update is multiplied by lora_alpha / init_r.", low=0.0, high=1e6)
     tinit: float = setting(0.1, "Steps before ranks are cut, or below 1 a share of all.", low=0.0, high=1e9)

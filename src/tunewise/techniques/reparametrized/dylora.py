@@ -54,7 +54,7 @@ class DyLoRA(Technique):
     width_exponent = 0.5
     late_settings = frozenset({"rank"})
 
-    r: int = setting(16, "Largest rank.", low=1, high=4096)
+    r: int = setting(16, "Largest rank.", low=1, high=4096, search=(8, 32))
     lora_alpha: float = setting(32.0, "The update is multiplied by lora_alpha / b.", low=0.0, high=1e6)
     rank: int = setting(0, "Rank that counts outside training; 0: r.", low=0, high=4096)
     distribution: str = setting("uniform", "How b is drawn.", choices=("uniform", "geometric"))

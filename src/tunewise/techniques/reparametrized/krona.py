@@ -51,7 +51,7 @@ class KronA(Technique):
     width_exponent = 0.5
 
     form: str = setting("plain", "Where the product goes.", choices=("plain", "block", "residual"))
-    scale: float = setting(1.0, "s, which multiplies the product.", low=0.0, high=1e6)
+    scale: float = setting(1.0, "s, which multiplies the product.", low=0.0, high=1e6, search=(4.0, 16.0))
     a1: int = setting(0, "Rows of A, a divisor of the output's size; 0: balanced.", low=0, high=1 << 20)
     a2: int = setting(0, "Columns of A, a divisor of the input's size; 0: balanced.", low=0, high=1 << 20)
     target_modules: tuple[str, ...] = setting((ALL_LINEAR,), "Linears that the plain form adapts.")

@@ -68,7 +68,7 @@ class LoRA(Technique):
     reference_rate = 2e-4
     width_exponent = 0.5
 
-    r: int = setting(16, "Rank of the update; memory and capacity grow with it.", low=1, high=4096)
+    r: int = setting(16, "Rank of the update; memory and capacity grow with it.", low=1, high=4096, search=(4, 64))
     lora_alpha: float = setting(32.0, "The update is multiplied by lora_alpha / r.", low=0.0, high=1e6)
     lora_dropout: float = setting(0.0, "Dropout on the update's input, in training.", low=0.0, high=0.95)
     target_modules: tuple[str, ...] = setting(

@@ -48,9 +48,9 @@ class QLoRA(LoRA):
     equation = "h = dequant(W_NF4) x + (lora_alpha / r) B A dropout(x)"
     identity_at_start = False
 
-    r: int = setting(64, "Rank of the update; memory and capacity grow with it.", low=1, high=4096)
+    r: int = setting(64, "Rank of the update; memory and capacity grow with it.", low=1, high=4096, search=(16,))
     lora_alpha: float = setting(16.0, "The update is multiplied by lora_alpha / r.", low=0.0, high=1e6)
-    lora_dropout: float = setting(0.1, "Dropout on the update's input, in training.", low=0.0, high=0.95)
+    lora_dropout: float = setting(0.1, "Dropout on the update's input, in training.", low=0.0, high=0.95, search=(0.0,))
     bnb_4bit_use_double_quant: bool = setting(True, "Keep the blocks' scales in eight bits.")
     backend: str = setting(
         "auto",

@@ -1,0 +1,67 @@
+"""A budget in minutes: how many steps each technique's share of the time that is left is good for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from tunewise import store
+from tunewise.cache import Cache
+from tunewise.evaluate import loss
+from tunewise.seeds import generator
+from tunewise.technique import Study, Technique
+from tunewise.train import TrainSettings, train
+
+_PROBE = 4  # steps that are timed; the first one warms up and is not counted
+_USED = 0.9  # share of the time that is planned; the rest is for what takes longer than it did at first
+
+
+@dataclass
+class Clock:
+    """Time that a comparison may take, from `started` (seconds since the epoch) on.
+
+    `scoring` is the longest that a row's test took so far. Steps once decided are kept in `path`, so that a comparison
+    that is continued trains what it began.
+    """
+
+    minutes: float
+    started: float
+    path: Path
+    scoring: float = 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.minutes * 60 - (time.time() - self.started)
+
+    def steps(self, technique: Technique, cache: Cache, settings: TrainSettings, rows: int, trials: int) -> int:
+        """Optimiser steps of each of a technique's `trials`, where `rows` techniques share what is left."""
+        known = store.read_json(self.path) if self.path.is_file() else {}
+        if technique.name not in known:
+            share = _USED * self.left / max(rows, 1) - trials * self.scoring
+            known[technique.name] = max(int(share / trials / self._pace(technique, cache, settings)), 1)
+            store.write_json(self.path, known)
+        return int(known[technique.name])
+
+    def _pace(self, technique: Technique, cache: Cache, settings: TrainSettings) -> float:
+        """Seconds of a step, what it takes to begin counted in."""
+        ends: list[float] = []
+        begun = time.perf_counter()
+        try:
+            attachment = technique.attach(cache.base, generator(0, "attach"))
+            attachment.learn(Study(cache.task, 0, lambda: loss(attachment, cache.task, cache.validation)))
+            self.scoring = max(self.scoring, time.perf_counter() - begun)
+            train(
+                attachment,
+                cache.train_sequences(attachment),
+                replace(settings, max_steps=_PROBE * attachment.phases),
+                on_step=lambda step, value: ends.append(time.perf_counter()),
+                reuse_trunk=False,
+                memory=cache.memory,
+            )
+        finally:
+            cache.base.release()
+        return median(after - before for before, after in pairwise(ends))

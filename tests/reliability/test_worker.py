@@ -1,0 +1,158 @@
+"""Trials in a process of their own: what becomes of a comparison whose worker crashes, hangs or is killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+METRIC = """
+import os, signal, time
+from pathlib import Path
+
+def share(prediction, references):
+    mark = Path({mark!r})
+    if mark.exists():
+        how = mark.read_text()
+        if how.startswith("once "):
+            mark.unlink()
+        eval(how.removeprefix("once "))
+    return float(prediction == references[0])
+"""
+WAYS = {
+    "abort": ("once os.abort()", "its process crashed (SIGABRT)"),
+    "exit": ("once os._exit(3)", "its process ended with exit code 3"),
+    "hang": ("once time.sleep(600)", "its process gave no sign of life for 4 s and was stopped"),
+    "killed for good": ("os.kill(os.getpid(), signal.SIGKILL)", "its process was killed from outside, 3 times"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, save_tiny):
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def words(tmp_path, model):
+    data = tmp_path / "answers.jsonl"
+    rows = ({"prompt": f"day {i} of the cat", "completion": ["cat", "dog", "bird"][i % 3]} for i in range(60))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metric = tmp_path / "metric.py"
+    metric.write_text(METRIC.format(mark=str(tmp_path / "mark")))
+    found = ["compare", "--model", model, "--data", data, "--metric", f"{metric}:share", "--out", tmp_path / "out"]
+    return [*map(str, found), "-t", "base,lora,icl+lora", "--budget-steps", "4", "--json"]
+
+
+def started(words, **given):
+    command = [sys.executable, "-m", "tunewise.cli", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **given)
+
+
+def ended(words):
+    process = started(words)
+    out, err = process.communicate(timeout=120)
+    assert "Traceback" not in err
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_lost_worker_costs_one_trial(tmp_path, words, way):
+    how, reason = WAYS[way]
+    mark = tmp_path / "mark"
+    mark.write_text(how)
+    if way == "killed for good":
+        words = [*words, "-t", "base"]
+    code, out, err = ended([*words, "--patience", "4"])
+    rows = json.loads(out)["rows"]
+    assert rows[0]["status"] == "failed" and rows[0]["reason"] == reason
+    assert [row["status"] for row in rows[1:]] == ["ok"] * (len(rows) - 1)
+    assert code == (0 if len(rows) > 1 else 1), err
+    mark.unlink(missing_ok=True)
+    code, out, err = ended(words)  # what failed is tried again by the next command
+    assert code == 0 and [row["status"] for row in json.loads(out)["rows"]] == ["ok"] * len(rows), err
+
+
+@pytest.mark.slow
+def test_a_worker_killed_once_costs_nothing(tmp_path, words):
+    (tmp_path / "mark").write_text("once os.kill(os.getpid(), signal.SIGKILL)")
+    code, out, err = ended(words)
+    assert code == 0 and [row["status"] for row in json.loads(out)["rows"]] == ["ok"] * 3, err
+
+
+def workers(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_at_once_with_the_command_to_continue(words, tmp_path):
+    (tmp_path / "mark").write_text("time.sleep(600)")
+    process = started(words, start_new_session=True)
+    while not list((tmp_path / "out").glob("trials/*")):
+        time.sleep(0.1)
+    children = workers(process)
+    assert children
+    begun = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert time.monotonic() - begun < 2
+    assert process.returncode == 130 and f"to continue: tunewise compare --model {words[2]}" in err
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+@pytest.mark.slow
+def test_a_second_comparison_in_the_folder_is_refused_and_a_dead_one_takes_its_worker_along(words, tmp_path):
+    (tmp_path / "mark").write_text("time.sleep(600)")
+    first = started(words)
+    while not list((tmp_path / "out").glob("trials/*")):
+        time.sleep(0.1)
+    code, _, err = ended(words)
+    assert code == 2 and f"process {first.pid}" in err, err
+    children = workers(first)
+    first.kill()
+    first.wait()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+
+
+def test_errors_of_the_request_come_from_the_worker_as_they_are(words):
+    code, out, err = ended([*words, "--data", "nowhere.jsonl"])
+    assert code == 2 and not out and "nowhere.jsonl" in err and err.startswith("wrong request: ")
+
+
+def timeless(result):
+    """Without what no two runs share: times, memory, and the words made of them."""
+    cost = {"train_seconds", "tokens_per_second", "seconds_per_example", "peak_memory_bytes"}
+    for row in result["rows"]:
+        row["cost"] = {k: v for k, v in row["cost"].items() if k not in cost | {"scoring_peak_memory_bytes"}}
+        row["spent"] = {k: v for k, v in row["spent"].items() if not k.endswith("seconds")}
+        row["search"] = [{k: v for k, v in tried.items() if k != "seconds"} for tried in row["search"]]
+    result["verdict"].pop("break_even")
+    return {**result, "created": None, "command": None}
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_result_is_the_same(words, tmp_path):
+    """Parent and worker in turn; TUNEWISE_KILLS sets how often."""
+    words = [*words, "--search", "3", "--save-steps", "1"]
+    code, out, err = ended([*words, "--out", str(tmp_path / "whole")])
+    assert code == 0, err
+    whole = timeless(json.loads(out))
+    chance = random.Random(0)
+    for _ in range(int(os.environ.get("TUNEWISE_KILLS", "5"))):
+        process = started(words)
+        time.sleep(chance.uniform(3, 12))
+        if chance.random() < 0.5:
+            for child in workers(process) if process.poll() is None else []:
+                child.kill()
+            time.sleep(chance.uniform(0, 6))
+        process.kill()
+        process.communicate()
+    code, out, err = ended(words)
+    assert code == 0, err
+    assert timeless(json.loads(out)) == whole

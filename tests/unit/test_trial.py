@@ -1,0 +1,130 @@
+"""A trial: what it does when memory runs out, and where it stops and goes on."""
+
+import dataclasses
+
+import pytest
+
+from tunewise import trial as trials
+from tunewise.cache import Cache
+from tunewise.errors import DivergedError
+from tunewise.registry import make
+from tunewise.retention import Retention
+from tunewise.testing import tiny_base, tiny_task
+from tunewise.train import TrainSettings, train
+from tunewise.trial import Trial, gentler, run
+
+
+@pytest.fixture
+def cache():
+    base, task = tiny_base(), tiny_task()
+    return Cache(base, task, validation=8, test=8, retention=Retention.measure(base, None), life="now")
+
+
+def asked(name="lora", **settings):
+    given = {"max_steps": 8, "per_device_train_batch_size": 8, **settings}
+    return Trial(make(name, {}).resolved(tiny_base()), 0, TrainSettings(**given))
+
+
+def greedy(limit, calls):
+    """A training that has memory for so many examples a pass, or for one with recomputation."""
+
+    def attempt(attachment, sequences, settings, **given):
+        calls.append((settings.per_device_train_batch_size, settings.gradient_checkpointing))
+        done = train(attachment, sequences, settings, **{**given, "until": 2})  # some steps before it happens
+        if settings.per_device_train_batch_size > limit and not settings.gradient_checkpointing:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        assert done.steps == 2
+        return train(attachment, sequences, settings, **given)
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("limit", "calls", "said"),
+    [
+        (2, [(8, False), (4, False), (2, False)], "out of memory: 2 examples a pass, 4 passes a step"),
+        (0, [(8, False), (4, False), (2, False), (1, False), (1, True)], "activations computed again"),
+    ],
+)
+def test_out_of_memory_takes_less_for_the_same_steps(cache, tmp_path, monkeypatch, limit, calls, said):
+    plain = run(asked(), cache, tmp_path / "plain", finish=True)
+    found = []
+    monkeypatch.setattr(trials, "train", greedy(limit, found))
+    record = run(asked(), cache, tmp_path / "poor", finish=True)
+    assert found == calls
+    assert record["status"] == "ok" and said in record["memory"]
+    assert record["training"]["steps"] == 8
+    assert record["validation_loss"] == pytest.approx(plain["validation_loss"], rel=1e-5)
+
+
+def test_out_of_memory_at_last_is_a_row_with_its_reason(cache, tmp_path, monkeypatch):
+    def never(*given, **more):
+        raise MemoryError
+
+    monkeypatch.setattr(trials, "train", never)
+    record = run(asked(), cache, tmp_path, finish=True)
+    assert record["status"] == "failed" and record["reason"].startswith("out of memory, even one example at a time")
+
+
+def test_rungs_keep_the_step():
+    settings = TrainSettings(per_device_train_batch_size=6, gradient_accumulation_steps=2)
+    rungs = [found for found, _ in gentler(settings)]
+    assert {each.rows for each in rungs} == {12}
+    assert rungs[-1].gradient_checkpointing and rungs[-1].per_device_train_batch_size == 3
+    already = dataclasses.replace(settings, per_device_train_batch_size=1, gradient_checkpointing=True)
+    assert [found for found, _ in gentler(already)] == [already]
+
+
+@pytest.mark.parametrize("name", ["lora", "lt_sft", "adalora"])
+def test_stopping_and_going_on_changes_no_bit(cache, tmp_path, name):
+    whole = run(asked(name), cache, tmp_path / "whole", finish=True)
+    stages = [run(asked(name), cache, tmp_path / "parts", finish=False, until=share) for share in (0.25, 0.5)]
+    assert [record["stage"]["steps"] for record in stages] == [2, 4]
+    assert stages[0]["stage"]["tokens"] < stages[1]["stage"]["tokens"]
+    parts = run(asked(name), cache, tmp_path / "parts", finish=True)
+    for key in ("validation_loss", "per_example", "nll", "training", "curve", "forgetting"):
+        assert parts[key] == whole[key], key
+
+
+def test_a_stage_is_not_run_twice(cache, tmp_path, monkeypatch):
+    first = run(asked(), cache, tmp_path, finish=False, until=0.25)
+    monkeypatch.setattr(trials, "train", lambda *given, **more: pytest.fail("trained again"))
+    assert run(asked(), cache, tmp_path, finish=False, until=0.25)["stage"] == first["stage"]
+
+
+def test_what_failed_is_tried_again_in_another_life_unless_it_must_fail_again(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "train", lambda *given, **more: (_ for _ in ()).throw(ValueError("odd")))
+    assert run(asked(), cache, tmp_path, finish=True)["reason"] == "ValueError: odd"
+    monkeypatch.setattr(trials, "train", train)
+    assert run(asked(), cache, tmp_path, finish=True)["status"] == "failed"
+    cache.life = "later"
+    assert run(asked(), cache, tmp_path, finish=True)["status"] == "ok"
+
+    wild = asked("full")
+    monkeypatch.setattr(trials, "train", lambda *given, **more: (_ for _ in ()).throw(DivergedError("step 3")))
+    first = run(wild, cache, tmp_path, finish=True)
+    cache.life = "much later"
+    monkeypatch.setattr(trials, "train", lambda *given, **more: pytest.fail("trained again"))
+    assert run(wild, cache, tmp_path, finish=True) == first and first["reason"] == "step 3"
+
+
+def test_costs_say_what_can_be_done_with_it(cache, tmp_path):
+    facts = {}
+    for name in ("base", "full", "lora", "prompt_tuning"):
+        cost = run(asked(name), cache, tmp_path, finish=True)["cost"]
+        facts[name] = (cost["merges"], cost["swappable"])
+    assert facts == {
+        "base": (True, True),
+        "full": (True, False),
+        "lora": (True, True),
+        "prompt_tuning": (False, True),
+    }
+
+
+def test_how_far_the_weights_moved(cache, tmp_path):
+    found = {name: run(asked(name), cache, tmp_path, finish=True)["forgetting"] for name in ("base", "full", "lora")}
+    assert "weight_change" not in found["base"] and not any(found["base"].values())
+    assert found["lora"]["weight_change"] > 0 and 0 < found["full"]["weight_change"] < 1
+    for name in ("full", "lora"):
+        assert found[name]["nll_rise_low"] < found[name]["nll_rise"] < found[name]["nll_rise_high"]
+        assert found[name]["kl_task"] > 0
