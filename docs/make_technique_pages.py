@@ -79,9 +79,9 @@ def _shown(value: Any) -> str:
 
 
 def _range(item: dict[str, Any]) -> str:
-    if "choices" in item:
-        return ", ".join(item["choices"])
-    return f"{item['low']:g} to {item['high']:g}" if "low" in item else ""
+    found = f"{item['low']:g} to {item['high']:g}" if "low" in item else ""
+    found = ", ".join(item["choices"]) if "choices" in item else found
+    return f"{found}; a search tries {', '.join(map(_shown, item['search']))}" if "search" in item else found
 
 
 def _cell(text: str) -> str:

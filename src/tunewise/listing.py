@@ -120,10 +120,9 @@ def _shown(value: Any) -> str:
 
 
 def _range(item: Any) -> str:
-    low, high, choices = (item.metadata[key] for key in ("low", "high", "choices"))
-    if choices:
-        return ", ".join(choices)
-    return f"{low:g} to {high:g}" if low is not None else ""
+    low, high, choices, tried = (item.metadata[key] for key in ("low", "high", "choices", "search"))
+    found = ", ".join(choices) if choices else f"{low:g} to {high:g}" if low is not None else ""
+    return f"{found}; a search tries {', '.join(map(_shown, tried))}" if tried else found
 
 
 def check(task: Task, base: Base | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -146,6 +146,16 @@ def remove(folder: Path) -> None:
     """Remove a folder that `commit` wrote; one that is missing or not whole is left as it is."""
     with suppress(ArtifactError):
         _discard(folder, read(folder).folder, all_of_it=True)
+
+
+def give_back(folders: Sequence[Path]) -> None:
+    """Remove the folders, innermost first, if the first one holds nothing but what `lock` left in it."""
+    if folders and folders[0].is_dir() and {path.name for path in folders[0].iterdir()} <= {".lock", ".lock-holder"}:
+        for path in [*folders[0].iterdir()]:
+            path.unlink()
+        for folder in folders:
+            with suppress(OSError):  # someone else has put something there
+                folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,6 +27,7 @@ _KILLS = 3  # times that a trial's worker may be killed from outside before the 
 _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 
 Progress = Callable[[str, str, int, int], None]
+OnRow = Callable[[dict[str, Any]], None]
 
 
 def supervise(
@@ -34,7 +35,7 @@ def supervise(
     *,
     patience: float = PATIENCE,
     progress: Progress = lambda row, what, done, total: None,
-    on_row: Callable[[dict[str, Any]], None] = lambda result: None,
+    on_row: OnRow = lambda result: None,
 ) -> dict[str, Any]:
     """Carry out a request in worker processes; the content of its `compare.json`.
 
@@ -48,30 +49,40 @@ def supervise(
         RequestError: the request is wrong, or another process works in its folder.
         TunewiseError: it failed outside of any trial.
     """
+    wanted = Path(request.out).absolute()
+    missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
     folder = store.output_folder(request.out)
+    try:
+        with store.lock(folder):
+            return _carried_out(request, folder, patience, progress, on_row)
+    except RequestError:
+        store.give_back(missing)
+        raise
+
+
+def _carried_out(request: Request, folder: Path, patience: float, progress: Progress, on_row: OnRow) -> dict[str, Any]:
     life, killed = uuid4().hex, Counter[str]()
-    with store.lock(folder):
-        while True:
-            worker = _Worker(request, life)
-            try:
-                ended = worker.watch(folder, patience, progress, on_row)
-            finally:
-                worker.kill()
-            if ended is None:
-                return store.read_json(folder / "compare.json", limit_bytes=1 << 28)
-            if worker.trial is None:
-                killed["none"] += 1
-                if killed["none"] >= _KILLS or not ended.again:
-                    raise TunewiseError(f"the worker process {ended.why} outside of any trial")
-                continue
-            where = Path(worker.trial)
-            killed[worker.trial] += 1
-            if ended.memory and worker.identity.get("trains"):
-                _gentler(where)
-                progress(str(worker.identity["technique"]), "out of memory: trying with less", 0, 0)
-            elif not ended.again or killed[worker.trial] >= _KILLS:
-                record = {**worker.identity, "status": "failed", "reason": f"its process {ended.why}", "life": life}
-                store.write_json(where / "trial.json", record)
+    while True:
+        worker = _Worker(request, life)
+        try:
+            ended = worker.watch(folder, patience, progress, on_row)
+        finally:
+            worker.kill()
+        if ended is None:
+            return store.read_json(folder / "compare.json", limit_bytes=1 << 28)
+        if worker.trial is None:
+            killed["none"] += 1
+            if killed["none"] >= _KILLS or not ended.again:
+                raise TunewiseError(f"the worker process {ended.why} outside of any trial")
+            continue
+        where = Path(worker.trial)
+        killed[worker.trial] += 1
+        if ended.memory and worker.identity.get("trains"):
+            _gentler(where)
+            progress(str(worker.identity["technique"]), "out of memory: trying with less", 0, 0)
+        elif not ended.again or killed[worker.trial] >= _KILLS:
+            record = {**worker.identity, "status": "failed", "reason": f"its process {ended.why}", "life": life}
+            store.write_json(where / "trial.json", record)
 
 
 def _gentler(trial: Path) -> None:
@@ -118,9 +129,7 @@ class _Worker:
             self._events.put(line)
         self._events.put(None)
 
-    def watch(
-        self, folder: Path, patience: float, progress: Progress, on_row: Callable[[dict[str, Any]], None]
-    ) -> _End | None:
+    def watch(self, folder: Path, patience: float, progress: Progress, on_row: OnRow) -> _End | None:
         """Follow it to its end; None where all was done."""
         while True:
             try:

@@ -25,7 +25,7 @@ def run(capfd, monkeypatch):
     """Call the command line in this process, trials included; an exception that leaves it fails the test by itself."""
 
     def call(*words):
-        words = [*words, "--in-process"] if words[0] == "compare" and "--help" not in words else words
+        words = [*words, "--in-process"] if words[:1] == ("compare",) and "--help" not in words else words
         monkeypatch.setattr(sys, "argv", ["tunewise", *map(str, words)])
         capfd.readouterr()
         code = 0

@@ -51,9 +51,8 @@ def test_techniques_json(run):
     assert [each["technique"] for each in every] == list(all_techniques())
     one = run("techniques", "lora", "--json").json()
     assert one == next(each for each in every if each["technique"] == "lora")
-    assert {"name": "r", "default": 16, "help": one["settings"][0]["help"], "low": 1, "high": 4096} == one["settings"][
-        0
-    ]
+    rank = {"name": "r", "default": 16, "help": one["settings"][0]["help"], "low": 1, "high": 4096, "search": [4, 64]}
+    assert one["settings"][0] == rank
 
 
 def test_techniques_unknown(refused):
