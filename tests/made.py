@@ -1,7 +1,11 @@
-"""A made-up result of a comparison, with every field that `compare.json` can have."""
+"""A made-up result of a comparison, with every field that `compare.json` can have, and the same made hostile."""
 
 import math
 
+HOSTILE = (
+    "</script><script>window.hit=1</script><!--<img src=x onerror=window.hit=1><a href=https://x.invalid>a</a>"
+    "\u2028\u2029\0\ud800{{7*7}}$x$"
+)
 FAMILIES = {
     "base": "nonparametric",
     "icl": "nonparametric",
@@ -204,3 +208,21 @@ def result():
             "break_even": ["icl costs less than lora up to 1,200 requests."],
         },
     }
+
+
+def poisoned(value):
+    """Every text of a result made hostile, but not the names that rows are found by."""
+    if isinstance(value, dict):
+        return {name: item if name in ("status", "created") else poisoned(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [poisoned(item) for item in value]
+    return value + HOSTILE if isinstance(value, str) else value
+
+
+def hostile():
+    result = poisoned(made.result())
+    for example in result["answers"]:
+        example["rows"] = {name + HOSTILE: own for name, own in example["rows"].items()}
+    result["rows"][3]["search"][0]["settings"] = {HOSTILE: HOSTILE}
+    result["rows"][3]["findings"] = {HOSTILE: {HOSTILE: 1.0}}
+    return result

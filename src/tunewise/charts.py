@@ -120,11 +120,12 @@ def _against_cost(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
             for row in rows
             if (value := values.get(row["technique"])) is not None
         ]
-        front = _front([(series.x[0], series.y[0]) for series in points])
-        line = [Series("not beaten at its cost", "", "front", [x for x, _ in front], [y for _, y in front])]
         xs = [series.x[0] for series in points]
+        front = _front([(series.x[0], series.y[0]) for series in points])
+        front.append((max(xs), front[-1][1]))
+        line = [Series("not beaten at its cost", "", "front", [x for x, _ in front], [y for _, y in front])]
         log = min(xs) > 0 and max(xs) > 30 * min(xs)
-        views.append(View(cost.name, cost.name, rows[0]["score"]["metric"], line + points, cost.unit, log))
+        views.append(View(cost.name, cost.name, show(rows[0]["score"]["metric"], 40), line + points, cost.unit, log))
     caption = (
         "Up and to the left is better. Bars are 95 % intervals; the stepped line joins the rows that no other one "
         "beats at the same cost or less."
@@ -152,7 +153,7 @@ def _forgetting(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
         views.append(View("validation loss", title, "validation loss", trails + points, downwards=True))
     if any(row["forgetting"]["nll_rise"] for row in known):
         points = [_forgot(row, row["score"]["mean"], variants, _interval(row["score"])) for row in known]
-        views.append(View("score", title, rows[0]["score"]["metric"], points))
+        views.append(View("score", title, show(rows[0]["score"]["metric"], 40), points))
     caption = (
         "Up and to the left is better. Forgot: the rise of the loss on what the base knew; the base itself is at 0."
     )
@@ -182,7 +183,7 @@ def _trails(rows: Sequence[Row], variants: Mapping[str, int]) -> Iterator[Series
             name = show(row["technique"], 40)
             yield Series(
                 name,
-                row["family"],
+                show(row["family"], 40),
                 "trail",
                 [trial["nll_rise"] for trial in tried],
                 [trial["validation_loss"] for trial in tried],
@@ -204,7 +205,7 @@ def _curves(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
     series = [
         Series(
             name := show(row["technique"], 40),
-            row["family"],
+            show(row["family"], 40),
             "line",
             [step for step, _ in points],
             [loss for _, loss in points],
@@ -227,7 +228,7 @@ def _costs(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
         bars = [
             Series(
                 name := show(row["technique"], 40),
-                row["family"],
+                show(row["family"], 40),
                 "bars",
                 [value := values[row["technique"]]],
                 [float(place)],
@@ -269,7 +270,7 @@ def _point(
         hover += f", rank {low}" + (f" to {high}" if high != low else "")
     return Series(
         name,
-        row["family"],
+        show(row["family"], 40),
         "points",
         [x],
         [y],

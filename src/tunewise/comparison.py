@@ -23,6 +23,7 @@ from tunewise import __version__, store
 from tunewise.errors import SettingError
 from tunewise.forward import why_not_packed
 from tunewise.model import Base
+from tunewise.page import page
 from tunewise.report import markdown
 from tunewise.retention import Retention
 from tunewise.task import Task
@@ -73,7 +74,7 @@ def compare(
     remembered: Sequence[str] | None = None,
     progress: Progress = lambda row, what, done, total: None,
 ) -> dict[str, Any]:
-    """Run the comparison and return the content of `compare.json`, which is also written, with `report.md`, to `out`.
+    """Run the comparison and return the content of `compare.json`; it is written to `out` with `report.md` and `.html`.
 
     Args:
         base: the model, bare.
@@ -120,6 +121,7 @@ def compare(
             result["verdict"] = verdict(result["rows"], per_example)
             store.write_json(folder / "compare.json", result)
         store.write_text(folder / "report.md", markdown(result))
+        store.write_text(folder / "report.html", page(result))
     return result
 
 

@@ -57,8 +57,9 @@ def _figure(view: View) -> dict[str, Any]:
         else:
             trace = _dots(series, wide.get(series.name))
             # One entry in the legend for each family; the labels and what is said on hover name the techniques.
-            trace |= {"name": series.family, "showlegend": series.style == "points" and series.family not in named}
-            named |= {series.family} if series.style == "points" else set()
+            first = series.style == "points" and series.family not in named
+            trace |= {"name": _plain(series.family), "showlegend": first}
+            named |= {series.family} if first else set()
         traces.append({**trace, "hoverinfo": "text", "hovertext": [_plain(text) for text in series.hover]})
         places.append(narrow.get(series.name) if series.style == "points" else None)
     figure = json.loads(graph_objects.Figure(traces, _layout(view)).to_json())

@@ -39,7 +39,7 @@ function draw(figure, views, printing) {
   layout.hoverlabel = { bgcolor: back, bordercolor: grid, font: { color: ink } };
   for (const axis of [layout.xaxis, layout.yaxis])
     Object.assign(axis, { gridcolor: grid, zerolinecolor: grid, linecolor: grid, tickcolor: grid });
-  if (printing) layout.width = 660;
+  if (printing) layout.width = 620;
   if (phone.matches && !printing)
     data.forEach((trace, index) => {
       if (!trace.mode?.includes("text") && !narrow[index]) return;

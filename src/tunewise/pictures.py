@@ -71,7 +71,8 @@ def _draw(axes: Any, chart: Chart, view: View) -> None:
     (left, right), (bottom, top) = view.x_range(), view.y_range()
     axes.set_xlim(*((10**left, 10**right) if view.log_x else (left, right)))
     axes.set_ylim(*((10**bottom, 10**top) if view.log_y else (bottom, top)))
-    for text in axes.legend(entries.values(), entries.keys(), fontsize=8, frameon=False).get_texts():
+    places: dict[str, Any] = {"loc": "outside lower center", "ncols": min(6, len(entries))}
+    for text in axes.figure.legend(entries.values(), entries.keys(), fontsize=8, frameon=False, **places).get_texts():
         text.set_parse_math(False)
 
 
@@ -112,7 +113,7 @@ def _dots(axes: Any, series: Series, sides: Mapping[str, str]) -> Any:
         axes.annotate(
             series.labels[0],
             (series.x[0], series.y[0]),
-            ({"left": -7, "right": 7}.get(across, 0), {"top": 7, "bottom": -7}.get(upright, 0)),
+            ({"left": -6, "right": 6}.get(across, 0), {"top": 4, "bottom": -4}.get(upright, 0)),
             textcoords="offset points",
             ha={"left": "right", "right": "left"}.get(across, "center"),
             va={"top": "bottom", "bottom": "top"}.get(upright, "center"),
