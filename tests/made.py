@@ -220,9 +220,10 @@ def poisoned(value):
 
 
 def hostile():
-    result = poisoned(made.result())
-    for example in result["answers"]:
+    """Every text of it made hostile: names and labels, prompts and answers, settings and reasons."""
+    found = poisoned(result())
+    for example in found["answers"]:
         example["rows"] = {name + HOSTILE: own for name, own in example["rows"].items()}
-    result["rows"][3]["search"][0]["settings"] = {HOSTILE: HOSTILE}
-    result["rows"][3]["findings"] = {HOSTILE: {HOSTILE: 1.0}}
-    return result
+    found["rows"][3]["search"][0]["settings"] = {HOSTILE: HOSTILE}
+    found["rows"][3]["findings"] = {HOSTILE: {HOSTILE: 1.0}}
+    return found
