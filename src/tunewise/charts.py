@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunewise.files import show
@@ -38,6 +38,7 @@ class Series:
     labels: list[str] = field(default_factory=list)
     hover: list[str] = field(default_factory=list)
     variant: int = 0
+    taken: bool = False  # the recommended row: its label has a star, and stands before the others find their places
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,19 @@ def charts(result: Mapping[str, Any]) -> list[Chart]:
         variants[row["technique"]] = seen.get(row["family"], 0)
         seen[row["family"]] = seen.get(row["family"], 0) + 1
     made = (_against_cost(rows, variants), _forgetting(rows, variants), _curves(rows, variants), _costs(rows, variants))
-    return [chart for chart in made if chart.views]
+    taken = (result["verdict"] or {}).get("recommended")
+    return [_starred(chart, show(taken, 40)) if taken else chart for chart in made if chart.views]
+
+
+def _starred(chart: Chart, taken: str) -> Chart:
+    """The chart with its recommended row marked."""
+
+    def star(series: Series) -> Series:
+        if series.style != "points" or series.name != taken:
+            return series
+        return replace(series, labels=[f"★ {series.name}"], taken=True)
+
+    return replace(chart, views=[replace(view, series=[star(one) for one in view.series]) for view in chart.views])
 
 
 def _against_cost(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
@@ -128,7 +141,7 @@ def _against_cost(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
         views.append(View(cost.name, cost.name, show(rows[0]["score"]["metric"], 40), line + points, cost.unit, log))
     caption = (
         "Up and to the left is better. Bars are 95 % intervals; the stepped line joins the rows that no other one "
-        "beats at the same cost or less."
+        "beats at the same cost or less; ★ is recommended."
     )
     return Chart("score-cost", "Score against cost", caption, views)
 
@@ -296,51 +309,3 @@ def _span(
     low, high = min(flat), max(flat)
     room = (high - low) or abs(high) or 1.0
     return low - before * room, high + after * room
-
-
-_SIDES = {  # where a label may stand: the share of its width and height by which its centre leaves the point
-    "middle right": (0.5, 0),
-    "middle left": (-0.5, 0),
-    "top right": (0.5, 0.5),
-    "bottom right": (0.5, -0.5),
-    "top left": (-0.5, 0.5),
-    "bottom left": (-0.5, -0.5),
-    "top center": (0, 0.5),
-    "bottom center": (0, -0.5),
-}
-
-
-def placed(view: View, width: float, height: float) -> dict[str, str]:
-    """Where the label of each point stands ("middle right") on axes of this many pixels; one without room has none.
-
-    The highest points choose first. A label may not cover another label, a point, or the edge. Where intervals lie to
-    the sides of points, labels keep to the corners if they can.
-    """
-    sides = list(_SIDES)
-    if any(series.x_ends for series in view.series):
-        sides.sort(key=lambda side: side.startswith("middle"))
-    (left, right), (bottom, top) = view.x_range(), view.y_range()
-
-    def pixel(x: float, y: float) -> Pair:
-        x = math.log10(x) if view.log_x else x
-        return (x - left) / (right - left) * width, (y - bottom) / (top - bottom) * height
-
-    points = {s.name: pixel(s.x[0], s.y[0]) for s in view.series if s.style == "points"}
-    taken = {name: (x - 6, y - 6, x + 6, y + 6) for name, (x, y) in points.items()}
-    found = {}
-    for name, (x, y) in sorted(points.items(), key=lambda item: -item[1][1]):
-        wide, high = 6.6 * len(name), 13
-        for side in sides:
-            across, up = _SIDES[side]
-            cx, cy = x + across * (wide + 16), y + up * (high + 12)
-            box = (cx - wide / 2, cy - high / 2, cx + wide / 2, cy + high / 2)
-            inside = box[0] > 0 and box[1] > 0 and box[2] < width and box[3] < height
-            if inside and not any(_meet(box, other) for key, other in taken.items() if key != name):
-                found[name] = side
-                taken["label " + name] = box
-                break
-    return found
-
-
-def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from tunewise.charts import Chart, Series, View, placed
+from tunewise.charts import Chart, Series, View
+from tunewise.placement import placed
 
 # Colours that can be told apart with a colour-blind eye, on white and on black.
 COLOURS = {

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tunewise import store
-from tunewise.charts import Chart, Series, View, charts, placed
+from tunewise.charts import Chart, Series, View, charts
 from tunewise.errors import SettingError
 from tunewise.figures import COLOURS, OTHER
+from tunewise.placement import placed
 
 _MARKERS = ("o", "s", "D", "^", "v", "*", "P", "X", "h", "p")
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2)), (0, (8, 2, 2, 2)))

@@ -11,11 +11,12 @@ from markupsafe import escape
 import made
 from tunewise import store
 from tunewise.beside import beside, differences
-from tunewise.charts import charts, placed
+from tunewise.charts import charts
 from tunewise.console import console
 from tunewise.errors import SettingError
 from tunewise.page import number, page
 from tunewise.pictures import pngs
+from tunewise.placement import placed
 
 
 class Reader(HTMLParser):
@@ -154,6 +155,8 @@ def test_labels_do_not_cover_each_other():
     view = charts(made.result())[0].views[0]
     assert len(placed(view, 900, 330)) == len(made.FAMILIES)
     assert set(placed(view, 40, 20)) == set()
+    starred = [series.labels for series in view.series if series.taken]
+    assert starred == [["★ icl"]] and next(iter(placed(view, 900, 330))) == "icl"
 
 
 def test_pngs_of_a_hostile_result(tmp_path, monkeypatch):
