@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -465,27 +465,46 @@ def search_command(
 @app.command("report")
 def report_command(
     folder: Annotated[Path, typer.Argument(help="Folder of a comparison.")],
+    other: Annotated[Path | None, typer.Argument(help="Folder of another one, to show both side by side.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one page of HTML to this file.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Write the table as a picture to this file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the charts as pictures to this folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a comparison again."""
+    """Show a comparison again, or two side by side."""
+    from tunewise import store
+    from tunewise.beside import beside
+    from tunewise.page import page
+    from tunewise.pictures import pngs
+    from tunewise.report import picture, terminal
+
+    if other is not None and (html or svg or png):
+        raise SettingError("--html, --svg and --png show one comparison; give one folder")
+    results = [_comparison(path) for path in (folder, other) if path is not None]
+    try:
+        shown = beside(*results) if other is not None else terminal(results[0])
+        texts = [(html, page(results[0]) if html else ""), (svg, picture(results[0]) if svg else "")]
+        if png:
+            pngs(results[0], png)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        files = " and ".join(str(path / "compare.json") for path in (folder, other) if path is not None)
+        raise ArtifactError(f"{files}: not as tunewise writes it ({error!r})") from error
+    for path, text in texts:
+        if path is not None:
+            store.write_text(path, text)
+    if as_json:
+        print_json(results[0] if other is None else results)
+    else:
+        console().print(shown)
+
+
+def _comparison(folder: Path) -> dict[str, Any]:
+    """The content of a comparison's `compare.json`."""
     from tunewise import store
 
     if not (folder / "compare.json").is_file():
         raise SettingError(f"{folder}: holds no comparison (no compare.json); give the --out of tunewise compare")
-    from tunewise.report import picture, terminal
-
-    result = store.read_json(folder / "compare.json", limit_bytes=1 << 26)
-    try:
-        shown, drawn = terminal(result), picture(result) if svg else ""
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ArtifactError(f"{folder / 'compare.json'}: is not as tunewise writes it ({error!r})") from error
-    if svg:
-        store.write_text(svg, drawn)
-    if as_json:
-        print_json(result)
-    else:
-        console().print(shown)
+    return store.read_json(folder / "compare.json", limit_bytes=1 << 26)
 
 
 @app.command("demo")
@@ -531,7 +550,7 @@ def _compare(request: Request, as_json: bool, patience: float = 1800, in_process
         from tunewise.report import terminal
 
         console().print(terminal(result))
-        console().print(f"\nReport: {out / 'report.md'}", markup=False, highlight=False)
+        console().print(f"\nReport: {out / 'report.html'} and report.md", markup=False, highlight=False)
     if not any(row["status"] == "ok" for row in result["rows"]):
         raise TunewiseError(f"no technique finished; the reasons are in {out / 'compare.json'}")
 

@@ -30,6 +30,7 @@ from tunewise.errors import SettingError
 from tunewise.forward import why_not_packed
 from tunewise.model import Base
 from tunewise.needs import Need
+from tunewise.page import page
 from tunewise.report import markdown
 from tunewise.retention import Retention
 from tunewise.rows import Budget, Progress, Runs
@@ -66,7 +67,7 @@ def compare(
     life: str | None = None,
     locked: bool = False,
 ) -> dict[str, Any]:
-    """Run the comparison and return the content of `compare.json`, which is also written, with `report.md`, to `out`.
+    """Run the comparison and return the content of `compare.json`; it is written to `out` with `report.md` and `.html`.
 
     Args:
         base: the model, bare.
@@ -137,6 +138,7 @@ def compare(
             store.write_json(folder / "compare.json", result)
             on_row(result)
         store.write_text(folder / "report.md", markdown(result))
+        store.write_text(folder / "report.html", page(result))
     return result
 
 

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-_COLUMNS = (
+COLUMNS = (
     "technique",
     "score",
     "95 %",
@@ -120,13 +120,13 @@ def _said(value: Any, most: int | None) -> str:
 def table(result: Mapping[str, Any]) -> RenderableType:
     """The rows for rich; cells are plain text, so that no data can carry markup or colours."""
     found = Table(title=Text(heading(result)), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    shown = _columns(result)
+    shown = columns(result)
     for index in shown:
-        found.add_column(_COLUMNS[index], justify="left" if index == 0 else "right", no_wrap=index > 0)
+        found.add_column(COLUMNS[index], justify="left" if index == 0 else "right", no_wrap=index > 0)
     recommended = (result["verdict"] or {}).get("recommended")
     failed = []
     for name, cells in rows(result):
-        if len(cells) < len(_COLUMNS):
+        if len(cells) < len(COLUMNS):
             failed.append(Text(f"{cells[0]} {cells[1]}: {cells[2]}", style="red"))
             continue
         style = "bold green" if name == recommended else ""
@@ -136,7 +136,7 @@ def table(result: Mapping[str, Any]) -> RenderableType:
 
 def terminal(result: Mapping[str, Any]) -> RenderableType:
     """The table, notes and verdict for rich."""
-    lines = [Text(note, style="dim") for note in [_legend(result), *notes(result, most=8)]]
+    lines = [Text(note, style="dim") for note in [legend(result), *notes(result, most=8)]]
     return Group(table(result), *lines, Text(""), *(Text(line) for line in verdict_lines(result)))
 
 
@@ -169,27 +169,28 @@ def verdict_lines(result: Mapping[str, Any]) -> list[str]:
     return [f"Recommended: {verdict['recommended']}.", *verdict["reasons"], *verdict.get("break_even", ())]
 
 
-def _legend(result: Mapping[str, Any]) -> str:
+def legend(result: Mapping[str, Any]) -> str:
+    """What the columns mean."""
     probe = result["retention"].get("probe")
     kept = f"kept: score on {probe}, which the base could do; " if probe else ""
     return _LEGEND.format(metric=result["task"]["metric"], retention=result["retention"]["source"], kept=kept)
 
 
-def _columns(result: Mapping[str, Any]) -> list[int]:
+def columns(result: Mapping[str, Any]) -> list[int]:
     """The places of the columns that hold something: without a probe, nothing is known to be kept."""
-    return [place for place, name in enumerate(_COLUMNS) if name != "kept" or result["retention"].get("probe")]
+    return [place for place, name in enumerate(COLUMNS) if name != "kept" or result["retention"].get("probe")]
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The same as Markdown."""
     lines = [f"# {heading(result)}", "", *(f"{line}  " for line in verdict_lines(result)), ""]
-    shown = _columns(result)
-    lines += ["| " + " | ".join(_COLUMNS[index] for index in shown) + " |", "|---" * len(shown) + "|"]
+    shown = columns(result)
+    lines += ["| " + " | ".join(COLUMNS[index] for index in shown) + " |", "|---" * len(shown) + "|"]
     for _, cells in rows(result):
-        padded = [*cells, *[""] * (len(_COLUMNS) - len(cells))]
+        padded = [*cells, *[""] * (len(COLUMNS) - len(cells))]
         lines.append("| " + " | ".join(padded[index].replace("|", "\\|") for index in shown) + " |")
     machine = result["machine"]
-    lines += ["", _legend(result), "", *(f"- {note}" for note in notes(result)), ""]
+    lines += ["", legend(result), "", *(f"- {note}" for note in notes(result)), ""]
     lines += [
         f"Measured on {machine['device']}, {machine['cores']} cores, {machine['threads']} threads, torch "
         f"{machine['torch']}, transformers {machine['transformers']}, tunewise {result['tunewise']}, "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(seed: int, *names: object) -> int:
@@ -15,4 +17,6 @@ def derive(seed: int, *names: object) -> int:
 
 def generator(seed: int, *names: object) -> torch.Generator:
     """A CPU generator for the stream that `names` names."""
+    import torch
+
     return torch.Generator().manual_seed(derive(seed, *names))

@@ -33,7 +33,7 @@ def verdict(rows: Sequence[Row], tables: Tables, needs: Sequence[Need] = ()) -> 
         "recommended": None,
         "needs": [need.text for need in needs],
         "needed_examples": more,
-        "break_even": break_even(scored),
+        "break_even": break_even(scored, best),
     }
     if not fitting:
         reasons = [*said, f"Nothing here meets {', '.join(need.text for need in needs)}; " + _nearest(scored, needs)]
@@ -51,6 +51,7 @@ def verdict(rows: Sequence[Row], tables: Tables, needs: Sequence[Need] = ()) -> 
         head = f"{taken} is the one to take: the test cannot tell it from the best, {best}, and it costs less."
     if taken not in (best, *ties):
         head = f"{taken} is the one to take: the best of what meets {', '.join(need.text for need in needs)}."
+    found["break_even"] = break_even(scored, taken if _trained(scored[taken]) else best)
     return {**found, "recommended": taken, "summary": f"{head} {said[0]}", "reasons": reasons}
 
 
@@ -85,9 +86,10 @@ def _standing(best: str, ties: list[str], rows: Mapping[str, Row], tables: Table
         more = _needed(best, rows, tables)
         second = _second(best, rows)
         have = next(iter(tables.values())).shape[1]
-        if more is None:
+        apart = rows[best]["score"]["mean"] - rows[second]["score"]["mean"]
+        if more is None and apart:
             said.append(f"No number of test examples would separate {best} from {second}; more seeds might.")
-        elif more > have:
+        elif more is not None and more > have:
             said.append(
                 f"About {more:,} test examples would separate {best} from {second}, if their difference is what it "
                 f"was on these {have:,}."
@@ -159,14 +161,15 @@ def _alternatives(
     return said
 
 
-def break_even(rows: Mapping[str, Row]) -> list[str]:
-    """After how many requests training has paid for itself against what only lengthens the prompt, in seconds."""
-    said = []
-    trained = {name: row for name, row in rows.items() if _trained(row)}
+def break_even(rows: Mapping[str, Row], best: str) -> list[str]:
+    """After how many requests training `best` has paid for itself against what only lengthens the prompt, in seconds.
+
+    Nothing where it is not trained.
+    """
+    said: list[str] = []
     for name, row in rows.items():
-        if name == "base" or name in trained or not trained:
+        if name == "base" or _trained(row) or not _trained(rows[best]):
             continue
-        best = max(trained, key=lambda other: rows[other]["score"]["mean"])
         saved = row["cost"]["seconds_per_example"] - rows[best]["cost"]["seconds_per_example"]
         spent = rows[best]["cost"]["train_seconds"] - row["cost"]["train_seconds"]
         if saved > 0 and spent > 0:

@@ -10,12 +10,18 @@ makes the model, `abilities` measures it, `tasks` are what it can be tuned to.
 
 from __future__ import annotations
 
-from tunewise.model import Base, load_base
+from typing import TYPE_CHECKING
+
 from tunewise.world.tasks import TASKS, documents, memory, retention, sources, task
 
 __all__ = ["TASKS", "documents", "memory", "model", "retention", "sources", "task"]
 
+if TYPE_CHECKING:
+    from tunewise.model import Base
+
 
 def model(device: str | None = None) -> Base:
     """The pretrained model, on the device that accelerate chooses unless one is given."""
+    from tunewise.model import load_base
+
     return load_base("world", device=device)
