@@ -555,6 +555,9 @@ def _compare(request: Request, as_json: bool, patience: float = 1800, in_process
         raise TunewiseError(f"no technique finished; the reasons are in {out / 'compare.json'}")
 
 
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command line; errors of ours are one line on stderr."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost tenfold on a busy machine
@@ -565,10 +568,12 @@ def main() -> None:
         kind = "wrong request" if isinstance(error, RequestError) else "failed"
         typer.echo(f"{kind}: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except SystemExit as end:
+        if end.code != _INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+            raise
         more = [] if "fit" not in sys.argv[1:2] or "--resume" in sys.argv else ["--resume"]
         typer.echo(f"interrupted; to continue: {shlex.join(['tunewise', *sys.argv[1:], *more])}", err=True)
-        sys.exit(130)
+        raise
 
 
 if __name__ == "__main__":
