@@ -1,0 +1,79 @@
+"""A budget in minutes: shares of the time, and what happens when it is over."""
+
+import time
+
+import pytest
+
+from tunewise.cache import Cache
+from tunewise.clock import Clock
+from tunewise.comparison import compare
+from tunewise.registry import make
+from tunewise.rows import Budget
+from tunewise.testing import tiny_base, tiny_task
+from tunewise.train import TrainSettings
+
+
+def test_twice_the_time_is_twice_the_steps(tmp_path):
+    base = tiny_base()
+    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    recipe = make("lora", {}).resolved(base)
+    found = []
+    for minutes in (1, 2):
+        clock = Clock(minutes, time.time(), tmp_path / f"{minutes}.json")
+        clock._pace = lambda *given: 0.05
+        found.append(clock.steps(recipe, cache, TrainSettings(), rows=3, trials=2))
+    assert found[0] == pytest.approx(0.9 * 60 / 3 / 2 / 0.05, rel=0.01)
+    assert found[1] == pytest.approx(2 * found[0], rel=0.01)
+
+
+def test_steps_once_decided_stay(tmp_path):
+    base = tiny_base()
+    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    recipe = make("lora", {}).resolved(base)
+    first = Clock(0.1, time.time(), tmp_path / "paces.json").steps(recipe, cache, TrainSettings(), 1, 1)
+    again = Clock(5.0, time.time(), tmp_path / "paces.json").steps(recipe, cache, TrainSettings(), 1, 1)
+    assert first == again > 1
+
+
+def test_the_base_is_given_back_after_timing(tmp_path):
+    base = tiny_base()
+    before = base.fingerprint
+    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    Clock(0.1, time.time(), tmp_path / "paces.json").steps(
+        make("full", {}).resolved(base), cache, TrainSettings(), 1, 1
+    )
+    base._fingerprint = None
+    assert base.fingerprint == before and not base.attached
+
+
+def test_what_finds_no_time_is_skipped_and_said(tmp_path):
+    base, task = tiny_base(), tiny_task()
+    result = compare(
+        base,
+        task,
+        [make(name, {}) for name in ("lora", "base", "bitfit")],
+        tmp_path,
+        budget=Budget(minutes=1),
+        started=time.time() - 59.9,
+        settings=TrainSettings(),
+    )
+    by_name = {row["technique"]: row for row in result["rows"]}
+    assert list(by_name) == ["lora", "base", "bitfit"]  # as asked, though base went first
+    assert by_name["bitfit"]["status"] == "skipped" and "the 1 minutes were over" in by_name["bitfit"]["reason"]
+
+
+def test_a_technique_that_cannot_work_is_a_row_with_its_own_reason(tmp_path):
+    result = compare(tiny_base(), tiny_task(), [make("mpt", {})], tmp_path, budget=Budget(minutes=1))
+    assert result["rows"][0]["status"] == "failed" and "source" in result["rows"][0]["reason"]
+
+
+@pytest.mark.slow
+def test_minutes_are_kept(tmp_path):
+    """A real comparison ends within a tenth of what it was given."""
+    started = time.time()
+    names = ("base", "lora", "bitfit", "full")
+    recipes = [make(name, {}) for name in names]
+    result = compare(tiny_base(), tiny_task(), recipes, tmp_path, budget=Budget(minutes=0.4), started=started)
+    assert 0.5 * 24 < time.time() - started < 1.1 * 24
+    assert [row["status"] for row in result["rows"]] == ["ok"] * 4
+    assert all(row["training"]["steps"] > 20 for row in result["rows"] if row["technique"] != "base")

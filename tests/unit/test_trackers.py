@@ -1,0 +1,65 @@
+"""Training followed by a service, through accelerate."""
+
+import pytest
+
+from tunewise.comparison import compare
+from tunewise.errors import SettingError
+from tunewise.registry import make
+from tunewise.rows import Budget
+from tunewise.testing import tiny_base, tiny_task
+from tunewise.trackers import Trackers, check
+
+
+def test_tensorboard_holds_every_loss(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    budget = Budget(steps=3)
+    result = compare(tiny_base(), tiny_task(), [make("lora", {})], tmp_path, budget=budget, report_to=["tensorboard"])
+    (run,) = (tmp_path / "logs").iterdir()
+    found = events.EventAccumulator(str(run))
+    found.Reload()
+    steps, losses = zip(*result["rows"][0]["curve"], strict=True)
+    assert [event.step for event in found.Scalars("loss")] == list(steps)
+    assert [event.value for event in found.Scalars("loss")] == pytest.approx(list(losses))
+
+
+def test_services_that_are_not_known_or_not_installed(monkeypatch):
+    with pytest.raises(SettingError, match='names "paper" but must name tensorboard, wandb, mlflow, trackio'):
+        check(["paper"])
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(SettingError, match="pip install wandb"):
+        check(["wandb"])
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_each_service_gets_one_run_a_trial(monkeypatch, tmp_path, name):
+    calls = []
+
+    class Fake:
+        def __init__(self, project, **given):
+            calls.append((project, sorted(given.values())))
+
+        def start(self):
+            calls.append("start")
+
+        def store_init_configuration(self, values):
+            calls.append(values)
+
+        def log(self, values, step):
+            calls.append((values, step))
+
+        def finish(self):
+            calls.append("finish")
+
+    import accelerate.tracking
+
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, name, Fake)
+    trackers = Trackers([name], tmp_path, "lora-seed0", {"r": 4, "targets": ["q"]})
+    trackers.log({"loss": 1.5}, 3)
+    trackers.finish()
+    assert calls == [
+        ("tunewise", ["lora-seed0"]),
+        "start",
+        {"r": 4, "targets": "['q']"},
+        ({"loss": 1.5}, 3),
+        "finish",
+    ]
