@@ -16,7 +16,7 @@ def test_demo_compares_says_what_it_found_and_where(run, tmp_path):
     found = run("demo", "--out", tmp_path, "--task", "records", "--techniques", "base,lora")
     assert found.code == 0, found.err
     assert "Recommended: lora." in found.out
-    assert str(tmp_path / "records" / "report.md") in found.out
+    assert f"{tmp_path / 'records' / 'report.html'} and report.md" in found.out
     result = json.loads((tmp_path / "records" / "compare.json").read_text())
     rows = {row["technique"]: row for row in result["rows"]}
     assert rows["lora"]["score"]["mean"] > rows["base"]["score"]["mean"]
