@@ -63,6 +63,7 @@ class Request:
         from tunewise.train import TrainSettings
 
         budget, settings = Budget(**self.budget), TrainSettings(**self.settings)
+        progress(self.model, "loading", 0, 0)
         base = load_model(self.model, self.revision, self.dtype, self.device, self.max_length)
         return compare(
             base,

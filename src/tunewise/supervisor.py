@@ -63,6 +63,7 @@ def supervise(
 def _carried_out(request: Request, folder: Path, patience: float, progress: Progress, on_row: OnRow) -> dict[str, Any]:
     life, killed = uuid4().hex, Counter[str]()
     while True:
+        progress(request.model, "starting", 0, 0)
         worker = _Worker(request, life)
         try:
             ended = worker.watch(folder, patience, progress, on_row)

@@ -11,7 +11,7 @@ left out and counted. k, and where asked the order, the instruction and a repair
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from tunewise import calibration, demonstrations
+from tunewise.embedded import Embedded
 from tunewise.errors import ArtifactError, TechniqueError
 from tunewise.evaluate import label_table
 from tunewise.knowledge.embedder import loaded
@@ -85,7 +86,7 @@ class ICL(Technique):
         return _Shown(base, self)
 
 
-class _Shown(Attachment):
+class _Shown(Embedded):
     def __init__(self, base: Base, recipe: ICL) -> None:
         super().__init__(base, recipe)
         self.recipe: ICL = recipe
@@ -94,8 +95,6 @@ class _Shown(Attachment):
         self.k, self.order, self.instruction = 0, recipe.order, recipe.instruction
         self.permutation: list[int] = []  # of the chosen, best first; empty where `order` says it
         self.bias: Tensor | None = None
-        self.vectors: Tensor | None = None
-        self.facts: dict[str, Any] = {}
 
     # Choosing on validation.
 
@@ -258,20 +257,7 @@ class _Shown(Attachment):
             self.near[question] = self.choose(question, count)
         return self.near[question][:count]
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
-        """What was chosen on validation, and the losses there."""
-        return self.facts
-
     # Storing.
-
-    def state(self) -> dict[str, Tensor]:
-        """The examples' embeddings, where they are chosen by these."""
-        return {"vectors": self.vectors} if self.vectors is not None else {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        if set(state) - {"vectors"} or any(t.dim() != 2 or t.dtype != torch.float16 for t in state.values()):
-            raise ArtifactError("the weights are not embeddings of examples as icl writes them")
-        self.vectors = state.get("vectors")
 
     def memory(self) -> list[dict[str, Any]]:
         shown = self.pool[: 2 * self.k + 8] if self.recipe.selection in _FIXED else self.pool

@@ -10,13 +10,14 @@ This is retrieval in the prompt of a frozen model; Lewis et al. 2020 also train 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tunewise.embedded import Embedded
 from tunewise.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.files import show
 from tunewise.knowledge.embedder import loaded
@@ -29,8 +30,6 @@ from tunewise.task import Example, Message, Task
 from tunewise.technique import Attachment, Citation, Report, Study, Technique, setting
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tunewise.knowledge.embedder import Embedder
     from tunewise.model import Base
 
@@ -91,7 +90,7 @@ class RAG(Technique):
         return sources.stamp(self.knowledge or task.knowledge or "")
 
 
-class _Retrieving(Attachment):
+class _Retrieving(Embedded):
     def __init__(self, base: Base, recipe: RAG) -> None:
         super().__init__(base, recipe)
         self.recipe: RAG = recipe
@@ -99,9 +98,7 @@ class _Retrieving(Attachment):
         self.embedder = recipe.embedder
         self.place = ""  # the index that holds the passages; empty: they are held here
         self.own = False  # whether they are training examples
-        self.vectors: Tensor | None = None
         self.found: dict[str, list[Hit]] = {}
-        self.facts: dict[str, Any] = {}
 
     def learn(self, study: Study) -> None:
         task = study.task
@@ -240,20 +237,7 @@ class _Retrieving(Attachment):
     def sources(self, example: Example) -> list[str]:
         return [passage.id for passage in self.passages(example)]
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
-        """How often validation's right passage was shown, and the loss by the number of passages."""
-        return self.facts
-
     # What is stored.
-
-    def state(self) -> dict[str, Tensor]:
-        """The passages' embeddings, where there are any and no index holds them."""
-        return {"vectors": self.vectors} if self.vectors is not None else {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        if set(state) - {"vectors"} or any(t.dim() != 2 or t.dtype != torch.float16 for t in state.values()):
-            raise ArtifactError("the weights are not embeddings of passages as rag writes them")
-        self.vectors = state.get("vectors")
 
     def memory(self) -> list[dict[str, Any]]:
         head = {"k": self.k, "room": self.room, "index": self.place, "own": self.own}
