@@ -99,6 +99,7 @@ def compare(
     names = [technique.name for technique in techniques]
     if not names or len(set(names)) < len(names):
         raise SettingError(f"the techniques to compare must be different and at least one; given: {', '.join(names)}")
+    begun = time.perf_counter()
     wanted = [Need.read(need) for need in needs]
     trackers.check(report_to)
     folder = store.output_folder(out)
@@ -135,6 +136,7 @@ def compare(
                 answers[row["technique"]] = records[0]["answers"]
             _conclude(result, tables, wanted)
             result["answers"] = _answers(cache, tables, answers)
+            result["seconds"] = time.perf_counter() - begun
             store.write_json(folder / "compare.json", result)
             on_row(result)
         store.write_text(folder / "report.md", markdown(result))

@@ -99,6 +99,7 @@ class Runs:
             "search_seconds": sum(tried.get("seconds", 0.0) for tried in lost),
             "trial_tokens": sum(record["training"]["tokens"] for record in good),
             "trial_seconds": sum(record["cost"]["train_seconds"] for record in good),
+            "seconds": sum(each.get("seconds", 0.0) for each in (*searched, *records)),
         }
         return row, good
 

@@ -92,6 +92,7 @@ def run(
     if until is not None and str(until) in stages:
         return {**_identity(trial), "status": "ok", "reason": None, "stage": stages[str(until)]}
     folder.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
     try:
         with cache.running(folder, {**_identity(trial), "trains": trial.technique.trains}):
             before = record if record.get("status") == "ok" else {}
@@ -109,6 +110,7 @@ def run(
         if isinstance(error, OSError) and not isinstance(error, TunewiseError):
             raise  # a full or vanished disk fails the comparison, not the technique
         record = failure(trial, _reason(error), cache.life, final=isinstance(error, DivergedError))
+    record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - begun
     if "stage" not in record:
         store.write_json(path, record)
     return record

@@ -67,7 +67,7 @@ def test_every_model_and_every_task_compare(real, model, name, tmp_path):
         shows_examples = make(technique).sides == {"prompt"}
         too_long = shows_examples and "no worked example fits" in (row["reason"] or "")
         assert row["status"] == "ok" or too_long, row
-    assert rows["base"]["forgetting"] == {"nll_rise": 0.0, "kl": 0.0}
+    assert not any(rows["base"]["forgetting"].values())
     assert json.loads((tmp_path / "compare.json").read_text())["rows"] == result["rows"]
 
 

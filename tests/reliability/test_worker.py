@@ -133,7 +133,7 @@ def timeless(result):
         row["spent"] = {k: v for k, v in row["spent"].items() if not k.endswith("seconds")}
         row["search"] = [{k: v for k, v in tried.items() if k != "seconds"} for tried in row["search"]]
     result["verdict"].pop("break_even")
-    return {**result, "created": None, "command": None}
+    return {**result, "created": None, "command": None, "seconds": None}
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ only falls below it, so that nothing is found where nothing fits.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
@@ -61,6 +62,7 @@ class Passages:
         """By BM25 as Lucene computes it, k1 = 1.5, b = 0.75; passages that share no word are left out."""
         import bm25s
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to debug
         if self._bm25 is None:
             self._bm25 = bm25s.BM25()
             self._bm25.index([words(passage.indexed) for passage in self.passages], show_progress=False)
