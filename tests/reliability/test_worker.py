@@ -50,7 +50,11 @@ def words(tmp_path, model):
 
 def started(words, **given):
     command = [sys.executable, "-m", "tunewise.cli", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **given)
+    # Where these tests run in the background, Ctrl-C is ignored, and a child would inherit that.
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard, **given
+    )
 
 
 def ended(words):
