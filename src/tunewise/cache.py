@@ -55,7 +55,6 @@ class Cache:
         self.validation = sample(task.validation, validation)
         self.test = sample(task.test, test)
         self._plain: dict[tuple[int, int], list[Tokens]] = {}
-        self.cut: dict[int, int] = {}
         self.memory: Memory | None = None
         self.on_task: OnTask | None = None
         self.norm = 0.0

@@ -40,15 +40,18 @@ class Clock:
     def steps(self, technique: Technique, cache: Cache, settings: TrainSettings, rows: int, trials: int) -> int:
         """Optimiser steps of each of a technique's `trials`, where `rows` techniques share what is left."""
         known = store.read_json(self.path) if self.path.is_file() else {}
-        if technique.name not in known:
-            share = _USED * self.left / max(rows, 1) - trials * self.scoring
-            known[technique.name] = max(int(share / trials / self._pace(technique, cache, settings)), 1)
+        asked = f"{technique.name}, {trials} trials, {self.minutes:g} minutes"
+        if asked not in known:
+            pace = self._pace(technique, cache, settings)
+            share = _USED * self.left / rows - trials * self.scoring
+            known[asked] = max(int(share / trials / pace), 1)
             store.write_json(self.path, known)
-        return int(known[technique.name])
+        return int(known[asked])
 
     def _pace(self, technique: Technique, cache: Cache, settings: TrainSettings) -> float:
-        """Seconds of a step, what it takes to begin counted in."""
+        """Seconds of a step; what a technique takes before its first one counts as scoring does."""
         ends: list[float] = []
+        cache.measure_bare(settings)
         begun = time.perf_counter()
         try:
             attachment = technique.attach(cache.base, generator(0, "attach"))

@@ -12,7 +12,7 @@ import numpy as np
 
 from tunewise.cache import Cache
 from tunewise.clock import Clock
-from tunewise.errors import SettingError, TunewiseError
+from tunewise.errors import SettingError
 from tunewise.halving import find
 from tunewise.technique import Technique
 from tunewise.train import TrainSettings
@@ -68,28 +68,27 @@ class Runs:
             if self.clock.left <= 0:
                 return _skipped(technique, f"the {self.budget.minutes:g} minutes were over"), []
             if technique.trains:
-                return self._timed(technique, rows_left).row_of(technique)
+                return self._timed(self.clock, technique, rows_left).row_of(technique)
         begun = time.perf_counter()
         found = self.row_of(technique)
         if self.clock is not None:
             self.clock.scoring = max(self.clock.scoring, (time.perf_counter() - begun) / self.budget.seeds)
         return found
 
-    def _timed(self, technique: Technique, rows_left: int) -> Runs:
+    def _timed(self, clock: Clock, technique: Technique, rows_left: int) -> Runs:
         """The same with the steps that this technique's share of the time is good for."""
-        assert self.clock is not None
         self.progress(technique.name, "timing its steps", 0, 0)
         trials = self.budget.search + self.budget.seeds - 1
         try:
-            steps = self.clock.steps(technique, self.cache, self.settings, rows_left, trials)
-        except (TunewiseError, MemoryError, RuntimeError, ValueError, TypeError, LookupError):
-            return self  # the trial will fail in the same way, and say why in its row
+            steps = clock.steps(technique, self.cache, self.settings, rows_left, trials)
+        except Exception:  # what cannot be timed cannot be trained: its trial will say why in its row
+            return self
         return replace(self, settings=replace(self.settings, max_steps=steps))
 
     def row_of(self, technique: Technique) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The row within the settings' steps."""
         recipe, searched = find(technique, self.budget.search, self._stage, self.held)
-        seeds = range(self.budget.seeds) if technique.name != "base" else range(1)
+        seeds = range(self.budget.seeds if technique.seeded else 1)
         records = [self._run(recipe, seed, None) for seed in seeds]
         good = [record for record in records if record["status"] == "ok"]
         row = _summary(technique.name, records, searched, self.cache)

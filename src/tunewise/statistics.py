@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -123,13 +124,17 @@ def _difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return found
 
 
+def _shared(one: np.ndarray, other: np.ndarray, usual: Luck | None) -> Luck | None:
+    """The usual luck of a difference, to which each side that has several seeds adds its own."""
+    return Luck(usual.variance * sum(len(each) > 1 for each in (one, other)), usual.freedom) if usual else None
+
+
 def p_value(one: np.ndarray, other: np.ndarray, usual: Luck | None = None) -> float:
     """Of the paired, two-sided test that two tables have the same mean; `usual` is what `luck` says."""
     table = _difference(one, other)
     if not table.any():
         return 1.0
-    both = Luck(usual.variance * sum(len(each) > 1 for each in (one, other)), usual.freedom) if usual else None
-    found = spread(_with(table, _DIFFERENCE) if np.abs(table).max() <= 1 else table, both)
+    found = spread(_with(table, _DIFFERENCE) if np.abs(table).max() <= 1 else table, _shared(one, other, usual))
     beyond = lambda exponent: found.half(10.0**exponent) - abs(found.mean)  # noqa: E731
     if beyond(0) >= 0 or beyond(_SMALLEST) <= 0:
         return 1.0 if beyond(0) >= 0 else 0.0
@@ -160,22 +165,24 @@ def ranks(tables: Tables) -> dict[str, tuple[int, int]]:
 
     One technique's two ranks hold its true rank at the level (Mogstad, Romano, Shaikh & Wilhelm 2024).
     """
-    means = {name: float(table.mean()) for name, table in tables.items()}
+    means, usual = {name: float(table.mean()) for name, table in tables.items()}, luck(tables)
+    pairs = {frozenset(two): p_value(tables[two[0]], tables[two[1]], usual) for two in combinations(tables, 2)}
     found = {}
     for name in tables:
-        sure = [other for other, p in against(name, tables).items() if p <= 1 - LEVEL]
+        values = holm({other: pairs[frozenset((name, other))] for other in tables if other != name})
+        sure = [other for other, p in values.items() if p <= 1 - LEVEL]
         better = sum(means[other] > means[name] for other in sure)
         found[name] = (1 + better, len(tables) - (len(sure) - better))
     return found
 
 
-def needed_examples(one: np.ndarray, other: np.ndarray) -> int | None:
+def needed_examples(one: np.ndarray, other: np.ndarray, usual: Luck | None = None) -> int | None:
     """Test examples with which a difference as large as this is found in 8 comparisons of 10 (95 % level).
 
     None where no number of examples does it: there is no difference, or the seeds alone differ by more.
     """
     table = _difference(one, other)
-    found = spread(table)
+    found = spread(table, _shared(one, other, usual))
     wanted = (found.mean / (stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(_POWER))) ** 2
     left = wanted - found.of_seeds
     return math.ceil(found.of_examples * table.shape[1] / left) if left > 0 else None

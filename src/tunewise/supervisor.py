@@ -7,6 +7,7 @@ another: what is finished is read from disk, and what was running goes on from i
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 from uuid import uuid4
 
 from tunewise import store
@@ -115,18 +117,15 @@ class _Worker:
             encoding="utf-8",
             start_new_session=True,
         )
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"request": request.to_json(), "life": life}) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died already: its end is read below
+        told = cast("IO[str]", self._process.stdin)
+        with suppress(BrokenPipeError):  # it died already: its end is read below
+            told.write(json.dumps({"request": request.to_json(), "life": life}) + "\n")
+            told.flush()
         self._events: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in cast("IO[str]", self._process.stdout):
             self._events.put(line)
         self._events.put(None)
 
@@ -144,7 +143,7 @@ class _Worker:
                 progress(*event["progress"])
             elif "trial" in event:
                 self.trial, self.identity = event["trial"], event["identity"] or {}
-            elif "row" in event:
+            elif "rows" in event:
                 on_row(store.read_json(folder / "compare.json", limit_bytes=1 << 28))
             elif "error" in event:
                 raise (RequestError if event["code"] == 2 else TunewiseError)(event["error"])
@@ -165,7 +164,8 @@ class _Worker:
 
     def kill(self) -> None:
         """End it now, if it lives, and everything that it started."""
-        self._process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 

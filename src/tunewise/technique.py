@@ -86,7 +86,7 @@ class Technique(ABC):
     `needs` says what a model or task must have; `reference_rate` is the default learning rate at width 4096 and
     `width_exponent` how it grows for narrower models, rate * (4096 / width) ** exponent (Yang et al. 2022, Tensor
     Programs V, gives 1 for Adam on hidden weights); `search_grid` multiplies it in a search;
-    `late_settings` can still be changed when an adaptation is loaded.
+    `late_settings` can still be changed when an adaptation is loaded; what is not `seeded` is the same for every seed.
     """
 
     name: ClassVar[str]
@@ -97,6 +97,7 @@ class Technique(ABC):
     sides: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[str] = ""
     trains: ClassVar[bool] = True
+    seeded: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     identity_at_start: ClassVar[bool] = True
     reference_rate: ClassVar[float] = 0.0

@@ -97,16 +97,7 @@ def run(
         with cache.running(folder, {**_identity(trial), "trains": trial.technique.trains}):
             before = record if record.get("status") == "ok" else {}
             record = _run(trial, cache, folder, before, finish, until, report)
-    except (
-        TunewiseError,
-        MemoryError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        OSError,
-    ) as error:
+    except Exception as error:  # whatever it is, it costs this trial alone
         if isinstance(error, OSError) and not isinstance(error, TunewiseError):
             raise  # a full or vanished disk fails the comparison, not the technique
         record = failure(trial, _reason(error), cache.life, final=isinstance(error, DivergedError))
@@ -241,18 +232,20 @@ def _fit(
                 report(f"loss {value:.3f}", step, steps)
                 trackers.log({"loss": value}, step)
 
-            done = train(
-                attachment,
-                sequences,
-                replace(settings, max_steps=steps),
-                seed=trial.seed,
-                folder=folder,
-                resume=True,
-                until=max(int(steps * until), 1) if until is not None else None,
-                on_step=on_step,
-                memory=cache.memory,
-            )
-            trackers.finish()
+            try:
+                done = train(
+                    attachment,
+                    sequences,
+                    replace(settings, max_steps=steps),
+                    seed=trial.seed,
+                    folder=folder,
+                    resume=True,
+                    until=max(int(steps * until), 1) if until is not None else None,
+                    on_step=on_step,
+                    memory=cache.memory,
+                )
+            finally:
+                trackers.finish()
             seconds += done.seconds
         validation = loss(attachment, task, cache.validation)
         if until is not None and trial.technique.trains and done.steps < steps:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunewise.needs import KEPT, Need, Row, retains
 from tunewise.report import size
-from tunewise.statistics import LEVEL, Tables, against, needed_examples
+from tunewise.statistics import LEVEL, Tables, against, luck, needed_examples
 
 _PROMPT = 1.5  # times the shortest prompt of the comparison: longer ones are said to be long
 
@@ -25,15 +25,15 @@ def verdict(rows: Sequence[Row], tables: Tables, needs: Sequence[Need] = ()) -> 
         return {"best": None, "ties": [], "recommended": None, "reasons": ["no technique finished"]}
     best, ties = _leaders(scored, tables)
     fitting = {name: row for name, row in scored.items() if all(need.holds(row) for need in needs)}
-    said = _standing(best, ties, scored, tables)
     more = _needed(best, scored, tables)
+    said = _standing(best, ties, scored, next(iter(tables.values())).shape[1], more)
     found: dict[str, Any] = {
         "best": best,
         "ties": ties,
         "recommended": None,
         "needs": [need.text for need in needs],
         "needed_examples": more,
-        "break_even": break_even(scored, best),
+        "break_even": [],
     }
     if not fitting:
         reasons = [*said, f"Nothing here meets {', '.join(need.text for need in needs)}; " + _nearest(scored, needs)]
@@ -75,7 +75,8 @@ def _price(row: Row, shortest: float) -> tuple[bool, int]:
     return cost["prompt_tokens"] > _PROMPT * shortest, 0 if row["technique"] == "base" else cost["artifact_bytes"]
 
 
-def _standing(best: str, ties: list[str], rows: Mapping[str, Row], tables: Tables) -> list[str]:
+def _standing(best: str, ties: list[str], rows: Mapping[str, Row], have: int, more: int | None) -> list[str]:
+    """What the figures say of the best, on `have` test examples; `more` would separate it from the second."""
     top = rows[best]["score"]
     said = [f"{best} has the best mean {top['metric']}, {top['mean']:.3f} [{top['low']:.3f}, {top['high']:.3f}]."]
     if ties:
@@ -83,9 +84,7 @@ def _standing(best: str, ties: list[str], rows: Mapping[str, Row], tables: Table
     if len(rows) == 1:
         said.append("There is nothing else to compare it with: not enough evidence for a choice.")
     elif ties:
-        more = _needed(best, rows, tables)
         second = _second(best, rows)
-        have = next(iter(tables.values())).shape[1]
         apart = rows[best]["score"]["mean"] - rows[second]["score"]["mean"]
         if more is None and apart:
             said.append(f"No number of test examples would separate {best} from {second}; more seeds might.")
@@ -102,7 +101,7 @@ def _second(best: str, rows: Mapping[str, Row]) -> str:
 
 
 def _needed(best: str, rows: Mapping[str, Row], tables: Tables) -> int | None:
-    return needed_examples(tables[best], tables[_second(best, rows)]) if len(rows) > 1 else None
+    return needed_examples(tables[best], tables[_second(best, rows)], luck(tables)) if len(rows) > 1 else None
 
 
 def _nearest(rows: Mapping[str, Row], needs: Sequence[Need]) -> str:

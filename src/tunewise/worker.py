@@ -2,7 +2,7 @@
 
 It reads one line of JSON from stdin, the request, and writes lines of JSON to what was its stdout:
 
-    {"progress": [row, what, done, total]}   {"trial": folder or null, "identity": {...}}   {"row": name}
+    {"progress": [row, what, done, total]}   {"trial": folder or null, "identity": {...}}   {"rows": count}
     {"done": true}                           {"error": text, "code": 1 or 2}                {"crash": text}
 
 Whatever else is printed here goes to stderr. That stdin stays open says that the parent lives.
@@ -69,7 +69,7 @@ def _carry_out(given: dict[str, Any], tell: Any) -> None:
     Request(**given["request"]).run(
         progress,
         on_trial=lambda folder, identity: tell(trial=folder, identity=identity),
-        on_row=lambda result: tell(row=result["rows"][-1]["technique"]),
+        on_row=lambda result: tell(rows=len(result["rows"])),
         life=given["life"],
         locked=True,
     )

@@ -31,8 +31,28 @@ def test_steps_once_decided_stay(tmp_path):
     cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
     recipe = make("lora", {}).resolved(base)
     first = Clock(0.1, time.time(), tmp_path / "paces.json").steps(recipe, cache, TrainSettings(), 1, 1)
-    again = Clock(5.0, time.time(), tmp_path / "paces.json").steps(recipe, cache, TrainSettings(), 1, 1)
+    again = Clock(0.1, time.time() - 5, tmp_path / "paces.json").steps(recipe, cache, TrainSettings(), 1, 1)
     assert first == again > 1
+
+
+def test_another_budget_in_the_same_folder_is_another_number_of_steps(tmp_path):
+    base = tiny_base()
+    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    recipe, found = make("lora", {}).resolved(base), []
+    for minutes, trials in ((0.1, 1), (1, 1), (1, 2)):
+        clock = Clock(minutes, time.time(), tmp_path / "paces.json")
+        clock._pace = lambda *given: 0.01
+        found.append(clock.steps(recipe, cache, TrainSettings(), 1, trials))
+    assert found[1] > 5 * found[0] and found[2] < found[1]
+
+
+def test_remedies_are_timed_too(tmp_path):
+    """They need a memory of the base, which is taken before anything is attached."""
+    base = tiny_base()
+    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    settings = TrainSettings(replay=0.5)
+    clock = Clock(0.1, time.time(), tmp_path / "paces.json")
+    assert clock.steps(make("lora", {}).resolved(base), cache, settings, 1, 1) > 1
 
 
 def test_the_base_is_given_back_after_timing(tmp_path):

@@ -108,6 +108,24 @@ def test_what_failed_is_tried_again_in_another_life_unless_it_must_fail_again(ca
     assert run(wild, cache, tmp_path, finish=True) == first and first["reason"] == "step 3"
 
 
+@pytest.mark.parametrize("error", [AttributeError("odd"), ZeroDivisionError("odd"), AssertionError("odd")])
+def test_any_error_of_a_technique_costs_its_row_alone(cache, tmp_path, monkeypatch, error):
+    def fails(*given, **more):
+        raise error
+
+    monkeypatch.setattr(trials, "train", fails)
+    assert run(asked(), cache, tmp_path, finish=True)["reason"] == f"{type(error).__name__}: odd"
+    monkeypatch.setattr(trials, "train", train)
+    assert run(asked("bitfit"), cache, tmp_path, finish=True)["status"] == "ok"
+
+
+def test_trackers_are_closed_where_training_fails(cache, tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr("tunewise.trackers.Trackers.finish", lambda self: closed.append(1))
+    monkeypatch.setattr(trials, "train", lambda *given, **more: (_ for _ in ()).throw(DivergedError("step 3")))
+    assert run(asked(), cache, tmp_path, finish=True)["status"] == "failed" and closed == [1]
+
+
 def test_costs_say_what_can_be_done_with_it(cache, tmp_path):
     facts = {}
     for name in ("base", "full", "lora", "prompt_tuning"):

@@ -23,6 +23,7 @@ class Base(Technique):
     summary = "the unadapted model, for comparison"
     equation = "p(y | x)"
     trains = False
+    seeded = False
     mergeable = True
 
     def attach(self, base: Model, generator: torch.Generator) -> Attachment:
