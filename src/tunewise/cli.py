@@ -266,13 +266,11 @@ def compare_command(
     config: Config = None,
 ) -> None:
     """Run techniques side by side under one budget and say which to use; run it again to continue."""
-    from tunewise.request import Request
+    from tunewise.request import SAME, Request
 
     request = Request(
-        model=model,
-        data=data,
+        **{name: context.params[name] for name in SAME},
         out=str(out),
-        techniques=techniques,
         budget={
             "steps": budget_steps,
             "tokens": budget_tokens,
@@ -283,19 +281,7 @@ def compare_command(
             "validation_examples": validation_examples,
         },
         settings=train_arguments(budget_steps, context.params),
-        retention=retention,
-        probe=probe,
-        columns=columns,
-        template=template,
-        metric=metric,
         sets=sets or [],
-        sources=sources,
-        knowledge=knowledge,
-        max_length=max_length,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        remember=remember,
         needs=need or [],
         price=price_per_hour,
         report_to=[name.strip() for name in report_to.split(",")] if report_to else [],

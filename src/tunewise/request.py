@@ -12,6 +12,13 @@ from tunewise.options import COMPARED, load_model, read_task, read_texts, recipe
 Progress = Callable[[str, str, int, int], None]
 
 
+# What has the same name and type as an option of `tunewise compare`.
+SAME = (
+    *("model", "data", "techniques", "retention", "probe", "columns", "template", "metric", "sources", "knowledge"),
+    *("max_length", "revision", "dtype", "device", "remember"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """Everything that `compare` is asked, in JSON's types; names and defaults are those of the command line."""

@@ -33,11 +33,10 @@ def verdict(rows: Sequence[Row], tables: Tables, needs: Sequence[Need] = ()) -> 
         "recommended": None,
         "needs": [need.text for need in needs],
         "needed_examples": more,
-        "break_even": [],
     }
     if not fitting:
         reasons = [*said, f"Nothing here meets {', '.join(need.text for need in needs)}; " + _nearest(scored, needs)]
-        return {**found, "summary": " ".join(reasons[:2]), "reasons": reasons}
+        return {**found, "break_even": break_even(scored, best), "summary": " ".join(reasons[:2]), "reasons": reasons}
     leader, equals = _leaders(fitting, tables)
     able = [name for name in (leader, *equals) if retains(fitting[name]) or not _probed(fitting[name])]
     able = able or [leader, *equals]

@@ -10,7 +10,7 @@ from tunewise.verdict import verdict
 RIGHT = np.array([[1.0] * 19 + [0.0]])
 
 
-def row(name, mean=0.95, disk=1000, prompt=20, **forgetting):
+def row(name, mean=0.95, disk=1000, prompt=20, merges=False, **forgetting):
     score = {"metric": "accuracy", "mean": mean, "low": mean, "high": mean}
     cost = {
         "artifact_bytes": disk,
@@ -19,7 +19,7 @@ def row(name, mean=0.95, disk=1000, prompt=20, **forgetting):
         "train_seconds": 60.0,
         "seconds_per_example": prompt / 1000,
         "peak_memory_bytes": disk,
-        "merges": name == "lora",
+        "merges": merges,
     }
     return {"technique": name, "score": score, "cost": cost, "forgetting": {"nll_rise": 0.1, "kl": 0.1} | forgetting}
 
@@ -62,7 +62,7 @@ def test_nothing_finished():
 
 
 def test_needs_narrow_the_choice_and_are_said():
-    rows = [row("full", disk=9 * 10**6), row("lora", mean=0.9, disk=500)]
+    rows = [row("full", disk=9 * 10**6), row("lora", mean=0.9, disk=500, merges=True)]
     tables = {"full": RIGHT, "lora": RIGHT}
     found = verdict(rows, tables, [Need.read("artifact<1kB"), Need.read("mergeable")])
     assert found["recommended"] == "lora" and found["needs"] == ["artifact<1kB", "mergeable"]
