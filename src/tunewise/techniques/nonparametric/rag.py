@@ -20,7 +20,7 @@ import torch
 from tunewise.embedded import Embedded
 from tunewise.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.files import show
-from tunewise.knowledge.embedder import loaded
+from tunewise.knowledge.embedder import DTYPES, loaded
 from tunewise.knowledge.index import FACTS
 from tunewise.knowledge.passage import Hit, Passage
 from tunewise.knowledge.prompt import holds_answer, with_passages
@@ -66,6 +66,7 @@ class RAG(Technique):
         choices=("auto", "bm25", "dense", "hybrid"),
     )
     embedder: str = setting("", "sentence-transformers model, id or folder, for dense and hybrid retrieval.")
+    embedder_dtype: str = setting("float32", "What the embedder computes in.", choices=DTYPES)
     reranker: str = setting("", "Cross-encoder, id or folder, that orders what was found.")
     k: int = setting(0, "Passages shown; 0 chooses their number on validation.", low=0, high=256)
     chunk_size: int = setting(0, "Tokens of a passage at most; 0: a fifth of the window, 32 to 256.", low=0, high=8192)
@@ -163,7 +164,10 @@ class _Retrieving(Embedded):
         found = Index.open(self.place)
         self._undo.append(found.close)
         self.embedder = self.recipe.embedder or str(found.facts["embedder"])
-        if self.mode != "bm25" and loaded(self.embedder).fingerprint != found.facts["fingerprint"]:
+        if (
+            self.mode != "bm25"
+            and loaded(self.embedder, self.recipe.embedder_dtype).fingerprint != found.facts["fingerprint"]
+        ):
             raise SettingError(f"{self.place} was built with {found.facts['embedder']}; leave rag.embedder out")
         return found
 
@@ -191,7 +195,7 @@ class _Retrieving(Embedded):
             return None
         if not self.embedder:
             raise SettingError(f"rag.retrieval={self.mode} needs rag.embedder, a sentence-transformers model")
-        return loaded(self.embedder)
+        return loaded(self.embedder, self.recipe.embedder_dtype)
 
     def _use(self, store: Store, style: Task) -> None:
         recipe = self.recipe
