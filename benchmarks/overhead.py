@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py [--repeats 3]
 
-The comparison is the demo's (eight rows, the shipped model), whole: starting the worker, loading the model and the data,
+The comparison is the demo's (eight rows, the shipped model), whole: starting the worker, loading model and data,
 scoring the base, writing the report. The sum is what the record says that the trials took.
 """
 
