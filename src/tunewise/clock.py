@@ -23,7 +23,7 @@ _USED = 0.9  # share of the time that is planned; the rest is for what takes lon
 class Clock:
     """Time that a comparison may take, from `started` (seconds since the epoch) on.
 
-    `scoring` is the longest that a row's test took so far. Steps once decided are kept in `path`, so that a comparison
+    `scoring` is the longest that a trial took beside its training so far. Steps once decided are kept in `path`, so that a comparison
     that is continued trains what it began.
     """
 
@@ -42,21 +42,21 @@ class Clock:
         known = store.read_json(self.path) if self.path.is_file() else {}
         asked = f"{technique.name}, {trials} trials, {self.minutes:g} minutes"
         if asked not in known:
-            pace = self._pace(technique, cache, settings)
-            share = _USED * self.left / rows - trials * self.scoring
+            pace, learning = self._pace(technique, cache, settings)
+            share = _USED * self.left / rows - trials * (self.scoring + learning)
             known[asked] = max(int(share / trials / pace), 1)
             store.write_json(self.path, known)
         return int(known[asked])
 
-    def _pace(self, technique: Technique, cache: Cache, settings: TrainSettings) -> float:
-        """Seconds of a step; what a technique takes before its first one counts as scoring does."""
+    def _pace(self, technique: Technique, cache: Cache, settings: TrainSettings) -> tuple[float, float]:
+        """Seconds of a step, and seconds that the technique takes before its first one."""
         ends: list[float] = []
         cache.measure_bare(settings)
         begun = time.perf_counter()
         try:
             attachment = technique.attach(cache.base, generator(0, "attach"))
             attachment.learn(Study(cache.task, 0, lambda: loss(attachment, cache.task, cache.validation)))
-            self.scoring = max(self.scoring, time.perf_counter() - begun)
+            learning = time.perf_counter() - begun
             train(
                 attachment,
                 cache.train_sequences(attachment),
@@ -67,4 +67,4 @@ class Clock:
             )
         finally:
             cache.base.release()
-        return median(after - before for before, after in pairwise(ends))
+        return median(after - before for before, after in pairwise(ends)), learning

@@ -64,16 +64,16 @@ class Runs:
 
     def row(self, technique: Technique, rows_left: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Search, then seeds; the row, and the records of the seeds that finished."""
-        if self.clock is not None:
-            if self.clock.left <= 0:
-                return _skipped(technique, f"the {self.budget.minutes:g} minutes were over"), []
-            if technique.trains:
-                return self._timed(self.clock, technique, rows_left).row_of(technique)
+        if self.clock is None:
+            return self.row_of(technique)
+        if self.clock.left <= 0:
+            return _skipped(technique, f"the {self.budget.minutes:g} minutes were over"), []
+        runs = self._timed(self.clock, technique, rows_left) if technique.trains else self
         begun = time.perf_counter()
-        found = self.row_of(technique)
-        if self.clock is not None:
-            self.clock.scoring = max(self.clock.scoring, (time.perf_counter() - begun) / self.budget.seeds)
-        return found
+        row, records = runs.row_of(technique)
+        beside = time.perf_counter() - begun - row["spent"]["trial_seconds"] - row["spent"]["search_seconds"]
+        self.clock.scoring = max(self.clock.scoring, beside / max(len(records), 1))
+        return row, records
 
     def _timed(self, clock: Clock, technique: Technique, rows_left: int) -> Runs:
         """The same with the steps that this technique's share of the time is good for."""

@@ -20,7 +20,7 @@ def test_twice_the_time_is_twice_the_steps(tmp_path):
     found = []
     for minutes in (1, 2):
         clock = Clock(minutes, time.time(), tmp_path / f"{minutes}.json")
-        clock._pace = lambda *given: 0.05
+        clock._pace = lambda *given: (0.05, 0.0)
         found.append(clock.steps(recipe, cache, TrainSettings(), rows=3, trials=2))
     assert found[0] == pytest.approx(0.9 * 60 / 3 / 2 / 0.05, rel=0.01)
     assert found[1] == pytest.approx(2 * found[0], rel=0.01)
@@ -41,7 +41,7 @@ def test_another_budget_in_the_same_folder_is_another_number_of_steps(tmp_path):
     recipe, found = make("lora", {}).resolved(base), []
     for minutes, trials in ((0.1, 1), (1, 1), (1, 2)):
         clock = Clock(minutes, time.time(), tmp_path / "paces.json")
-        clock._pace = lambda *given: 0.01
+        clock._pace = lambda *given: (0.01, 0.0)
         found.append(clock.steps(recipe, cache, TrainSettings(), 1, trials))
     assert found[1] > 5 * found[0] and found[2] < found[1]
 
@@ -85,6 +85,18 @@ def test_what_finds_no_time_is_skipped_and_said(tmp_path):
 def test_a_technique_that_cannot_work_is_a_row_with_its_own_reason(tmp_path):
     result = compare(tiny_base(), tiny_task(), [make("mpt", {})], tmp_path, budget=Budget(minutes=1))
     assert result["rows"][0]["status"] == "failed" and "source" in result["rows"][0]["reason"]
+
+
+def test_what_one_technique_learns_before_training_is_not_taken_from_the_others(tmp_path, monkeypatch):
+    from tunewise.techniques.nonparametric import icl
+
+    learn = icl._Shown.learn
+    monkeypatch.setattr(icl._Shown, "learn", lambda self, study: (time.sleep(6), learn(self, study))[1])
+    recipes = [make(name, {}) for name in ("base", "icl", "lora", "bitfit")]
+    started = time.time()
+    result = compare(tiny_base(), tiny_task(), recipes, tmp_path, budget=Budget(minutes=0.3), started=started)
+    steps = {row["technique"]: row["training"]["steps"] for row in result["rows"]}
+    assert min(steps["lora"], steps["bitfit"]) > 20, steps
 
 
 @pytest.mark.slow
