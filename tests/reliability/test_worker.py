@@ -110,7 +110,7 @@ def test_a_process_that_the_kernel_kills_for_want_of_memory_goes_on_with_less(tm
     try:
         limit.write_text(str(1500 << 20))
         words = ["compare", "--model", "world", "--data", "world:records", "--out", str(tmp_path / "out")]
-        words += ["-t", "base,full", "--budget-steps", "2", "--batch-size", "128", "--test-examples", "8", "--json"]
+        words += ["-t", "base,full", "--budget-steps", "2", "--batch-size", "256", "--test-examples", "8", "--json"]
         enter = ["sh", "-c", 'echo $$ > "$0"; exec "$@"', str(group / "cgroup.procs")]
         process = subprocess.Popen(
             [*enter, sys.executable, "-m", "tunewise.cli", *words],
