@@ -23,8 +23,8 @@ _USED = 0.9  # share of the time that is planned; the rest is for what takes lon
 class Clock:
     """Time that a comparison may take, from `started` (seconds since the epoch) on.
 
-    `scoring` is the longest that a trial took beside its training so far. Steps once decided are kept in `path`, so that a comparison
-    that is continued trains what it began.
+    `scoring` is the longest that a trial took beside its training so far. Steps once decided are kept in `path`, so
+    that a comparison that is continued trains what it began.
     """
 
     minutes: float

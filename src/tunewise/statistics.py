@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -22,6 +23,7 @@ from scipy import optimize, special, stats
 
 LEVEL = 0.95
 _POWER = 0.8
+_LEAST = 0.05  # share of the least variances between seeds that are taken for more
 _SMALLEST = -30.0  # a p value below 10^-30 is 0
 # Two failures and two successes more (Agresti & Coull 1998): without them an interval at 0 or 1 has no width at all.
 _MEAN, _DIFFERENCE = (0.0, 0.0, 1.0, 1.0), (-1.0, 0.0, 0.0, 1.0)
@@ -83,6 +85,8 @@ def luck(tables: Tables) -> Luck | None:
 
     Two or three seeds say little of how much a technique depends on them, those of all techniques say more: as much
     more as the techniques are alike in it (empirical Bayes; Smyth 2004, section 6.2, moderates genes' variances so).
+    What has not moved from the base hardly has any luck; so that it does not set what is usual, the least variances are
+    raised to what chance alone makes of equal ones in 1 of 20 (Phipson et al. 2016, sections 2 and 3).
     """
     several = [table for table in tables.values() if len(table) > 1]
     if len(several) < 3:
@@ -91,13 +95,32 @@ def luck(tables: Tables) -> Luck | None:
     if not variances.any():
         return None
     halves = np.array([(len(table) - 1) / 2 for table in several])
-    logs = np.log(np.maximum(variances, 1e-3 * variances.max())) - special.digamma(halves) + np.log(halves)
-    extra = float(logs.var(ddof=1) - special.polygamma(1, halves).mean())  # beyond what few seeds explain
+    logs = np.log(np.maximum(variances, 1e-9 * variances.max())) - special.digamma(halves) + np.log(halves)
+    logs = np.maximum(logs, np.median(logs) + _lowest(halves))
+    usual = [_winsorised(half) for half in halves]
+    logs -= np.mean([mean for mean, _ in usual])
+    # What they differ by beyond what few seeds explain, as a variance of logarithms.
+    ratio = float(logs.var(ddof=1) / np.mean([variance for _, variance in usual]))
+    extra = (ratio - 1) * float(special.polygamma(1, halves).mean())
     freedom = 2 * float(halves.sum())  # there is no more to lend than all of them have
     if extra > special.polygamma(1, freedom / 2):
         freedom = 2 * optimize.brentq(lambda half: float(special.polygamma(1, half)) - extra, 1e-3, freedom / 2)
     variance = float(np.exp(logs.mean() + special.digamma(freedom / 2) - np.log(freedom / 2)))
     return Luck(min(variance, float(variances.max())), freedom)
+
+
+def _lowest(half: np.ndarray) -> np.ndarray:
+    """Logarithm of the variance that 1 of 20 such are below, over that which 10 of 20 are."""
+    found: np.ndarray = np.log(stats.chi2.ppf(_LEAST, 2 * half) / stats.chi2.ppf(0.5, 2 * half))
+    return found
+
+
+@lru_cache
+def _winsorised(half: float) -> tuple[float, float]:
+    """Mean and variance of the logarithms of equal variances that were estimated from so many halves of freedom."""
+    places = np.maximum((np.arange(4000) + 0.5) / 4000, _LEAST)
+    logs = np.log(stats.chi2.ppf(places, 2 * half) / (2 * half)) - special.digamma(half) + np.log(half)
+    return float(logs.mean()), float(logs.var())
 
 
 def interval(table: np.ndarray, usual: Luck | None = None) -> tuple[float, float]:

@@ -49,6 +49,20 @@ def test_a_technique_that_depends_on_its_seed_lends_nothing_to_one_that_does_not
     assert low > 0.9
 
 
+def test_what_never_leaves_the_base_does_not_set_what_is_usual():
+    """Three techniques that answer as the base does, whatever the seed, among ten that do not."""
+    rng, told = np.random.default_rng(0), 0
+    for _ in range(50):
+        difficulty = rng.normal(size=200)
+        tables = {str(i): simulated(rng, 0.4, 3, 200, 0.05, difficulty) for i in range(9)}
+        tables["best"] = simulated(rng, 0.75, 3, 200, 0.05, difficulty)
+        still = simulated(rng, 0.15, 1, 200, 0.0, difficulty)
+        tables |= {name: np.tile(still, (3, 1)) for name in ("a", "b", "c")}
+        values = against("best", tables)
+        told += sum(values[str(i)] < 0.05 for i in range(9))
+    assert told / 50 / 9 > 0.75
+
+
 @pytest.mark.parametrize("truth", [0.985, 0.02])
 def test_intervals_at_the_edge_hold_it_too(truth):
     rng, held = np.random.default_rng(1), 0

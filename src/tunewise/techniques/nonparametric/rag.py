@@ -55,6 +55,7 @@ class RAG(Technique):
     sides = frozenset({"prompt"})
     needs = "documents (--knowledge); without them it searches the training examples"
     trains = False
+    seeded = False
     identity_at_start = False
 
     knowledge: str = setting(
