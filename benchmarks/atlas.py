@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tunewise import world
+
 RESULTS = Path(__file__).parent / "results" / "atlas"
 WORLD = ("town", "reviews", "skill", "records", "letters")
 REAL = ("emotion", "trec6", "sst2")
@@ -27,8 +29,11 @@ def words(name: str, out: Path, steps: int, seeds: int) -> list[str]:
     model, _, task = name.partition(".")
     found = ["tunewise", "compare", "--model", "world" if model == "world" else f"models/{model}"]
     found += ["--data", f"world:{task}" if task in WORLD else f"tasks/{task}", "--techniques", "all"]
+    others = [f"tasks/{other}" for other in REAL if other != task]
     if model == "world":
         found += ["--retention", "world:text", "--probe", "world:memory"]
+        others = [kind.source for kind in world.sources().values()]
+    found += ["--sources", ",".join(others)]
     found += ["--budget-steps", str(steps), "--batch-size", "16", "--seeds", str(seeds), "--test-examples", "200"]
     return [*found, "--out", str(out)]
 
