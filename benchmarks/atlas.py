@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def main() -> None:
     for name in options.names or [name for name in NAMES if there(name, options.work)]:
         out = Path("runs") / name
         command = words(name, out, options.steps, options.seeds)
-        print(" ".join(command), file=sys.stderr, flush=True)
+        print(shlex.join(command), file=sys.stderr, flush=True)
         tool = [sys.executable, "-m", "tunewise.cli", *command[1:]]
         done = subprocess.run(tool, cwd=options.work, env={**os.environ, "OMP_WAIT_POLICY": "passive"}, check=False)
         if done.returncode:

@@ -22,19 +22,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for command in (
-    inspection.techniques,
-    inspection.check,
-    training.fit,
-    comparing.compare,
-    training.evaluate,
-    training.interpolate,
-    documents.index,
-    documents.search,
-    comparing.report,
-    comparing.demo,
-):
-    app.command("eval" if command is training.evaluate else command.__name__)(command)
+app.command("techniques")(inspection.techniques)
+app.command("check")(inspection.check)
+app.command("fit")(training.fit)
+app.command("compare")(comparing.compare)
+app.command("eval")(training.evaluate)
+app.command("interpolate")(training.interpolate)
+app.command("index")(documents.index)
+app.command("search")(documents.search)
+app.command("report")(comparing.report)
+app.command("demo")(comparing.demo)
 
 
 _INTERRUPTED = 130

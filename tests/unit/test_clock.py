@@ -8,7 +8,7 @@ from tunewise.cache import Cache
 from tunewise.clock import Clock
 from tunewise.comparison import compare
 from tunewise.registry import make
-from tunewise.rows import Budget
+from tunewise.rows import Budget, Runs
 from tunewise.testing import tiny_base, tiny_task
 from tunewise.train import TrainSettings
 
@@ -91,12 +91,13 @@ def test_what_one_technique_learns_before_training_is_not_taken_from_the_others(
     from tunewise.techniques.nonparametric import icl
 
     learn = icl._Shown.learn
-    monkeypatch.setattr(icl._Shown, "learn", lambda self, study: (time.sleep(6), learn(self, study))[1])
-    recipes = [make(name, {}) for name in ("base", "icl", "lora", "bitfit")]
-    started = time.time()
-    result = compare(tiny_base(), tiny_task(), recipes, tmp_path, budget=Budget(minutes=0.3), started=started)
-    steps = {row["technique"]: row["training"]["steps"] for row in result["rows"]}
-    assert min(steps["lora"], steps["bitfit"]) > 20, steps
+    monkeypatch.setattr(icl._Shown, "learn", lambda self, study: (time.sleep(5), learn(self, study))[1])
+    base = tiny_base()
+    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    clock = Clock(1, time.time(), tmp_path / "paces.json")
+    runs = Runs(cache, Budget(minutes=1), TrainSettings(), tmp_path, (), lambda *told: None, clock)
+    row, _ = runs.row(make("icl", {}).resolved(base), 2)
+    assert row["cost"]["train_seconds"] > 5 > clock.scoring > 0
 
 
 @pytest.mark.slow

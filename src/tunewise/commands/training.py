@@ -152,17 +152,13 @@ def evaluate(
         raise SettingError(f'split is "{split}" but must be train, validation or test')
     if examples is not None and examples < 1:
         raise SettingError(f"test_examples is {examples} but must be at least 1")
-    folder = adaptation / "adaptation" if (adaptation / "adaptation").is_dir() else adaptation
+    folder = _folder(adaptation)
     quiet()
     from tunewise import store
     from tunewise.adaptation import load
     from tunewise.cache import sample
     from tunewise.evaluate import describe, score
 
-    if not folder.is_dir():
-        raise SettingError(f"{adaptation}: there is no such folder; give the folder of an adaptation")
-    if (folder / "compare.json").is_file():
-        raise SettingError(f"{folder}: is a comparison; give one of its rows, e.g. {folder}/trials/.../adaptation")
     loaded = load(folder, model=model, settings=settings_of(sets))
     if task.template is None:
         task = replace(task, template=loaded.style.template if (folder / "adaptation.json").is_file() else None)
@@ -193,6 +189,16 @@ def evaluate(
     )
 
 
+def _folder(given: Path) -> Path:
+    """The folder of the adaptation that a trial's or a fit's folder holds, or that was given itself."""
+    folder = given / "adaptation" if (given / "adaptation").is_dir() else given
+    if not folder.is_dir():
+        raise SettingError(f"{given}: there is no such folder; give the folder of an adaptation")
+    if (folder / "compare.json").is_file():
+        raise SettingError(f"{folder}: is a comparison; give one of its rows, e.g. {folder}/trials/.../adaptation")
+    return folder
+
+
 def interpolate(
     adaptation: Annotated[Path, typer.Argument(help="Folder of an adaptation that merges into its base.")],
     data: Data,
@@ -215,8 +221,7 @@ def interpolate(
     from tunewise.adaptation import load
     from tunewise.interpolate import measured
 
-    folder = adaptation / "adaptation" if (adaptation / "adaptation").is_dir() else adaptation
-    loaded = load(folder, model=model)
+    loaded = load(_folder(adaptation), model=model)
     task = replace(task, template=task.template or loaded.style.template)
     with progress() as show:
         rows = measured(loaded.attachment, task, shares, texts, examples, show)

@@ -165,9 +165,9 @@ def _loaded(folder: Path, name: str, dtype: str) -> Any:
     except ImportError as error:
         raise SettingError("embedding needs sentence-transformers: pip install tunewise[rag]") from error
     try:
-        own = {"use_safetensors": True, "dtype": dtype}
-        model = SentenceTransformer(str(folder), trust_remote_code=False, local_files_only=True, model_kwargs=own)
-        model = model.to(getattr(torch, dtype))  # modules after the transformer too
+        model = SentenceTransformer(
+            str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True}
+        ).to(getattr(torch, dtype))
     except Exception as error:  # the library passes on what its modules raise
         raise ModelError(f"{name}: cannot be loaded as a sentence-transformers model: {_reason(error)}") from error
     if not hasattr(_fast(model), "encode_batch"):

@@ -165,10 +165,8 @@ class _Retrieving(Embedded):
         found = Index.open(self.place)
         self._undo.append(found.close)
         self.embedder = self.recipe.embedder or str(found.facts["embedder"])
-        if (
-            self.mode != "bm25"
-            and loaded(self.embedder, self.recipe.embedder_dtype).fingerprint != found.facts["fingerprint"]
-        ):
+        embedder = self._embedder()
+        if embedder is not None and embedder.fingerprint != found.facts["fingerprint"]:
             raise SettingError(f"{self.place} was built with {found.facts['embedder']}; leave rag.embedder out")
         return found
 
