@@ -25,6 +25,7 @@ from tunewise.errors import RequestError, TunewiseError
 from tunewise.request import Request
 
 PATIENCE = 1800.0  # seconds without a sign of life after which a worker is said to hang
+_STARTING = 600  # seconds without a sign of life that a worker may take outside of trials: it loads libraries and a model
 _KILLS = 3  # times that a trial's worker may be killed from outside before the trial is given up
 _KERNEL_EVENTS = Path("/proc/vmstat")
 
@@ -133,9 +134,10 @@ class _Worker:
         """Follow it to its end; None where all was done."""
         while True:
             try:
-                line = self._events.get(timeout=patience)
+                allowed = patience if self.trial else max(patience, _STARTING)
+                line = self._events.get(timeout=allowed)
             except queue.Empty:
-                return _End(f"gave no sign of life for {patience:,.0f} s and was stopped")
+                return _End(f"gave no sign of life for {allowed:,.0f} s and was stopped")
             if line is None:
                 return self._death()
             event = json.loads(line)

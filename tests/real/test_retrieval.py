@@ -30,11 +30,13 @@ def cranfield():
 
 
 def test_bm25_is_as_good_as_its_library_and_the_others_are_better(cranfield, real):
-    found = cranfield.measured(real / "retrieval" / "cranfield", Embedder(str(get_model_path())))
+    embedders = {dtype: Embedder(str(get_model_path()), dtype) for dtype in ("float32", "bfloat16")}
+    found = cranfield.measured(real / "retrieval" / "cranfield", embedders)
     for measure in ("nDCG@10", "R@100"):
         assert abs(found["bm25"][measure] - found["bm25s itself"][measure]) < 0.01
         assert found["hybrid"][measure] > found["bm25"][measure]
         assert found["dense"][measure] > found["bm25"][measure]
+        assert abs(found["hybrid, bfloat16"][measure] - found["hybrid"][measure]) < 0.01
     assert found["hybrid"]["nDCG@10"] > 0.54
 
 

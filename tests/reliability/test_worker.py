@@ -74,6 +74,7 @@ def test_a_lost_worker_costs_one_trial(tmp_path, words, way):
     if way == "killed for good":
         words = [*words, "-t", "base"]
     code, out, err = ended([*words, "--patience", "15"])
+    assert out, err
     rows = json.loads(out)["rows"]
     assert rows[0]["status"] == "failed" and rows[0]["reason"] == reason
     assert [row["status"] for row in rows[1:]] == ["ok"] * (len(rows) - 1)

@@ -8,6 +8,7 @@ from tunewise.cache import Cache
 from tunewise.clock import Clock
 from tunewise.comparison import compare
 from tunewise.registry import make
+from tunewise.retention import Retention
 from tunewise.rows import Budget, Runs
 from tunewise.testing import tiny_base, tiny_task
 from tunewise.train import TrainSettings
@@ -93,7 +94,7 @@ def test_what_one_technique_learns_before_training_is_not_taken_from_the_others(
     learn = icl._Shown.learn
     monkeypatch.setattr(icl._Shown, "learn", lambda self, study: (time.sleep(5), learn(self, study))[1])
     base = tiny_base()
-    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    cache = Cache(base, tiny_task(), validation=8, test=8, retention=Retention.measure(base, None))
     clock = Clock(1, time.time(), tmp_path / "paces.json")
     runs = Runs(cache, Budget(minutes=1), TrainSettings(), tmp_path, (), lambda *told: None, clock)
     row, _ = runs.row(make("icl", {}).resolved(base), 2)
