@@ -107,6 +107,10 @@ class _Together(Attachment):
         for part in self.parts:
             part.learn(study)
 
+    def rehearse(self, study: Study) -> None:
+        for part in self.parts:
+            part.rehearse(study)
+
     def start_phase(self, phase: int) -> None:
         for part in self.parts:
             part.start_phase(min(phase, part.phases - 1))

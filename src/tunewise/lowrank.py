@@ -215,6 +215,9 @@ def ends(base: Base, wanted: Iterable[str]) -> dict[str, list[nn.Module]]:
     return {path: [module] for path, module in hit}
 
 
+STARTED = ("pissa", "olora")  # the starts in which B is not zero
+
+
 @torch.no_grad()
 def start(kind: str, weight: Tensor, update: Factors, generator: torch.Generator) -> None:
     """Fill A, and for the last two B, of an update of this weight (out, in).

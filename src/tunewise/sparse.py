@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tunewise.errors import ArtifactError
+from tunewise.ledger import is_ghost
 from tunewise.technique import Attachment, strict
 
 if TYPE_CHECKING:
@@ -37,7 +38,13 @@ def weights_of(base: Base, recipe: Technique, roles: tuple[str, ...], first_bloc
 
 
 def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Flat places of the `count` largest scores over all tensors, exactly; of equal ones the first."""
+    """Flat places of the `count` largest scores over all tensors, exactly; of equal ones the first.
+
+    Where scores have no contents (see `tunewise.ledger`), each tensor has its share of places.
+    """
+    if all(is_ghost(score) for score in scores.values()):
+        share = count / sum(score.numel() for score in scores.values())
+        return {name: torch.arange(max(1, round(share * score.numel()))) for name, score in scores.items()}
     flat = torch.cat([score.flatten() for score in scores.values()])
     threshold = flat.kthvalue(len(flat) - count + 1).values
     chosen = flat > threshold

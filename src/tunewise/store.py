@@ -245,10 +245,8 @@ def lock(folder: Path) -> Iterator[None]:
         guard.release()
 
 
-def _laid_out(group: Tensors) -> Iterator[Any]:
-    """The parts of a safetensors file: the header, then each tensor, widest types first to keep alignment."""
-    import torch
-
+def _header(group: Tensors) -> tuple[bytes, list[tuple[str, torch.Tensor]]]:
+    """The beginning of a safetensors file, and its tensors in their order: widest types first, to keep alignment."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     ordered, end = sorted(group.items(), key=lambda item: (-item[1].element_size(), item[0])), 0
     for name, tensor in ordered:
@@ -261,7 +259,20 @@ def _laid_out(group: Tensors) -> Iterator[Any]:
     raw += b" " * (-len(raw) % 8)
     if len(raw) > HEADER_BYTES or len(group) > TENSOR_COUNT:
         raise ValueError(f"{len(group)} tensors are too many for one file")
-    yield len(raw).to_bytes(8, "little") + raw
+    return len(raw).to_bytes(8, "little") + raw, ordered
+
+
+def file_bytes(group: Tensors) -> int:
+    """The size of the file of these tensors; their values are not read."""
+    return len(_header(group)[0]) + sum(tensor.nbytes for tensor in group.values())
+
+
+def _laid_out(group: Tensors) -> Iterator[Any]:
+    """The parts of a safetensors file: the header, then each tensor."""
+    import torch
+
+    head, ordered = _header(group)
+    yield head
     for _, tensor in ordered:
         yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 

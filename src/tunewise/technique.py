@@ -224,7 +224,9 @@ class Attachment:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
-            module = build().to(self.base.device)
+            module = build()
+        if self.base.device.type != "cpu":
+            module = module.to(self.base.device)
         self._params |= {f"{name}.{key}": p for key, p in module.named_parameters() if p.requires_grad}
         return module
 
@@ -303,6 +305,10 @@ class Attachment:
 
     def learn(self, study: Study) -> None:
         """Take what is needed from the task before training."""
+
+    def rehearse(self, study: Study) -> None:
+        """Take the sizes that `learn` would give; a plan asks for them on a base without contents."""
+        self.learn(study)
 
     def start_phase(self, phase: int) -> None:
         """Called before each phase, the first included; the optimiser is rebuilt after it."""

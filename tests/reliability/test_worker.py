@@ -28,7 +28,7 @@ def share(prediction, references):
 WAYS = {
     "abort": ("once os.abort()", "its process crashed (SIGABRT)"),
     "exit": ("once os._exit(3)", "its process ended with exit code 3"),
-    "hang": ("once time.sleep(600)", "its process gave no sign of life for 15 s and was stopped"),
+    "hang": ("once time.sleep(600)", "its process gave no sign of life for 40 s and was stopped"),
     "killed for good": ("os.kill(os.getpid(), signal.SIGKILL)", "its process was killed from outside, 3 times"),
 }
 
@@ -60,7 +60,7 @@ def started(words, **given):
 
 def ended(words):
     process = started(words)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=280)
     assert "Traceback" not in err
     return process.returncode, out, err
 
@@ -73,7 +73,7 @@ def test_a_lost_worker_costs_one_trial(tmp_path, words, way):
     mark.write_text(how)
     if way == "killed for good":
         words = [*words, "-t", "base"]
-    code, out, err = ended([*words, "--patience", "15"])
+    code, out, err = ended([*words, "--patience", "40"])
     assert out, err
     rows = json.loads(out)["rows"]
     assert rows[0]["status"] == "failed" and rows[0]["reason"] == reason

@@ -113,6 +113,9 @@ class _Ladder(Attachment):
             rows = study.counted("taking the Fisher information", encoded)
         prune(self.base, self.side, self.kept, importance(self.base, rows))
 
+    def rehearse(self, study: Study) -> None:
+        """Its size does not depend on what it starts from."""
+
     def trunk(self) -> list[int]:
         """All blocks are the base's own; the ladder reads the kept ones, the mix the last too."""
         return sorted({*self.kept, len(self.base.anatomy.blocks) - 1})

@@ -29,6 +29,7 @@ from tunewise.technique import Attachment, Citation, Study, Technique, learning_
 if TYPE_CHECKING:
     from tunewise.model import Base
     from tunewise.pack import Sequence
+    from tunewise.task import Task
 
 _ROWS = 8  # sequences of a source task in one step
 
@@ -91,17 +92,25 @@ class _Multitask(Attachment):
 
     def learn(self, study: Study) -> None:
         from tunewise.evaluate import encoder_for
+
+        tasks = self._sources()
+        sequences = [encoder_for(self, source).encode(source.train) for source in tasks]
+        teachers = [self._teacher(rows, study, index) for index, rows in enumerate(sequences)]
+        self._distil(sequences, teachers, study)
+        self.other = None
+
+    def _sources(self) -> list[Task]:
         from tunewise.task import Task as Reader
 
         if not self.recipe.sources:
             raise TechniqueError(
                 "mpt needs source tasks to distil its prompt from; give --sources task1,task2, or use prompt_tuning"
             )
-        tasks = [Reader.read(source) for source in self.recipe.sources]
-        sequences = [encoder_for(self, source).encode(source.train) for source in tasks]
-        teachers = [self._teacher(rows, study, index) for index, rows in enumerate(sequences)]
-        self._distil(sequences, teachers, study)
-        self.other = None
+        return [Reader.read(source) for source in self.recipe.sources]
+
+    def rehearse(self, study: Study) -> None:
+        """The sources must be there; its size does not depend on them."""
+        self._sources()
 
     def _teacher(self, rows: list[Sequence], study: Study, index: int) -> Tensor:
         """The prompt that ordinary prompt tuning finds for one source task."""

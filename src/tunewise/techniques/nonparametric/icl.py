@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,14 +101,7 @@ class _Shown(Embedded):
 
     def learn(self, study: Study) -> None:
         task = study.task
-        order = torch.randperm(len(task.train), generator=stream(study.seed, "icl", "pool")).tolist()
-        pool = [task.train[index] for index in order[:_POOL] if task.train[index].messages]
-        if not pool:
-            raise TechniqueError("icl needs training examples with a prompt, and this task has plain text only")
-        if self.recipe.selection == "balanced":
-            pool = [pool[place] for place in demonstrations.balanced([example.answer for example in pool])]
-        self.order = "nearest_last" if self.recipe.order == "validation" else self.recipe.order
-        self._take(pool, task)
+        pool = self._pool(study)
         if self.recipe.selection == "gain":
             self._take(self._by_gain(pool, task, study), task)
         self.k = self.recipe.k or self._best_count(study)
@@ -123,6 +116,25 @@ class _Shown(Embedded):
             self._calibrate(study)
         shown = [len(self._chosen(example)) for example in task.validation] or [0]
         self.facts |= {"examples wanted": float(self.k), "examples shown": sum(shown) / len(shown)}
+
+    def rehearse(self, study: Study) -> None:
+        """With as many examples as fit: training on validation may choose fewer."""
+        self._pool(study)
+        first = itertools.count()
+        self.k = self.recipe.k or self._best_count(replace(study, validation_loss=lambda: -float(next(first))))
+
+    def _pool(self, study: Study) -> list[Example]:
+        """The training examples to choose from, taken up in the order in which they are shown."""
+        task = study.task
+        order = torch.randperm(len(task.train), generator=stream(study.seed, "icl", "pool")).tolist()
+        pool = [task.train[index] for index in order[:_POOL] if task.train[index].messages]
+        if not pool:
+            raise TechniqueError("icl needs training examples with a prompt, and this task has plain text only")
+        if self.recipe.selection == "balanced":
+            pool = [pool[place] for place in demonstrations.balanced([example.answer for example in pool])]
+        self.order = "nearest_last" if self.recipe.order == "validation" else self.recipe.order
+        self._take(pool, task)
+        return pool
 
     def _best_count(self, study: Study) -> int:
         losses: dict[int, float] = {}

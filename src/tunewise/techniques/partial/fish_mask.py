@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from tunewise.fisher import fisher
 from tunewise.seeds import generator as stream
@@ -66,4 +67,11 @@ class _Fish(Sparse):
         order = torch.randperm(len(study.task.train), generator=stream(study.seed, "fish_mask")).tolist()
         examples = [self.render(study.task.train[index]) for index in order[: self.recipe.num_samples]]
         rows = study.counted("taking the Fisher information", encoder_for(self, study.task).encode(examples))
-        self.choose(largest(fisher(self.base, self.eligible, rows), self.budget(self.recipe.density)))
+        self._choose(fisher(self.base, self.eligible, rows))
+
+    def rehearse(self, study: Study) -> None:
+        """As many entries, chosen by their size."""
+        self._choose({name: parameter.detach().abs() for name, parameter in self.eligible.items()})
+
+    def _choose(self, scores: dict[str, Tensor]) -> None:
+        self.choose(largest(scores, self.budget(self.recipe.density)))

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tunewise.anatomy import features, oriented
 from tunewise.errors import ArtifactError, SettingError
-from tunewise.lowrank import ALL_LINEAR, Factors, LowRank, ends, named, start, targets
+from tunewise.lowrank import ALL_LINEAR, STARTED, Factors, LowRank, ends, named, start, targets
 from tunewise.portable import PEFT_PREFIX, load_portable, peft_names, portable
 from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
 
@@ -142,7 +142,7 @@ class Updates(LowRank):
         b = self.add(f"{path}.lora_B", torch.zeros(size_out, rank))
         weight = oriented(self.base.model.get_submodule(path)).detach()
         start(recipe.init_lora_weights, weight, Factors(a, b, self.scales[path]), generator)
-        if b.any():
+        if recipe.init_lora_weights in STARTED:
             self.start |= {f"{path}.start_A": a.detach().clone(), f"{path}.start_B": b.detach().clone()}
         if recipe.use_dora:
             self.add(f"{path}.lora_magnitude_vector", weight.float().norm(dim=1))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tunewise.anatomy import is_transposed, oriented
 from tunewise.errors import TechniqueError
+from tunewise.ledger import is_ghost
 from tunewise.nf4 import Foreign, Packed, dequantise, quantise, quantise_by_bitsandbytes
 from tunewise.optimizers import build
 from tunewise.technique import Attachment, Citation, setting
@@ -103,6 +104,11 @@ class _Quantised(Updates):
     def _park(self, module: nn.Module) -> None:
         """Leave a weight without values in the module; detaching reads them back from a temporary file."""
         whole = cast(nn.Parameter, module.weight)
+        if is_ghost(whole):
+            module.weight = nn.Parameter(
+                torch.empty(whole.shape, dtype=whole.dtype, device="meta"), requires_grad=False
+            )
+            return
         file, shape, dtype, device = tempfile.TemporaryFile(), whole.shape, whole.dtype, whole.device  # noqa: SIM115
         file.write(whole.detach().contiguous().cpu().view(torch.uint8).numpy().data)
 

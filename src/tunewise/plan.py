@@ -1,0 +1,250 @@
+"""What each technique will need, before anything runs: parameters, bytes on disk, memory, time, and whether it fits.
+
+The training loop itself runs for a few steps over tensors without contents (see `tunewise.ledger`), on the largest
+batch of the budget, so that what is counted is what will be done: weights, gradients, the optimiser's state,
+activations, and what every operation holds for a moment.
+
+    memory   bytes alive at most, times what an allocator adds, plus what the libraries themselves take
+    time     flops / rate of matrix products + bytes moved / bandwidth + operations x their overhead
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tunewise import store
+from tunewise.errors import RequestError
+from tunewise.evaluate import encoder_for, loss
+from tunewise.ledger import Ledger, ghosts
+from tunewise.pack import Sequence as Tokens
+from tunewise.rates import Rates
+from tunewise.seeds import generator
+from tunewise.sketch import Sketch
+from tunewise.task import Task
+from tunewise.technique import Attachment, Study, Technique
+from tunewise.train import TrainSettings, order, train
+
+RUNTIME = {"cpu": 145e6, "cuda": 20e6}  # bytes that the libraries take at their first step; benchmarks/plan.py
+SLACK = {"cpu": 1.08, "cuda": 1.05}  # an allocator's whole over what is alive in it; benchmarks/plan.py
+_LOOKED = 2000  # training examples that lengths are taken of
+_SCORED = 64  # validation examples of the scoring pass that is counted too
+_STEPS = 2  # of each phase: the second one has the optimiser's state from its beginning
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a trial needs on one kind of device, by one ledger; sizes in bytes, times in seconds."""
+
+    optimised: int
+    stored: int
+    artifact: int
+    memory: dict[str, int]
+    step: float | None
+    epoch: float | None
+    prompt_tokens: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes at most."""
+        return self.memory["peak"]
+
+
+def plan(
+    sketched: Sketch,
+    task: Task,
+    techniques: Sequence[Technique],
+    settings: TrainSettings,
+    *,
+    limit: float,
+    device: str = "cpu",
+    rates: Rates | None = None,
+    report: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> list[dict[str, Any]]:
+    """One row for each technique, in the order given.
+
+    Args:
+        sketched: the model.
+        task: the data.
+        techniques: recipes.
+        settings: steps, batch size, precision.
+        limit: bytes of the device.
+        device: "cpu" or "cuda": what it is that has the bytes.
+        rates: how fast the machine is; None leaves times out.
+        report: called as report(technique, done, total).
+    """
+    rows = []
+    for place, technique in enumerate(techniques):
+        report(technique.name, place, len(techniques))
+        try:
+            rows.append(_row(sketched, task, technique, settings, limit, device, rates))
+        except RequestError as error:
+            rows.append({"technique": technique.name, "verdict": "not possible", "reason": str(error)})
+    report("", len(techniques), len(techniques))
+    return rows
+
+
+def _row(
+    sketched: Sketch,
+    task: Task,
+    technique: Technique,
+    settings: TrainSettings,
+    limit: float,
+    device: str,
+    rates: Rates | None,
+) -> dict[str, Any]:
+    need = measure(sketched, task, technique, settings, device, rates)
+    whole, given, changed = settings.per_device_train_batch_size, settings, dict[str, Any]()
+    largest = _largest(need, whole, limit) if technique.trains else None
+    while need.peak > limit and technique.trains:
+        lighter = _lighter(given)
+        if lighter is None:
+            break
+        given = lighter
+        changed = {
+            "per_device_train_batch_size": given.per_device_train_batch_size,
+            "gradient_accumulation_steps": given.gradient_accumulation_steps,
+            "gradient_checkpointing": given.gradient_checkpointing,
+        }
+        need = measure(sketched, task, technique, given, device, rates)
+    fits = need.peak <= limit
+    return {
+        "technique": technique.name,
+        "verdict": ("fits with" if changed else "fits") if fits else "does not fit",
+        "with": changed if fits else {},
+        "reason": None if fits else f"it needs {need.peak / 1e9:.2f} GB of {limit / 1e9:.2f} GB at the least",
+        "parameters": {"optimised": need.optimised, "stored": need.stored},
+        "artifact_bytes": need.artifact,
+        "memory": need.memory,
+        "time": {
+            "seconds_per_step": need.step,
+            "seconds_per_epoch": need.epoch,
+            "seconds": None if need.step is None else need.step * settings.max_steps,
+        },
+        "request": {"prompt_tokens": need.prompt_tokens},
+        "micro_batch": largest,
+    }
+
+
+def _lighter(settings: TrainSettings) -> TrainSettings | None:
+    """The same steps with less memory: half the micro-batch, at last activations computed again; None after that."""
+    size, passes = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    if size > 1:
+        half = size // 2
+        return replace(settings, per_device_train_batch_size=half, gradient_accumulation_steps=passes * size // half)
+    return None if settings.gradient_checkpointing else replace(settings, gradient_checkpointing=True)
+
+
+def _largest(need: Need, size: int, limit: float) -> int:
+    """The micro-batch whose activations fill what the rest leaves; they grow with its rows."""
+    grows = need.memory["activations"]
+    return max(int(size * (limit - need.peak + grows) / grows), 0) if grows > 0 else size
+
+
+def measure(
+    sketched: Sketch,
+    task: Task,
+    technique: Technique,
+    settings: TrainSettings,
+    device: str = "cpu",
+    rates: Rates | None = None,
+) -> Need:
+    """What one technique needs, by running its training without contents.
+
+    Raises:
+        RequestError: the technique cannot work on this model or task; the message says why.
+    """
+    with ghosts() as ledger:
+        base = sketched.build()
+        weights = ledger.live
+        recipe = technique.resolved(base)
+        attachment = recipe.attach(base, generator(0, "attach"))
+        attachment.rehearse(Study(task, 0, lambda: 1.0))
+        sequences = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train[:_LOOKED]])
+        batches, shares = micro_batches(sequences, settings), 0.0
+        heaviest = max(batches, key=lambda rows: _tokens(rows, sketched))
+        trained = _Trained()
+        if recipe.trains:
+            _rehearse(attachment, heaviest, settings, ledger, trained)
+            mean = sum(_tokens(rows, sketched) for rows in batches) / len(batches)
+            shares = mean / _tokens(heaviest, sketched) * settings.gradient_accumulation_steps
+        optimised = sum(p.numel() for p in attachment.params().values())
+        state = attachment.state()
+        fit = ledger.peak
+        loss(attachment, task, task.validation[:_SCORED])
+        validation = encoder_for(attachment, task).prompts([attachment.render(e) for e in task.validation[:_SCORED]], 0)
+        peak = int(max(fit, ledger.peak) * SLACK[device] + RUNTIME[device])
+        memory = {
+            "weights": weights,
+            "gradients": trained.gradients,
+            "optimizer": trained.optimizer,
+            "runtime": int(peak - max(fit, ledger.peak)),
+        }
+        memory["activations"] = max(peak - sum(memory.values()) - trained.own, 0)
+        memory |= {"technique": trained.own, "peak": peak}
+        step = trained.seconds(rates, shares) if rates is not None and recipe.trains else None
+        texts = "".join(str(row) for row in attachment.memory())
+        return Need(
+            optimised,
+            sum(tensor.numel() for tensor in state.values()),
+            store.file_bytes(state) + len(texts.encode()),
+            memory,
+            step,
+            step * max(1, round(len(task.train) / settings.rows)) if step is not None else None,
+            sum(len(prompt.ids) for prompt in validation) / max(len(validation), 1),
+        )
+
+
+def micro_batches(sequences: Sequence[Tokens], settings: TrainSettings) -> list[list[Tokens]]:
+    """The passes of the first steps, as seed 0 will read them."""
+    size, count = settings.per_device_train_batch_size, min(settings.max_steps, 200) * settings.rows
+    chosen = order(len(sequences), 0, 0, count)
+    return [[sequences[index] for index in chosen[start : start + size]] for start in range(0, len(chosen), size)]
+
+
+def _tokens(rows: Sequence[Tokens], sketched: Sketch) -> int:
+    """Places of a pass: padding counts where there is any."""
+    lengths = [len(row.ids) for row in rows]
+    return max(lengths) * len(lengths) if sketched.unpacked else sum(lengths)
+
+
+@dataclass
+class _Trained:
+    """What a rehearsal wrote down."""
+
+    own: int = 0
+    optimizer: int = 0
+    gradients: int = 0
+    counts: tuple[int, int, int] = (0, 0, 0)
+
+    def seconds(self, rates: Rates, shares: float) -> float:
+        """Of a mean step: the passes' share of the heaviest one's."""
+        flops, moved, calls = self.counts
+        return rates.seconds(flops * shares, moved * shares, calls)
+
+
+def _rehearse(
+    attachment: Attachment, rows: list[Tokens], settings: TrainSettings, ledger: Ledger, found: _Trained
+) -> None:
+    """The training loop on one pass, for a few steps of every phase."""
+    before, marks = ledger.live, list[tuple[int, int, int]]()
+    weights = sum(p.numel() * p.element_size() for p in attachment.base.model.parameters())
+    found.own = max(before - weights, 0)
+
+    def on_step(step: int, value: float) -> None:
+        if step == 1:
+            found.optimizer = max(ledger.live - before, 0)
+        marks.append((ledger.flops, ledger.moved, ledger.calls))
+
+    steps = _STEPS * attachment.phases
+    once = replace(
+        settings,
+        max_steps=steps,
+        per_device_train_batch_size=len(rows),
+        gradient_accumulation_steps=1 if settings.gradient_accumulation_steps == 1 else 2,
+    )
+    train(attachment, rows, replace(once, replay=0.0, kl_to_base=0.0), on_step=on_step, reuse_trunk=False)
+    passes = once.gradient_accumulation_steps
+    found.counts = tuple((after - start) // passes for start, after in zip(marks[0], marks[1], strict=True))  # type: ignore[assignment]
+    found.gradients = sum(p.numel() * p.element_size() for p in attachment.params().values() if p.requires_grad)

@@ -1,0 +1,144 @@
+"""What a plan foresees, against what is then so: counts exactly, memory as a ledger of tensors, and what fits."""
+
+import json
+
+import pytest
+import torch
+
+from tunewise import store
+from tunewise.device import device_of
+from tunewise.errors import ModelError, SettingError
+from tunewise.evaluate import encoder_for
+from tunewise.ledger import ghosts, is_ghost
+from tunewise.plan import measure, plan
+from tunewise.probe import probe
+from tunewise.rates import Rates
+from tunewise.registry import all_techniques, make
+from tunewise.seeds import generator
+from tunewise.sketch import sketch
+from tunewise.technique import Study
+from tunewise.testing import tiny_base, tiny_task
+from tunewise.train import TrainSettings, train
+
+SETTINGS = TrainSettings(max_steps=4, per_device_train_batch_size=4)
+# Trained with what training itself decides: how many of its ranks and gates, and of which tensors, are kept.
+WITHIN = {"adalora": 0.05, "diff_pruning": 0.1, "lt_sft": 0.1, "fish_mask": 0.1}
+TRAINED = [name for name in all_techniques() if make(name, {}).trains and name != "mpt"]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, save_tiny):
+    return sketch(save_tiny(tmp_path_factory.mktemp("sketch") / "tiny"))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_counts_and_bytes_are_those_of_a_fit(drawn, name):
+    base, task = tiny_base(), tiny_task()
+    attachment = make(name, {}).resolved(base).attach(base, generator(0, "attach"))
+    attachment.learn(Study(task, 0, lambda: 1.0))
+    rows = encoder_for(attachment, task).encode([attachment.render(example) for example in task.train])
+    train(attachment, rows, SETTINGS)
+    found, state = measure(drawn, task, make(name, {}), SETTINGS), attachment.state()
+    stored = sum(tensor.numel() for tensor in state.values())
+    assert found.optimised == pytest.approx(
+        sum(p.numel() for p in attachment.params().values()), rel=WITHIN.get(name, 0)
+    )
+    assert found.stored == pytest.approx(stored, rel=WITHIN.get(name, 0))
+    if name not in WITHIN:
+        assert found.artifact == store.file_bytes(state)
+
+
+def test_a_file_is_as_long_as_foreseen(tmp_path):
+    tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.int64), "c": torch.zeros(0)}
+    store.commit(tmp_path / "out", tensors={"weights.safetensors": tensors})
+    assert (tmp_path / "out" / "weights.safetensors").stat().st_size == store.file_bytes(tensors)
+
+
+def test_a_ledger_counts_what_lives_and_what_is_multiplied():
+    with ghosts() as ledger:
+        a = torch.zeros(100, 200)
+        assert is_ghost(a) and ledger.live == 80_000
+        b = a @ torch.ones(200, 50)
+        assert ledger.flops == 2 * 100 * 200 * 50 and ledger.live == 80_000 + 20_000  # the ones are gone
+        del a
+        assert ledger.live == b.nbytes and ledger.peak == 80_000 + 40_000 + 20_000
+        order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+        assert sorted(order.tolist()) == list(range(10))  # whole numbers are real
+
+
+def test_full_needs_its_weights_four_times_and_lora_does_not(drawn):
+    task, weights = tiny_task(), sum(p.nbytes for p in tiny_base().model.parameters())
+    full, lora = (measure(drawn, task, make(name, {}), SETTINGS).memory for name in ("full", "lora"))
+    assert full["weights"] == pytest.approx(weights, rel=0.02) and full["gradients"] == weights
+    assert full["optimizer"] == pytest.approx(2 * weights, rel=0.02) and full["technique"] == pytest.approx(
+        weights, rel=0.02
+    )
+    assert lora["gradients"] < weights and lora["peak"] < full["peak"]
+
+
+def test_more_rows_and_longer_ones_need_more_and_recomputation_less(drawn):
+    task = tiny_task()
+
+    def peak(**given):
+        return measure(drawn, task, make("lora", {}), TrainSettings(max_steps=4, **given)).peak
+
+    assert peak(per_device_train_batch_size=12) > peak(per_device_train_batch_size=4)
+    plain = peak(per_device_train_batch_size=12)
+    assert peak(per_device_train_batch_size=12, gradient_checkpointing=True) < plain
+
+
+def test_what_does_not_fit_is_tried_with_smaller_passes_and_then_refused(drawn):
+    settings = TrainSettings(max_steps=4, per_device_train_batch_size=12)
+    need = measure(drawn, tiny_task(), make("full", {}), settings).peak
+    rows = [plan(drawn, tiny_task(), [make("full", {})], settings, limit=limit)[0] for limit in (need, need - 1, 1e6)]
+    assert [row["verdict"] for row in rows] == ["fits", "fits with", "does not fit"]
+    changed = rows[1]["with"]
+    assert changed["per_device_train_batch_size"] * changed["gradient_accumulation_steps"] == 12
+    assert rows[0]["micro_batch"] == 12 and "GB" in rows[2]["reason"]
+
+
+def test_what_cannot_be_done_says_why(drawn):
+    rows = plan(drawn, tiny_task(), [make("mpt", {}), make("base")], SETTINGS, limit=1e9)
+    assert rows[0]["verdict"] == "not possible" and "source tasks" in rows[0]["reason"]
+    assert rows[1]["verdict"] == "fits" and rows[1]["parameters"] == {"optimised": 0, "stored": 0}
+
+
+def test_a_probe_runs_the_real_thing_and_gives_the_base_back():
+    base = tiny_base()
+    before = base.fingerprint
+    found = probe(base, tiny_task(), make("full", {}), SETTINGS)
+    assert found["peak"] > 0 and found["step"] > 0 and found["rows"] == 4
+    assert not base.attached and base.fingerprint == before
+
+
+def test_times_follow_rates(drawn):
+    rates = Rates(1e9, 1e9, 1e-6)
+    one, other = (
+        measure(drawn, tiny_task(), make("lora", {}), SETTINGS, "cpu", r).step for r in (rates, rates.scaled(3))
+    )
+    assert other == pytest.approx(3 * one) and one > 0
+
+
+@pytest.mark.parametrize(("words", "found"), [("24GB", ("cuda", 24e9)), ("8 GiB", ("cuda", 8 * 2**30))])
+def test_devices_in_words(words, found):
+    assert device_of(words) == found
+
+
+@pytest.mark.parametrize("words", ["24", "gpu", "0GB", "cuda:9", "-1GB", "cuda:x"])
+def test_what_is_no_device_is_refused(words):
+    with pytest.raises(SettingError, match="--device"):
+        device_of(words)
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="no such folder"):
+        sketch(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(ModelError, match="cannot be read"):
+        sketch(tmp_path)
+
+
+def test_rag_and_icl_say_how_long_requests_can_get(drawn):
+    rows = plan(drawn, tiny_task(), [make("base"), make("icl"), make("rag")], SETTINGS, limit=1e9)
+    base, icl, rag = (row["request"]["prompt_tokens"] for row in rows)
+    assert icl > 2 * base and rag > base
