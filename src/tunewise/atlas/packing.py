@@ -15,13 +15,19 @@ from tunewise.features import Features, measure, texts_of
 
 
 def pack(
-    folder: Path, *, model: str | None = None, data: str | None = None, work: Path | None = None, name: str | None = None
+    folder: Path,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    work: Path | None = None,
+    name: str | None = None,
 ) -> Record:
     """The record of the comparison in a folder.
 
     Args:
         folder: the `--out` of a finished `tunewise compare`.
-        model, data: where the model and the data are now; default: where they were.
+        model: where the model is now; default: where it was.
+        data: where the data is now; default: where it was.
         work: the folder that the comparison was run in, which its paths start from.
         name: of the record.
 
@@ -52,12 +58,14 @@ def _features(
         base = load_model(named[0], option("--revision"), "float32", "cpu", int(option("--max-length") or 0) or None)
         task = read_task(named[1], option("--columns"), option("--template"), option("--metric"))
     except TunewiseError as error:
-        raise SettingError(f"{path}: its model or data cannot be read again ({error}); give --model and --data") from error
+        raise SettingError(
+            f"{path}: its model or data cannot be read again ({error}); give --model and --data"
+        ) from error
     for what, mine, theirs in (("model", base.fingerprint, wanted[0]), ("data", task.fingerprint, wanted[1])):
         if mine != theirs:
             raise SettingError(f"{path}: this is not the {what} that was compared on; give the same {what}")
     where = option("--knowledge") or task.knowledge
-    bare = next((row for row in result["rows"] if row["technique"] == "base"), {})
+    bare: Mapping[str, Any] = next((row for row in result["rows"] if row["technique"] == "base"), {})
     return measure(
         base,
         task,

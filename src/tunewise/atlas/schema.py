@@ -1,7 +1,7 @@
 """What a file of the atlas holds, and its strict reading: nothing missing, nothing unknown, nothing of another type.
 
-    {"schema": 1, "name": "world.reviews", "model": {...}, "task": {...}, "features": {...}, "budget": {...},
-     "provenance": {...}, "rows": [{...}]}
+{"schema": 1, "name": "world.reviews", "model": {...}, "task": {...}, "features": {...}, "budget": {...},
+ "provenance": {...}, "rows": [{...}]}
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from tunewise.technique import Attachment, Citation, Study, Technique, learning_
 if TYPE_CHECKING:
     from tunewise.model import Base
     from tunewise.pack import Sequence
+    from tunewise.task import Task
 
 _ROWS = 8  # sequences of a source task in one step
 
@@ -59,6 +60,11 @@ class MPT(Technique):
     distillation: float = setting(0.9, "Weight of the distillation losses.", low=0.0, high=100.0)
     factor_speed: float = setting(4 / 3, "Learning rate of u and v over that of P*.", low=0.0, high=100.0)
     learning_rate: float | None = learning_rate()
+
+    def lacks(self, base: Base, task: Task) -> str:
+        """Source tasks."""
+        said = "mpt needs source tasks to distil its prompt from; give --sources task1,task2, or use prompt_tuning"
+        return "" if self.sources else said
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put the prompt before the input; it is made in `learn`.
@@ -93,10 +99,8 @@ class _Multitask(Attachment):
         from tunewise.evaluate import encoder_for
         from tunewise.task import Task as Reader
 
-        if not self.recipe.sources:
-            raise TechniqueError(
-                "mpt needs source tasks to distil its prompt from; give --sources task1,task2, or use prompt_tuning"
-            )
+        if lacking := self.recipe.lacks(self.base, study.task):
+            raise TechniqueError(lacking)
         tasks = [Reader.read(source) for source in self.recipe.sources]
         sequences = [encoder_for(self, source).encode(source.train) for source in tasks]
         teachers = [self._teacher(rows, study, index) for index, rows in enumerate(sequences)]

@@ -1,0 +1,220 @@
+"""What each technique will gain in a situation, from recorded comparisons and published tables: a Gaussian process.
+
+A gain is (score - base) / (best - base) of one comparison. The gain of technique t in comparison i, with features x_i:
+
+    g_it = m_t + f_t(x_i) + e_it + noise        Cov(f_t(x), f_s(x')) = B_ts a k(x, x')
+    k(x, x') = exp(-d(x, x')^2 / 2 l^2)         Cov(e_it, e_is)      = B_ts (1 - a)
+
+This is the intrinsic coregionalisation model (Bonilla, Chai & Williams 2007; Alvarez, Rosasco & Lawrence 2012, section
+4.2.2): near situations share what is peculiar to them, and techniques share it too, as B says. m_t is a technique's
+mean over tasks, drawn to the mean of all techniques where few tasks know it; B is the covariance of what is left, drawn
+to independence where there are few records (Ledoit & Wolf 2004); the noise is that of the recorded intervals. How far
+similarity reaches (l) and how much it explains (a) are chosen by leaving one task out at a time. Published tables count
+by how their rows differ from one another: they rarely say where the unadapted model stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from tunewise.atlas.published import Table
+from tunewise.atlas.schema import Record
+from tunewise.features import Features, distance
+
+REACHES = (0.7, 1.4, 2.8)  # l
+SHARES = (0.2, 0.5, 0.8)  # a
+_PAPER = 0.1  # standard deviation that a published gain has for being measured otherwise
+_FLOOR = 0.03  # least standard deviation of a recorded gain
+_PRIOR = 1.0  # tasks' worth of weight that the mean of all techniques has in a technique's own
+_WIDEST = 1.0  # standard deviation beyond which a recorded gain says nothing
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One comparison: gains by technique, and the standard deviation of each."""
+
+    kind: str  # "atlas" or "paper"
+    ref: str
+    task: str
+    features: Features
+    gains: Mapping[str, float]
+    errors: Mapping[str, float]
+
+
+def evidence(records: Iterable[Record], tables: Iterable[Table] = ()) -> list[Evidence]:
+    """What records and tables say of gains; where nothing is better than the base, nothing."""
+    found = [_measured(record) for record in records if record.best[1] > record.base]
+    for table in tables:
+        if len(table.rows) > 1:
+            gains = {name: table.gain(name) for name in table.scored}
+            errors = dict.fromkeys(gains, _PAPER)
+            found.append(Evidence("paper", table.id, table.task, table.features.features(), gains, errors))
+    return found
+
+
+def _measured(record: Record) -> Evidence:
+    apart = record.best[1] - record.base
+    gains = {name: record.gain(name) for name in record.scored if name != "base"}
+    errors = {name: min(max(_deviation(record, name) / apart, _FLOOR), _WIDEST) for name in gains}
+    return Evidence("atlas", record.name, record.task.name, record.features.features(), gains, errors)
+
+
+def _deviation(record: Record, name: str) -> float:
+    score = record.scored[name].score
+    assert score is not None
+    return (score.high - score.low) / 3.92  # a 95 % interval is 2 x 1.96 standard deviations wide
+
+
+@dataclass(frozen=True)
+class Belief:
+    """Gains of techniques before anything is run: means (T,) and their covariance (T, T)."""
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    def interval(self, name: str, level: float = 1.96) -> tuple[float, float, float]:
+        """Mean, low and high of one technique's gain; 95 % by default."""
+        place = self.names.index(name)
+        half = level * float(np.sqrt(self.covariance[place, place]))
+        mean = float(self.mean[place])
+        return min(mean, 1.0), mean - half, min(mean + half, 1.0)
+
+    def chances(self, draws: int = 4000) -> dict[str, float]:
+        """How likely each technique is the best of these."""
+        drawn = np.random.default_rng(0).multivariate_normal(self.mean, self.covariance, draws, method="eigh")
+        wins = np.bincount(drawn.argmax(axis=1), minlength=len(self.names)) / draws
+        return {name: float(share) for name, share in zip(self.names, wins, strict=True)}
+
+    def only(self, names: Sequence[str]) -> Belief:
+        """Of these techniques alone."""
+        places = [self.names.index(name) for name in names]
+        return Belief(tuple(names), self.mean[places], self.covariance[np.ix_(places, places)])
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """The model, over evidence; `reach` and `share` are l and a."""
+
+    evidence: tuple[Evidence, ...]
+    techniques: tuple[str, ...]
+    reach: float = 1.4
+    share: float = 0.5
+
+    @classmethod
+    def fit(cls, found: Sequence[Evidence], techniques: Sequence[str]) -> Recommender:
+        """With the l and a whose predictions of tasks left out are nearest to what was measured there."""
+        plain = cls(tuple(found), tuple(techniques))
+        tasks = {each.task for each in found if each.kind == "atlas"}
+        if len(tasks) < 3:
+            return plain
+        tried = [replace(plain, reach=reach, share=share) for reach in REACHES for share in SHARES]
+        return min(tried, key=lambda model: model.error(tasks))
+
+    def error(self, tasks: Iterable[str]) -> float:
+        """Mean squared error of the predicted gains of tasks left out, each task alike."""
+        return float(np.mean([self._error(task) for task in sorted(tasks)]))
+
+    def _error(self, task: str) -> float:
+        known, held = self.without(task), [each for each in self.evidence if each.task == task and each.kind == "atlas"]
+        errors = []
+        for each in held:
+            mean = known.predict(each.features).mean
+            errors += [
+                (mean[self.techniques.index(t)] - gain) ** 2 for t, gain in each.gains.items() if t in self._known
+            ]
+        return float(np.mean(errors)) if errors else 0.0
+
+    def without(self, task: str) -> Recommender:
+        """The same, knowing nothing of a task."""
+        return replace(self, evidence=tuple(each for each in self.evidence if each.task != task))
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return set(self.techniques)
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """m_t, (T,): each task counts once."""
+        measured = [each for each in self.evidence if each.kind == "atlas"]
+        per_task = {
+            name: [
+                float(np.mean([each.gains[name] for each in measured if each.task == task and name in each.gains]))
+                for task in sorted({each.task for each in measured if name in each.gains})
+            ]
+            for name in self.techniques
+        }
+        everything = [gain for gains in per_task.values() for gain in gains]
+        grand = float(np.mean(everything)) if everything else 0.5
+        return np.array([(sum(own) + _PRIOR * grand) / (len(own) + _PRIOR) for own in per_task.values()])
+
+    @cached_property
+    def together(self) -> np.ndarray:
+        """B, (T, T): how what is peculiar to a comparison goes together over the techniques."""
+        rows = [each for each in self.evidence if each.kind == "atlas"]
+        count = len(self.techniques)
+        table = np.zeros((len(rows), count))
+        for row, each in zip(table, rows, strict=True):
+            for name, gain in each.gains.items():
+                if name in self._known:
+                    row[self.techniques.index(name)] = gain - self.means[self.techniques.index(name)]
+        if len(rows) < 2:
+            return 0.1 * np.eye(count)
+        from sklearn.covariance import ledoit_wolf
+
+        found, _ = ledoit_wolf(table, assume_centered=True)
+        return np.asarray(found) + 1e-4 * np.eye(count)
+
+    @cached_property
+    def _points(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Of every gain there is: its comparison, its technique, what it is beyond m_t, and its noise's variance."""
+        owners, places, values, noise = list[int](), list[int](), list[float](), list[float]()
+        for owner, each in enumerate(self.evidence):
+            own = [name for name in each.gains if name in self._known]
+            at = [self.techniques.index(name) for name in own]
+            beyond = np.array([each.gains[name] for name in own]) - self.means[at]
+            if each.kind == "paper":
+                beyond = beyond - beyond.mean() if len(own) > 1 else np.zeros(len(own))
+            owners += [owner] * len(own)
+            places += at
+            values += beyond.tolist()
+            noise += [each.errors[name] ** 2 for name in own]
+        return np.array(owners, int), np.array(places, int), np.array(values), np.array(noise)
+
+    @cached_property
+    def _solved(self) -> tuple[np.ndarray, np.ndarray]:
+        """The Cholesky factor of the gains' covariance, and its inverse times what they are beyond m_t."""
+        from scipy.linalg import cho_solve, cholesky
+
+        owners, places, values, noise = self._points
+        near = np.array([[self.near(a.features, b.features) for b in self.evidence] for a in self.evidence])
+        near = self.share * near + (1 - self.share) * np.eye(len(self.evidence))
+        whole = near[np.ix_(owners, owners)] * self.together[np.ix_(places, places)] + np.diag(noise)
+        factor = cholesky(whole, lower=True)
+        return factor, cho_solve((factor, True), values)
+
+    def near(self, one: Features, other: Features) -> float:
+        """k: how much two situations have in common, 1 for the same, 0 for strangers."""
+        return float(np.exp(-0.5 * (distance(one, other) / self.reach) ** 2))
+
+    def neighbours(self, features: Features) -> list[tuple[Evidence, float]]:
+        """The evidence with its similarity, nearest first."""
+        found = [(each, self.near(each.features, features)) for each in self.evidence]
+        return sorted(found, key=lambda pair: -pair[1])
+
+    def predict(self, features: Features) -> Belief:
+        """What the techniques will gain there."""
+        from scipy.linalg import solve_triangular
+
+        owners, places, _, _ = self._points
+        if not len(owners):
+            return Belief(self.techniques, self.means, self.together)
+        factor, solved = self._solved
+        near = self.share * np.array([self.near(each.features, features) for each in self.evidence])
+        cross = self.together[:, places] * near[owners]
+        reduced = solve_triangular(factor, cross.T, lower=True)
+        return Belief(self.techniques, self.means + cross @ solved, self.together - reduced.T @ reduced)
