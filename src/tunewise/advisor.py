@@ -198,3 +198,16 @@ def expected_rise(advisor: Advisor, name: str, features: Features) -> float:
     if not pairs:
         return 0.0
     return math.expm1(sum(weight * value for weight, value in pairs) / sum(weight for weight, _ in pairs))
+
+
+def expected_seconds(advisor: Advisor, name: str, features: Features) -> float:
+    """Seconds of a technique in a comparison, as a share of its usual row's: records', each as much as it is near."""
+    pairs = []
+    for found, similarity in advisor.model.neighbours(features):
+        if found.kind == "atlas" and name in advisor.records[found.ref].scored:
+            seconds = {n: row.cost.seconds for n, row in advisor.records[found.ref].scored.items() if row.cost}
+            usual = sorted(seconds.values())[len(seconds) // 2]
+            pairs.append((similarity + 0.05, math.log(max(seconds[name], 1e-3) / max(usual, 1e-3))))
+    if not pairs:
+        return 1.0
+    return math.exp(sum(weight * value for weight, value in pairs) / sum(weight for weight, _ in pairs))

@@ -166,8 +166,14 @@ class Recommender:
             return 0.1 * np.eye(count)
         from sklearn.covariance import ledoit_wolf
 
-        found, _ = ledoit_wolf(table, assume_centered=True)
-        return np.asarray(found) + 1e-4 * np.eye(count)
+        shrunk, _ = ledoit_wolf(table, assume_centered=True)
+        found = np.asarray(shrunk) + 1e-4 * np.eye(count)
+        new = [place for place, name in enumerate(self.techniques) if not any(name in each.gains for each in rows)]
+        if len(new) < count:  # what no comparison has may be as peculiar as the others are
+            usual = float(np.delete(found.diagonal(), new).mean())
+            found[new, :] = found[:, new] = 0.0
+            found[new, new] = usual
+        return found
 
     @cached_property
     def _points(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
