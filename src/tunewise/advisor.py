@@ -91,21 +91,24 @@ class Advisor:
         refused: Mapping[str, str] | None = None,
         facts: Mapping[str, Mapping[str, bool]] | None = None,
         planner: Planner | None = None,
+        records: Mapping[str, Record] | None = None,
         without: str | None = None,
     ) -> Advisor:
-        """With the whole atlas, the user's own records among it.
+        """With the atlas.
 
         Args:
             techniques: the candidates by name.
             refused: reasons of the model or the task, by technique.
             facts: {"swappable": ...} of techniques that the atlas may not know.
             planner: says what fits.
-            without: a task that nothing is known of, for tests of advice.
+            records: the atlas's, by name; default: the package's and the user's own.
+            without: a task that nothing is to be known of, for tests of advice.
 
         Raises:
             ArtifactError: a file of the atlas is damaged.
         """
-        records = {name: record for name, record in all_records().items() if record.task.name != without}
+        records = all_records() if records is None else records
+        records = {name: record for name, record in records.items() if record.task.name != without}
         tables = {name: table for name, table in published().items() if table.task != without}
         candidates = {name: found for name, found in techniques.items() if name != "base"}
         model = Recommender.fit(evidence(records.values(), tables.values()), list(candidates))
@@ -180,6 +183,8 @@ def month(advisor: Advisor, asked: Situation, name: str) -> float:
     """What a technique costs, in tokens through the model: training, three passes each, and a month's requests."""
     features = asked.features
     served = asked.asked.requests_per_day * DAYS * prompt_tokens(advisor, asked, name)
+    if not advisor.techniques[name].trains:
+        return served
     near, full = advisor.nearest(name, features), advisor.nearest("full", features)
     passes = 3.0
     if near is not None and full is not None and near[1].cost is not None and full[1].cost is not None:

@@ -4,6 +4,7 @@ A link is {"kind", "ref", "path", "value", "shown"}: in the source of that kind 
 stands in the sentence as `shown`.
 
     atlas      ref: a record's name         path: lora.gain, lora.score.mean, lora.cost.artifact_bytes, similarity
+               ref: all                     path: lora.gain, the mean over all records
     paper      ref: a published table's id  path: lora.score, lora.memory_gb, similarity
     plan       ref: a technique             path: memory.peak, verdict, ...
     task       ref: a feature               path: "" (the number itself)
@@ -22,6 +23,8 @@ from typing import Any
 from tunewise.atlas.published import Table
 from tunewise.atlas.schema import Record
 from tunewise.errors import ArtifactError
+
+ALL = "all"  # the records together
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ def follow(
     try:
         if kind in ("atlas", "paper") and path == "similarity":
             return advice["similarity"][f"{kind}:{ref}"]
+        if kind == "atlas" and ref == ALL:
+            technique = path.partition(".")[0]
+            gains = [record.gain(technique) for record in records.values() if technique in record.scored]
+            return sum(gains) / len(gains)
         if kind == "atlas":
             return _recorded(records[ref], path)
         if kind == "paper":
@@ -90,7 +97,7 @@ def follow(
 
             return getattr(all_techniques()[ref], path)
         return {"task": advice["features"], "request": advice["request"]}[kind][ref]
-    except (KeyError, AttributeError, TypeError, StopIteration) as error:
+    except (KeyError, AttributeError, TypeError, StopIteration, ZeroDivisionError) as error:
         raise ArtifactError(f"the evidence {kind}:{ref}:{path} leads nowhere ({error!r})") from error
 
 

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,7 @@ SCALES: dict[str, tuple[Callable[[Features], float | None], float]] = {
 }
 
 
+@lru_cache(maxsize=1 << 16)
 def distance(one: Features, other: Features) -> float:
     """How far apart two situations are; 1 is a tenfold model or training set, all else alike."""
     return math.sqrt(sum(part * part for part in differences(one, other).values()))

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunewise.advisor import Advisor
-from tunewise.cited import Link, Sentence, say
+from tunewise.advisor import Advisor, artifact, prompt_tokens
+from tunewise.atlas.published import Table
+from tunewise.cited import ALL, Link, Sentence, say
+from tunewise.features import distance
 from tunewise.ranking import ALIKE, Ranking
 from tunewise.report import size
 
-_NEAR = 0.05  # similarity from which on a published table is worth a sentence
-_CLOSE = 0.5  # similarity below which a record is said to be far
+_APART = 4.0  # distance from which on a published table says nothing
+_FAR = 0.05  # similarity below which a record is not spoken of
+_CLOSE = 0.5  # similarity below which the nearest record is said to be far
 
 
 def summary(advisor: Advisor, ranked: Ranking, chances: Mapping[str, float]) -> list[Sentence]:
@@ -45,7 +48,7 @@ def _head(advisor: Advisor, ranked: Ranking, chances: Mapping[str, float]) -> li
         said.append(
             say(
                 "Nothing recorded is like this: the nearest comparison with it, {}, has a similarity of {}.",
-                Link("atlas", near[0].name, f"{top}.score.mean", _mean(near[1]), near[0].name),
+                Link("atlas", near[0].name, f"{top}.technique", top, near[0].name),
                 Link("atlas", near[0].name, "similarity", near[2], f"{near[2]:.2f}"),
             )
         )
@@ -137,6 +140,11 @@ def _recorded(advisor: Advisor, ranked: Ranking, name: str) -> list[Sentence]:
     if near is None:
         return [say("No recorded comparison has it.", Link("technique", name, "name", name, ""))]
     record, row, similarity = near
+    if similarity < _FAR:
+        gains = [each.gain(name) for each in advisor.records.values() if name in each.scored]
+        mean = sum(gains) / len(gains)
+        shown = Link("atlas", ALL, f"{name}.gain", mean, f"{mean:.2f}")
+        return [say(f"No recorded comparison is near; over all {len(gains)} its mean is {{}}.", shown)]
     gain = record.gain(name)
     said = [
         say(
@@ -156,23 +164,33 @@ def _recorded(advisor: Advisor, ranked: Ranking, name: str) -> list[Sentence]:
 
 
 def _published(advisor: Advisor, ranked: Ranking, name: str) -> list[Sentence]:
-    """The nearest published table that has the technique, with what it is beside."""
-    for found, similarity in advisor.model.neighbours(ranked.situation.features):
-        if found.kind != "paper" or name not in found.gains or similarity < _NEAR:
-            continue
-        table = advisor.tables[found.ref]
-        own = table.scored[name].score
-        other = max((n for n in table.scored if n != name), key=lambda n: table.scored[n].score)
-        theirs = table.scored[other].score
-        return [
-            say(
-                f"Published, not measured here: {{}} {table.metric} against {{}} for {other} ({table.setting}; "
-                f"{_escaped(table.cited)}).",
-                Link("paper", table.id, f"{name}.score", own, f"{own:.3f}"),
-                Link("paper", table.id, f"{other}.score", theirs, f"{theirs:.3f}"),
-            )
-        ]
-    return []
+    """The nearest published table that has the technique, where no record is nearer, with what it is beside there."""
+    features, near = ranked.situation.features, advisor.nearest(name, ranked.situation.features)
+    found = [table for table in advisor.tables.values() if name in table.scored]
+    away = {table.id: distance(table.features.features(), features) for table in found}
+    limit = min(_APART, distance(near[0].features.features(), features) if near is not None else _APART)
+    found = sorted((table for table in found if away[table.id] < limit), key=lambda table: away[table.id])
+    beside = next((table for table in found if len(table.rows) > 1), None)
+    said = [_beside(beside, name)] if beside is not None else []
+    for table in found:
+        held = table.scored[name].memory_gb
+        if held is not None:
+            shown = Link("paper", table.id, f"{name}.memory_gb", held, f"{held:.3g}")
+            where = _escaped(f"{table.setting}; {table.authors} {table.year}")
+            return [*said, say(f"Published: it took {{}} GB ({where}).", shown)]
+    return said
+
+
+def _beside(table: Table, name: str) -> Sentence:
+    own = table.scored[name].score
+    other = max((each for each in table.scored if each != name), key=lambda each: table.scored[each].score)
+    theirs = table.scored[other].score
+    return say(
+        f"Published, not measured here: {{}} {table.metric} against {{}} for {other} ({_escaped(table.setting)}; "
+        f"{_escaped(table.cited)}).",
+        Link("paper", table.id, f"{name}.score", own, f"{own:.3f}"),
+        Link("paper", table.id, f"{other}.score", theirs, f"{theirs:.3f}"),
+    )
 
 
 def _escaped(text: str) -> str:
@@ -199,8 +217,6 @@ def _planned(ranked: Ranking, name: str) -> list[Sentence]:
 
 
 def _cost(advisor: Advisor, ranked: Ranking, name: str) -> list[Sentence]:
-    from tunewise.advisor import artifact, prompt_tokens
-
     tokens, disk = prompt_tokens(advisor, ranked.situation, name), artifact(advisor, ranked.situation, name)
     request = Link("forecast", name, "prompt_tokens", tokens, f"{tokens:.0f}")
     bytes_ = Link("forecast", name, "artifact_bytes", disk, size(disk))

@@ -15,6 +15,7 @@ by how their rows differ from one another: they rarely say where the unadapted m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ SHARES = (0.2, 0.5, 0.8)  # a
 _PAPER = 0.1  # standard deviation that a published gain has for being measured otherwise
 _FLOOR = 0.03  # least standard deviation of a recorded gain
 _PRIOR = 1.0  # tasks' worth of weight that the mean of all techniques has in a technique's own
+_SPREAD = 0.05  # usual variance of a technique's gain from task to task
 _WIDEST = 1.0  # standard deviation beyond which a recorded gain says nothing
 
 
@@ -57,9 +59,14 @@ def evidence(records: Iterable[Record], tables: Iterable[Table] = ()) -> list[Ev
 
 
 def _measured(record: Record) -> Evidence:
-    apart = record.best[1] - record.base
+    """Gains, and their errors from those of the three scores that each is made of."""
+    best, apart = record.best[0], record.best[1] - record.base
     gains = {name: record.gain(name) for name in record.scored if name != "base"}
-    errors = {name: min(max(_deviation(record, name) / apart, _FLOOR), _WIDEST) for name in gains}
+    errors = {}
+    for name, gain in gains.items():
+        own, bare, top = (_deviation(record, each) for each in (name, "base", best))
+        error = math.sqrt(own**2 + ((1 - gain) * bare) ** 2 + (gain * top) ** 2) / apart
+        errors[name] = min(max(error, _FLOOR), _WIDEST)
     return Evidence("atlas", record.name, record.task.name, record.features.features(), gains, errors)
 
 
@@ -139,18 +146,23 @@ class Recommender:
 
     @cached_property
     def means(self) -> np.ndarray:
-        """m_t, (T,): each task counts once."""
-        measured = [each for each in self.evidence if each.kind == "atlas"]
-        per_task = {
-            name: [
-                float(np.mean([each.gains[name] for each in measured if each.task == task and name in each.gains]))
-                for task in sorted({each.task for each in measured if name in each.gains})
-            ]
-            for name in self.techniques
-        }
-        everything = [gain for gains in per_task.values() for gain in gains]
-        grand = float(np.mean(everything)) if everything else 0.5
-        return np.array([(sum(own) + _PRIOR * grand) / (len(own) + _PRIOR) for own in per_task.values()])
+        """m_t, (T,): each task counts once, by how exact its gains are."""
+        tasks = sorted({each.task for each in self.evidence if each.kind == "atlas"})
+        gains = np.zeros((len(tasks), len(self.techniques)))
+        weights = np.zeros_like(gains)
+        for row, task in enumerate(tasks):
+            for column, name in enumerate(self.techniques):
+                own = [each for each in self.evidence if each.task == task and name in each.gains]
+                exact = np.array([1 / (_SPREAD + each.errors[name] ** 2) for each in own if each.kind == "atlas"])
+                if len(exact):
+                    values = [each.gains[name] for each in own if each.kind == "atlas"]
+                    gains[row, column] = float(np.average(values, weights=exact))
+                    weights[row, column] = exact.mean() * _SPREAD
+        if not weights.any():
+            return np.full(len(self.techniques), 0.5)
+        grand = float(np.average(gains, weights=weights))
+        found: np.ndarray = ((weights * gains).sum(axis=0) + _PRIOR * grand) / (weights.sum(axis=0) + _PRIOR)
+        return found
 
     @cached_property
     def together(self) -> np.ndarray:
