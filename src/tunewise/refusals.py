@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from tunewise.advisor import Advisor, Situation, artifact, prompt_tokens
@@ -68,6 +68,7 @@ def _forbidden(advisor: Advisor, asked: Situation, name: str) -> Sentence | None
         if not asked.features.documents:
             return say("It would read documents, and none are given.", Link("task", "documents", "", 0.0, ""))
     swappable, source = advisor.fact(name, "swappable")
+    source = replace(source, shown="")
     if wanted.forget_nothing and not swappable:
         return say(
             "It changes the model's own weights, and the model must forget nothing.",

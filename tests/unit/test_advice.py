@@ -118,7 +118,7 @@ def test_thousands_of_tenants_are_for_small_swappable_adaptations(advisor, featu
     kept = [each for each in advice["rows"] if each["verdict"] != "out"]
     assert all(advisor.fact(each["technique"], "swappable")[0] for each in kept)
     assert not {"full", "last_layers"} & {each["technique"] for each in kept}
-    assert {"lora", "adapter", "prompt_tuning"} <= {each["technique"] for each in kept}
+    assert {"lora", "adalora", "prompt_tuning"} <= {each["technique"] for each in kept}
     top = row(advice, advice["advised"])
     assert top["artifact_bytes"] < features.parameters  # far below the four bytes a parameter of a whole model
     alike = [each for each in kept if top["gain"]["mean"] - each["gain"]["mean"] < ALIKE / 2]
@@ -156,9 +156,9 @@ def test_needs_leave_out_what_lacks_them(advisor):
 
 
 def test_what_only_a_plan_or_a_comparison_knows_is_refused(advisor):
-    with pytest.raises(SettingError, match="memory: .*give a plan"):
+    with pytest.raises(SettingError, match=r"memory: .*give a plan"):
         advise(advisor, SEVEN, Asked(memory=GB))
-    with pytest.raises(SettingError, match="memory<8GB: .*give a plan"):
+    with pytest.raises(SettingError, match=r"memory<8GB: .*give a plan"):
         advise(advisor, SEVEN, Asked(needs=("memory<8GB",)))
     with pytest.raises(SettingError, match="latency cannot be foreseen"):
         Asked(needs=("latency<5ms",))

@@ -1,4 +1,4 @@
-"""The recommender's behaviour on evidence made by hand: what is near counts, what is far does not, and how sure it is."""
+"""The recommender on evidence made by hand: what is near counts, what is far does not, and how sure it is."""
 
 from dataclasses import replace
 
