@@ -21,6 +21,7 @@ from tunewise.technique import Technique
 
 DAYS = 30  # of requests that count as a technique's cost
 PlanRow = Mapping[str, Any]
+Candidate = Technique | type[Technique]  # a recipe, or a technique as it is by default
 Planner = Callable[[float | None], Sequence[PlanRow]]  # what fits into so many bytes (None: into this machine)
 _FORESEEN = ("memory", "artifact", "train", "prompt", "parameters", "forgot", "mergeable", "swappable", "retain")
 _PLANNED = ("memory", "artifact", "train", "parameters")
@@ -75,7 +76,7 @@ class Advisor:
     `refused` are candidates that the model turned down, with its reason; `planner` says what fits.
     """
 
-    techniques: Mapping[str, type[Technique]]
+    techniques: Mapping[str, Candidate]
     records: Mapping[str, Record]
     tables: Mapping[str, Table]
     model: Recommender
@@ -86,7 +87,7 @@ class Advisor:
     @classmethod
     def open(
         cls,
-        techniques: Mapping[str, type[Technique]],
+        techniques: Mapping[str, Candidate],
         *,
         refused: Mapping[str, str] | None = None,
         facts: Mapping[str, Mapping[str, bool]] | None = None,

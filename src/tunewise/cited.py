@@ -93,9 +93,9 @@ def follow(
         if kind == "change":
             return next(change for change in advice["changes"] if change["change"] == ref)[path]
         if kind == "technique":
-            from tunewise.registry import all_techniques
+            from tunewise.registry import make
 
-            return getattr(all_techniques()[ref], path)
+            return getattr(make(ref), path)
         return {"task": advice["features"], "request": advice["request"]}[kind][ref]
     except (KeyError, AttributeError, TypeError, StopIteration, ZeroDivisionError) as error:
         raise ArtifactError(f"the evidence {kind}:{ref}:{path} leads nowhere ({error!r})") from error

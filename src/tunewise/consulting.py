@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunewise.errors import RequestError
 from tunewise.features import Features, loss_of, measure, texts_of
@@ -55,6 +55,6 @@ def turned_down(
     return refused, facts
 
 
-def candidates(recipes: Sequence[Technique]) -> Mapping[str, Any]:
-    """Technique classes by the names of these recipes."""
-    return {recipe.name: type(recipe) for recipe in recipes}
+def candidates(recipes: Sequence[Technique]) -> Mapping[str, Technique]:
+    """These recipes by name."""
+    return {recipe.name: recipe for recipe in recipes}

@@ -87,7 +87,9 @@ def _forbidden(advisor: Advisor, asked: Situation, name: str) -> Sentence | None
 
 def reads_documents(advisor: Advisor, name: str) -> bool:
     """Whether a technique searches documents when it is asked, so that they may change."""
-    return any(item.name == "knowledge" for item in fields(advisor.techniques[name]))
+    recipe = advisor.techniques[name]
+    parts = getattr(recipe, "parts", ()) or (recipe,)
+    return any(item.name == "knowledge" for part in parts for item in fields(part))
 
 
 def _unmet(advisor: Advisor, asked: Situation, name: str, rise: float) -> Sentence | None:
