@@ -81,6 +81,7 @@ def advise(advisor: Advisor, features: Features, asked: Asked, *, model: str = "
             "tables": len(advisor.tables),
             "reach": advisor.model.reach,
             "share": advisor.model.share,
+            "width": advisor.model.width,
         },
         "similarity": {f"{each.kind}:{each.ref}": near for each, near in advisor.model.neighbours(features)},
         "plan": list(now.plan.values()),

@@ -17,8 +17,8 @@ _LOADED = 2e9  # parameters up to which advice loads weights that are at hand
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-def consulted(name: str, revision: str | None = None, max_length: int | None = None) -> tuple[Base, bool]:
-    """A base to ask for advice, and whether it has its weights: where they are on this machine and not too large.
+def consulted(name: str, revision: str | None = None, max_length: int | None = None) -> Base:
+    """A base to ask for advice: with its weights where they are on this machine and not too large, else in outline.
 
     Raises:
         ModelError: there is no such model.
@@ -26,8 +26,8 @@ def consulted(name: str, revision: str | None = None, max_length: int | None = N
     outlined = outline(name, revision, max_length)
     small = outlined.parameters < min(_LOADED, psutil.virtual_memory().available / 8)
     if small and _at_hand(name, revision):
-        return load_base(name, revision=revision, dtype="float32", max_length=max_length), True
-    return outlined, False
+        return load_base(name, revision=revision, dtype="float32", max_length=max_length)
+    return outlined
 
 
 def outline(name: str, revision: str | None = None, max_length: int | None = None) -> Base:

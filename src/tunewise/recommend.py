@@ -9,8 +9,9 @@ This is the intrinsic coregionalisation model (Bonilla, Chai & Williams 2007; Al
 4.2.2): near situations share what is peculiar to them, and techniques share it too, as B says. m_t is a technique's
 mean over tasks, drawn to the mean of all techniques where few tasks know it; B is the covariance of what is left, drawn
 to independence where there are few records (Ledoit & Wolf 2004); the noise is that of the recorded intervals. How far
-similarity reaches (l) and how much it explains (a) are chosen by leaving one task out at a time. Published tables count
-by how their rows differ from one another: they rarely say where the unadapted model stood.
+similarity reaches (l) and how much it explains (a) are chosen by leaving one task out at a time, and so is how wide the
+intervals must be. Published tables count by how their rows differ from one another: they rarely say where the
+unadapted model stood.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tunewise.features import Features, distance
 
 REACHES = (0.7, 1.4, 2.8)  # l
 SHARES = (0.2, 0.5, 0.8)  # a
+_ENOUGH = 5  # tasks from which on l and a are chosen; fewer leave their defaults
 _PAPER = 0.1  # standard deviation that a published gain has for being measured otherwise
 _FLOOR = 0.03  # least standard deviation of a recorded gain
 _PRIOR = 1.0  # tasks' worth of weight that the mean of all techniques has in a technique's own
@@ -105,36 +107,52 @@ class Belief:
 
 @dataclass(frozen=True)
 class Recommender:
-    """The model, over evidence; `reach` and `share` are l and a."""
+    """The model, over evidence; `reach` and `share` are l and a, and variances are `width` times what B makes them."""
 
     evidence: tuple[Evidence, ...]
     techniques: tuple[str, ...]
     reach: float = 1.4
     share: float = 0.5
+    width: float = 1.0
 
     @classmethod
     def fit(cls, found: Sequence[Evidence], techniques: Sequence[str]) -> Recommender:
         """With the l and a whose predictions of tasks left out are nearest to what was measured there."""
         plain = cls(tuple(found), tuple(techniques))
-        tasks = {each.task for each in found if each.kind == "atlas"}
-        if len(tasks) < 3:
+        tasks = sorted({each.task for each in found if each.kind == "atlas"})
+        if len(tasks) < 2:
             return plain
+        several = len(tasks) >= _ENOUGH
         tried = [replace(plain, reach=reach, share=share) for reach in REACHES for share in SHARES]
-        return min(tried, key=lambda model: model.error(tasks))
+        best = min(tried, key=lambda model: model.error(tasks)) if several else plain
+        return replace(best, width=max(best.surprise(tasks), 1.0))
 
     def error(self, tasks: Iterable[str]) -> float:
-        """Mean squared error of the predicted gains of tasks left out, each task alike."""
-        return float(np.mean([self._error(task) for task in sorted(tasks)]))
+        """Mean squared error of the predicted gains of tasks left out, each task alike, noisy gains less."""
+        means = []
+        for task in tasks:
+            off, _, noise = self._left_out(task)
+            means.append(np.average(off**2, weights=1 / (_SPREAD + noise)))
+        return float(np.mean(means))
 
-    def _error(self, task: str) -> float:
-        known, held = self.without(task), [each for each in self.evidence if each.task == task and each.kind == "atlas"]
-        errors = []
-        for each in held:
-            mean = known.predict(each.features).mean
-            errors += [
-                (mean[self.techniques.index(t)] - gain) ** 2 for t, gain in each.gains.items() if t in self._known
-            ]
-        return float(np.mean(errors)) if errors else 0.0
+    def surprise(self, tasks: Iterable[str]) -> float:
+        """The same over the variance that was expected: 1 where the model is as sure as it should be."""
+        found = [self._left_out(task) for task in tasks]
+        return float(np.mean([np.mean(off**2 / (variance + noise)) for off, variance, noise in found]))
+
+    def _left_out(self, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each gain of a task that is not known: how far it was foreseen, its expected variance, and its noise's."""
+        known, rows = self.without(task), list[tuple[float, float, float]]()
+        for each in self.evidence:
+            if each.task != task or each.kind != "atlas":
+                continue
+            belief = known.predict(each.features)
+            for name, gain in each.gains.items():
+                if name in self._known:
+                    at = self.techniques.index(name)
+                    rows.append((gain - belief.mean[at], belief.covariance[at, at], each.errors[name] ** 2))
+        off, variance, noise = np.array(rows).T
+        return off, variance, noise
 
     def without(self, task: str) -> Recommender:
         """The same, knowing nothing of a task."""
@@ -230,9 +248,10 @@ class Recommender:
 
         owners, places, _, _ = self._points
         if not len(owners):
-            return Belief(self.techniques, self.means, self.together)
+            return Belief(self.techniques, self.means, self.together * self.width)
         factor, solved = self._solved
         near = self.share * np.array([self.near(each.features, features) for each in self.evidence])
         cross = self.together[:, places] * near[owners]
         reduced = solve_triangular(factor, cross.T, lower=True)
-        return Belief(self.techniques, self.means + cross @ solved, self.together - reduced.T @ reduced)
+        left = self.together - reduced.T @ reduced
+        return Belief(self.techniques, self.means + cross @ solved, left * self.width)

@@ -74,7 +74,7 @@ def advise(
     config: Config = None,
 ) -> None:
     """Say which technique to choose, why, on what evidence, and what would change the answer; nothing is trained."""
-    from tunewise.advisor import Advisor, Asked
+    from tunewise.advisor import Asked
 
     asked = Asked(
         memory=quantity("--memory", memory, _BYTES),
@@ -88,18 +88,19 @@ def advise(
     task = read_task(data, columns, template, metric)
     recipes = recipes_of("all", {}, sources, (), knowledge)
     quiet()
-    from tunewise.advice import advise as advised
+    from tunewise import consulting
     from tunewise.advice_page import page
-    from tunewise.consulting import candidates, features_of, turned_down
     from tunewise.outline import consulted
 
-    base, weights = consulted(model, revision, max_length)
-    refused, facts = turned_down(base, task, recipes, weights)
-    features = features_of(base, task, knowledge=knowledge, examples=budget_steps * batch_size, weights=weights)
-    advisor = Advisor.open(
-        candidates(recipes), refused=refused, facts=facts, planner=read_plan(plan) if plan is not None else None
+    found = consulting.advise(
+        consulted(model, revision, max_length),
+        task,
+        recipes=recipes,
+        asked=asked,
+        knowledge=knowledge,
+        examples=budget_steps * batch_size,
+        planner=read_plan(plan) if plan is not None else None,
     )
-    found = advised(advisor, features, asked, model=model, task=task.name)
     if as_json:
         print_json(found)
     else:
