@@ -1,6 +1,7 @@
 """Advice, the atlas and comparisons that follow advice, on the command line."""
 
 import json
+import shutil
 
 import pytest
 
@@ -102,8 +103,10 @@ def test_a_finished_comparison_is_added_and_counts(run, refused, compared, asked
     assert "is no record" in refused(*asked)
 
 
-def test_a_comparison_that_is_none_is_refused(refused, tmp_path):
+def test_a_comparison_that_is_none_or_not_finished_is_refused(refused, tmp_path):
     (tmp_path / "compare.json").write_text('{"schema": 1, "rows": []}')
+    assert "is not finished" in refused("atlas", "add", tmp_path)
+    (tmp_path / "report.md").write_text("")
     assert "not as tunewise writes it" in refused("atlas", "add", tmp_path)
 
 
@@ -132,6 +135,18 @@ def test_an_advised_comparison_leaves_out_with_reasons(run, words, tmp_path):
     assert again["rows"] == result["rows"] and again["advice"] == result["advice"]
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "trials").glob("*/trial.json")}
     assert "skipped" in run("report", tmp_path / "out").out
+
+
+def test_one_that_was_stopped_takes_the_same_course(run, words, tmp_path):
+    whole = run(*words, "--json").json()
+    last = whole["advice"]["order"][-1]
+    for trial in (tmp_path / "out" / "trials").glob(f"{last}-seed*"):
+        shutil.rmtree(trial)
+    (tmp_path / "out" / "compare.json").unlink()
+    again = run(*words, "--json").json()
+    assert again["advice"] == whole["advice"]
+    scores = [[(row["technique"], row["status"], row.get("score")) for row in each["rows"]] for each in (whole, again)]
+    assert scores[0] == scores[1]
 
 
 def test_it_goes_on_as_it_began_whatever_the_atlas_learns_meanwhile(run, words, compared, tmp_path):

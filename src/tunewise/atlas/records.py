@@ -69,12 +69,14 @@ def comparison(folder: Path) -> dict[str, Any]:
     """The content of a finished comparison's `compare.json`.
 
     Raises:
-        SettingError: there is none.
+        SettingError: there is none, or it is not finished.
         ArtifactError: it cannot be read, or is not one that can be recorded.
     """
     path = folder / "compare.json"
     if not path.is_file():
         raise SettingError(f"{folder}: holds no comparison (no compare.json); give the --out of tunewise compare")
+    if not (folder / "report.md").is_file():
+        raise SettingError(f"{folder}: the comparison there is not finished (no report.md); run its command again")
     return checked.read_json(path, limit_bytes=1 << 26)
 
 
