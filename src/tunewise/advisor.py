@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -69,6 +69,12 @@ class Asked:
         }
 
 
+def reads_documents(recipe: Candidate) -> bool:
+    """Whether a technique searches documents when it is asked, so that they may change."""
+    parts: tuple[Candidate, ...] = getattr(recipe, "parts", ()) or (recipe,)
+    return any(item.name == "knowledge" for part in parts for item in fields(part))
+
+
 @dataclass(frozen=True)
 class Advisor:
     """Everything that advice is drawn from: the candidates, the atlas and what it predicts.
@@ -112,7 +118,8 @@ class Advisor:
         records = {name: record for name, record in records.items() if record.task.name != without}
         tables = {name: table for name, table in published().items() if table.task != without}
         candidates = {name: found for name, found in techniques.items() if name != "base"}
-        model = Recommender.fit(evidence(records.values(), tables.values()), list(candidates))
+        reading = [name for name, found in candidates.items() if reads_documents(found)]
+        model = Recommender.fit(evidence(records.values(), tables.values()), list(candidates), reading)
         return cls(candidates, records, tables, model, refused or {}, facts or {}, planner)
 
     def nearest(self, technique: str, features: Features) -> tuple[Record, Row, float] | None:

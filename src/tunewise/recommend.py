@@ -33,6 +33,7 @@ _ENOUGH = 5  # tasks from which on l and a are chosen; fewer leave their default
 _PAPER = 0.1  # standard deviation that a published gain has for being measured otherwise
 _FLOOR = 0.03  # least standard deviation of a recorded gain
 _PRIOR = 1.0  # tasks' worth of weight that the mean of all techniques has in a technique's own
+READING = " over documents"  # what searches documents is another technique where there are none to search
 _SPREAD = 0.05  # usual variance of a technique's gain from task to task
 _WIDEST = 1.0  # standard deviation beyond which a recorded gain says nothing
 
@@ -63,12 +64,14 @@ def evidence(records: Iterable[Record], tables: Iterable[Table] = ()) -> list[Ev
 def _measured(record: Record) -> Evidence:
     """Gains, and their errors from those of the three scores that each is made of."""
     best, apart = record.best[0], record.best[1] - record.base
-    gains = {name: record.gain(name) for name in record.scored if name != "base"}
-    errors = {}
-    for name, gain in gains.items():
-        own, bare, top = (_deviation(record, each) for each in (name, "base", best))
+    found = {name: record.gain(name) for name in record.scored if name != "base"}
+    gains, errors = dict[str, float](), dict[str, float]()
+    for technique, gain in found.items():
+        own, bare, top = (_deviation(record, each) for each in (technique, "base", best))
         error = math.sqrt(own**2 + ((1 - gain) * bare) ** 2 + (gain * top) ** 2) / apart
-        errors[name] = min(max(error, _FLOOR), _WIDEST)
+        reads = bool(record.features.documents) and "knowledge" in record.scored[technique].settings
+        name = technique + READING if reads else technique
+        gains[name], errors[name] = gain, min(max(error, _FLOOR), _WIDEST)
     return Evidence("atlas", record.name, record.task.name, record.features.features(), gains, errors)
 
 
@@ -111,14 +114,15 @@ class Recommender:
 
     evidence: tuple[Evidence, ...]
     techniques: tuple[str, ...]
+    reading: tuple[str, ...] = ()  # those of the techniques that search documents where there are some
     reach: float = 1.4
     share: float = 0.5
     width: float = 1.0
 
     @classmethod
-    def fit(cls, found: Sequence[Evidence], techniques: Sequence[str]) -> Recommender:
+    def fit(cls, found: Sequence[Evidence], techniques: Sequence[str], reading: Sequence[str] = ()) -> Recommender:
         """With the l and a whose predictions of tasks left out are nearest to what was measured there."""
-        plain = cls(tuple(found), tuple(techniques))
+        plain = cls(tuple(found), tuple(techniques), tuple(reading))
         tasks = sorted({each.task for each in found if each.kind == "atlas"})
         if len(tasks) < 2:
             return plain
@@ -148,8 +152,9 @@ class Recommender:
                 continue
             belief = known.predict(each.features)
             for name, gain in each.gains.items():
-                if name in self._known:
-                    at = self.techniques.index(name)
+                technique = name.removesuffix(READING)
+                if technique in self.techniques and name in self._known:
+                    at = self.techniques.index(technique)
                     rows.append((gain - belief.mean[at], belief.covariance[at, at], each.errors[name] ** 2))
         off, variance, noise = np.array(rows).T
         return off, variance, noise
@@ -159,17 +164,22 @@ class Recommender:
         return replace(self, evidence=tuple(each for each in self.evidence if each.task != task))
 
     @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The techniques, then those that search documents as they are where there are some."""
+        return (*self.techniques, *(name + READING for name in self.reading))
+
+    @cached_property
     def _known(self) -> set[str]:
-        return set(self.techniques)
+        return set(self.columns)
 
     @cached_property
     def means(self) -> np.ndarray:
         """m_t, (T,): each task counts once, by how exact its gains are."""
         tasks = sorted({each.task for each in self.evidence if each.kind == "atlas"})
-        gains = np.zeros((len(tasks), len(self.techniques)))
+        gains = np.zeros((len(tasks), len(self.columns)))
         weights = np.zeros_like(gains)
         for row, task in enumerate(tasks):
-            for column, name in enumerate(self.techniques):
+            for column, name in enumerate(self.columns):
                 own = [each for each in self.evidence if each.task == task and name in each.gains]
                 exact = np.array([1 / (_SPREAD + each.errors[name] ** 2) for each in own if each.kind == "atlas"])
                 if len(exact):
@@ -177,7 +187,7 @@ class Recommender:
                     gains[row, column] = float(np.average(values, weights=exact))
                     weights[row, column] = exact.mean() * _SPREAD
         if not weights.any():
-            return np.full(len(self.techniques), 0.5)
+            return np.full(len(self.columns), 0.5)
         grand = float(np.average(gains, weights=weights))
         found: np.ndarray = ((weights * gains).sum(axis=0) + _PRIOR * grand) / (weights.sum(axis=0) + _PRIOR)
         return found
@@ -186,19 +196,19 @@ class Recommender:
     def together(self) -> np.ndarray:
         """B, (T, T): how what is peculiar to a comparison goes together over the techniques."""
         rows = [each for each in self.evidence if each.kind == "atlas"]
-        count = len(self.techniques)
+        count = len(self.columns)
         table = np.zeros((len(rows), count))
         for row, each in zip(table, rows, strict=True):
             for name, gain in each.gains.items():
                 if name in self._known:
-                    row[self.techniques.index(name)] = gain - self.means[self.techniques.index(name)]
+                    row[self.columns.index(name)] = gain - self.means[self.columns.index(name)]
         if len(rows) < 2:
             return 0.1 * np.eye(count)
         from sklearn.covariance import ledoit_wolf
 
         shrunk, _ = ledoit_wolf(table, assume_centered=True)
         found = np.asarray(shrunk) + 1e-4 * np.eye(count)
-        new = [place for place, name in enumerate(self.techniques) if not any(name in each.gains for each in rows)]
+        new = [place for place, name in enumerate(self.columns) if not any(name in each.gains for each in rows)]
         if len(new) < count:  # what no comparison has may be as peculiar as the others are
             usual = float(np.delete(found.diagonal(), new).mean())
             found[new, :] = found[:, new] = 0.0
@@ -211,7 +221,7 @@ class Recommender:
         owners, places, values, noise = list[int](), list[int](), list[float](), list[float]()
         for owner, each in enumerate(self.evidence):
             own = [name for name in each.gains if name in self._known]
-            at = [self.techniques.index(name) for name in own]
+            at = [self.columns.index(name) for name in own]
             beyond = np.array([each.gains[name] for name in own]) - self.means[at]
             if each.kind == "paper":
                 beyond = beyond - beyond.mean() if len(own) > 1 else np.zeros(len(own))
@@ -247,11 +257,13 @@ class Recommender:
         from scipy.linalg import solve_triangular
 
         owners, places, _, _ = self._points
+        reading = [name + READING if features.documents and name in self.reading else name for name in self.techniques]
+        own = [self.columns.index(name) for name in reading]
+        mean, together = self.means[own], self.together[np.ix_(own, own)]
         if not len(owners):
-            return Belief(self.techniques, self.means, self.together * self.width)
+            return Belief(self.techniques, mean, together * self.width)
         factor, solved = self._solved
         near = self.share * np.array([self.near(each.features, features) for each in self.evidence])
-        cross = self.together[:, places] * near[owners]
+        cross = self.together[own][:, places] * near[owners]
         reduced = solve_triangular(factor, cross.T, lower=True)
-        left = self.together - reduced.T @ reduced
-        return Belief(self.techniques, self.means + cross @ solved, left * self.width)
+        return Belief(self.techniques, mean + cross @ solved, (together - reduced.T @ reduced) * self.width)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-from tunewise.advisor import Advisor, Situation, artifact, prompt_tokens
+from tunewise.advisor import Advisor, Situation, artifact, prompt_tokens, reads_documents
 from tunewise.cited import Link, Sentence, say
 from tunewise.report import size
 
@@ -61,7 +61,7 @@ def _turned_down(advisor: Advisor, name: str) -> Sentence | None:
 def _forbidden(advisor: Advisor, asked: Situation, name: str) -> Sentence | None:
     wanted = asked.asked
     if wanted.documents_change:
-        if not reads_documents(advisor, name):
+        if not reads_documents(advisor.techniques[name]):
             fact = Link("request", "documents_change", "", True, "")
             trains = Link("technique", name, "trains", advisor.techniques[name].trains, "")
             return say("The documents change, and what it knows of them stands still once it is made.", fact, trains)
@@ -83,13 +83,6 @@ def _forbidden(advisor: Advisor, asked: Situation, name: str) -> Sentence | None
             source,
         )
     return None
-
-
-def reads_documents(advisor: Advisor, name: str) -> bool:
-    """Whether a technique searches documents when it is asked, so that they may change."""
-    recipe = advisor.techniques[name]
-    parts = getattr(recipe, "parts", ()) or (recipe,)
-    return any(item.name == "knowledge" for part in parts for item in fields(part))
 
 
 def _unmet(advisor: Advisor, asked: Situation, name: str, rise: float) -> Sentence | None:

@@ -112,6 +112,15 @@ def test_documents_that_change_are_for_rag(advisor, features):
     assert without["advised"] is None and "none are given" in row(without, "rag")["why"][0]["text"]
 
 
+def test_documents_that_hold_the_answers_are_for_rag(advisor):
+    features = shipped()["world.town"].features.features().changed(train=300.0, base_loss=4.5)
+    advice = advise(advisor, features, Asked())
+    assert advice["advised"] == "rag"
+    without = advise(advisor, features.changed(documents=0.0, in_documents=0.0), Asked())
+    assert without["advised"] != "rag"
+    assert next(change for change in without["changes"] if change["change"] == "documents")["advised"] == "rag"
+
+
 @pytest.mark.parametrize("features", [SEVEN, FAR, shipped()["stories-3m.trec6"].features.features()])
 def test_thousands_of_tenants_are_for_small_swappable_adaptations(advisor, features):
     advice = advise(advisor, features, Asked(tenants=5000))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tunewise.features import SCALES, Features, differences, distance
-from tunewise.recommend import Evidence, Recommender
+from tunewise.recommend import READING, Evidence, Recommender
 
 SMALL = Features(train=1000.0, generation=0.0, prompt_tokens=30.0, answer_tokens=3.0, parameters=1e6, examples=1000.0)
 LARGE = SMALL.changed(train=1e6, examples=1e6, generation=1.0, answer_tokens=300.0)
@@ -94,3 +94,15 @@ def test_without_evidence_all_are_alike():
     belief = Recommender.fit([], NAMES).predict(SMALL)
     assert len(set(belief.mean)) == 1
     assert sum(belief.chances().values()) == pytest.approx(1.0)
+
+
+def test_what_searches_documents_is_another_technique_where_there_are_some():
+    """Its gains without documents say nothing of those with them."""
+    plain = told("plain", SMALL, {"full": 0.8, "rag": 0.0})
+    library = SMALL.changed(documents=1.0, in_documents=1.0)
+    found = told("library", library, {"full": 0.2, "rag" + READING: 1.0})
+    before = Recommender((plain,), ("full", "rag"), ("rag",))
+    assert before.predict(library).interval("rag")[0] > before.predict(SMALL).interval("rag")[0]
+    after = Recommender((plain, found), ("full", "rag"), ("rag",))
+    assert after.predict(library).mean.argmax() == 1
+    assert after.predict(SMALL).mean.argmax() == 0
