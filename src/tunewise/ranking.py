@@ -10,7 +10,7 @@ from tunewise.cited import Sentence
 from tunewise.recommend import Belief
 from tunewise.refusals import refusal
 
-ALIKE = 0.03  # expected gains that differ by less are ordered by cost
+ALIKE = 0.02  # expected gains that differ by less are ordered by cost
 
 
 @dataclass(frozen=True)

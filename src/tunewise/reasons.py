@@ -13,7 +13,7 @@ from tunewise.ranking import ALIKE, Ranking
 from tunewise.report import size
 
 _APART = 4.0  # distance from which on a published table says nothing
-_FAR = 0.05  # similarity below which a record is not spoken of
+_FAR = 0.2  # similarity below which a record is not spoken of
 _CLOSE = 0.5  # similarity below which the nearest record is said to be far
 
 

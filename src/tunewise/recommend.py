@@ -3,15 +3,15 @@
 A gain is (score - base) / (best - base) of one comparison. The gain of technique t in comparison i, with features x_i:
 
     g_it = m_t + f_t(x_i) + e_it + noise        Cov(f_t(x), f_s(x')) = B_ts a k(x, x')
-    k(x, x') = exp(-d(x, x')^2 / 2 l^2)         Cov(e_it, e_is)      = B_ts (1 - a)
+    k(x, x') = 1 / (1 + d(x, x')^2 / 2 l^2)     Cov(e_it, e_is)      = B_ts (1 - a)
 
 This is the intrinsic coregionalisation model (Bonilla, Chai & Williams 2007; Alvarez, Rosasco & Lawrence 2012, section
-4.2.2): near situations share what is peculiar to them, and techniques share it too, as B says. m_t is a technique's
-mean over tasks, drawn to the mean of all techniques where few tasks know it; B is the covariance of what is left, drawn
-to independence where there are few records (Ledoit & Wolf 2004); the noise is that of the recorded intervals. How far
-similarity reaches (l) and how much it explains (a) are chosen by leaving one task out at a time, and so is how wide the
-intervals must be. Published tables count by how their rows differ from one another: they rarely say where the
-unadapted model stood.
+4.2.2) with the rational quadratic kernel, which falls slowly: near situations share what is peculiar to them, far ones
+a little of it, and techniques share it too, as B says. m_t is a technique's mean over tasks, drawn to the mean of all
+techniques where few tasks know it; B is the covariance of what is left, drawn to independence where there are few
+records (Ledoit & Wolf 2004); the noise is that of the recorded intervals. How far similarity reaches (l) and how much
+it explains (a) are chosen by leaving one task out at a time, and so is how wide the intervals must be. Published tables
+count by how their rows differ from one another: they rarely say where the unadapted model stood.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ class Recommender:
 
     def near(self, one: Features, other: Features) -> float:
         """k: how much two situations have in common, 1 for the same, 0 for strangers."""
-        return float(np.exp(-0.5 * (distance(one, other) / self.reach) ** 2))
+        return float(1 / (1 + 0.5 * (distance(one, other) / self.reach) ** 2))
 
     def neighbours(self, features: Features) -> list[tuple[Evidence, float]]:
         """The evidence with its similarity, nearest first."""
