@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunewise.adaptation import Adaptation, load
     from tunewise.comparison import compare
+    from tunewise.consulting import advise
     from tunewise.fitting import fit
     from tunewise.model import Base, load_base
     from tunewise.registry import all_techniques, make
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "adaptation": ("Adaptation", "load"),
     "comparison": ("compare",),
+    "consulting": ("advise",),
     "fitting": ("fit",),
     "model": ("Base", "load_base"),
     "task": ("Example", "Message", "Task"),
@@ -42,6 +44,7 @@ __all__ = [
     "Task",
     "Technique",
     "TrainSettings",
+    "advise",
     "all_techniques",
     "compare",
     "fit",

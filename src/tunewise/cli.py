@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from tunewise.commands import comparing, documents, inspection, planning, training
+from tunewise.commands import advising, comparing, documents, inspection, planning, training
 from tunewise.console import logs
 from tunewise.errors import RequestError, TunewiseError
 
@@ -25,6 +25,8 @@ app = typer.Typer(
 app.command("techniques")(inspection.techniques)
 app.command("check")(inspection.check)
 app.command("plan")(planning.plan)
+app.command("advise")(advising.advise)
+app.add_typer(advising.atlas, name="atlas")
 app.command("fit")(training.fit)
 app.command("compare")(comparing.compare)
 app.command("eval")(training.evaluate)

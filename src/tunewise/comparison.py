@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
@@ -33,13 +33,16 @@ from tunewise.needs import Need
 from tunewise.page import page
 from tunewise.report import markdown
 from tunewise.retention import Retention
-from tunewise.rows import Budget, Progress, Runs
+from tunewise.rows import Budget, Progress, Runs, skipped
 from tunewise.statistics import against, interval, luck, ranks
 from tunewise.task import Task
 from tunewise.technique import Technique
 from tunewise.train import TrainSettings
 from tunewise.trial import ANSWERS
 from tunewise.verdict import verdict
+
+if TYPE_CHECKING:
+    from tunewise.advised import Course
 
 SCHEMA = 1
 
@@ -66,6 +69,7 @@ def compare(
     on_trial: OnTrial = lambda folder, identity: None,
     life: str | None = None,
     locked: bool = False,
+    course: Course | None = None,
 ) -> dict[str, Any]:
     """Run the comparison and return the content of `compare.json`; it is written to `out` with `report.md` and `.html`.
 
@@ -90,6 +94,7 @@ def compare(
         on_trial: called with a trial's folder and recipe when it begins, and with None twice when it is over.
         life: names this attempt; a trial that failed in it is not tried again in it (default: a new one).
         locked: the caller holds the folder's lock.
+        course: advice to follow: what to run in which order, and when to stop; default: all, in their order.
 
     Raises:
         SettingError: two rows of the same name, or none; a need that is not one.
@@ -125,8 +130,11 @@ def compare(
         runs, answers = Runs(cache, budget, settings, folder / "trials", held, progress, clock), dict[str, list[str]]()
         tables: dict[str, np.ndarray] = {}
         order = sorted(techniques, key=lambda technique: technique.trains) if clock else techniques
-        for place, technique in enumerate(order):
-            row, records = runs.row(technique.resolved(base), len(order) - place)
+        turns = course.turns(order, result["rows"]) if course is not None else _all_of(order)
+        for technique, left, reason in turns:
+            row, records = (
+                runs.row(technique.resolved(base), left) if reason is None else (skipped(technique, reason), [])
+            )
             if price is not None and "cost" in row:
                 row["cost"]["usd_per_1000_requests"] = row["cost"]["seconds_per_example"] / 3.6 * price
             result["rows"].append(row)
@@ -135,6 +143,8 @@ def compare(
                 tables[row["technique"]] = np.array([record["per_example"] for record in records])
                 answers[row["technique"]] = records[0]["answers"]
             _conclude(result, tables, wanted)
+            if course is not None:
+                result["advice"] = course.to_json()
             result["answers"] = _answers(cache, tables, answers)
             result["seconds"] = time.perf_counter() - begun
             store.write_json(folder / "compare.json", result)
@@ -142,6 +152,12 @@ def compare(
         store.write_text(folder / "report.md", markdown(result))
         store.write_text(folder / "report.html", page(result))
     return result
+
+
+def _all_of(order: Sequence[Technique]) -> Iterator[tuple[Technique, int, str | None]]:
+    """Every technique, with how many are left with it."""
+    for place, technique in enumerate(order):
+        yield technique, len(order) - place, None
 
 
 def _conclude(result: dict[str, Any], tables: dict[str, np.ndarray], needs: Sequence[Need]) -> None:

@@ -64,6 +64,10 @@ class Composed(Technique):
             for new in varying.varied(held)
         ]
 
+    def lacks(self, base: Base, task: Task) -> str:
+        """What the first part lacks that lacks something."""
+        return next(filter(None, (part.lacks(base, task) for part in self.parts)), "")
+
     def stamp(self, task: Task) -> str:
         """The parts' stamps."""
         return "+".join(filter(None, (part.stamp(task) for part in self.parts)))

@@ -56,10 +56,11 @@ _FLAGS: dict[str, Callable[[Row], bool]] = {
 
 @dataclass(frozen=True)
 class Need:
-    """One requirement, as it was written."""
+    """One requirement, as it was written; `quantity` is what it is about: memory, artifact, ..., mergeable, retain."""
 
     text: str
     holds: Callable[[Row], bool]
+    quantity: str = ""
 
     @classmethod
     def read(cls, text: str) -> Need:
@@ -70,7 +71,7 @@ class Need:
         """
         words = text.strip()
         if words in _FLAGS:
-            return cls(words, _FLAGS[words])
+            return cls(words, _FLAGS[words], words)
         found = re.fullmatch(r"(\w+)\s*(<=|>=|<|>)\s*([\d.]+)\s*([A-Za-z]*)", words)
         if found is None or found[1] not in _QUANTITIES or found[3].count(".") > 1 or found[3] == ".":
             raise SettingError(
@@ -81,4 +82,5 @@ class Need:
         if found[4] not in units:
             raise SettingError(f'--need is "{text}", but its unit must be one of {", ".join(filter(None, units))}')
         limit, compare = float(found[3]) * units[found[4]], _COMPARE[found[2]]
-        return cls(words, lambda row: (row.get(group) or {}).get(name) is not None and compare(row[group][name], limit))
+        holds = lambda row: (row.get(group) or {}).get(name) is not None and compare(row[group][name], limit)  # noqa: E731
+        return cls(words, holds, found[1])

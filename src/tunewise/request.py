@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunewise import store
 from tunewise.options import COMPARED, load_model, read_task, read_texts, recipes_of, settings_of
 
 Progress = Callable[[str, str, int, int], None]
@@ -48,6 +49,7 @@ class Request:
     report_to: list[str] = field(default_factory=list)
     started: float | None = None
     command: list[str] | None = None
+    advised: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The arguments of this class."""
@@ -64,7 +66,8 @@ class Request:
         probed = read_task(self.probe, None, None, None) if self.probe else None
         chosen = settings_of(self.sets)
         held = [f"{name}.{setting}" for name, own in chosen.items() for setting in own]
-        recipes = recipes_of(self.techniques, chosen, self.sources, self.default_sources, self.knowledge)
+        names = f"base,{self.techniques}" if self.advised and not self._has_base() else self.techniques
+        recipes = recipes_of(names, chosen, self.sources, self.default_sources, self.knowledge)
         from tunewise.comparison import compare
         from tunewise.rows import Budget
         from tunewise.train import TrainSettings
@@ -72,6 +75,20 @@ class Request:
         budget, settings = Budget(**self.budget), TrainSettings(**self.settings)
         progress(self.model, "loading", 0, 0)
         base = load_model(self.model, self.revision, self.dtype, self.device, self.max_length)
+        course = None
+        if self.advised:
+            from tunewise.advised import Course
+
+            progress("advice", "looking at the task", 0, 0)
+            course = Course.open(
+                base,
+                task,
+                recipes,
+                store.output_folder(self.out),
+                knowledge=self.knowledge,
+                examples=budget.steps * settings.rows,
+                needs=self.needs,
+            )
         return compare(
             base,
             task,
@@ -89,5 +106,10 @@ class Request:
             started=self.started,
             command=self.command,
             progress=progress,
+            course=course,
             **watching,
         )
+
+    def _has_base(self) -> bool:
+        names = [name.strip() for name in self.techniques.split(",")]
+        return "base" in names or names == ["all"]

@@ -67,7 +67,7 @@ class Runs:
         if self.clock is None:
             return self.row_of(technique)
         if self.clock.left <= 0:
-            return _skipped(technique, f"the {self.budget.minutes:g} minutes were over"), []
+            return skipped(technique, f"the {self.budget.minutes:g} minutes were over"), []
         runs = self._timed(self.clock, technique, rows_left) if technique.trains else self
         begun = time.perf_counter()
         row, records = runs.row_of(technique)
@@ -122,7 +122,8 @@ class Runs:
         return {**record.get("stage", whole), "reason": None}
 
 
-def _skipped(technique: Technique, reason: str) -> dict[str, Any]:
+def skipped(technique: Technique, reason: str) -> dict[str, Any]:
+    """The row of a technique that is not run."""
     return {
         **technique.to_json(),
         "family": technique.family,

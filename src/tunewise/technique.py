@@ -140,6 +140,13 @@ class Technique(ABC):
         """The same recipe with this learning rate, to three digits."""
         return replace(self, **{"learning_rate": float(f"{rate:.3g}")})
 
+    def lacks(self, base: Base, task: Task) -> str:
+        """What a model and a task lack for this recipe, in a sentence; empty where nothing is known to be missing.
+
+        It is for advice before anything runs: `base` may come without its weights.
+        """
+        return ""
+
     def stamp(self, task: Task) -> str:
         """What names the state of files that it reads besides the task's; empty where it reads none."""
         return ""

@@ -66,10 +66,12 @@ def test_commands_parse(path, work, monkeypatch):
 def test_commands_run(path, work, monkeypatch, capfd):
     """In the order of the page, with budgets cut; the demo has a test of its own."""
     monkeypatch.chdir(work)
+    monkeypatch.setenv("TUNEWISE_HOME", str(work / "home"))
     for words in commands(path):
         if words[0] == "demo":
             continue
-        monkeypatch.setattr(sys, "argv", ["tunewise", *words, *SHORT.get(words[0], [])])
+        fewer = ["--techniques", "base,icl,lora"] if "--advised" in words else []
+        monkeypatch.setattr(sys, "argv", ["tunewise", *words, *SHORT.get(words[0], []), *fewer])
         try:
             cli.main()
         except SystemExit as end:

@@ -93,6 +93,9 @@ def compare(
     report_to: Annotated[
         str | None, typer.Option(help="Follow training in tensorboard, wandb, mlflow or trackio (joined by commas).")
     ] = None,
+    advised: Annotated[
+        bool, typer.Option("--advised", help="Run what advice says could win, best first, and stop when it is settled.")
+    ] = False,
     patience: Annotated[float, typer.Option(help="Seconds without a sign of life after which a trial hangs.")] = 1800,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Run trials here: a crash then ends the comparison.")
@@ -122,6 +125,7 @@ def compare(
         report_to=[name.strip() for name in report_to.split(",")] if report_to else [],
         started=time.time(),
         command=["tunewise", *sys.argv[1:]],
+        advised=advised,
     )
     _compare(request, as_json, patience, in_process)
 

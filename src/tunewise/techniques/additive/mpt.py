@@ -61,6 +61,11 @@ class MPT(Technique):
     factor_speed: float = setting(4 / 3, "Learning rate of u and v over that of P*.", low=0.0, high=100.0)
     learning_rate: float | None = learning_rate()
 
+    def lacks(self, base: Base, task: Task) -> str:
+        """Source tasks."""
+        said = "mpt needs source tasks to distil its prompt from; give --sources task1,task2, or use prompt_tuning"
+        return "" if self.sources else said
+
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put the prompt before the input; it is made in `learn`.
 
@@ -93,24 +98,22 @@ class _Multitask(Attachment):
     def learn(self, study: Study) -> None:
         from tunewise.evaluate import encoder_for
 
-        tasks = self._sources()
+        tasks = self._sources(study)
         sequences = [encoder_for(self, source).encode(source.train) for source in tasks]
         teachers = [self._teacher(rows, study, index) for index, rows in enumerate(sequences)]
         self._distil(sequences, teachers, study)
         self.other = None
 
-    def _sources(self) -> list[Task]:
+    def _sources(self, study: Study) -> list[Task]:
         from tunewise.task import Task as Reader
 
-        if not self.recipe.sources:
-            raise TechniqueError(
-                "mpt needs source tasks to distil its prompt from; give --sources task1,task2, or use prompt_tuning"
-            )
+        if lacking := self.recipe.lacks(self.base, study.task):
+            raise TechniqueError(lacking)
         return [Reader.read(source) for source in self.recipe.sources]
 
     def rehearse(self, study: Study) -> None:
         """The sources must be there; its size does not depend on them."""
-        self._sources()
+        self._sources(study)
 
     def _teacher(self, rows: list[Sequence], study: Study, index: int) -> Tensor:
         """The prompt that ordinary prompt tuning finds for one source task."""

@@ -19,10 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from tunewise.errors import SettingError, TechniqueError
+from tunewise.pack import Encoder
 from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
     from tunewise.model import Base
+    from tunewise.task import Example, Task
+
+
+_NONE = (
+    "pasta needs special tokens, and this task's prompts hold none with this tokenizer; name tokens that occur in "
+    "pasta.tokens, or use prompt_tuning or prefix_tuning"
+)
+
+
+def tokens_of(encoder: Encoder, task: Task, render: Callable[[Example], Example]) -> set[int]:
+    """The ids that stand in the prompts of a task's first examples."""
+    examples = [render(example) for example in (*task.train[:256], *task.validation[:64])]
+    return {i for sequence in encoder.encode(examples) for i in sequence.ids[: sequence.prompt]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +67,12 @@ class Pasta(Technique):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "identity_at_start", self.init == "zero")
+
+    def lacks(self, base: Base, task: Task) -> str:
+        """Special tokens in the task's prompts."""
+        known = base.tokenizer.get_vocab()
+        wanted = {known[token] for token in self.tokens if token in known} or set(base.tokenizer.all_special_ids)
+        return "" if wanted & tokens_of(Encoder(base, task), task, lambda example: example) else _NONE
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """A vector for every special token of the tokenizer; `learn` keeps those that the task has.
@@ -95,14 +115,10 @@ class _Special(Attachment):
     def learn(self, study: Study) -> None:
         from tunewise.evaluate import encoder_for
 
-        examples = [self.render(example) for example in (*study.task.train[:256], *study.task.validation[:64])]
-        seen = {i for s in encoder_for(self, study.task).encode(examples) for i in s.ids[: s.prompt]}
+        seen = tokens_of(encoder_for(self, study.task), study.task, self.render)
         kept = [row for row, token in enumerate(self.ids.tolist()) if token in seen]
         if not kept:
-            raise TechniqueError(
-                "pasta needs special tokens, and this task's prompts hold none with this tokenizer; name tokens that "
-                "occur in pasta.tokens, or use prompt_tuning or prefix_tuning"
-            )
+            raise TechniqueError(_NONE)
         values = self.vectors.detach()[:, kept].clone()
         self._keep([self.ids.tolist()[row] for row in kept])
         self.vectors = self.add("vectors", values)

@@ -38,6 +38,7 @@ _POOL = 20_000  # training examples that may be shown
 _TRIED = 32  # examples of selection=gain, and validation examples of each try
 _ORDERS = 24  # permutations that are probed (Lu et al. 2022)
 _FIXED = ("random", "balanced", "gain")
+_NO_PROMPTS = "icl needs training examples with a prompt, and this task has plain text only"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,10 @@ class ICL(Technique):
     )
     instruction: str = setting("", "A text before the examples.")
     instructions: tuple[str, ...] = setting((), "Candidates for it, chosen on validation.")
+
+    def lacks(self, base: Base, task: Task) -> str:
+        """Prompts."""
+        return "" if any(example.messages for example in task.train) else _NO_PROMPTS
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Nothing is shown until `learn` has seen a task."""
@@ -129,7 +134,7 @@ class _Shown(Embedded):
         order = torch.randperm(len(task.train), generator=stream(study.seed, "icl", "pool")).tolist()
         pool = [task.train[index] for index in order[:_POOL] if task.train[index].messages]
         if not pool:
-            raise TechniqueError("icl needs training examples with a prompt, and this task has plain text only")
+            raise TechniqueError(_NO_PROMPTS)
         if self.recipe.selection == "balanced":
             pool = [pool[place] for place in demonstrations.balanced([example.answer for example in pool])]
         self.order = "nearest_last" if self.recipe.order == "validation" else self.recipe.order

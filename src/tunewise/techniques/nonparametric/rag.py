@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _IN_MEMORY = 50_000  # passages that are searched one by one
+_NO_PROMPTS = "rag needs questions, and this task has plain text only"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,10 @@ class RAG(Technique):
         choices=("auto", "bare", "quoted"),
     )
 
+    def lacks(self, base: Base, task: Task) -> str:
+        """Prompts."""
+        return "" if any(example.messages for example in task.train) else _NO_PROMPTS
+
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Nothing is retrieved until `learn` has seen a task."""
         return _Retrieving(base, self)
@@ -106,7 +111,7 @@ class _Retrieving(Embedded):
     def learn(self, study: Study) -> None:
         task = study.task
         if not any(example.messages for example in task.train):
-            raise TechniqueError("rag needs questions, and this task has plain text only")
+            raise TechniqueError(_NO_PROMPTS)
         where = self.recipe.knowledge or task.knowledge or ""
         encoder = Encoder(self.base, task)
         answers = sorted(len(sequence.ids) - sequence.prompt for sequence in encoder.encode(task.train))

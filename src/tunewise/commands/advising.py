@@ -1,0 +1,204 @@
+"""Commands that foresee: advice on which technique to choose, and the recorded comparisons that it is drawn from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunewise.console import console, print_json, quiet
+from tunewise.errors import ArtifactError, SettingError
+from tunewise.options import (
+    BatchSize,
+    Columns,
+    Config,
+    Data,
+    Json,
+    Knowledge,
+    MaxLength,
+    Metric,
+    Model,
+    Revision,
+    Sources,
+    Template,
+    read_task,
+    recipes_of,
+)
+
+if TYPE_CHECKING:
+    from tunewise.advisor import Planner
+
+_BYTES = {
+    "": 1.0,
+    "B": 1.0,
+    "kB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "TB": 1e12,
+    "KiB": 2.0**10,
+    "MiB": 2.0**20,
+    "GiB": 2.0**30,
+}
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def advise(
+    model: Model,
+    data: Data,
+    memory: Annotated[str | None, typer.Option(help="Memory of the device, e.g. 24GB.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time that training may take, e.g. 2h.")] = None,
+    requests_per_day: Annotated[float, typer.Option(help="Requests that will be answered in a day.")] = 1000.0,
+    tenants: Annotated[int, typer.Option(help="Adaptations that one loaded model must serve.")] = 1,
+    need: Annotated[
+        list[str] | None, typer.Option(help="What it must have: mergeable, swappable, retain, artifact<50MB, ...")
+    ] = None,
+    forget_nothing: Annotated[
+        bool, typer.Option("--forget-nothing", help="The model's own weights must stay, to be had back at any time.")
+    ] = False,
+    knowledge: Knowledge = None,
+    documents_change: Annotated[
+        bool, typer.Option("--documents-change", help="Answers must follow documents that change after training.")
+    ] = False,
+    plan: Annotated[Path | None, typer.Option(help="What tunewise plan --json printed, to say what fits.")] = None,
+    budget_steps: Annotated[int, typer.Option(help="Optimiser steps that a technique may train for.")] = 100,
+    batch_size: BatchSize = 8,
+    columns: Columns = None,
+    template: Template = None,
+    metric: Metric = None,
+    sources: Sources = None,
+    max_length: MaxLength = None,
+    revision: Revision = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Say which technique to choose, why, on what evidence, and what would change the answer; nothing is trained."""
+    from tunewise.advisor import Asked
+
+    asked = Asked(
+        memory=quantity("--memory", memory, _BYTES),
+        time=quantity("--time", time, _SECONDS),
+        requests_per_day=requests_per_day,
+        tenants=tenants,
+        needs=tuple(need or ()),
+        forget_nothing=forget_nothing,
+        documents_change=documents_change,
+    )
+    task = read_task(data, columns, template, metric)
+    recipes = recipes_of("all", {}, sources, (), knowledge)
+    quiet()
+    from tunewise import consulting
+    from tunewise.advice_page import page
+    from tunewise.outline import consulted
+
+    found = consulting.advise(
+        consulted(model, revision, max_length),
+        task,
+        recipes=recipes,
+        asked=asked,
+        knowledge=knowledge,
+        examples=budget_steps * batch_size,
+        planner=read_plan(plan) if plan is not None else None,
+    )
+    if as_json:
+        print_json(found)
+    else:
+        console().print(page(found))
+
+
+def quantity(option: str, text: str | None, units: dict[str, float]) -> float | None:
+    """A number with a unit."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if found is None or found[2] not in units:
+        raise SettingError(f'{option} is "{text}" but must be a number with one of {", ".join(filter(None, units))}')
+    return float(found[1]) * units[found[2]]
+
+
+def read_plan(path: Path) -> Planner:
+    """A planner that always gives the rows of a file."""
+    from tunewise import checked
+
+    rows = checked.read_json(path).get("rows")
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("technique"), str) and isinstance(row.get("verdict"), str)
+        for row in rows
+    ):
+        raise ArtifactError(f"{path}: is no plan; give what tunewise plan --json printed")
+    return lambda memory: rows
+
+
+atlas = typer.Typer(
+    help="The recorded comparisons that advice is drawn from: list them, show one, add your own.",
+    invoke_without_command=True,
+)
+
+
+@atlas.callback()
+def listed(context: typer.Context, as_json: Json = False) -> None:
+    """The recorded comparisons that advice is drawn from; `atlas show NAME` shows one, `atlas add RUN` adds one."""
+    if context.invoked_subcommand is not None:
+        return
+    from tunewise.advice_page import atlas_table
+    from tunewise.atlas.records import all_records, own_folder
+
+    records = all_records()
+    if as_json:
+        print_json([_facts(record) for record in records.values()])
+    else:
+        console().print(atlas_table(records.values(), own_folder()))
+
+
+def _facts(record: Any) -> dict[str, Any]:
+    best, score = record.best
+    return {
+        "name": record.name,
+        "model": record.model.name,
+        "parameters": record.model.parameters,
+        "task": record.task.name,
+        "kind": record.task.kind,
+        "metric": record.task.metric,
+        "train": record.task.train,
+        "base": record.base,
+        "best": best,
+        "score": score,
+        "seeds": record.budget.seeds,
+        "created": record.provenance.created,
+    }
+
+
+@atlas.command("show")
+def show(name: Annotated[str, typer.Argument(help="A record's name.")], as_json: Json = False) -> None:
+    """Show one record: where it is from, its features and its rows."""
+    from tunewise.advice_page import record_page
+    from tunewise.atlas.records import find
+
+    record = find(name)
+    if as_json:
+        print_json(record.model_dump(by_alias=True))
+    else:
+        console().print(record_page(record))
+
+
+@atlas.command("add")
+def add(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished comparison.")],
+    name: Annotated[str | None, typer.Option(help="Name of the record; default: MODEL.TASK.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the model is now, if it has moved.")] = None,
+    data: Annotated[str | None, typer.Option(help="Where the data is now, if it has moved.")] = None,
+    into: Annotated[Path | None, typer.Option(help="Folder for the record; default: your own atlas.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Add a finished comparison to your own atlas, so that advice draws on it too."""
+    from tunewise.atlas import records
+    from tunewise.atlas.packing import pack
+
+    quiet()
+    record = pack(run, model=model, data=data, name=name)
+    path = records.add(record, into)
+    if as_json:
+        print_json({**_facts(record), "path": str(path)})
+    else:
+        console().print(f"{record.name} is recorded in {path}", markup=False, highlight=False)

@@ -1,0 +1,96 @@
+"""The atlas: its files are read strictly, a comparison becomes a record, and a user's own records count."""
+
+import copy
+import json
+
+import pytest
+
+from tunewise.atlas import records
+from tunewise.atlas.published import tables
+from tunewise.atlas.schema import read, record_of
+from tunewise.errors import ArtifactError
+from tunewise.registry import all_techniques
+
+NAME = "world.reviews"
+
+
+@pytest.fixture
+def value():
+    return records.shipped()[NAME].model_dump(by_alias=True)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv(records.HOME, str(tmp_path))
+    return tmp_path / "atlas"
+
+
+def test_records_of_the_package_are_whole():
+    for name, record in records.shipped().items():
+        assert record.name == name
+        assert record.provenance.command.startswith("tunewise compare")
+        assert set(record.scored) <= set(all_techniques())
+        best, score = record.best
+        assert record.gain("base") == 0.0 and (record.gain(best) == 1.0 or score == record.base)
+        assert best in record.ties()
+        features = record.features
+        assert features.parameters == record.model.parameters and features.train == record.task.train
+        assert features.base_loss is not None and features.generation == (record.task.kind != "classification")
+
+
+def test_a_record_survives_writing_and_reading(home, value):
+    record = records.shipped()[NAME]
+    path = records.add(record)
+    assert path == home / f"{NAME}.json"
+    assert read(path) == record == records.all_records()[NAME]
+    assert json.loads(path.read_text("utf-8")) == value
+
+
+def test_own_records_replace_those_of_the_same_name(home, value):
+    value["rows"][0]["score"]["mean"] = 0.125
+    records.add(record_of(value, home))
+    assert records.all_records()[NAME].base == 0.125
+    assert records.shipped()[NAME].base != 0.125
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v.pop("budget"), "budget"),
+        (lambda v: v.update(more=1), "more"),
+        (lambda v: v.update(schema=2), "schema"),
+        (lambda v: v.update(name="../evil"), "name"),
+        (lambda v: v["features"].update(train="many"), "features.train"),
+        (lambda v: v["features"].pop("balance"), "features.balance"),
+        (lambda v: v["rows"][3]["score"].update(mean=None), "rows.3.score.mean"),
+        (lambda v: v["rows"][3].update(score=None), "has no score"),
+        (lambda v: v["rows"][3].update(technique="icl"), "two rows"),
+        (lambda v: v["rows"].pop(0), "the row of base"),
+        (lambda v: v["rows"][3]["cost"].update(artifact_bytes=-1), "artifact_bytes"),
+        (lambda v: v["rows"][3]["cost"].update(merges=1), "merges"),
+    ],
+)
+def test_what_is_not_a_record_is_refused_in_one_sentence(tmp_path, value, change, said):
+    changed = copy.deepcopy(value)
+    change(changed)
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(changed))
+    with pytest.raises(ArtifactError) as refused:
+        read(path)
+    message = str(refused.value)
+    assert message.startswith(f"{path}: is no record of an atlas") and said in message and "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": NaN}', '{"a": 1, "a": 2}', "\x00", "{" * 100])
+def test_what_is_no_json_object_is_refused(tmp_path, text):
+    path = tmp_path / "odd.json"
+    path.write_text(text)
+    with pytest.raises(ArtifactError):
+        read(path)
+
+
+def test_published_tables_name_their_sources():
+    for table in tables().values():
+        assert table.url.startswith("https://") and table.title in table.cited
+        assert set(table.scored) <= set(all_techniques())
+        assert max(table.gain(name) for name in table.scored) == 1.0
