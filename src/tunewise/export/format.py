@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -106,3 +107,13 @@ def not_in_weights(attachment: Attachment) -> str | None:
     if all(part.recipe.sides <= {"prompt"} for part in parts if not part.recipe.mergeable):
         return f"{names} changes the prompt and no weight"
     return f"{names} adds to the model what is no change of its weights"
+
+
+def needs(package: str, extra: str) -> None:
+    """Refuse where a package is not installed.
+
+    Raises:
+        SettingError: names the extra that brings it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise SettingError(f"this format needs {package}, which is not installed: pip install 'tunewise[{extra}]'")

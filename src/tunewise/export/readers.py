@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +43,16 @@ class Causal(Reader):
         self.model, self.device, self.tokenizer = model, device, tokenizer
 
     @classmethod
-    def from_folder(cls, folder: Path, base: Base, **arguments: Any) -> Causal:
-        """Load weights and tokenizer from a folder, and compute in the base's own type."""
+    def from_folder(
+        cls, folder: Path, base: Base, model: Mapping[str, Any] = {}, tokenizer: Mapping[str, Any] = {}
+    ) -> Causal:
+        """Load weights and tokenizer from a folder, and compute in the base's own type; with further arguments."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        common = {"trust_remote_code": False, **arguments}
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=base.model.dtype, **common)
-        return cls(model.to(base.device).eval(), base.device, AutoTokenizer.from_pretrained(str(folder), **common))
+        common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+        found: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=base.model.dtype, **common, **model)
+        own = AutoTokenizer.from_pretrained(folder, **common, **tokenizer)
+        return cls(found.to(base.device).eval(), base.device, own)
 
     @torch.no_grad()
     def logits(self, ids: list[int]) -> Tensor:

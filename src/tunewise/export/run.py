@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tunewise import __version__, store
 from tunewise.adaptation import Adaptation, load
-from tunewise.errors import RequestError, SettingError
+from tunewise.errors import RequestError, SettingError, TunewiseError
 from tunewise.export.format import Asked, Format, Written, find
 from tunewise.export.parity import TOLERANCE, Measured, Progress, Prompts, Trained, measure, tokenizer_problem, verdict
 from tunewise.model import DTYPES, Base
@@ -124,7 +124,13 @@ def _compared(
     written: Written,
     progress: Progress,
 ) -> dict[str, Any]:
-    reader = form.read(folder, base)
+    try:
+        reader = form.read(folder, base)
+    except Exception as error:  # each format's reader raises what it likes; all of it means the same
+        raise TunewiseError(
+            f"{folder}: was written as {form.name}, but cannot be read back: {' '.join(str(error).split())[:300]}; "
+            "it is kept to be looked at, and must not be used"
+        ) from error
     try:
         measured = measure(reader, prompts, "asking the export", progress)
         found = verdict(reader, trained, measured, bare, prompts, share, written.slack)
