@@ -64,7 +64,7 @@ def _vocabulary(text: str, size: int) -> Vocabulary:
     if pre is not None:
         return Vocabulary(None, "gpt2", pre, tokens, types, [" ".join(pair) for pair in pairs])
     prefix = _space_prefix(facts.get("pre_tokenizer"), facts.get("normalizer"))
-    if prefix is None or not model.get("byte_fallback"):
+    if prefix is None or types.count(_BYTE) < 256:  # llama.cpp stops at a byte that is no token
         return Vocabulary("its tokenizer splits or changes text in a way that has no name in GGUF")
     scores = [0.0 if kind in (_BYTE, _CONTROL, _UNKNOWN) else -1e6 for kind in types]
     for token, index in known.items():
