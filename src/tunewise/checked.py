@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
+_HUB = ("README.md", ".gitattributes")  # what the Hub keeps beside an adaptation; never read
 JSON_BYTES, JSON_DEPTH = 1 << 20, 32
 HEADER_BYTES, TENSOR_COUNT = 10_000_000, 100_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
@@ -112,7 +113,7 @@ def verified(folder: Path) -> Stored:
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
             raise refusal(folder, "is not a folder")
-        present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
+        present = {entry.name for entry in folder.iterdir()} - {MANIFEST, *_HUB}
     except OSError as error:
         raise refusal(folder, f"cannot be read ({error.strerror})") from error
     listed = _read_manifest(folder / MANIFEST)

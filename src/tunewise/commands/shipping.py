@@ -63,3 +63,33 @@ def export(
         console().print(text(found, out), markup=False, highlight=False)
     if not found["same"]:
         sys.exit(1)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of an adaptation or of an export.")],
+    repo: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, where it is new.")] = False,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="Licence as the Hub names it, e.g. apache-2.0.")
+    ] = None,
+    card_only: Annotated[bool, typer.Option("--card-only", help="Print the model card and send nothing.")] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Put an adaptation or an export on the Hugging Face Hub, with a model card of what is known about it."""
+    from tunewise.export.push import prepared
+    from tunewise.export.push import push as send
+
+    place = folder_of(folder)
+    if card_only:
+        files, text = prepared(place, repo, licence)
+        if as_json:
+            print_json({"repository": repo, "card": text, "files": [str(path.relative_to(place)) for path in files]})
+        else:
+            typer.echo(text, nl=False)
+        return
+    found = send(place, repo, private=private, licence=licence)
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(f"{len(found['files'])} files are at {found['url']}")

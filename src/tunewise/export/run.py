@@ -13,6 +13,7 @@ from torch import Tensor
 from tunewise import __version__, store
 from tunewise.adaptation import Adaptation, load
 from tunewise.errors import RequestError, SettingError, TunewiseError
+from tunewise.export.facts import facts_of
 from tunewise.export.format import Asked, Format, Written, find
 from tunewise.export.parity import TOLERANCE, Measured, Progress, Prompts, Trained, measure, tokenizer_problem, verdict
 from tunewise.model import DTYPES, Base
@@ -65,13 +66,17 @@ def export(
     loaded = load(path, base=base, model=model, settings=settings)
     held = loaded.attachment.base
     try:
-        return _export(loaded, to, folder, task, DTYPES[dtype] if dtype else held.model.dtype, error, rank, progress)
+        facts = facts_of(Path(path))
+        return _export(
+            loaded, facts, to, folder, task, DTYPES[dtype] if dtype else held.model.dtype, error, rank, progress
+        )
     finally:
         held.release()
 
 
 def _export(
     loaded: Adaptation,
+    facts: dict[str, Any],
     to: str,
     folder: Path,
     task: Task | None,
@@ -104,7 +109,7 @@ def _export(
         "tunewise": __version__,
         "format": to,
         "dtype": str(dtype).removeprefix("torch."),
-        "adaptation": {key: loaded.record.get(key) for key in ("technique", "label", "settings", "base")},
+        "adaptation": facts,
         **found,
         "notes": [*written.notes, *([why] if why else [])],
         **(written.facts or {}),

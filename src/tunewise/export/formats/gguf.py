@@ -82,10 +82,12 @@ class Gguf(Format):
         """Through transformers' own reader; two sizes that it does not take from the file are taken from there here."""
         from gguf import GGUFReader
 
-        file = GGUFReader(folder / FILE)
+        file: Any = GGUFReader(folder / FILE)
         kind = str(file.get_field("general.architecture").contents())
         missed = {"gpt2": ("n_positions", "context_length"), "qwen3": ("head_dim", "attention.key_length")}
-        more = {name: int(file.get_field(f"{kind}.{key}").contents()) for name, key in [*filter(None, [missed.get(kind)])]}
+        more = {
+            name: int(file.get_field(f"{kind}.{key}").contents()) for name, key in [*filter(None, [missed.get(kind)])]
+        }
         with redirect_stderr(StringIO()):  # it shows a bar of its own
             return Causal.from_folder(folder, base, {"gguf_file": FILE, **more}, {"gguf_file": FILE})
 
@@ -143,7 +145,7 @@ def write_file(model: PreTrainedModel, base: Base, path: Path, asked: Asked) -> 
 
 
 def _interleaved(weight: Tensor, heads: int) -> Tensor:
-    """Rows of each head in the order 0, c/2, 1, c/2 + 1, ...: rotary pairs side by side instead of half a head apart."""
+    """Rows of each head as 0, c/2, 1, c/2 + 1, ...: rotary pairs side by side, not half a head apart."""
     pairs = weight.view(heads, 2, len(weight) // heads // 2, *weight.shape[1:])
     return pairs.transpose(1, 2).reshape(weight.shape)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tunewise.errors import TechniqueError
 from tunewise.evaluate import encoder_for
-from tunewise.export.format import Asked, Format, Written
+from tunewise.export.format import Asked, Written
 from tunewise.export.formats.gguf import FILE, Gguf
 from tunewise.task import Example, Message
 
@@ -65,7 +65,8 @@ def template(encoder: Encoder) -> str:
             text = "{{ if .System }}" + with_system + "{{ else }}" + alone + "{{ end }}"
     if '"""' in text or "{{" in alone:
         raise TechniqueError(
-            'the adaptation cannot be exported to ollama: its template holds """ or {{, which a Modelfile cannot; use gguf'
+            'the adaptation cannot be exported to ollama: its template holds """ or {{, which end or alter a '
+            "Modelfile's; use gguf"
         )
     return text.replace(_SYSTEM, "{{ .System }}").replace(_USER, "{{ .Prompt }}") + "{{ .Response }}"
 

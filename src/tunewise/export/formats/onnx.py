@@ -68,7 +68,7 @@ class _Logits(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return output.logits  # type: ignore[no-any-return]
+        return output.logits
 
 
 def trace(model: nn.Module, base: Base, path: Path) -> None:
@@ -89,7 +89,7 @@ def trace(model: nn.Module, base: Base, path: Path) -> None:
                 dynamo=True,
                 input_names=list(names),
                 output_names=["logits"],
-                dynamic_shapes={name: free for name in names},
+                dynamic_shapes=dict.fromkeys(names, free),
                 verbose=False,
             )
     finally:
