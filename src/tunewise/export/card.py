@@ -86,7 +86,7 @@ def _body(facts: Mapping[str, Any], parity: Mapping[str, Any] | None, name: str,
         yield "\n## Whether it is the model that was trained\n"
         yield (
             f"On {parity['prompts']} prompts its logits differ from the trained model's by at most "
-            f"{parity['max_logit_difference']:.2g}; training had moved them by up to {parity['moved_by_training']:.2g}; "
+            f"{parity['max_logit_difference']:.2g}; training moved them by up to {parity['moved_by_training']:.2g}; "
             f"{100 * parity['greedy_agreement']:.0f} % of the greedy continuations are the same."
         )
         for note in parity["notes"]:
@@ -110,8 +110,8 @@ def _scores(compared: Mapping[str, Any]) -> Iterator[str]:
             break
     yield (
         f"\nMeasured on {task['test']} test examples of {_cell(plain_name(task['name']))}, beside "
-        f"{compared['rows'] - 1} other techniques, each with {budget['steps']} steps, {budget['search']} trials of its search and "
-        f"{budget['seeds']} seeds, on {compared['created'][:10]}."
+        f"{compared['rows'] - 1} other techniques, each with {budget['steps']} steps, {budget['search']} trials of its "
+        f"search and {budget['seeds']} seeds, on {compared['created'][:10]}."
     )
     cost = row.get("cost") or {}
     yield "\n## What it cost\n\n| | |\n|---|---|"

@@ -80,20 +80,29 @@ def formats() -> dict[str, Format]:
     return {own.name: own for own in found}
 
 
-def find(name: str, attachment: Attachment) -> Format:
+def known(name: str) -> Format:
     """The format of this name.
+
+    Raises:
+        SettingError: there is none.
+    """
+    if name not in formats():
+        raise SettingError(f'there is no format "{name}"; there are {", ".join(formats())}')
+    return formats()[name]
+
+
+def find(name: str, attachment: Attachment) -> Format:
+    """The format of this name, for this attachment.
 
     Raises:
         SettingError: there is none.
         TechniqueError: it cannot express the attachment; the message names those that can.
     """
-    known = formats()
-    if name not in known:
-        raise SettingError(f'there is no format "{name}"; there are {", ".join(known)}')
-    reason = known[name].why_not(attachment)
+    form = known(name)
+    reason = form.why_not(attachment)
     if reason is None:
-        return known[name]
-    can = [other for other, own in known.items() if own.why_not(attachment) is None]
+        return form
+    can = [other for other, own in formats().items() if own.why_not(attachment) is None]
     instead = f"it can be exported to {', '.join(can)}" if can else "keep the adaptation and serve that: tunewise serve"
     raise TechniqueError(f"{attachment.recipe.name} cannot be exported to {name}: {reason}; {instead}")
 

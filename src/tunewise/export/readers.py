@@ -68,7 +68,7 @@ class Causal(Reader):
 
         given = torch.tensor([ids], device=self.device)
         # None would be filled with the model's own end mark
-        config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=1 << 30, pad_token_id=0)
         output = self.model.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=config)
         return list(output[0, len(ids) :].tolist())
 

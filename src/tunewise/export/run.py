@@ -14,7 +14,7 @@ from tunewise import __version__, store
 from tunewise.adaptation import Adaptation, load
 from tunewise.errors import RequestError, SettingError, TunewiseError
 from tunewise.export.facts import facts_of
-from tunewise.export.format import Asked, Format, Written, find
+from tunewise.export.format import Asked, Format, Written, find, known
 from tunewise.export.parity import TOLERANCE, Measured, Progress, Prompts, Trained, measure, tokenizer_problem, verdict
 from tunewise.model import DTYPES, Base
 from tunewise.task import Task
@@ -41,11 +41,13 @@ def export(
         path: the adaptation's folder.
         to: the format: see `tunewise.export.format.formats`.
         out: a folder that is empty or not there yet.
-        base: the loaded base, or `model`, where to load it from; default: the name that the adaptation records.
+        base: the loaded base, bare.
+        model: where to load the base from, if not the name that the adaptation records.
         task: data whose prompts are compared; default: the data it was fitted on where that is still there, else text
             that the model writes.
         dtype: type of the stored weights; default: the base's.
-        error: for an approximation, the relative Frobenius error allowed to each weight's change; or `rank`.
+        error: for an approximation, the relative Frobenius error allowed to each weight's change.
+        rank: for an approximation, its rank, whatever the error; 0: by `error`.
         settings: settings[technique][setting] that can still be changed after training (dylora's rank).
         progress: called as progress(what, done, total).
 
@@ -59,6 +61,7 @@ def export(
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError(f"{folder}: is not empty; choose another --out")
+    known(to)
     if dtype is not None and dtype not in DTYPES:
         raise SettingError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
     if not 0 <= error < 1 or rank < 0:

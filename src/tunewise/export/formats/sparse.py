@@ -52,8 +52,8 @@ class Sparse(Format):
         found = changes(loaded.attachment, {})
         if found.added:
             raise TechniqueError(
-                f"{name} cannot be exported to sparse: it adds {next(iter(found.added))}, which the base does not have; "
-                "use merged"
+                f"{name} cannot be exported to sparse: it adds {next(iter(found.added))}, which the base does not "
+                "have; use merged"
             )
         tensors: dict[str, Tensor] = {}
         for path, after in found.after.items():
@@ -64,8 +64,8 @@ class Sparse(Format):
         count = sum(len(own) for key, own in tensors.items() if key.endswith(".index"))
         if count > _MOST * base.parameters:
             raise TechniqueError(
-                f"{name} cannot be exported to sparse: it changes {count:,} of {base.parameters:,} entries, and a whole "
-                "model is smaller than their list; use merged"
+                f"{name} cannot be exported to sparse: it changes {count:,} of {base.parameters:,} entries, and a "
+                "whole model is smaller than their list; use merged"
             )
         save_file(tensors, str(folder / "sparse.safetensors"), metadata={"format": "pt"})
         facts = {"entries": count, "base": base.describe(), "technique": name}
