@@ -5,8 +5,8 @@ import json
 import huggingface_hub
 import pytest
 import yaml
-from made import result
 
+from made import result
 from tunewise.adaptation import save
 from tunewise.errors import ArtifactError, SettingError, TunewiseError
 from tunewise.export.push import prepared, push
@@ -19,7 +19,7 @@ from tunewise.tiny import tiny_base, tiny_task
 class Hub:
     """What of HfApi is used, without a network."""
 
-    calls = []
+    calls: list = []  # noqa: RUF012 (one list for all that are made)
 
     def create_repo(self, repo, private=False, exist_ok=False):
         self.calls.append(("create", repo, private, exist_ok))

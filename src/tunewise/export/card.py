@@ -60,13 +60,13 @@ def _metadata(facts: Mapping[str, Any], parity: Mapping[str, Any] | None, name: 
 
 def _body(facts: Mapping[str, Any], parity: Mapping[str, Any] | None, name: str, licence: str | None) -> Iterator[str]:
     base, technique = facts["base"], str(facts["technique"])
-    shown = hub_id(base.get("name")) or plain_name(base.get("name"))
+    shown = _cell(hub_id(base.get("name")) or plain_name(base.get("name")))
     yield f"# {name.rpartition('/')[2]}\n"
     what = f"exported as {parity['format']} in {parity['dtype']}" if parity else "an adaptation that tunewise loads"
-    yield f"{shown} fine-tuned with {facts.get('label') or technique}, {what}.\n"
+    yield f"{shown} fine-tuned with {_cell(facts.get('label') or technique)}, {what}.\n"
     yield "| | |\n|---|---|"
     revision = f" at revision {base['revision']}" if base.get("revision") else ""
-    yield f"| base | {_cell(shown)}{revision} |"
+    yield f"| base | {shown}{_cell(revision)} |"
     if base.get("fingerprint"):
         yield f"| fingerprint of the base's weights | `{_cell(base['fingerprint'][:16])}` |"
     if _source(facts):
@@ -90,10 +90,11 @@ def _body(facts: Mapping[str, Any], parity: Mapping[str, Any] | None, name: str,
             f"{100 * parity['greedy_agreement']:.0f} % of the greedy continuations are the same."
         )
         for note in parity["notes"]:
-            yield f"\n{note}"
+            yield f"\n{_cell(note)}"
     style = facts["style"]
     if style.get("template"):
-        yield f"\n## Prompt\n\n```\n{style['template']}\n```"
+        lines = [f"    {line}" for line in str(style["template"]).splitlines()]
+        yield "\n## Prompt\n\n" + "\n".join(lines)
 
 
 def _scores(compared: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,7 +102,8 @@ def _export(
     bare = measure(Trained(Attachment(base, attachment.recipe), []), prompts, "asking the base", progress, briefly=True)
     base.release()
     share = max(TOLERANCE[dtype], TOLERANCE[base.model.dtype])
-    with _standing_on(base, ground):
+    with _standing_on(base, ground), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries that read: nothing that a user of this command can act on
         found = _compared(form, folder, base, trained, bare, prompts, share, written, progress)
     if ground and form.on_base:
         found["on_the_unquantised_base"] = _compared(
