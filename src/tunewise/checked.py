@@ -113,10 +113,11 @@ def verified(folder: Path) -> Stored:
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
             raise refusal(folder, "is not a folder")
-        present = {entry.name for entry in folder.iterdir()} - {MANIFEST, *_HUB}
+        present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
     except OSError as error:
         raise refusal(folder, f"cannot be read ({error.strerror})") from error
     listed = _read_manifest(folder / MANIFEST)
+    present -= {*_HUB} - listed.keys()
     for name in sorted({*present, *listed}):
         if problem := name_problem(name):
             raise refusal(folder, f"has {name[:80]!r}, which {problem}")
