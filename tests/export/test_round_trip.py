@@ -97,7 +97,7 @@ def trained(name, folder, base):
     base.release()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [*EXPECTED, *COMPOSED])
 def test_every_technique_through_every_format(architecture, name, places, tmp_path):
     base = load_base(places(architecture))
