@@ -127,6 +127,9 @@ def test_what_is_not_pushed(adaptation, hub, tmp_path, monkeypatch):
     (tmp_path / "other" / "parity.json").write_text('{"same": false}')
     with pytest.raises(ArtifactError, match="is not the model that was trained"):
         push(tmp_path / "other", "me/x")
+    (tmp_path / "other" / "parity.json").write_text('{"same": true}')
+    with pytest.raises(ArtifactError, match="not as tunewise writes"):
+        push(tmp_path / "other", "me/x")
 
     def refuse(*words, **given):
         raise OSError("401\nno")

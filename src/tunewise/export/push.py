@@ -36,7 +36,7 @@ def prepared(folder: Path, repo: str, licence: str | None) -> tuple[list[Path], 
                 f"{folder}: is not the model that was trained, as its parity.json says; export it again, or to another "
                 "format"
             )
-        facts = parity["adaptation"]
+        facts = parity.get("adaptation") or {}
     elif (folder / "adaptation.json").is_file():
         store.read(folder)  # whole and unaltered
         facts = facts_of(folder)
@@ -45,7 +45,10 @@ def prepared(folder: Path, repo: str, licence: str | None) -> tuple[list[Path], 
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _LEFT)
     if any(path.is_symlink() for path in files):
         raise ArtifactError(f"{folder}: holds links; push a folder of plain files")
-    return files, card(facts, parity, repo, licence)
+    try:
+        return files, card(facts, parity, repo, licence)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{folder}: its records are not as tunewise writes them ({error!r})") from error
 
 
 def push(folder: Path, repo: str, *, private: bool = False, licence: str | None = None) -> dict[str, Any]:
