@@ -60,6 +60,7 @@ def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any
         "base": {**base.describe(), "max_length": base.max_length},
         "style": {
             "name": task.name,
+            "source": task.source,
             "kind": task.kind,
             "format": task.format,
             "labels": list(task.labels),

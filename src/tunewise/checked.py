@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
+_HUB = ("README.md", ".gitattributes")  # what the Hub keeps beside an adaptation; never read
 JSON_BYTES, JSON_DEPTH = 1 << 20, 32
 HEADER_BYTES, TENSOR_COUNT = 10_000_000, 100_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
@@ -116,6 +117,7 @@ def verified(folder: Path) -> Stored:
     except OSError as error:
         raise refusal(folder, f"cannot be read ({error.strerror})") from error
     listed = _read_manifest(folder / MANIFEST)
+    present -= {*_HUB} - listed.keys()
     for name in sorted({*present, *listed}):
         if problem := name_problem(name):
             raise refusal(folder, f"has {name[:80]!r}, which {problem}")

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from tunewise.commands import advising, comparing, documents, inspection, planning, training
+from tunewise.commands import advising, comparing, documents, inspection, planning, shipping, training
 from tunewise.console import logs
 from tunewise.errors import RequestError, TunewiseError
 
@@ -31,6 +31,8 @@ app.command("fit")(training.fit)
 app.command("compare")(comparing.compare)
 app.command("eval")(training.evaluate)
 app.command("interpolate")(training.interpolate)
+app.command("export")(shipping.export)
+app.command("push")(shipping.push)
 app.command("index")(documents.index)
 app.command("search")(documents.search)
 app.command("report")(comparing.report)

@@ -173,6 +173,9 @@ class _Together(Attachment):
     def touched(self) -> dict[str, Tensor]:
         return {name: places for part in self.parts for name, places in part.touched().items()}
 
+    def ground(self) -> dict[str, Tensor]:
+        return {name: weight for part in self.parts for name, weight in part.ground().items()}
+
     def state(self) -> dict[str, Tensor]:
         return self._join("state")
 

@@ -55,6 +55,7 @@ __all__ = [
     "append_line",
     "check_space",
     "commit",
+    "filled",
     "latest",
     "lock",
     "output_folder",
@@ -107,6 +108,33 @@ def commit(folder: Path, *, texts: Mapping[str, str] = {}, tensors: Mapping[str,
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             raise
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[Path]:
+    """A hidden sibling folder for a library to write to; it becomes `folder`, all of it or nothing, when all is well.
+
+    For other programs' formats: no manifest is written.
+
+    Raises:
+        RequestError: `folder` is there and not empty.
+        TunewiseError: it could not be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RequestError(f"{folder} is not empty; choose another folder")
+    stage = _sibling(folder, "tmp")
+    with _naming(folder, "be written"):
+        _make_folder(folder.parent)
+        try:
+            stage.mkdir()
+            yield stage
+            for path in [*stage.rglob("*"), stage]:
+                _sync_folder(path)
+            stage.replace(folder)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+        _sync_folder(folder.parent)
 
 
 def read(folder: Path) -> Stored:

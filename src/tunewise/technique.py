@@ -386,6 +386,10 @@ class Attachment:
         """Base tensors of which some entries are changed, by full name, with the flat places of these entries."""
         return {}
 
+    def ground(self) -> dict[str, Tensor]:
+        """Weights that it stands on in place of the base's own, by full name: those of a base in fewer bits."""
+        return {}
+
     def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
         """What a report should say of it after training, as JSON: ranks that it chose, losses at others."""
         return {}

@@ -45,6 +45,9 @@ def work(tmp_path_factory):
     (settings,) = blocks(ROOT / "docs" / "comparison.md", "yaml")
     (folder / "run.yaml").write_text(settings)
     (folder / "all-MiniLM-L6-v2").symlink_to(get_model_path())
+    base = tiny_base("llama")
+    base.model.save_pretrained(folder / "my-llama")
+    base.tokenizer.save_pretrained(folder / "my-llama")
     return folder
 
 

@@ -152,7 +152,7 @@ def evaluate(
         raise SettingError(f'split is "{split}" but must be train, validation or test')
     if examples is not None and examples < 1:
         raise SettingError(f"test_examples is {examples} but must be at least 1")
-    folder = _folder(adaptation)
+    folder = folder_of(adaptation)
     quiet()
     from tunewise import store
     from tunewise.adaptation import load
@@ -189,7 +189,7 @@ def evaluate(
     )
 
 
-def _folder(given: Path) -> Path:
+def folder_of(given: Path) -> Path:
     """The folder of the adaptation that a trial's or a fit's folder holds, or that was given itself."""
     folder = given / "adaptation" if (given / "adaptation").is_dir() else given
     if not folder.is_dir():
@@ -221,7 +221,7 @@ def interpolate(
     from tunewise.adaptation import load
     from tunewise.interpolate import measured
 
-    loaded = load(_folder(adaptation), model=model)
+    loaded = load(folder_of(adaptation), model=model)
     task = replace(task, template=task.template or loaded.style.template)
     with progress() as show:
         rows = measured(loaded.attachment, task, shares, texts, examples, show)

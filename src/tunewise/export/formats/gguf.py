@@ -1,0 +1,178 @@
+"""One GGUF file, for llama.cpp and what is built on it: weights, hyper-parameters and tokenizer, nothing quantised.
+
+Names of tensors are those of the `gguf` package. Architectures whose rotary pairs llama.cpp expects interleaved have
+the rows of queries and keys reordered; weights that are stored (in, out) are turned. What the file could not say, such
+as scaled rotary positions or a sliding window, is refused. It is read back by transformers, which has its own reader.
+"""
+
+from __future__ import annotations
+
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tunewise.anatomy import is_transposed
+from tunewise.errors import TechniqueError
+from tunewise.export.format import Asked, Format, Written, needs, not_in_weights
+from tunewise.export.gguf_tokens import add_tokens, vocabulary
+from tunewise.export.readers import Causal, Reader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tunewise.adaptation import Adaptation
+    from tunewise.model import Base
+    from tunewise.technique import Attachment
+
+FILE = "model.gguf"
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How a kind of model is called in GGUF, and what of its configuration must be so, since the file cannot say it."""
+
+    name: str
+    activation: str
+    interleaved: bool = False
+    plain: tuple[tuple[str, Any], ...] = ()  # settings with the one value that is understood
+
+
+_LLAMA = (("attention_bias", False), ("mlp_bias", False))
+_GPT2 = (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False), ("add_cross_attention", False))
+_FAMILIES = {
+    "llama": _Family("llama", "silu", True, _LLAMA),
+    "mistral": _Family("llama", "silu", True),
+    "qwen2": _Family("qwen2", "silu"),
+    "qwen3": _Family("qwen3", "silu", plain=(("attention_bias", False),)),
+    "gpt2": _Family("gpt2", "gelu_new", plain=_GPT2),
+}
+
+
+class Gguf(Format):
+    """A GGUF file."""
+
+    name = "gguf"
+    summary = "one GGUF file, for llama.cpp and programs built on it"
+
+    def why_not(self, attachment: Attachment) -> str | None:
+        """What does not merge, and models that the file cannot describe."""
+        if reason := not_in_weights(attachment):
+            return reason
+        base = attachment.base
+        return _model_problem(base.model.config) or vocabulary(base).problem
+
+    def write(self, loaded: Adaptation, folder: Path, asked: Asked) -> Written:
+        """Merge and write."""
+        needs("gguf", "gguf")
+        base = loaded.attachment.base
+        model: Any = loaded.attachment.merge()
+        if problem := _model_problem(model.config):  # merging can add what the base does not have
+            raise TechniqueError(
+                f"{loaded.attachment.recipe.name} cannot be exported to gguf: {problem}; use merged, or another format"
+            )
+        write_file(model, base, folder / FILE, asked)
+        return Written()
+
+    def read(self, folder: Path, base: Base) -> Reader:
+        """Through transformers' own reader; two sizes that it does not take from the file are taken from there here."""
+        from gguf import GGUFReader
+
+        file: Any = GGUFReader(folder / FILE)
+        kind = str(file.get_field("general.architecture").contents())
+        missed = {"gpt2": ("n_positions", "context_length"), "qwen3": ("head_dim", "attention.key_length")}
+        more = {
+            name: int(file.get_field(f"{kind}.{key}").contents()) for name, key in [*filter(None, [missed.get(kind)])]
+        }
+        with redirect_stderr(StringIO()):  # it shows a bar of its own
+            return Causal.from_folder(folder, base, {"gguf_file": FILE, **more}, {"gguf_file": FILE})
+
+
+def _model_problem(config: Any) -> str | None:
+    family = _FAMILIES.get(config.model_type)
+    if family is None:
+        return f"models of type {config.model_type} are not written here, only {', '.join(_FAMILIES)}"
+    activation = getattr(config, "hidden_act", None) or config.activation_function
+    if activation != family.activation:
+        return f"its activation is {activation}, not {family.activation}"
+    for name, plain in family.plain:
+        if getattr(config, name, plain) != plain:
+            return f"{name} is {getattr(config, name)}, which the file cannot say"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") != "default":
+        return f"its rotary positions are scaled ({rope['rope_type']}), which is not written here"
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if window and window < config.max_position_embeddings:
+        return f"its attention slides over {window} tokens, which the file cannot say"
+    return None
+
+
+def write_file(model: PreTrainedModel, base: Base, path: Path, asked: Asked) -> None:
+    """Write a merged model."""
+    import gguf
+
+    config = model.config
+    family = _FAMILIES[config.model_type]
+    writer = gguf.GGUFWriter(path, family.name)
+    _add_settings(writer, base, config, asked)
+    add_tokens(writer, base)
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family.name)
+    names = gguf.get_tensor_name_map(arch, len(base.anatomy.blocks))
+    heads, groups, _ = base.anatomy.heads
+    for name, parameter in model.named_parameters():  # a tied head is left out: readers take the embeddings
+        own = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if own is None:
+            raise TechniqueError(f"the model cannot be exported to gguf: there is no name for {name}; use merged")
+        module, attribute = base.anatomy.owner(name)
+        values = parameter.detach().cpu().float()
+        if attribute == "weight" and is_transposed(module):
+            values = values.T
+        for part, count in (("attn_q.", heads), ("attn_k.", groups)):
+            if family.interleaved and part in own:
+                values = _interleaved(values, count)
+        whole = values.dim() == 1 or "position_embd" in own or asked.dtype in (torch.float32, torch.float64)
+        kind = gguf.GGMLQuantizationType[{torch.float16: "F16", torch.bfloat16: "BF16"}.get(asked.dtype, "F32")]
+        kind = gguf.GGMLQuantizationType.F32 if whole else kind
+        writer.add_tensor(own, gguf.quants.quantize(values.contiguous().numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _interleaved(weight: Tensor, heads: int) -> Tensor:
+    """Rows of each head as 0, c/2, 1, c/2 + 1, ...: rotary pairs side by side, not half a head apart."""
+    pairs = weight.view(heads, 2, len(weight) // heads // 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def _add_settings(writer: Any, base: Base, config: Any, asked: Asked) -> None:
+    import gguf
+
+    heads, groups, size = base.anatomy.heads
+    writer.add_name(Path(base.name).name)
+    writer.add_context_length(base.anatomy.context)
+    writer.add_embedding_length(base.anatomy.width)
+    writer.add_block_count(len(base.anatomy.blocks))
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * base.anatomy.width
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_vocab_size(base.anatomy.vocabulary)
+    file_type = {torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}.get(asked.dtype, "ALL_F32")
+    writer.add_file_type(gguf.LlamaFileType[file_type])
+    if not base.anatomy.rotary:
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        return
+    writer.add_head_count_kv(groups)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(size)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_rope_freq_base(float((getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)))
+
+
+FORMAT = Gguf()

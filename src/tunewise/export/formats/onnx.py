@@ -1,0 +1,118 @@
+"""A graph for ONNX Runtime: token ids and attention mask to logits, batch and length free, weights inside.
+
+    logits (batch, sequence, vocabulary) = model(input_ids, attention_mask)        both (batch, sequence) int64
+
+Without a cache of keys and values: for scoring and short answers; each new token reads the whole sequence again.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.export.format import Asked, Format, Written, needs, not_in_weights
+from tunewise.export.readers import Reader
+
+if TYPE_CHECKING:
+    from tunewise.adaptation import Adaptation
+    from tunewise.model import Base
+    from tunewise.technique import Attachment
+
+FILE = "model.onnx"
+
+
+class Onnx(Format):
+    """An ONNX graph."""
+
+    name = "onnx"
+    summary = "a graph for ONNX Runtime, from token ids to logits"
+
+    def why_not(self, attachment: Attachment) -> str | None:
+        """Whatever does not merge."""
+        return not_in_weights(attachment)
+
+    def write(self, loaded: Adaptation, folder: Path, asked: Asked) -> Written:
+        """Merge, trace and write.
+
+        Raises:
+            TechniqueError: half precision, which not every operator of the runtime computes on every processor.
+        """
+        from tunewise.errors import SettingError
+
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            needs(package, "onnx")
+        if asked.dtype != torch.float32 or loaded.attachment.base.model.dtype != torch.float32:
+            raise SettingError("an ONNX graph is written in float32 here; use --dtype float32, on a base in float32")
+        base = loaded.attachment.base
+        trace(loaded.attachment.merge(), base, folder / FILE)
+        base.tokenizer.save_pretrained(folder)
+        base.model.config.save_pretrained(folder)
+        return Written()
+
+    def read(self, folder: Path, base: Base) -> Reader:
+        """Through ONNX Runtime."""
+        return _Session(folder)
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return output.logits
+
+
+def trace(model: nn.Module, base: Base, path: Path) -> None:
+    """Write the graph of a model; weights of more than a kilobyte lie beside it."""
+    ids = torch.zeros(2, 7, dtype=torch.long, device=base.device)
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    names = ("input_ids", "attention_mask")
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _Logits(model),
+                (ids, torch.ones_like(ids)),
+                str(path),
+                dynamo=True,
+                input_names=list(names),
+                output_names=["logits"],
+                dynamic_shapes=dict.fromkeys(names, free),
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+
+
+class _Session(Reader):
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime
+        from transformers import AutoTokenizer
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session: Any = onnxruntime.InferenceSession(
+            str(folder / FILE), options, providers=["CPUExecutionProvider"]
+        )
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+    def logits(self, ids: list[int]) -> Tensor:
+        given = torch.tensor([ids])
+        feed = {"input_ids": given.numpy(), "attention_mask": torch.ones_like(given).numpy()}
+        return torch.from_numpy(self.session.run(None, feed)[0])[0]
+
+
+FORMAT = Onnx()

@@ -1,0 +1,143 @@
+"""The model card, and what is sent to the Hub: a stand-in takes its place."""
+
+import json
+
+import huggingface_hub
+import pytest
+import yaml
+
+from made import result
+from tunewise.adaptation import save
+from tunewise.errors import ArtifactError, SettingError, TunewiseError
+from tunewise.export.push import prepared, push
+from tunewise.registry import make
+from tunewise.store import read
+from tunewise.testing import attach
+from tunewise.tiny import tiny_base, tiny_task
+
+
+class Hub:
+    """What of HfApi is used, without a network."""
+
+    calls: list = []  # noqa: RUF012 (one list for all that are made)
+
+    def create_repo(self, repo, private=False, exist_ok=False):
+        self.calls.append(("create", repo, private, exist_ok))
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo}")
+
+    def create_commit(self, repo, operations, commit_message):
+        self.calls.append(("commit", repo, [(o.path_in_repo, o.path_or_fileobj) for o in operations]))
+        return type("Done", (), {"oid": "abc"})()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    Hub.calls = []
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_made")
+    return Hub
+
+
+@pytest.fixture(scope="module")
+def adaptation(tmp_path_factory):
+    """An adaptation that lies in a comparison."""
+    root = tmp_path_factory.mktemp("runs")
+    base = tiny_base()
+    base.name = "org/tiny"
+    attachment = attach(make("lora", {"lora": {"r": 2}}), base)
+    folder = root / "trials" / "lora-seed0-0123456789ab" / "adaptation"
+    save(attachment, tiny_task(), folder, {"validation_loss": 1.25, "validation_loss_before": 2.5})
+    (root / "compare.json").write_text(json.dumps(result()), "utf-8")
+    return folder
+
+
+def front(text):
+    assert text.startswith("---\n")
+    head, _, body = text.removeprefix("---\n").partition("\n---\n")
+    return yaml.safe_load(head), body
+
+
+def test_the_card_says_what_the_comparison_measured(adaptation):
+    files, text = prepared(adaptation, "me/tiny-lora", "apache-2.0")
+    head, body = front(text)
+    row = next(row for row in result()["rows"] if row["technique"] == "lora")
+    assert head["base_model"] == "org/tiny" and head["base_model_relation"] == "adapter"
+    assert head["license"] == "apache-2.0" and head["library_name"] == "tunewise"
+    assert head["tags"] == ["tunewise", "lora"]
+    (metric,) = head["model-index"][0]["results"][0]["metrics"]
+    assert metric["type"] == "exact_match" and metric["value"] == row["score"]["mean"]
+    score = row["score"]
+    assert f"| lora | {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" in body
+    assert "| base | 0.900" in body and f"{row['forgetting']['nll_rise']:.3f}" in body and "| training | " in body
+    assert {path.name for path in files} >= {"adaptation.json", "weights.safetensors", "manifest.json"}
+
+
+def test_without_a_comparison_the_validation_loss_is_told(adaptation, tmp_path):
+    base = tiny_base()
+    base.name = "/secret/place/model"
+    attachment = attach(make("lora", {"lora": {"r": 2}}), base)
+    save(attachment, tiny_task(), tmp_path / "a", {"validation_loss": 1.25, "validation_loss_before": 2.5})
+    head, body = front(prepared(tmp_path / "a", "me/x", None)[1])
+    assert "2.5000 before and 1.2500" in body and "compared with nothing" in body
+    assert "base_model" not in head and "license" not in head and "model-index" not in head
+    assert "secret" not in body and "| base | model |" in body
+
+
+def test_names_cannot_break_the_card(tmp_path):
+    base = tiny_base()
+    base.name = "a|b\n<script>`"
+    attachment = attach(make("lora", {"lora": {"r": 2}}), base)
+    save(attachment, tiny_task(), tmp_path / "a")
+    head, body = front(prepared(tmp_path / "a", "me/x", "other")[1])
+    assert head["license"] == "other" and "<script" not in body
+    assert any(line.startswith("| base | a\\|b &lt;script>'") for line in body.splitlines())
+
+
+def test_push_sends_all_in_one_commit(adaptation, hub):
+    found = push(adaptation, "me/tiny-lora", private=True, licence="mit")
+    assert hub.calls[0] == ("create", "me/tiny-lora", True, True)
+    (_, repo, files) = hub.calls[1]
+    assert repo == "me/tiny-lora" and len(hub.calls) == 2
+    sent = dict(files)
+    assert set(sent) == {path.name for path in adaptation.iterdir()} | {"README.md"} == set(found["files"])
+    assert b"license: mit" in sent["README.md"]
+    assert found["url"].endswith("me/tiny-lora") and found["commit"] == "abc"
+
+
+def test_what_comes_back_from_the_hub_loads(adaptation, tmp_path):
+    """The card lies beside the adaptation there; that is no damage. Anything else is."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(adaptation, copy)
+    (copy / "README.md").write_text("card")
+    (copy / ".gitattributes").write_text("x")
+    assert "README.md" not in read(copy).names
+    (copy / "more.txt").write_text("x")
+    with pytest.raises(ArtifactError, match=r"more\.txt"):
+        read(copy)
+
+
+def test_what_is_not_pushed(adaptation, hub, tmp_path, monkeypatch):
+    with pytest.raises(SettingError, match="no name"):
+        push(adaptation, "not a name")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ArtifactError, match="neither"):
+        push(tmp_path / "other", "me/x")
+    (tmp_path / "other" / "parity.json").write_text('{"same": false}')
+    with pytest.raises(ArtifactError, match="is not the model that was trained"):
+        push(tmp_path / "other", "me/x")
+    (tmp_path / "other" / "parity.json").write_text('{"same": true}')
+    with pytest.raises(ArtifactError, match="not as tunewise writes"):
+        push(tmp_path / "other", "me/x")
+
+    def refuse(*words, **given):
+        raise OSError("401\nno")
+
+    monkeypatch.setattr(Hub, "create_repo", refuse)
+    with pytest.raises(TunewiseError, match="401 no"):
+        push(adaptation, "me/x")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(SettingError, match="HF_TOKEN"):
+        push(adaptation, "me/x")
+    assert not [call for call in hub.calls if call[0] == "commit"]

@@ -1,0 +1,357 @@
+"""Every technique through every format that it can take: the export says what the trained model says, or is refused."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunewise.adaptation import load, save
+from tunewise.errors import RequestError, SettingError, TechniqueError, TunewiseError
+from tunewise.evaluate import encoder_for
+from tunewise.export import export, parity
+from tunewise.export.format import formats
+from tunewise.model import load_base
+from tunewise.registry import all_techniques, make
+from tunewise.testing import attach, fit
+from tunewise.tiny import tiny_base, tiny_task
+
+DOCS = Path(__file__).parents[2] / "docs"
+CHECKED = ("peft", "merged", "lora", "sparse", "gguf", "ollama")  # onnx takes seconds each: it has its own test
+ARCHITECTURES = ("llama", "gpt2")
+WEIGHTS = {"merged", "gguf", "ollama"}
+# What works for the settings that the techniques are given here; what is not named is refused.
+EXPECTED = {
+    "base": WEIGHTS | {"sparse"},
+    "icl": set(),
+    "rag": set(),
+    "full": WEIGHTS,
+    "last_layers": WEIGHTS,
+    "bitfit": WEIGHTS | {"sparse"},
+    **{name: WEIGHTS | {"lora", "sparse"} for name in ("lt_sft", "diff_pruning", "fish_mask", "threshold_mask")},
+    **{name: set() for name in ("adapter", "lst", "mpt", "p_tuning", "pasta")},
+    "prompt_tuning": {"peft"},
+    "prefix_tuning": {"peft"},
+    **{name: WEIGHTS | {"lora", "peft"} for name in ("lora", "qlora", "adalora", "dylora")},
+    "krona": WEIGHTS | {"lora"},
+}
+OTHERWISE = {
+    ("llama", "bitfit"): {"merged"},  # it adds biases there, which neither GGUF nor a list of entries holds
+    ("llama", "bitfit+lora"): {"merged"},
+    ("gpt2", "last_layers"): WEIGHTS | {"sparse"},  # the head is tied and so left alone: less than a third is changed
+}
+COMPOSED = {
+    "icl+lora": set(),
+    "lora+prompt_tuning": set(),
+    "bitfit+lora": WEIGHTS,
+}
+# Their state is made by looking at the task or by training; the others' is only moved, which takes no time.
+TRAINED = ("icl", "rag", "icl+lora", "adalora", "fish_mask", "mpt", "diff_pruning", "lt_sft", "threshold_mask")
+SETTINGS = {
+    "lora": {"r": 2},
+    "threshold_mask": {"init": "uniform"},  # otherwise a few steps switch nothing off
+    "dylora": {"r": 4},
+    "adalora": {"init_r": 3, "target_r": 2},
+    "mpt": {"sources": ["world:reviews"]},
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A function that saves a tiny model of an architecture, once, as a Hugging Face folder."""
+    root = tmp_path_factory.mktemp("bases")
+
+    def place(architecture):
+        folder = root / architecture
+        if not folder.exists():
+            base = tiny_base(architecture)
+            base.model.save_pretrained(folder)
+            base.tokenizer.save_pretrained(folder)
+        return folder
+
+    return place
+
+
+def fitted(name, folder, base, settings=None, noise=0.05):
+    """An adaptation whose every trained number is moved, so that a lost one shows; with no training to wait for."""
+    attachment = make(name, settings or SETTINGS).resolved(base).attach(base, torch.Generator().manual_seed(0))
+    for phase in range(attachment.phases):
+        attachment.start_phase(phase)
+        moved = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in attachment.params().values():
+                parameter.add_(torch.randn(parameter.shape, generator=moved) * noise)
+    save(attachment, tiny_task(), folder)
+    base.release()
+    return folder
+
+
+def trained(name, folder, base):
+    """An adaptation after a few steps."""
+    attachment = attach(make(name, SETTINGS), base)
+    fit(attachment, steps=4)
+    save(attachment, tiny_task(), folder)
+    base.release()
+
+
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*EXPECTED, *COMPOSED])
+def test_every_technique_through_every_format(architecture, name, places, tmp_path):
+    base = load_base(places(architecture))
+    if name in TRAINED:
+        trained(name, tmp_path / "adaptation", base)
+    else:
+        fitted(name, tmp_path / "adaptation", base)
+    wanted = OTHERWISE.get((architecture, name), {**EXPECTED, **COMPOSED}[name])
+    fingerprint, done = base.fingerprint, set()
+    for form in CHECKED:
+        out = tmp_path / form
+        try:
+            found = export(tmp_path / "adaptation", form, out, base=base, task=tiny_task())
+        except TechniqueError as error:
+            assert (
+                f"{name} cannot be exported to {'gguf' if form == 'ollama' and 'bias' in str(error) else form}"
+                in str(error)
+            )
+            assert not out.exists() and not list(tmp_path.glob(".*.tmp"))
+        else:
+            done.add(form)
+            assert found["same"] and found["greedy_agreement"] == 1 and not found["differ"], found
+            if form != "lora":
+                assert found["max_logit_difference"] <= 1e-5 * max(found["largest_logit"], 1)
+            assert found["moved_by_training"] > 100 * found["max_logit_difference"] or name == "base"
+            assert found["score"]["trained"] == found["score"]["exported"]
+            assert json.loads((out / "parity.json").read_text("utf-8")) == found
+        assert not base.attached
+        del base.fingerprint
+        assert base.fingerprint == fingerprint
+    assert done == wanted
+
+
+def test_the_guide_says_what_works():
+    """The table of the guide is the one that the tests hold."""
+    text = (DOCS / "export.md").read_text("utf-8")
+    columns = ("peft", "lora", "sparse", "merged", "onnx", "gguf", "ollama")
+    for name, wanted in EXPECTED.items():
+        works = wanted | ({"onnx"} if "merged" in wanted else set())
+        row = [name, *("yes" if form in works else "" for form in columns)]
+        assert "| `" + "` | ".join(row[:1]) + "` | " + " | ".join(row[1:]) + " |" in text, row
+
+
+def test_every_technique_is_expected():
+    assert set(EXPECTED) == set(all_techniques())
+    assert {*CHECKED, "onnx"} == set(formats())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_onnx(architecture, places, tmp_path):
+    base = load_base(places(architecture))
+    found = export(
+        fitted("bitfit", tmp_path / "adaptation", base), "onnx", tmp_path / "out", base=base, task=tiny_task()
+    )
+    assert found["same"] and found["greedy_agreement"] == 1 and found["moved_by_training"] > 0.1
+    assert found["max_logit_difference"] <= 1e-5 * found["largest_logit"]
+    assert found["tokenizer"] == "same"
+    with pytest.raises(SettingError, match="float32"):
+        export(tmp_path / "adaptation", "onnx", tmp_path / "half", base=base, task=tiny_task(), dtype="float16")
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 2e-2), ("float16", 2e-3)])
+@pytest.mark.parametrize("form", ["merged", "gguf", "peft"])
+def test_half_precision_within_its_bound(form, dtype, bound, places, tmp_path):
+    base = load_base(places("llama"))
+    found = export(
+        fitted("lora", tmp_path / "a", base), form, tmp_path / "out", base=base, task=tiny_task(), dtype=dtype
+    )
+    assert found["same"] and 0 < found["max_logit_difference"] <= bound * found["largest_logit"]
+
+
+@pytest.mark.parametrize("architecture", ["llama-tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_gguf_of_other_models(architecture, name, places, tmp_path):
+    base = load_base(places(architecture))
+    found = export(fitted(name, tmp_path / "a", base), "gguf", tmp_path / "out", base=base, task=tiny_task())
+    assert found["same"] and found["tokenizer"] == "same"
+
+
+@pytest.mark.parametrize(("architecture", "said"), [("mistral", "slides"), ("opt", "type opt"), ("gpt_neox", "type")])
+def test_gguf_refuses_what_it_cannot_say(architecture, said, places, tmp_path):
+    base = load_base(places(architecture))
+    with pytest.raises(TechniqueError, match=said) as raised:
+        export(fitted("lora", tmp_path / "a", base), "gguf", tmp_path / "out", base=base, task=tiny_task())
+    assert "merged" in str(raised.value)
+
+
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_one_of_two_tied_tensors(form, places, tmp_path):
+    """The head is trained as a copy of tied embeddings: both are written, and neither takes the other's place."""
+    base = load_base(places("llama-tied"))
+    settings = {"last_layers": {"head": "untie"}}
+    fitted("last_layers", tmp_path / "a", base, settings)
+    found = export(tmp_path / "a", form, tmp_path / "out", base=base, task=tiny_task())
+    assert found["same"] and found["moved_by_training"] > 0.1
+    assert base.model.config.tie_word_embeddings
+
+
+def test_dylora_at_a_rank(places, tmp_path):
+    base = load_base(places("llama"))
+    fitted("dylora", tmp_path / "a", base)
+    export(tmp_path / "a", "peft", tmp_path / "out", base=base, task=tiny_task(), settings={"dylora": {"rank": 2}})
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text("utf-8"))["r"] == 2
+    with pytest.raises(SettingError, match="fixed by training"):
+        export(tmp_path / "a", "peft", tmp_path / "no", base=base, settings={"dylora": {"r": 2}})
+
+
+def test_lora_takes_the_rank_or_the_error(places, tmp_path):
+    base = load_base(places("llama"))
+    fitted("krona", tmp_path / "a", base)
+    ranks, errors = [], []
+    for place, given in enumerate([{"error": 0.0}, {"error": 0.5}, {"rank": 1}]):
+        found = export(tmp_path / "a", "lora", tmp_path / str(place), base=base, task=tiny_task(), **given)
+        ranks.append(found["rank"])
+        errors.append(found["error"])
+    assert ranks[0] > ranks[1] >= ranks[2] == 1
+    assert errors[0] < 1e-6 and errors[1] <= 0.5
+
+
+def test_qlora_says_what_the_unquantised_base_would_do(places, tmp_path):
+    base = load_base(places("llama"))
+    found = export(fitted("qlora", tmp_path / "a", base), "peft", tmp_path / "out", base=base, task=tiny_task())
+    assert found["same"] and found["on_the_unquantised_base"] > 0.1
+
+
+def test_text_that_the_model_writes_is_compared_where_there_is_no_data(places, tmp_path):
+    base = load_base(places("llama"))
+    found = export(fitted("lora", tmp_path / "a", base), "merged", tmp_path / "out", base=base)
+    assert found["source"] == "text sampled from the model" and found["prompts"] == 64 and "score" not in found
+    style = json.loads((tmp_path / "a" / "adaptation.json").read_text("utf-8"))["style"]
+    assert style["source"] == tiny_task().source
+
+
+@pytest.mark.parametrize("form", ["merged", "peft", "sparse", "gguf"])
+def test_an_export_that_is_not_the_model_is_told(form, places, tmp_path, monkeypatch):
+    """One number of it changed between writing and reading: exit code 1, nothing deleted."""
+    base = load_base(places("gpt2"))
+    fitted("bitfit" if form == "sparse" else "lora", tmp_path / "a", base)
+    read = formats()[form].read
+
+    def spoilt(folder, base):
+        reader = read(folder, base)
+        with torch.no_grad():
+            reader.model.get_input_embeddings().weight[5:60].mul_(1.5)
+        return reader
+
+    held = base.model.get_input_embeddings().weight.detach().clone()
+    monkeypatch.setattr(type(formats()[form]), "read", lambda self, folder, base: spoilt(folder, base))
+    found = export(tmp_path / "a", form, tmp_path / "out", base=base, task=tiny_task())
+    with torch.no_grad():
+        base.model.get_input_embeddings().weight.copy_(held)
+    assert not found["same"] and found["differ"] and found["max_logit_difference"] > found["tolerance"]
+    assert json.loads((tmp_path / "out" / "parity.json").read_text("utf-8"))["same"] is False
+    assert len(list((tmp_path / "out").iterdir())) > 1
+
+
+def test_an_export_that_cannot_be_read_is_told(places, tmp_path, monkeypatch):
+    base = load_base(places("llama"))
+
+    def broken(self, folder, base):
+        raise ValueError("no such\nthing")
+
+    monkeypatch.setattr(type(formats()["merged"]), "read", broken)
+    with pytest.raises(TunewiseError, match="cannot be read back: no such thing") as raised:
+        export(fitted("lora", tmp_path / "a", base), "merged", tmp_path / "out", base=base, task=tiny_task())
+    assert raised.value.exit_code == 1 and (tmp_path / "out" / "model.safetensors").is_file()
+    assert not base.attached
+
+
+def test_ties_are_no_disagreement():
+    """Continuations may part where two tokens are as likely as rounding can tell, and nowhere else."""
+
+    class Said:
+        gap = 0.0
+
+        def logits(self, ids):
+            return torch.tensor([[0.0, 1.0, 1.0 + self.gap]])
+
+    prompts = parity.Prompts("made", [[1, 2]], [])
+    one, other = (parity.Measured([torch.zeros(1, 3)], [[token]], []) for token in (1, 2))
+    for Said.gap, wanted in ((1e-6, []), (1e-2, [0])):
+        assert parity._apart(Said(), one, other, prompts, 1e-5) == wanted
+
+
+def test_other_tokenizers_are_told():
+    base = tiny_base()
+    prompts = parity.Prompts("made", [base.tokenizer("the cat sat")["input_ids"]], [])
+    assert parity.tokenizer_problem(base.tokenizer, base.tokenizer, prompts) is None
+    other = type(base.tokenizer)(tokenizer_object=base.tokenizer.backend_tokenizer, chat_template="{{ messages }}")
+    assert parity.tokenizer_problem(base.tokenizer, other, prompts) == {"chat_template": "differs"}
+
+
+FRESH = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base, found = sys.argv[1], {}
+for word in sys.argv[2:]:
+    form, _, folder = word.partition("=")
+    if form == "peft":
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="float32"), folder)
+    elif form == "sparse":
+        exec(GUIDE.replace("my-llama", base).replace("export/sparse", folder))
+    elif form == "gguf":
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype="float32")
+        AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        found[word] = model.eval()(input_ids=torch.tensor([[0, 5, 6, 7, 8, 9]])).logits[0, -6:].tolist()
+assert "tunewise" not in sys.modules
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_without_tunewise_reads_them(places, tmp_path):
+    """PEFT, transformers and the guide's own lines give the trained model's logits where tunewise is not imported."""
+    base, wanted = load_base(places("llama")), {}
+    for name, forms in {"lora": ["peft", "merged", "gguf"], "prompt_tuning": ["peft"], "lt_sft": ["sparse"]}.items():
+        (trained if name in TRAINED else fitted)(name, tmp_path / name, base)
+        loaded = load(tmp_path / name, base=base)
+        before = encoder_for(loaded.attachment, loaded.style).placeholders
+        with torch.no_grad():
+            logits = base.model(input_ids=torch.tensor([[*before, 0, 5, 6, 7, 8, 9]])).logits[0, -6:]
+        base.release()
+        for form in forms:
+            out = tmp_path / f"{name}-{form}"
+            assert export(tmp_path / name, form, out, base=base, task=tiny_task())["same"]
+            wanted[f"{form}={out}"] = logits
+    guide = re.search(r"```python\n(.*?)```", (DOCS / "export.md").read_text("utf-8"), re.DOTALL)[1]
+    code = FRESH.replace("GUIDE", repr(guide))
+    done = subprocess.run([sys.executable, "-c", code, str(places("llama")), *wanted], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for word, logits in wanted.items():
+        assert torch.allclose(torch.tensor(found[word]), logits, atol=1e-5), word
+
+
+def test_wrong_requests(places, tmp_path):
+    base = load_base(places("llama"))
+    fitted("lora", tmp_path / "a", base)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("mine")
+    for form, out, given in (
+        ("pickle", "o", {}),
+        ("merged", "full", {}),
+        ("merged", "o", {"dtype": "int8"}),
+        ("lora", "o", {"error": 1.5}),
+        ("lora", "o", {"rank": -1}),
+    ):
+        with pytest.raises(RequestError):
+            export(tmp_path / "a", form, tmp_path / out, base=base, task=tiny_task(), **given)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["x"] and not (tmp_path / "o").exists()
