@@ -56,6 +56,12 @@ class Asked:
         """The needs, read."""
         return tuple(Need.read(text) for text in self.needs)
 
+    @property
+    def planned(self) -> list[str]:
+        """What is asked that only a plan can answer."""
+        limits = [name for name in ("memory", "time") if getattr(self, name) is not None]
+        return [need.text for need in self.wanted if need.quantity in _PLANNED] + limits
+
     def to_json(self) -> dict[str, Any]:
         """By name."""
         return {
@@ -156,11 +162,8 @@ class Situation:
 def situation(advisor: Advisor, features: Features, asked: Asked) -> Situation:
     """A question with its plan."""
     rows = advisor.planner(asked.memory) if advisor.planner is not None else []
-    if advisor.planner is None:
-        planned = [need.text for need in asked.wanted if need.quantity in _PLANNED]
-        planned += [name for name in ("memory", "time") if getattr(asked, name) is not None]
-        if planned:
-            raise SettingError(f"{', '.join(planned)}: what a technique takes is not known here; give a plan (--plan)")
+    if advisor.planner is None and asked.planned:
+        raise SettingError(f"{', '.join(asked.planned)}: what a technique takes is not known here; give a planner")
     return Situation(features, asked, {str(row["technique"]): row for row in rows})
 
 

@@ -11,7 +11,7 @@ activations, and what every operation holds for a moment.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunewise import store
@@ -51,80 +51,73 @@ class Need:
         return self.memory["peak"]
 
 
-def plan(
-    sketched: Sketch,
-    task: Task,
-    techniques: Sequence[Technique],
-    settings: TrainSettings,
-    *,
-    limit: float,
-    device: str = "cpu",
-    rates: Rates | None = None,
-    report: Callable[[str, int, int], None] = lambda name, done, total: None,
-) -> list[dict[str, Any]]:
-    """One row for each technique, in the order given.
+@dataclass
+class Planner:
+    """Rows of a plan for any size of device; what a technique needs with some settings is found once.
 
-    Args:
-        sketched: the model.
-        task: the data.
-        techniques: recipes.
-        settings: steps, batch size, precision.
-        limit: bytes of the device.
-        device: "cpu" or "cuda": what it is that has the bytes.
-        rates: how fast the machine is; None leaves times out.
-        report: called as report(technique, done, total).
+    `sketched` is the model; `settings` say steps, batch size and precision; `device` is "cpu" or "cuda", whose bytes
+    are asked for; `rates` how fast the machine is, without which there are no times.
     """
-    rows = []
-    for place, technique in enumerate(techniques):
-        report(technique.name, place, len(techniques))
-        try:
-            rows.append(_row(sketched, task, technique, settings, limit, device, rates))
-        except RequestError as error:
-            rows.append({"technique": technique.name, "verdict": "not possible", "reason": str(error)})
-    report("", len(techniques), len(techniques))
-    return rows
 
+    sketched: Sketch
+    task: Task
+    techniques: Sequence[Technique]
+    settings: TrainSettings
+    device: str = "cpu"
+    rates: Rates | None = None
+    report: Callable[[str, int, int], None] = lambda name, done, total: None
+    _known: dict[tuple[Technique, TrainSettings], Need] = field(default_factory=dict, init=False, repr=False)
 
-def _row(
-    sketched: Sketch,
-    task: Task,
-    technique: Technique,
-    settings: TrainSettings,
-    limit: float,
-    device: str,
-    rates: Rates | None,
-) -> dict[str, Any]:
-    need = measure(sketched, task, technique, settings, device, rates)
-    whole, given, changed = settings.per_device_train_batch_size, settings, dict[str, Any]()
-    largest = _largest(need, whole, limit) if technique.trains else None
-    while need.peak > limit and technique.trains:
-        lighter = _lighter(given)
-        if lighter is None:
-            break
-        given = lighter
-        changed = {
-            "per_device_train_batch_size": given.per_device_train_batch_size,
-            "gradient_accumulation_steps": given.gradient_accumulation_steps,
-            "gradient_checkpointing": given.gradient_checkpointing,
+    def rows(self, limit: float) -> list[dict[str, Any]]:
+        """One row for each technique, in the order given, on a device of `limit` bytes."""
+        found = []
+        for place, technique in enumerate(self.techniques):
+            self.report(technique.name, place, len(self.techniques))
+            try:
+                found.append(self._row(technique, limit))
+            except RequestError as error:
+                found.append({"technique": technique.name, "verdict": "not possible", "reason": str(error)})
+        self.report("", len(self.techniques), len(self.techniques))
+        return found
+
+    def _need(self, technique: Technique, settings: TrainSettings) -> Need:
+        if (technique, settings) not in self._known:
+            found = measure(self.sketched, self.task, technique, settings, self.device, self.rates)
+            self._known[technique, settings] = found
+        return self._known[technique, settings]
+
+    def _row(self, technique: Technique, limit: float) -> dict[str, Any]:
+        given, changed = self.settings, dict[str, Any]()
+        need = self._need(technique, given)
+        largest = _largest(need, given.per_device_train_batch_size, limit) if technique.trains else None
+        while need.peak > limit and technique.trains:
+            lighter = _lighter(given)
+            if lighter is None:
+                break
+            given = lighter
+            changed = {
+                "per_device_train_batch_size": given.per_device_train_batch_size,
+                "gradient_accumulation_steps": given.gradient_accumulation_steps,
+                "gradient_checkpointing": given.gradient_checkpointing,
+            }
+            need = self._need(technique, given)
+        fits = need.peak <= limit
+        return {
+            "technique": technique.name,
+            "verdict": ("fits with" if changed else "fits") if fits else "does not fit",
+            "with": changed if fits else {},
+            "reason": None if fits else f"it needs {need.peak / 1e9:.2f} GB of {limit / 1e9:.2f} GB at the least",
+            "parameters": {"optimised": need.optimised, "stored": need.stored},
+            "artifact_bytes": need.artifact,
+            "memory": need.memory,
+            "time": {
+                "seconds_per_step": need.step,
+                "seconds_per_epoch": need.epoch,
+                "seconds": None if need.step is None else need.step * self.settings.max_steps,
+            },
+            "request": {"prompt_tokens": need.prompt_tokens},
+            "micro_batch": largest,
         }
-        need = measure(sketched, task, technique, given, device, rates)
-    fits = need.peak <= limit
-    return {
-        "technique": technique.name,
-        "verdict": ("fits with" if changed else "fits") if fits else "does not fit",
-        "with": changed if fits else {},
-        "reason": None if fits else f"it needs {need.peak / 1e9:.2f} GB of {limit / 1e9:.2f} GB at the least",
-        "parameters": {"optimised": need.optimised, "stored": need.stored},
-        "artifact_bytes": need.artifact,
-        "memory": need.memory,
-        "time": {
-            "seconds_per_step": need.step,
-            "seconds_per_epoch": need.epoch,
-            "seconds": None if need.step is None else need.step * settings.max_steps,
-        },
-        "request": {"prompt_tokens": need.prompt_tokens},
-        "micro_batch": largest,
-    }
 
 
 def _lighter(settings: TrainSettings) -> TrainSettings | None:

@@ -165,9 +165,9 @@ def test_needs_leave_out_what_lacks_them(advisor):
 
 
 def test_what_only_a_plan_or_a_comparison_knows_is_refused(advisor):
-    with pytest.raises(SettingError, match=r"memory: .*give a plan"):
+    with pytest.raises(SettingError, match=r"memory: .*give a planner"):
         advise(advisor, SEVEN, Asked(memory=GB))
-    with pytest.raises(SettingError, match=r"memory<8GB: .*give a plan"):
+    with pytest.raises(SettingError, match=r"memory<8GB: .*give a planner"):
         advise(advisor, SEVEN, Asked(needs=("memory<8GB",)))
     with pytest.raises(SettingError, match="latency cannot be foreseen"):
         Asked(needs=("latency<5ms",))

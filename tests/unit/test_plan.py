@@ -10,7 +10,7 @@ from tunewise.device import device_of
 from tunewise.errors import ModelError, SettingError
 from tunewise.evaluate import encoder_for
 from tunewise.ledger import ghosts, is_ghost
-from tunewise.plan import measure, plan
+from tunewise.plan import Planner, measure
 from tunewise.probe import probe
 from tunewise.rates import Rates
 from tunewise.registry import all_techniques, make
@@ -90,7 +90,8 @@ def test_more_rows_and_longer_ones_need_more_and_recomputation_less(drawn):
 def test_what_does_not_fit_is_tried_with_smaller_passes_and_then_refused(drawn):
     settings = TrainSettings(max_steps=4, per_device_train_batch_size=12)
     need = measure(drawn, tiny_task(), make("full", {}), settings).peak
-    rows = [plan(drawn, tiny_task(), [make("full", {})], settings, limit=limit)[0] for limit in (need, need - 1, 1e6)]
+    planner = Planner(drawn, tiny_task(), [make("full", {})], settings)
+    rows = [planner.rows(limit)[0] for limit in (need, need - 1, 1e6)]
     assert [row["verdict"] for row in rows] == ["fits", "fits with", "does not fit"]
     changed = rows[1]["with"]
     assert changed["per_device_train_batch_size"] * changed["gradient_accumulation_steps"] == 12
@@ -98,7 +99,7 @@ def test_what_does_not_fit_is_tried_with_smaller_passes_and_then_refused(drawn):
 
 
 def test_what_cannot_be_done_says_why(drawn):
-    rows = plan(drawn, tiny_task(), [make("mpt", {}), make("base")], SETTINGS, limit=1e9)
+    rows = Planner(drawn, tiny_task(), [make("mpt", {}), make("base")], SETTINGS).rows(1e9)
     assert rows[0]["verdict"] == "not possible" and "source tasks" in rows[0]["reason"]
     assert rows[1]["verdict"] == "fits" and rows[1]["parameters"] == {"optimised": 0, "stored": 0}
 
@@ -139,6 +140,6 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
 
 
 def test_rag_and_icl_say_how_long_requests_can_get(drawn):
-    rows = plan(drawn, tiny_task(), [make("base"), make("icl"), make("rag")], SETTINGS, limit=1e9)
+    rows = Planner(drawn, tiny_task(), [make("base"), make("icl"), make("rag")], SETTINGS).rows(1e9)
     base, icl, rag = (row["request"]["prompt_tokens"] for row in rows)
     assert icl > 2 * base and rag > base

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunewise.console import console, print_json, quiet
+from tunewise.console import console, print_json, progress, quiet
 from tunewise.errors import ArtifactError, SettingError
 from tunewise.options import (
     BatchSize,
@@ -29,6 +29,8 @@ from tunewise.options import (
 
 if TYPE_CHECKING:
     from tunewise.advisor import Planner
+    from tunewise.task import Task
+    from tunewise.technique import Technique
 
 _BYTES = {
     "": 1.0,
@@ -92,6 +94,9 @@ def advise(
     from tunewise.advice_page import page
     from tunewise.outline import consulted
 
+    planner = read_plan(plan) if plan is not None else None
+    if planner is None and asked.planned:
+        planner = _planned(model, task, recipes, budget_steps, batch_size, revision, max_length)
     found = consulting.advise(
         consulted(model, revision, max_length),
         task,
@@ -99,12 +104,35 @@ def advise(
         asked=asked,
         knowledge=knowledge,
         examples=budget_steps * batch_size,
-        planner=read_plan(plan) if plan is not None else None,
+        planner=planner,
     )
     if as_json:
         print_json(found)
     else:
         console().print(page(found))
+
+
+def _planned(
+    model: str, task: Task, recipes: list[Technique], steps: int, size: int, revision: str | None, length: int | None
+) -> Planner:
+    """Plans for this machine's own size, or the memory that is asked for."""
+    import psutil
+
+    from tunewise import plan as plans
+    from tunewise.rates import Rates
+    from tunewise.sketch import sketch
+    from tunewise.train import TrainSettings
+
+    drawn = sketch(model, revision=revision, max_length=length)
+    settings = TrainSettings(max_steps=steps, per_device_train_batch_size=size)
+    planner = plans.Planner(drawn, task, recipes, settings, "cpu", Rates.measured())
+
+    def rows(memory: float | None) -> list[dict[str, Any]]:
+        with progress() as show:
+            planner.report = lambda name, done, total: show(model, f"planning {name}", done, total)
+            return planner.rows(memory or float(psutil.virtual_memory().total))
+
+    return rows
 
 
 def quantity(option: str, text: str | None, units: dict[str, float]) -> float | None:

@@ -67,7 +67,7 @@ def plan(
     import torch
 
     from tunewise.device import device_of
-    from tunewise.plan import plan as planned
+    from tunewise.plan import Planner
     from tunewise.rates import Rates
     from tunewise.sketch import sketch
     from tunewise.train import TrainSettings
@@ -83,16 +83,11 @@ def plan(
     drawn = sketch(model, revision=revision, dtype=dtype, max_length=max_length)
     with progress() as show:
         rates = Rates.measured(torch.bfloat16 if bf16 else torch.float32) if kind == "cpu" else None
-        rows = planned(
-            drawn,
-            task,
-            recipes,
-            settings,
-            limit=limit,
-            device=kind,
-            rates=rates,
-            report=lambda name, done, total: show(model, f"planning {name}", done, total),
-        )
+
+        def report(name: str, done: int, total: int) -> None:
+            show(model, f"planning {name}", done, total)
+
+        rows = Planner(drawn, task, recipes, settings, kind, rates, report).rows(limit)
         if probe:
             base = load_model(model, revision, dtype, device if kind == "cuda" else "cpu", max_length)
             _calibrate(rows, recipes, base, task, settings, show)
