@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from tunewise.commands import comparing, documents, inspection, training
+from tunewise.commands import comparing, documents, inspection, serving, training
 from tunewise.console import logs
 from tunewise.errors import RequestError, TunewiseError
 
@@ -28,6 +28,9 @@ app.command("fit")(training.fit)
 app.command("compare")(comparing.compare)
 app.command("eval")(training.evaluate)
 app.command("interpolate")(training.interpolate)
+app.command("serve")(serving.serve)
+app.command("chat")(serving.chat)
+app.command("generate")(serving.generate)
 app.command("index")(documents.index)
 app.command("search")(documents.search)
 app.command("report")(comparing.report)

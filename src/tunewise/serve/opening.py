@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-
 from tunewise.adaptation import Adaptation, base_of, load
 from tunewise.errors import SettingError
-from tunewise.model import Base, load_base
+from tunewise.model import Base
 from tunewise.registry import make
 from tunewise.seeds import generator
 from tunewise.serve.swap import Wardrobe
 from tunewise.task import Task
-
 
 
 def named(given: Sequence[str]) -> dict[str, Path]:

@@ -70,3 +70,7 @@ class Reader:
     def decode(self, ids: list[int]) -> str:
         """Text without control tokens."""
         return str(self.asked.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def spell(self, token: int) -> str:
+        """One token as text, control tokens too."""
+        return str(self.asked.tokenizer.decode([token]))

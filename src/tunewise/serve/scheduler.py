@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, deque
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -119,7 +120,7 @@ class Engine:
 
     def __init__(self, wardrobe: Wardrobe, *, queue: int = 256, rows: int = 32) -> None:
         self.wardrobe, self.queue, self.rows = wardrobe, queue, rows
-        self.counts = Counts()
+        self.counts, self.created = Counts(), int(time.time())
         self.readers = {name: Reader(outfit.adaptation) for name, outfit in wardrobe.outfits.items()}
         self._waiting: deque[Job] = deque()
         self._running: dict[str, list[Cohort]] = {}
