@@ -28,21 +28,20 @@ class Text:
         if places:
             self.whole, self.stopped = self.whole[: min(places)], True
             return self.finish()
-        return self._tell(len(self.whole) - self._held(self.whole))
+        return self._tell(self._certain(self.whole))
 
     def finish(self) -> str:
         """What is left to tell."""
         end = len(self.whole.rstrip()) if self.strip else len(self.whole)
         return self._tell(end)
 
-    def _held(self, text: str) -> int:
-        """Characters at the end that may yet change, be the beginning of a stop, or be white space that is left out."""
+    def _certain(self, text: str) -> int:
+        """Characters before what may yet change, be the beginning of a stop, or be white space that is left out."""
         held = len(text) - len(text.rstrip(_BROKEN))
-        if self.strip:
-            held = max(held, len(text) - len(text.rstrip()))
         for stop in self.stops:
             held = max(held, *(size for size in range(len(stop)) if text.endswith(stop[:size])))
-        return held
+        certain = text[: len(text) - held]
+        return len(certain.rstrip()) if self.strip else len(certain)
 
     def _tell(self, end: int) -> str:
         start = self.told
