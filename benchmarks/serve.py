@@ -32,6 +32,7 @@ PROMPTS = [
 
 
 def free_port() -> int:
+    """A port that nobody has now."""
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         return int(place.getsockname()[1])
@@ -58,9 +59,11 @@ class Server:
 
     @property
     def memory(self) -> int:
+        """Resident bytes of the process."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
     def close(self) -> None:
+        """End it in order, or else by force."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -71,6 +74,7 @@ class Server:
 
 
 def ask(url: str, model: str, prompt: str, tokens: int, timeout: float = 600) -> tuple[str, float]:
+    """The answer and the seconds that it took."""
     body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "temperature": 0}
     begun = time.perf_counter()
     response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=timeout)
@@ -92,6 +96,7 @@ def load(targets: list[tuple[str, str]], requests: int, clients: int, tokens: in
 
 
 def throughput(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """Figures of one server, of a server for each adaptation, and of transformers."""
     names = [f"a{index}" for index in range(arguments.adaptations)]
     for index, name in enumerate(names):
         words = ["fit", "lora", "--model", arguments.model, "--data", arguments.data, "--out", folder / name]
@@ -209,6 +214,7 @@ def leaving(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
+    """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="world")
     parser.add_argument("--data", default="world:reviews")
