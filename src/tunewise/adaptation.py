@@ -115,6 +115,39 @@ def load(
         raise ArtifactError(f"{folder / 'adaptation.json'}: is not as tunewise writes it ({error!r})") from error
 
 
+def base_of(path: str | Path, *, model: str | None = None, device: str | None = None) -> Base:
+    """The bare base of an adaptation or a PEFT adapter, as its folder records it; or `model` in its place.
+
+    Raises:
+        ArtifactError: a damaged, altered or foreign file, or an adapter that does not name its base.
+    """
+    folder = Path(path)
+    if not (folder / "manifest.json").exists() and (folder / "adapter_config.json").is_file():
+        return load_base(_peft_base(folder, store.read_json((folder / "adapter_config.json").resolve()), model))
+    facts = store.read(folder).json("adaptation.json")
+    try:
+        return _recorded_base(facts["base"], model, device)
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder / 'adaptation.json'}: is not as tunewise writes it ({error!r})") from error
+
+
+def _recorded_base(wanted: dict[str, Any], model: str | None, device: str | None = None) -> Base:
+    return load_base(
+        model or wanted["name"],
+        revision=None if model else wanted["revision"],
+        dtype=wanted["dtype"],
+        device=device,
+        max_length=wanted["max_length"],
+    )
+
+
+def _peft_base(folder: Path, config: Mapping[str, Any], model: str | None) -> str:
+    named = model or config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise ArtifactError(f"{folder}: the adapter does not name its base; give it with --model")
+    return named
+
+
 def _restore(
     stored: store.Stored,
     facts: dict[str, Any],
@@ -128,12 +161,7 @@ def _restore(
         )
     wanted, style = facts["base"], _style(facts["style"])
     if base is None:
-        base = load_base(
-            model or wanted["name"],
-            revision=None if model else wanted["revision"],
-            dtype=wanted["dtype"],
-            max_length=wanted["max_length"],
-        )
+        base = _recorded_base(wanted, model)
     if base.fingerprint != wanted["fingerprint"]:
         raise ArtifactError(
             f"{stored.folder}: was made on another base than {base.name} (its weights have fingerprint "
@@ -194,10 +222,7 @@ def _load_peft(folder: Path, base: Base | None, model: str | None) -> Adaptation
     config = store.read_json((folder / "adapter_config.json").resolve())
     tensors = store.read_tensors((folder / "adapter_model.safetensors").resolve())
     if base is None:
-        named = model or config.get("base_model_name_or_path")
-        if not isinstance(named, str) or not named:
-            raise ArtifactError(f"{folder}: the adapter does not name its base; give it with --model")
-        base = load_base(named)
+        base = load_base(_peft_base(folder, config, model))
     try:
         attachment = _from_peft(config, tensors, base)
     except (RequestError, KeyError, TypeError, ValueError) as error:

@@ -168,7 +168,8 @@ class _Injected(Attachment):
     def __init__(self, base: Base, recipe: Bridged, generator: torch.Generator) -> None:
         base.anatomy  # noqa: B018 (found while the model is still bare)
         super().__init__(base, recipe)
-        self._undo.append(_remember(base.model))
+        self._before = [(parameter, parameter.detach().clone()) for parameter in base.model.parameters()]
+        self._undo.append(_remember(base.model, self._before))
         given = json.loads(recipe.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
@@ -197,6 +198,11 @@ class _Injected(Attachment):
                     reason = " ".join(str(error).split())[:300]
                     raise TechniqueError(f"PEFT cannot put {name} on this model: {reason}") from error
         raise AssertionError("unreachable")
+
+    def changed(self) -> list[nn.Parameter]:
+        """Found by comparing: what PEFT writes into a weight when it puts its layers in, it tells nobody."""
+        trained = set(map(id, self._params.values()))
+        return [p for p, before in self._before if id(p) in trained or not torch.equal(p, before)]
 
     def state(self) -> dict[str, Tensor]:
         """What PEFT stores, by its names."""
@@ -236,15 +242,14 @@ def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else getattr(value, "value", value)
 
 
-def _remember(model: nn.Module) -> Callable[[], None]:
+def _remember(model: nn.Module, values: list[tuple[nn.Parameter, Tensor]]) -> Callable[[], None]:
     """A function that gives every module of the model what it holds now, and every parameter its values."""
-    holds = [(module, _shallow(vars(module))) for module in model.modules()]
-    values = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    holds = [(module, shallow(vars(module))) for module in model.modules()]
 
     def restore() -> None:
         for module, before in holds:
             vars(module).clear()
-            vars(module).update(_shallow(before))
+            vars(module).update(shallow(before))
         for parameter, original in values:
             parameter.requires_grad_(False)
             parameter.grad = None
@@ -254,6 +259,6 @@ def _remember(model: nn.Module) -> Callable[[], None]:
     return restore
 
 
-def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
+def shallow(attributes: dict[str, Any]) -> dict[str, Any]:
     """A copy in which the tables of submodules, parameters and hooks are copies too."""
     return {name: copy.copy(value) if isinstance(value, dict) else value for name, value in attributes.items()}

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from tunewise.commands import advising, comparing, documents, inspection, planning, shipping, training
+from tunewise.commands import advising, comparing, documents, inspection, planning, serving, shipping, training
 from tunewise.console import logs
 from tunewise.errors import RequestError, TunewiseError
 
@@ -33,6 +33,9 @@ app.command("eval")(training.evaluate)
 app.command("interpolate")(training.interpolate)
 app.command("export")(shipping.export)
 app.command("push")(shipping.push)
+app.command("serve")(serving.serve)
+app.command("chat")(serving.chat)
+app.command("generate")(serving.generate)
 app.command("index")(documents.index)
 app.command("search")(documents.search)
 app.command("report")(comparing.report)

@@ -148,9 +148,8 @@ class _Together(Attachment):
         found = [far for part in self.parts if (far := part.moved()) is not None]
         return math.hypot(*found) if found else None
 
-    @property
-    def swappable(self) -> bool:
-        return all(part.swappable for part in self.parts)
+    def changed(self) -> list[nn.Parameter]:
+        return [parameter for part in self.parts for parameter in part.changed()]
 
     def render(self, example: Example) -> Example:
         for part in self.parts:

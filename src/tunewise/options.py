@@ -121,13 +121,14 @@ def read_task(data: str, columns: str | None, template: str | None, metric: str 
     if metric is not None and metric != "accuracy":
         find(metric)
     text = template.replace("\\n", "\n") if template else None
-    task = Task.read(data, columns=_pairs(columns), template=text, metric=metric)
+    task = Task.read(data, columns=pairs(columns), template=text, metric=metric)
     if metric == "accuracy" and task.kind != "classification":
         raise SettingError(f"accuracy is for labels, and {data} is a {task.kind} task; use exact_match or f1")
     return task
 
 
-def _pairs(columns: str | None) -> dict[str, str] | None:
+def pairs(columns: str | None) -> dict[str, str] | None:
+    """`--columns` as {standard name: the data's own}."""
     if not columns:
         return None
     pairs = [item.partition("=") for item in columns.split(",")]

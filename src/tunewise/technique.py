@@ -361,7 +361,15 @@ class Attachment:
     @property
     def swappable(self) -> bool:
         """Whether requests to one loaded base can each choose it or not: it leaves the base's own tensors alone."""
-        return not self._kept
+        return not self.changed()
+
+    def changed(self) -> list[nn.Parameter]:
+        """Parameters in the model whose values are others than the base's, or stand in for them.
+
+        Serving exchanges them when the next request wants another adaptation (`tunewise.serve.swap`).
+        """
+        own, touched = {*self._kept, *map(id, self.params().values())}, self.touched()
+        return [p for name, p in self.base.model.named_parameters() if id(p) in own or name in touched]
 
     def render(self, example: Example) -> Example:
         """The text side: an example with what this technique puts before it."""
