@@ -64,7 +64,6 @@ def test_a_plan_from_a_file_decides_what_fits(run, asked, refused, tmp_path):
     ("words", "said"),
     [
         (["--memory", "24 apples"], "--memory"),
-        (["--memory", "24GB"], "--plan"),
         (["--time", "soon"], "--time"),
         (["--need", "pretty"], "--need"),
         (["--need", "latency<5ms"], "cannot be foreseen"),

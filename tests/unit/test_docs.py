@@ -23,7 +23,7 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMPARED = ["--budget-steps", "2", "--search", "1", "--seeds", "1", "--test-examples", "20"]
 SHORT = {"compare": COMPARED, "fit": ["--max-steps", "2"], "interpolate": ["--test-examples", "20"]}
-SHORT |= {"serve": ["--dry-run"], "generate": ["--max-new-tokens", "4"]}
+SHORT |= {"plan": ["--techniques", "base,lora"], "serve": ["--dry-run"], "generate": ["--max-new-tokens", "4"]}
 
 
 def blocks(path, language=""):
