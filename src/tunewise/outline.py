@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils.hub import cached_file
 
-from tunewise.errors import ModelError
 from tunewise.model import SHIPPED, Base, load_base
+from tunewise.sketch import configuration, readable
 
 _LOADED = 2e9  # parameters up to which advice loads weights that are at hand
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -36,17 +35,9 @@ def outline(name: str, revision: str | None = None, max_length: int | None = Non
     Raises:
         ModelError: there is no such model, or its layout is not known.
     """
-    path = SHIPPED if name == "world" else Path(name).expanduser()
-    source = str(path) if path.exists() else name
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(source, **common)
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # transformers raises some ten types here; all of them mean "cannot be read"
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{name}: its configuration or tokenizer cannot be read: {reason}") from error
+    config, tokenizer = configuration(name, revision)
+    with torch.device("meta"), readable(name):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     base = Base(model, tokenizer, name, revision, max_length)
     base.anatomy  # noqa: B018 (an unknown layout is refused here)
     return base

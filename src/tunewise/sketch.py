@@ -5,6 +5,8 @@ A sketch is built inside `tunewise.ledger.ghosts()`, so that a model of any size
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,22 +55,37 @@ def sketch(
     """
     if dtype not in DTYPES:
         raise ModelError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
+    config, tokenizer = configuration(name, revision)
+    found = Sketch(str(name), config, tokenizer, DTYPES[dtype], max_length, _unpacked(config.model_type))
+    with ghosts(), readable(name):
+        found.build().anatomy  # noqa: B018 (an unknown layout is refused here)
+    return found
+
+
+def configuration(name: str | Path, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The configuration and the tokenizer of a folder, a Hub id, or "world".
+
+    Raises:
+        ModelError: there is no such model, or remote code is wanted.
+    """
     path = SHIPPED if name == "world" else Path(name).expanduser()
     if not path.exists() and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1):
         raise ModelError(f"{name}: there is no such folder; give a model folder or a Hub id (org/name)")
     source, common = str(path) if path.exists() else str(name), {"revision": revision, "trust_remote_code": False}
+    with readable(name):
+        return AutoConfig.from_pretrained(source, **common), AutoTokenizer.from_pretrained(source, **common)
+
+
+@contextmanager
+def readable(name: str | Path) -> Iterator[None]:
+    """One kind of error for what cannot be read."""
     try:
-        config = AutoConfig.from_pretrained(source, **common)
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        found = Sketch(str(name), config, tokenizer, DTYPES[dtype], max_length, _unpacked(config.model_type))
-        with ghosts():
-            found.build().anatomy  # noqa: B018 (an unknown layout is refused here)
+        yield
     except ModelError:
         raise
     except Exception as error:  # transformers raises some ten types here; all of them mean "cannot be read"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{name}: its configuration or tokenizer cannot be read: {reason}") from error
-    return found
 
 
 def _unpacked(model_type: str) -> str | None:
