@@ -220,7 +220,7 @@ def older(folder: Path, path: Path, rng: random.Random) -> None:
 
 
 def extra(folder: Path, path: Path, rng: random.Random) -> None:
-    (folder / rng.choice(["x", "x.json", ".x", "x.pkl", "x\n\x1b[2J", "README.md"])).write_text("x")
+    (folder / rng.choice(["x", "x.json", ".x", "x.pkl", "x\n\x1b[2J", "README"])).write_text("x")
 
 
 def extra_folder(folder: Path, path: Path, rng: random.Random) -> None:
