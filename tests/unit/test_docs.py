@@ -67,6 +67,7 @@ def test_commands_parse(path, work, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+@pytest.mark.timeout(1200)  # a page is a session of many commands
 def test_commands_run(path, work, monkeypatch, capfd):
     """In the order of the page, with budgets cut; the demo has a test of its own."""
     monkeypatch.chdir(work)
