@@ -74,12 +74,17 @@ def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any
     tensors = {"weights.safetensors": attachment.state()}
     rows = attachment.memory()
     if rows:
-        texts["rows.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        texts["rows.jsonl"] = rows_text(rows)
     portable = attachment.peft()
     if portable is not None:
         texts["adapter_config.json"] = json.dumps(portable[0], indent=2)
         tensors["adapter_model.safetensors"] = portable[1]
     store.commit(folder, texts=texts, tensors=tensors)
+
+
+def rows_text(rows: list[dict[str, Any]]) -> str:
+    """An attachment's rows as `rows.jsonl` holds them."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def load(

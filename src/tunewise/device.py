@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from tunewise.errors import SettingError
-
-_UNITS = {"MB": 1e6, "GB": 1e9, "TB": 1e12, "MiB": 2.0**20, "GiB": 2.0**30}
+from tunewise.needs import BYTES, quantity
 
 
 def device_of(words: str) -> tuple[str, float]:
@@ -18,9 +17,6 @@ def device_of(words: str) -> tuple[str, float]:
     import psutil
     import torch
 
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", words.strip())
-    if found and found[2] in _UNITS and float(found[1]) > 0:
-        return "cuda", float(found[1]) * _UNITS[found[2]]
     if words == "cpu":
         return "cpu", float(psutil.virtual_memory().total)
     if re.fullmatch(r"cuda(:\d+)?", words):
@@ -28,4 +24,10 @@ def device_of(words: str) -> tuple[str, float]:
         if number >= torch.cuda.device_count():
             raise SettingError(f'--device is "{words}", but torch sees {torch.cuda.device_count()} GPUs here')
         return "cuda", float(torch.cuda.mem_get_info(number)[1])
-    raise SettingError(f'--device is "{words}" but must be cpu, cuda, cuda:1 and so on, or a size such as 24GB')
+    try:
+        size = quantity("--device", words, {unit: worth for unit, worth in BYTES.items() if unit})
+    except SettingError:
+        size = 0.0
+    if not size:
+        raise SettingError(f'--device is "{words}" but must be cpu, cuda, cuda:1 and so on, or a size such as 24GB')
+    return "cuda", size

@@ -38,10 +38,6 @@ class Ledger(TorchDispatchMode):
         self.live = self.peak = self.flops = self.moved = self.calls = 0
         self._known: dict[int, int] = {}
 
-    def mark(self) -> None:
-        """Count the peak, the operations and the bytes moved from here on."""
-        self.peak, self.flops, self.moved, self.calls = self.live, 0, 0, 0
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation without contents, unless it is about whole numbers alone, and write down what it takes."""
         kwargs = kwargs or {}

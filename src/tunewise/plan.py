@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunewise import store
+from tunewise.adaptation import rows_text
 from tunewise.errors import RequestError
 from tunewise.evaluate import encoder_for, loss
+from tunewise.forward import why_not_packed
 from tunewise.ledger import Ledger, ghosts
 from tunewise.pack import Sequence as Tokens
 from tunewise.rates import Rates
@@ -26,9 +28,11 @@ from tunewise.task import Task
 from tunewise.technique import Attachment, Study, Technique
 from tunewise.train import TrainSettings, order, train
 
-RUNTIME = {"cpu": 145e6, "cuda": 20e6}  # bytes that the libraries take at their first step; benchmarks/plan.py
-SLACK = {"cpu": 1.08, "cuda": 1.05}  # an allocator's whole over what is alive in it; benchmarks/plan.py
+# On a processor from `benchmarks/plan.py --one`; on a GPU they are not measured yet.
+RUNTIME = {"cpu": 145e6, "cuda": 20e6}  # bytes that the libraries take at their first step
+SLACK = {"cpu": 1.08, "cuda": 1.05}  # an allocator's whole over what is alive in it
 _LOOKED = 2000  # training examples that lengths are taken of
+_PASSES = 200  # steps whose passes are looked at
 _SCORED = 64  # validation examples of the scoring pass that is counted too
 _STEPS = 2  # of each phase: the second one has the optimiser's state from its beginning
 
@@ -154,14 +158,11 @@ def measure(
         recipe = technique.resolved(base)
         attachment = recipe.attach(base, generator(0, "attach"))
         attachment.rehearse(Study(task, 0, lambda: 1.0))
-        sequences = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train[:_LOOKED]])
-        batches, shares = micro_batches(sequences, settings), 0.0
-        heaviest = max(batches, key=lambda rows: _tokens(rows, sketched))
-        trained = _Trained()
+        trained, shares = _Trained(), 0.0
         if recipe.trains:
-            _rehearse(attachment, heaviest, settings, ledger, trained)
-            mean = sum(_tokens(rows, sketched) for rows in batches) / len(batches)
-            shares = mean / _tokens(heaviest, sketched) * settings.gradient_accumulation_steps
+            rows, mean = heaviest(attachment, task, settings)
+            _rehearse(attachment, rows, settings, ledger, trained)
+            shares = mean * settings.gradient_accumulation_steps
         optimised = sum(p.numel() for p in attachment.params().values())
         state = attachment.state()
         fit = ledger.peak
@@ -177,11 +178,11 @@ def measure(
         memory["activations"] = max(peak - sum(memory.values()) - trained.own, 0)
         memory |= {"technique": trained.own, "peak": peak}
         step = trained.seconds(rates, shares) if rates is not None and recipe.trains else None
-        texts = "".join(str(row) for row in attachment.memory())
+        rows_bytes = len(rows_text(attachment.memory()).encode())
         return Need(
             optimised,
             sum(tensor.numel() for tensor in state.values()),
-            store.file_bytes(state) + len(texts.encode()),
+            store.file_bytes(state) + rows_bytes,
             memory,
             step,
             step * max(1, round(len(task.train) / settings.rows)) if step is not None else None,
@@ -189,17 +190,17 @@ def measure(
         )
 
 
-def micro_batches(sequences: Sequence[Tokens], settings: TrainSettings) -> list[list[Tokens]]:
-    """The passes of the first steps, as seed 0 will read them."""
-    size, count = settings.per_device_train_batch_size, min(settings.max_steps, 200) * settings.rows
+def heaviest(attachment: Attachment, task: Task, settings: TrainSettings) -> tuple[list[Tokens], float]:
+    """The largest pass of the first steps, as seed 0 will read them, and the mean pass as a share of it."""
+    rendered = [attachment.render(example) for example in task.train[:_LOOKED]]
+    sequences = encoder_for(attachment, task).encode(rendered)
+    size, count = settings.per_device_train_batch_size, min(settings.max_steps, _PASSES) * settings.rows
     chosen = order(len(sequences), 0, 0, count)
-    return [[sequences[index] for index in chosen[start : start + size]] for start in range(0, len(chosen), size)]
-
-
-def _tokens(rows: Sequence[Tokens], sketched: Sketch) -> int:
-    """Places of a pass: padding counts where there is any."""
-    lengths = [len(row.ids) for row in rows]
-    return max(lengths) * len(lengths) if sketched.unpacked else sum(lengths)
+    passes = [[sequences[index] for index in chosen[start : start + size]] for start in range(0, len(chosen), size)]
+    padded = why_not_packed(attachment.base)
+    lengths = [[len(row.ids) for row in rows] for rows in passes]
+    places = [max(own) * len(own) if padded else sum(own) for own in lengths]
+    return passes[places.index(max(places))], sum(places) / len(places) / max(places)
 
 
 @dataclass
@@ -228,6 +229,8 @@ def _rehearse(
     def on_step(step: int, value: float) -> None:
         if step == 1:
             found.optimizer = max(ledger.live - before, 0)
+            own = attachment.params().values()
+            found.gradients = sum(p.numel() * p.element_size() for p in own if p.requires_grad)
         marks.append((ledger.flops, ledger.moved, ledger.calls))
 
     steps = _STEPS * attachment.phases
@@ -240,4 +243,3 @@ def _rehearse(
     train(attachment, rows, replace(once, replay=0.0, kl_to_base=0.0), on_step=on_step, reuse_trunk=False)
     passes = once.gradient_accumulation_steps
     found.counts = tuple((after - start) // passes for start, after in zip(marks[0], marks[1], strict=True))  # type: ignore[assignment]
-    found.gradients = sum(p.numel() * p.element_size() for p in attachment.params().values() if p.requires_grad)

@@ -8,17 +8,15 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from tunewise.evaluate import encoder_for
 from tunewise.meter import peak_memory
 from tunewise.model import Base
-from tunewise.plan import micro_batches
+from tunewise.plan import heaviest
 from tunewise.seeds import generator
 from tunewise.task import Task
 from tunewise.technique import Study, Technique
 from tunewise.train import TrainSettings, train
 
 _STEPS = 3  # of each phase; the first one warms up and is not timed
-_LOOKED = 2000  # training examples that the heaviest pass is looked for in
 
 
 def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings) -> dict[str, Any]:
@@ -35,26 +33,22 @@ def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings)
         with peak_memory(base.device) as memory:
             attachment = technique.resolved(base).attach(base, generator(0, "attach"))
             attachment.rehearse(Study(task, 0, lambda: 1.0))
-            rows = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train[:_LOOKED]])
-            batches = micro_batches(rows, settings)
-            sizes = [sum(len(row.ids) for row in batch) for batch in batches]
-            heaviest = batches[sizes.index(max(sizes))]
+            rows, mean = heaviest(attachment, task, settings)
             once = replace(
                 settings,
                 max_steps=_STEPS * attachment.phases,
-                per_device_train_batch_size=len(heaviest),
+                per_device_train_batch_size=len(rows),
                 gradient_accumulation_steps=1,
                 replay=0.0,
                 kl_to_base=0.0,
             )
-            train(attachment, heaviest, once, on_step=lambda *_: ends.append(time.perf_counter()), reuse_trunk=False)
+            train(attachment, rows, once, on_step=lambda *_: ends.append(time.perf_counter()), reuse_trunk=False)
     finally:
         base.release()
     passed = median(after - before for before, after in pairwise(ends[:_STEPS]))
-    mean = sum(sizes) / len(sizes) / max(sizes)
     return {
         "peak": max(memory[0], held),
         "step": passed * mean * settings.gradient_accumulation_steps,
         "steps": _STEPS,
-        "rows": len(heaviest),
+        "rows": len(rows),
     }

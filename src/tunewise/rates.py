@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -36,12 +36,6 @@ class Rates:
     def seconds(self, flops: float, moved: float, calls: float) -> float:
         """Of work of this size."""
         return flops / self.flops + moved / self.bandwidth + calls * self.overhead
-
-    def scaled(self, factor: float) -> Rates:
-        """The same machine, if all took `factor` times as long."""
-        return replace(
-            self, flops=self.flops / factor, bandwidth=self.bandwidth / factor, overhead=self.overhead * factor
-        )
 
 
 def _seconds(work: Callable[[], object], count: int = 10) -> float:

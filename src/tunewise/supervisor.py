@@ -25,9 +25,7 @@ from tunewise.errors import RequestError, TunewiseError
 from tunewise.request import Request
 
 PATIENCE = 1800.0  # seconds without a sign of life after which a worker is said to hang
-_STARTING = (
-    600  # seconds without a sign of life that a worker may take outside of trials: it loads libraries and a model
-)
+_STARTING = 600  # seconds of silence that a worker may take outside of trials, to load libraries and a model
 _KILLS = 3  # times that a trial's worker may be killed from outside before the trial is given up
 _KERNEL_EVENTS = Path("/proc/vmstat")
 

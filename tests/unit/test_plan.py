@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tunewise import store
+from tunewise.adaptation import rows_text
 from tunewise.device import device_of
 from tunewise.errors import ModelError, SettingError
 from tunewise.evaluate import encoder_for
@@ -16,6 +17,7 @@ from tunewise.rates import Rates
 from tunewise.registry import all_techniques, make
 from tunewise.seeds import generator
 from tunewise.sketch import sketch
+from tunewise.sparse import weights_of
 from tunewise.technique import Study
 from tunewise.testing import tiny_base, tiny_task
 from tunewise.train import TrainSettings, train
@@ -52,6 +54,21 @@ def test_a_file_is_as_long_as_foreseen(tmp_path):
     tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.int64), "c": torch.zeros(0)}
     store.commit(tmp_path / "out", tensors={"weights.safetensors": tensors})
     assert (tmp_path / "out" / "weights.safetensors").stat().st_size == store.file_bytes(tensors)
+
+
+def test_rows_that_are_stored_are_foreseen_to_the_byte(drawn):
+    base, task = tiny_base(), tiny_task()
+    attachment = make("icl", {"icl": {"k": 2, "calibrate": "none"}}).attach(base, generator(0, "attach"))
+    attachment.learn(Study(task, 0, lambda: 1.0))
+    rows = rows_text(attachment.memory()).encode()
+    found = measure(drawn, task, make("icl", {"icl": {"k": 2, "calibrate": "none"}}), SETTINGS)
+    assert found.artifact == store.file_bytes(attachment.state()) + len(rows) and len(rows) > 100
+
+
+def test_gradients_are_those_of_the_phase_that_has_most(drawn):
+    found = measure(drawn, tiny_task(), make("lt_sft", {}), SETTINGS)
+    dense = sum(p.nbytes for p in weights_of(tiny_base(), make("lt_sft", {}), ()).values())
+    assert found.memory["gradients"] == dense > 4 * found.optimised
 
 
 def test_a_ledger_counts_what_lives_and_what_is_multiplied():
@@ -113,10 +130,8 @@ def test_a_probe_runs_the_real_thing_and_gives_the_base_back():
 
 
 def test_times_follow_rates(drawn):
-    rates = Rates(1e9, 1e9, 1e-6)
-    one, other = (
-        measure(drawn, tiny_task(), make("lora", {}), SETTINGS, "cpu", r).step for r in (rates, rates.scaled(3))
-    )
+    rates, slower = Rates(3e9, 3e9, 1e-6), Rates(1e9, 1e9, 3e-6)
+    one, other = (measure(drawn, tiny_task(), make("lora", {}), SETTINGS, "cpu", r).step for r in (rates, slower))
     assert other == pytest.approx(3 * one) and one > 0
 
 

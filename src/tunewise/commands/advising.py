@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunewise.console import console, print_json, progress, quiet
-from tunewise.errors import ArtifactError, SettingError
+from tunewise.errors import ArtifactError
 from tunewise.options import (
     BatchSize,
     Columns,
@@ -31,19 +30,6 @@ if TYPE_CHECKING:
     from tunewise.advisor import Planner
     from tunewise.task import Task
     from tunewise.technique import Technique
-
-_BYTES = {
-    "": 1.0,
-    "B": 1.0,
-    "kB": 1e3,
-    "MB": 1e6,
-    "GB": 1e9,
-    "TB": 1e12,
-    "KiB": 2.0**10,
-    "MiB": 2.0**20,
-    "GiB": 2.0**30,
-}
-_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def advise(
@@ -77,10 +63,11 @@ def advise(
 ) -> None:
     """Say which technique to choose, why, on what evidence, and what would change the answer; nothing is trained."""
     from tunewise.advisor import Asked
+    from tunewise.needs import BYTES, SECONDS, quantity
 
     asked = Asked(
-        memory=quantity("--memory", memory, _BYTES),
-        time=quantity("--time", time, _SECONDS),
+        memory=quantity("--memory", memory, BYTES) if memory is not None else None,
+        time=quantity("--time", time, SECONDS) if time is not None else None,
         requests_per_day=requests_per_day,
         tenants=tenants,
         needs=tuple(need or ()),
@@ -133,16 +120,6 @@ def _planned(
             return planner.rows(memory or float(psutil.virtual_memory().total))
 
     return rows
-
-
-def quantity(option: str, text: str | None, units: dict[str, float]) -> float | None:
-    """A number with a unit."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if found is None or found[2] not in units:
-        raise SettingError(f'{option} is "{text}" but must be a number with one of {", ".join(filter(None, units))}')
-    return float(found[1]) * units[found[2]]
 
 
 def read_plan(path: Path) -> Planner:
