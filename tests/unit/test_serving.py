@@ -14,10 +14,10 @@ import uvicorn
 from tunewise.adaptation import load, save
 from tunewise.registry import all_techniques, make
 from tunewise.serve.app import application
-from tunewise.serve.decoding import Sampling
+from tunewise.serve.decoding import Cohort, Sampling
 from tunewise.serve.opening import unadapted
 from tunewise.serve.questions import Question
-from tunewise.serve.scheduler import Busy, Engine, Failed, Job, Piece
+from tunewise.serve.scheduler import Busy, Ended, Engine, Failed, Job, Piece
 from tunewise.serve.swap import Wardrobe
 from tunewise.serve.text import Text
 from tunewise.task import Message
@@ -229,6 +229,32 @@ def test_a_failed_question_costs_itself_alone():
     engine.submit(jobs)
     engine.stop(10)
     assert sum(isinstance(event, Failed) for event in heard) == 1 and any(isinstance(e, Piece) for e in heard)
+
+
+@pytest.mark.parametrize("where", ["_pass", "draw", "step"])
+def test_whatever_fails_while_decoding_costs_its_rows_alone(monkeypatch, where):
+    """Not only what torch raises: the client is told, and the next question is answered."""
+    wardrobe = Wardrobe(tiny_base("llama"))
+    wardrobe.add("tiny", unadapted)
+    engine, heard = Engine(wardrobe), []
+
+    def ask():
+        engine.submit([Job("tiny", Question((Message("user", "the"),)), Sampling(), heard.append, 4)])
+        deadline = time.monotonic() + 10
+        while not heard or not isinstance(heard[-1], (Failed, Ended)):
+            assert time.monotonic() < deadline, heard
+            time.sleep(0.01)
+        return heard.pop()
+
+    def fail(*_):
+        raise ValueError("a hook failed")
+
+    engine.start()
+    with monkeypatch.context() as broken:
+        broken.setattr(Cohort, where, fail)
+        assert isinstance(ask(), Failed) and engine.alive
+    assert isinstance(ask(), Ended)
+    engine.stop(10)
 
 
 def test_text_tells_only_what_is_certain():

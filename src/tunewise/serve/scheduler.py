@@ -225,7 +225,7 @@ class Engine:
         self.counts.running = own + self._others() + len(rows)
         try:
             return Cohort(self.wardrobe.base, rows)
-        except RuntimeError as error:
+        except Exception as error:  # whatever a technique's hooks raise costs these rows alone
             _fail(rows, error)
             return None
 
@@ -263,7 +263,7 @@ class Engine:
             cohort.keep(going)
             if going:
                 cohort.step([tokens[place].id for place in going])
-        except RuntimeError as error:
+        except Exception as error:  # whatever a technique's hooks raise costs these rows alone
             _fail(cohort.rows, error)
             return False
         return bool(going)
