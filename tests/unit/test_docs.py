@@ -36,10 +36,11 @@ def commands(path):
     return [shlex.split(line)[1:] for line in found if line.startswith("tunewise ")]
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A folder with the files that the documents tell to write."""
-    folder = tmp_path_factory.mktemp("docs")
+@pytest.fixture
+def work(tmp_path):
+    """A folder with the files that the documents tell to write, for one page alone: two may name the same results."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
     write(folder / "examples")
     (metric,) = blocks(ROOT / "docs" / "data.md", "python")
     (folder / "my_metric.py").write_text(metric)
