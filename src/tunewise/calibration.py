@@ -25,7 +25,10 @@ Scorer = Callable[[Sequence[Example]], Tensor]  # label nll (n, labels)
 
 def bias(method: str, task: Task, score: Scorer, seed: int) -> Tensor:
     """What is to be taken off the nll of each label, (labels,)."""
-    nll = score(_inputs(method, task, seed))
+    return _mean(method, score(_inputs(method, task, seed)))
+
+
+def _mean(method: str, nll: Tensor) -> Tensor:
     log_p = (-nll).log_softmax(1)
     # Zhao and Fei average probabilities; batch calibration averages log-probabilities.
     mean = log_p.mean(0) if method == "batch" else log_p.exp().mean(0).log()
@@ -61,7 +64,7 @@ def choose(task: Task, score: Scorer, seed: int) -> tuple[str, Tensor | None]:
     found: dict[str, Tensor | None] = {"none": None}
     losses = {"none": loss(torch.zeros(len(task.labels), dtype=nll.dtype))}
     for method in METHODS:
-        shift = bias(method, task, score, seed)
+        shift = _mean(method, nll) if method == "batch" else bias(method, task, score, seed)
         found[method], losses[method] = shift, loss(shift)
     best = min(losses, key=lambda method: losses[method])
     return best, found[best]

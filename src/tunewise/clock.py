@@ -10,9 +10,9 @@ from statistics import median
 
 from tunewise import store
 from tunewise.cache import Cache
-from tunewise.evaluate import loss
+from tunewise.evaluate import study
 from tunewise.seeds import generator
-from tunewise.technique import Study, Technique
+from tunewise.technique import Technique
 from tunewise.train import TrainSettings, train
 
 _PROBE = 4  # steps that are timed; the first one warms up and is not counted
@@ -55,7 +55,7 @@ class Clock:
         begun = time.perf_counter()
         try:
             attachment = technique.attach(cache.base, generator(0, "attach"))
-            attachment.learn(Study(cache.task, 0, lambda: loss(attachment, cache.task, cache.validation)))
+            attachment.learn(study(attachment, cache.task, cache.validation, 0))
             learning = time.perf_counter() - begun
             train(
                 attachment,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from tunewise.model import Base
 from tunewise.pack import TURN, Encoder, beginning, by_beginning, by_tokens, packed_batch
 from tunewise.pack import Sequence as Tokens
 from tunewise.task import Example, Task
-from tunewise.technique import Attachment
+from tunewise.technique import Attachment, Report, Study
 
 _TOKENS = 4096  # real tokens of one scoring pass
 Progress = Callable[[int, int], None]
@@ -61,6 +61,14 @@ def loss(attachment: Attachment, task: Task, examples: Sequence[Example]) -> flo
     """Mean negative log-likelihood in nats per answer token."""
     total, count, _ = _likelihood(attachment, encoder_for(attachment, task).encode(_rendered(attachment, examples)))
     return total / max(count, 1)
+
+
+def study(
+    attachment: Attachment, task: Task, validation: Sequence[Example], seed: int, report: Report = lambda *told: None
+) -> Study:
+    """What a technique may look at before training: of validation, the sample alone that all choices are made on."""
+    shown = replace(task, validation=tuple(validation))
+    return Study(shown, seed, lambda: loss(attachment, shown, shown.validation), report)
 
 
 @torch.no_grad()

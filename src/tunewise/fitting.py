@@ -11,12 +11,12 @@ from typing import Any
 from tunewise import adaptation, store
 from tunewise.cache import sample
 from tunewise.errors import SettingError
-from tunewise.evaluate import encoder_for, loss
+from tunewise.evaluate import encoder_for, loss, study
 from tunewise.model import Base
 from tunewise.remedies import Memory
 from tunewise.seeds import generator
 from tunewise.task import Task
-from tunewise.technique import Report, Study, Technique
+from tunewise.technique import Report, Technique
 from tunewise.train import TrainSettings, train
 
 
@@ -76,7 +76,7 @@ def fit(
             attachment = recipe.attach(base, generator(seed, "attach"))
             started = time.perf_counter()
             before = loss(attachment, task, validation)
-            attachment.learn(Study(task, seed, lambda: loss(attachment, task, validation), progress))
+            attachment.learn(study(attachment, task, validation, seed, progress))
             record: dict[str, Any] = {"seed": seed, "validation_loss_before": before}
             if recipe.trains:
                 sequences = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])

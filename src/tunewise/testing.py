@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from tunewise.errors import ArtifactError
-from tunewise.evaluate import answer, encoder_for, loss, score
+from tunewise.evaluate import answer, encoder_for, loss, score, study
 from tunewise.forward import batch_of, layout, loss_sum
 from tunewise.model import Base
 from tunewise.pack import Sequence
 from tunewise.registry import make
 from tunewise.seeds import generator
 from tunewise.task import Task
-from tunewise.technique import Attachment, Study, Technique
+from tunewise.technique import Attachment, Technique
 from tunewise.tiny import ARCHITECTURES, tiny_base, tiny_task
 from tunewise.train import TrainSettings, train
 
@@ -38,7 +38,7 @@ def attach(technique: Technique, base: Base, task: Task | None = None, seed: int
     """The technique on the base, having seen a task."""
     task = task or tiny_task()
     attachment = technique.resolved(base).attach(base, generator(seed, "attach"))
-    attachment.learn(Study(task, seed, lambda: loss(attachment, task, task.validation)))
+    attachment.learn(study(attachment, task, task.validation, seed))
     return attachment
 
 

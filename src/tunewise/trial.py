@@ -20,11 +20,11 @@ import torch
 from tunewise import adaptation, store
 from tunewise.cache import Cache
 from tunewise.errors import DivergedError, TunewiseError
-from tunewise.evaluate import describe, loss, score
+from tunewise.evaluate import describe, loss, score, study
 from tunewise.forward import why_not_packed
 from tunewise.meter import peak_memory, tidy
 from tunewise.seeds import generator
-from tunewise.technique import Attachment, Report, Study, Technique
+from tunewise.technique import Attachment, Report, Technique
 from tunewise.trackers import Trackers
 from tunewise.train import Trained, TrainSettings, steps_for_tokens, train
 
@@ -218,7 +218,7 @@ def _fit(
     cut = 0
     with peak_memory(base.device, cache.held_bytes) as memory:
         started = time.perf_counter()
-        attachment.learn(Study(task, trial.seed, lambda: loss(attachment, task, cache.validation), report))
+        attachment.learn(study(attachment, task, cache.validation, trial.seed, report))
         seconds = time.perf_counter() - started
         if trial.technique.trains:
             sequences = cache.train_sequences(attachment)

@@ -1,9 +1,16 @@
 """Repair of label bias."""
 
+import pytest
 import torch
 
 from tunewise import calibration
+from tunewise.comparison import compare
+from tunewise.fitting import fit
+from tunewise.registry import make
+from tunewise.rows import Budget
 from tunewise.task import Example, Message, Task
+from tunewise.techniques.nonparametric import icl
+from tunewise.testing import tiny_base, tiny_task
 
 TRAIN = tuple(Example((Message("user", f"text {n}"),), "ab"[n % 2]) for n in range(8))
 TASK = Task("t", "classification", "classification", TRAIN, TRAIN, TRAIN, ("a", "b"), "accuracy")
@@ -39,6 +46,36 @@ def test_domain_texts_have_the_tasks_words_and_follow_the_seed():
         calibration.bias("domain_context", TASK, score, seed)
     assert seen[0] == seen[1] != seen[2]
     assert {word for text in seen[0] for word in text.split()} <= {"text", *map(str, range(8))}
+
+
+def test_no_batch_is_scored_twice():
+    asked = []
+
+    def score(examples):
+        asked.append(len(examples))
+        return biased(examples)
+
+    calibration.choose(TASK, score, 0)
+    assert asked.count(len(TRAIN)) == 1
+
+
+@pytest.mark.parametrize("way", ["compare", "fit"])
+def test_choices_are_made_on_the_sample_of_validation_alone(tmp_path, monkeypatch, way):
+    """No technique may choose on more than the others do."""
+    table, seen = icl.label_table, set()
+
+    def heard(attachment, task, rendered, *more):
+        seen.update(example.prompt for example in rendered)
+        return table(attachment, task, rendered, *more)
+
+    monkeypatch.setattr(icl, "label_table", heard)
+    task = tiny_task()
+    if way == "compare":
+        compare(tiny_base(), task, [make("icl")], tmp_path, budget=Budget(validation_examples=2))
+    else:
+        fit(tiny_base(), task, make("icl"), tmp_path, validation_examples=2)
+    asked = [e.prompt for e in task.validation if any(e.prompt in text for text in seen)]
+    assert len(asked) == 2 < len(task.validation)
 
 
 def test_the_choice_lowers_the_loss_or_is_none():
