@@ -43,7 +43,8 @@ TOOLS = {
     "trl": "TRL, its defaults (bf16, recomputing)",
 }
 PARTS = ("tunewise", "torch", "transformers", "peft", "trl")
-THREADS, BATCH, RATE = 2, 8, 1e-4
+THREADS, RATE = 2, 1e-4
+BATCH = {"cpu": 8, "cuda": 32}  # rows of a step
 WAITING = {"OMP_WAIT_POLICY": "passive"}  # idle threads sleep: where they spin, CPU time counts what others do
 BLOCK, BLOCKS = 1024, 2  # TRL's packing: tokens of a block, blocks of a batch (8 rows fill 1.5)
 MEDIAN, SIGMA, SHORTEST, LONGEST = 166, 0.558, 16, 1024  # log-normal lengths, mean 194
@@ -52,6 +53,8 @@ LABELLED = (0.26, 0.66)  # share of a row's tokens that is labelled: uniform, 46
 SHAPE = {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6}
 SHAPE |= {"vocab_size": 32_000, "max_position_embeddings": LONGEST, "tie_word_embeddings": True}
 # What each method is in tunewise, and in PEFT: tunewise's default LoRA, and no adapter for full fine-tuning.
+LARGE = {**SHAPE, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24}  # 340 million, for a GPU
+LARGE |= {"num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 2048}
 METHODS: dict[str, dict[str, Any]] = {"lora": {"r": 16, "lora_alpha": 32}, "full": {}}
 PEFT = {"lora": LoraConfig(**METHODS["lora"], target_modules="all-linear", task_type="CAUSAL_LM"), "full": None}
 COLUMNS = {  # heading, figure, its form
@@ -59,6 +62,7 @@ COLUMNS = {  # heading, figure, its form
     "wall s": ("wall_seconds", "{:.1f}"),
     "labelled/CPU s": ("labelled_tokens_per_cpu_second", "{:.0f}"),
     "x tunewise's CPU": ("times_the_cpu_of_tunewise", "{:.2f}"),
+    "x its wall time": ("times_the_wall_of_tunewise", "{:.2f}"),
     "peak GB": ("peak_memory_gb", "{:.2f}"),
     "x its memory": ("times_the_memory_of_tunewise", "{:.1f}"),
     "steps": ("steps", "{:.0f}"),
@@ -84,12 +88,14 @@ def draw_rows(count: int, name: str) -> list[Sequence]:
 class Job(hf.TrainerCallback):
     """One measurement: what a tool is given, and what is seen of it. Trainer calls it after each step."""
 
-    def __init__(self, method: str, bf16: bool, steps: int, folder: str) -> None:
+    def __init__(self, method: str, bf16: bool, steps: int, folder: str, device: str) -> None:
         torch.manual_seed(0)
-        self.model = hf.LlamaForCausalLM(hf.LlamaConfig(**SHAPE))
+        self.device = device
+        self.model = hf.LlamaForCausalLM(hf.LlamaConfig(**shape(device))).to(device)
         self.tokenizer = tiny_base().tokenizer  # only for its padding: the rows are tokens already
         self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.warm, self.timed = draw_rows(BATCH, "warm"), draw_rows(BATCH * steps, "timed")
+        self.batch = BATCH[device]
+        self.warm, self.timed = draw_rows(self.batch, "warm"), draw_rows(self.batch * steps, "timed")
         self.rows = self.warm + self.timed
         self.method, self.bf16, self.folder = method, bf16, folder
         self.trainable, self.losses, self.clocks = 0, list[float](), list[tuple[float, float]]()
@@ -97,6 +103,8 @@ class Job(hf.TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """A step has ended."""
+        if self.device != "cpu":
+            torch.cuda.synchronize()
         self.clocks.append((time.process_time(), time.perf_counter()))
 
     def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
@@ -107,7 +115,7 @@ class Job(hf.TrainerCallback):
         """What Trainer and TRL are told; AdamW, its betas, no decay and clipping at 1 are their defaults and ours."""
         same = {"learning_rate": RATE, "lr_scheduler_type": "constant", "train_sampling_strategy": "sequential"}
         quiet = {"logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-        return {"output_dir": self.folder, "num_train_epochs": 1, "use_cpu": True, **same, **quiet}
+        return {"output_dir": self.folder, "num_train_epochs": 1, "use_cpu": self.device == "cpu", **same, **quiet}
 
     def train(self, trainer: hf.Trainer) -> None:
         """Train, with every batch counted."""
@@ -135,7 +143,7 @@ def run_tunewise(job: Job) -> None:
     recipe = make(job.method, {job.method: {**METHODS[job.method], "learning_rate": RATE}})
     attachment = recipe.attach(Base(job.model, job.tokenizer, "bench"), generator(0, "attach"))
     job.trainable = sum(parameter.numel() for parameter in attachment.params().values())
-    steps = {"max_steps": len(laid) // BATCH, "per_device_train_batch_size": BATCH, "bf16": job.bf16}
+    steps = {"max_steps": len(laid) // job.batch, "per_device_train_batch_size": job.batch, "bf16": job.bf16}
     settings = TrainSettings(lr_scheduler_type="constant", warmup_ratio=0.0, **steps)
 
     def stepped(step: int, loss: float) -> None:
@@ -149,7 +157,7 @@ def run_tunewise(job: Job) -> None:
 
 def run_trainer(job: Job) -> None:
     """Rows padded to the longest of their batch."""
-    arguments = hf.TrainingArguments(per_device_train_batch_size=BATCH, bf16=job.bf16, **job.arguments())
+    arguments = hf.TrainingArguments(per_device_train_batch_size=job.batch, bf16=job.bf16, **job.arguments())
     adapter = PEFT[job.method]
     model = get_peft_model(job.model, adapter) if adapter else job.model
     job.train(hf.Trainer(model, arguments, hf.DataCollatorForSeq2Seq(job.tokenizer), _table(job.rows)))
@@ -157,7 +165,7 @@ def run_trainer(job: Job) -> None:
 
 def run_trl(job: Job) -> None:
     """What SFTTrainer does when nobody asks for anything."""
-    _sft(job, _table(job.rows), SFTConfig(per_device_train_batch_size=BATCH, **job.arguments()))
+    _sft(job, _table(job.rows), SFTConfig(per_device_train_batch_size=job.batch, **job.arguments()))
 
 
 def run_trl_packed(job: Job) -> None:
@@ -178,23 +186,37 @@ def _table(rows: list[Sequence]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.ids for row in rows], "labels": labels})
 
 
-def measure(tool: str, method: str, bf16: bool, steps: int) -> dict[str, Any]:
+def measure(tool: str, method: str, bf16: bool, steps: int, device: str) -> dict[str, Any]:
     """One epoch of one tool in this process; memory counts from the built model and rows on."""
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(method, bf16, steps, folder)
+        job = Job(method, bf16, steps, folder, device)
         gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        before = _status("VmRSS")
+        if device == "cpu":
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        before = _held(device)
         {"tunewise": run_tunewise, "trainer": run_trainer, "trl": run_trl, "trl-packed": run_trl_packed}[tool](job)
     labelled, tokens, computed = (sum(column) for column in zip(*job.batches[1:], strict=True))
     cpu, wall = (last - first for first, last in zip(job.clocks[0], job.clocks[-1], strict=True))
-    cost = {"cpu_seconds": cpu, "wall_seconds": wall, "peak_memory_gb": (_status("VmHWM") - before) / 1e9}
+    cost = {"cpu_seconds": cpu, "wall_seconds": wall, "peak_memory_gb": (_most(device) - before) / 1e9}
     work = {"labelled_tokens": labelled, "tokens": tokens, "padding": 1 - tokens / computed}
     work |= {"trainable_parameters": job.trainable, "steps": len(job.clocks) - 1, "first_loss": job.losses[0]}
-    rate, loss = labelled / cpu, statistics.fmean(job.losses[1:])
-    return {"tool": tool, **cost, "labelled_tokens_per_cpu_second": rate, **work, "mean_loss": loss}
+    rates = {"labelled_tokens_per_cpu_second": labelled / cpu, "labelled_tokens_per_second": labelled / wall}
+    return {"tool": tool, **cost, **rates, **work, "mean_loss": statistics.fmean(job.losses[1:])}
+
+
+def shape(device: str) -> dict[str, Any]:
+    """The model's."""
+    return SHAPE if device == "cpu" else LARGE
+
+
+def _held(device: str) -> int:
+    return _status("VmRSS") if device == "cpu" else torch.cuda.memory_allocated()
+
+
+def _most(device: str) -> int:
+    return _status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
 
 
 def _status(name: str) -> int:
@@ -204,15 +226,21 @@ def _status(name: str) -> int:
 
 def compare(options: argparse.Namespace) -> None:
     """Alternate the tools, take medians, print and write."""
-    head = {"machine": machine(), "model": SHAPE, "rows": BATCH * options.steps}
-    plan = {f"{method} fp32": (list(TOOLS), [method]) for method in options.methods}
-    if options.bf16:
+    on_gpu = options.device != "cpu"
+    head = {
+        "machine": machine(options.device),
+        "model": shape(options.device),
+        "rows": BATCH[options.device] * options.steps,
+    }
+    plan = {} if on_gpu else {f"{method} fp32": (list(TOOLS), [method]) for method in options.methods}
+    if options.bf16 or on_gpu:
         plan |= {f"{method} bf16": (["tunewise", "trainer"], [method, "--bf16"]) for method in options.methods}
     runs: dict[str, list[dict[str, Any]]] = {title: [] for title in plan}
     for repeat in range(options.repeats):
         for title, (tools, words) in plan.items():
             turn = repeat % len(tools)  # another tool begins each time
-            found = [_child(tool, *words, "--steps", str(options.steps)) for tool in tools[turn:] + tools[:turn]]
+            same = [*words, "--steps", str(options.steps), "--device", options.device]
+            found = [_child(tool, *same) for tool in tools[turn:] + tools[:turn]]
             check(title, {run["tool"]: run for run in found})
             runs[title] += found
     summary = {title: summarise(found) for title, found in runs.items()}
@@ -249,19 +277,20 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for tool in [tool for tool in TOOLS if any(run["tool"] == tool for run in runs)]:
         own = [run for run in runs if run["tool"] == tool]
         found[tool] = {key: statistics.median(run[key] for run in own) for key in own[0] if key != "tool"}
-        for name, key in (("cpu", "cpu_seconds"), ("memory", "peak_memory_gb")):
+        for name, key in (("cpu", "cpu_seconds"), ("wall", "wall_seconds"), ("memory", "peak_memory_gb")):
             times = [run[key] / base[key] for run, base in zip(own, ours, strict=True)]
             found[tool][f"times_the_{name}_of_tunewise"] = statistics.median(times)
             found[tool][f"times_the_{name}_range"] = [min(times), max(times)]
     return found
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """What the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     facts = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "threads": THREADS, "load": os.getloadavg()[0]}
-    return {**facts, **WAITING, **{name: version(name) for name in PARTS}}
+    gpu = {} if device == "cpu" else {"gpu": torch.cuda.get_device_name()}
+    return {**gpu, **facts, **WAITING, **{name: version(name) for name in PARTS}}
 
 
 def show(head: dict[str, Any], summary: dict[str, dict[str, dict[str, Any]]]) -> None:
@@ -285,13 +314,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS))
     parser.add_argument("--bf16", action="store_true", help="also (with --one: only) under bf16 autocast")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu; or cuda: a larger model, under bf16 autocast")
     parser.add_argument("--steps", type=int, default=6, help="timed optimiser steps, 8 rows each")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "engine.json")
     options = parser.parse_args()
     if not options.one:
         return compare(options)
     with contextlib.redirect_stdout(sys.stderr):  # the tools' own logs
-        found = measure(*options.one, options.bf16, options.steps)
+        found = measure(*options.one, options.bf16, options.steps, options.device)
     print(json.dumps(found))
 
 

@@ -1,10 +1,14 @@
 """How well plans foresee memory and time: every technique on four shapes of models and three of batches.
 
-    python benchmarks/plan.py [--techniques lora,full] [--shapes wide,deep] [--batches short] [--repeats 1]
+    python benchmarks/plan.py [--techniques lora,full] [--shapes "gpt2;llama, deep"] [--batches short] [--turns]
+    python benchmarks/plan.py --device cuda --turns
 
 For each, a process of its own trains for six steps of the same rows and says what it took at most beyond what its
 libraries took before, and how long a step was; another says what the plan foresees, with and without three real steps
-as a probe. Random models, two threads, fp32. Written to results/plan.json.
+as a probe. Random models, two threads, fp32. On a GPU the models are larger and under bf16 autocast, and one process
+trains them all; `--trained FILE` stops after that and writes what it saw, and a file that is there is read instead, so
+that the plans can be drawn on a machine without a GPU. `--turns` gives each technique each shape, with one of the
+batches in turn. Written to results/plan.json, or results/plan_cuda.json.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunewise.forward import why_not_packed
-from tunewise.meter import peak_memory
+from tunewise.meter import peak_memory, tidy
 from tunewise.model import DTYPES, Base
 from tunewise.plan import measure
 from tunewise.probe import probe
@@ -41,6 +45,7 @@ from tunewise.technique import Study
 from tunewise.testing import tiny_base
 from tunewise.train import TrainSettings, train
 
+Cell = tuple[str, str, str]  # shape, batch, technique
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, wide": (
         "llama",
@@ -77,19 +82,51 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt2": ("gpt2", {"n_embd": 512, "n_layer": 8, "n_head": 8, "vocab_size": 16000, "n_positions": 1024}),
 }
-BATCHES = {"short": (8, 64), "middle": (4, 256), "long": (2, 700)}  # rows of a pass, tokens of a row at most
+LARGE: dict[str, dict[str, Any]] = {  # what a GPU's differ in
+    "llama, wide": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+    },
+    "llama, deep": {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+    },
+    "qwen3, large vocabulary": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 152000,
+        "max_position_embeddings": 4096,
+    },
+    "gpt2": {"n_embd": 1280, "n_layer": 16, "n_head": 20, "vocab_size": 50257, "n_positions": 4096},
+}
+BATCHES = {  # rows of a pass, tokens of a row at most
+    "cpu": {"short": (8, 64), "middle": (4, 256), "long": (2, 700)},
+    "cuda": {"short": (16, 256), "middle": (8, 1024), "long": (2, 4000)},
+}
 STEPS = 6
 NEEDED = {"mpt"}  # learns from other tasks, which random models have none of
 
 
-def settings(batch: str) -> TrainSettings:
+def settings(batch: str, device: str) -> TrainSettings:
     """Six steps of one pass."""
-    return TrainSettings(max_steps=STEPS, per_device_train_batch_size=BATCHES[batch][0])
+    size = BATCHES[device][batch][0]
+    return TrainSettings(max_steps=STEPS, per_device_train_batch_size=size, bf16=device == "cuda")
 
 
-def task(batch: str) -> Task:
+def task(batch: str, device: str) -> Task:
     """Rows of letters, whose lengths lie between a half of the longest and it."""
-    rows, longest = BATCHES[batch]
+    rows, longest = BATCHES[device][batch]
     source = generator(0, "rows")
     examples = []
     for _ in range(STEPS * rows + 8):
@@ -107,23 +144,26 @@ def task(batch: str) -> Task:
     )
 
 
-def config(shape: str) -> Any:
+def config(shape: str, device: str) -> Any:
     """The configuration of a shape."""
     kind, own = SHAPES[shape]
+    own = {**own, **(LARGE[shape] if device == "cuda" else {})}
     return AutoConfig.for_model(kind, **own, bos_token_id=0, eos_token_id=1, pad_token_id=None)
 
 
-def real(shape: str) -> Base:
+def real(shape: str, device: str) -> Base:
     """A random base."""
     torch.manual_seed(0)
-    return Base(AutoModelForCausalLM.from_config(config(shape), dtype=torch.float32), tiny_base().tokenizer, shape)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config(shape, device), dtype=torch.float32)
+    return Base(model.to(device), tiny_base().tokenizer, shape)
 
 
-def drawn(shape: str) -> Sketch:
+def drawn(shape: str, device: str) -> Sketch:
     """Its sketch."""
     return Sketch(
         shape,
-        config(shape),
+        config(shape, device),
         tiny_base().tokenizer,
         DTYPES["float32"],
         None,
@@ -131,28 +171,58 @@ def drawn(shape: str) -> Sketch:
     )
 
 
-def trained(shape: str, batch: str, name: str) -> dict[str, float]:
+def trained(shape: str, batch: str, name: str, device: str = "cpu", base: Base | None = None) -> dict[str, float]:
     """What six real steps take: bytes at most, and seconds of a step after the first."""
     from tunewise.evaluate import encoder_for
 
     ends: list[float] = []
-    with peak_memory(torch.device("cpu")) as memory:
-        base, data = real(shape), task(batch)
+    with peak_memory(torch.device(device)) as memory:
+        base, data = base or real(shape, device), task(batch, device)
         attachment = make(name, {}).resolved(base).attach(base, generator(0, "attach"))
         attachment.rehearse(Study(data, 0, lambda: 1.0))
         rows = encoder_for(attachment, data).encode([attachment.render(example) for example in data.train])
-        given = replace(settings(batch), max_steps=STEPS * attachment.phases)
+        given = replace(settings(batch, device), max_steps=STEPS * attachment.phases)
         train(attachment, rows, given, on_step=lambda *_: ends.append(time.perf_counter()), reuse_trunk=False)
+    base.release()
     passed = [after - before for before, after in itertools.pairwise(ends[:STEPS])]
     return {"peak": memory[0], "step": statistics.median(passed)}
 
 
-def foreseen(shape: str, batch: str, name: str) -> dict[str, float]:
-    """What the plan says, without and with a probe."""
-    given = settings(batch)
-    need = measure(drawn(shape), task(batch), make(name, {}), given, "cpu", Rates.measured())
-    tried = probe(real(shape), task(batch), make(name, {}), given)
-    return {"peak": need.peak, "step": need.step or 0.0, "probed_peak": tried["peak"], "probed_step": tried["step"]}
+def trained_there(cells: list[Cell]) -> list[dict[str, Any]]:
+    """The same on a GPU, and a probe, in this process."""
+    found, bases = list[dict[str, Any]](), dict[str, Base]()
+    rates = asdict(Rates.measured(torch.bfloat16, "cuda"))
+    for shape, batch, name in cells:
+        if shape not in bases:
+            bases.clear()
+            tidy()
+            bases[shape] = real(shape, "cuda")
+        base = bases[shape]
+        row: dict[str, Any] = {"shape": shape, "batch": batch, "technique": name, "rates": rates}
+        try:
+            measured = trained(shape, batch, name, "cuda", base)
+            tidy()
+            tried = probe(base, task(batch, "cuda"), make(name, {}), settings(batch, "cuda"))
+            row |= {f"real_{key}": value for key, value in measured.items()}
+            row |= {"probed_peak": tried["peak"], "probed_step": tried["step"]}
+        except Exception as error:  # the others go on; a row without figures is shown as such
+            row["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            base.release()
+        tidy()
+        found.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    return found
+
+
+def foreseen(shape: str, batch: str, name: str, device: str = "cpu") -> dict[str, float]:
+    """What the plan says; on a processor also after a probe."""
+    given, data = settings(batch, device), task(batch, device)
+    need = measure(drawn(shape, device), data, make(name, {}), given, device, Rates.measured())
+    found = {"peak": need.peak, "step": need.step or 0.0}
+    if device == "cpu":
+        tried = probe(real(shape, device), data, make(name, {}), given)
+        found |= {"probed_peak": tried["peak"], "probed_step": tried["step"]}
+    return found
 
 
 def main() -> None:
@@ -162,15 +232,33 @@ def main() -> None:
         "--techniques", default=",".join(n for n in all_techniques() if make(n, {}).trains and n not in NEEDED)
     )
     parser.add_argument("--shapes", default=";".join(SHAPES), help="joined by semicolons")
-    parser.add_argument("--batches", default=",".join(BATCHES))
+    parser.add_argument("--batches", default="short,middle,long")
+    parser.add_argument("--turns", action="store_true", help="one of the batches for each technique and shape")
+    parser.add_argument("--device", choices=tuple(BATCHES), default="cpu")
+    parser.add_argument("--trained", type=Path, help="what training took on a GPU, written or read")
     parser.add_argument("--one", nargs=4, metavar=("WHAT", "SHAPE", "BATCH", "TECHNIQUE"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "plan.json")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.one:
         what, *which = options.one
-        print(json.dumps((trained if what == "trained" else foreseen)(*which)))
+        print(json.dumps((trained if what == "trained" else foreseen)(*which, options.device)))
         return
-    rows = list(_rows(options.shapes.split(";"), options.batches.split(","), options.techniques.split(",")))
+    batches = options.batches.split(",")
+    cells = [
+        (shape, batch, name)
+        for place, shape in enumerate(options.shapes.split(";"))
+        for at, batch in enumerate(batches)
+        for turn, name in enumerate(options.techniques.split(","))
+        if not options.turns or (turn + place + at) % len(batches) == 0
+    ]
+    if options.device == "cpu":
+        rows = list(_rows(cells))
+    elif options.trained and not options.trained.exists():
+        options.trained.write_text(json.dumps(trained_there(cells), indent=1) + "\n")
+        return
+    else:
+        there = json.loads(options.trained.read_text()) if options.trained else trained_there(cells)
+        rows = list(_with_plans([row for row in there if "failed" not in row]))
     summary = {
         name: {
             "median": statistics.median(off),
@@ -184,27 +272,34 @@ def main() -> None:
             "time, probed": [abs(row["probed_step"] / row["real_step"] - 1) for row in rows],
         }.items()
     }
-    options.out.write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")
+    name = "plan.json" if options.device == "cpu" else "plan_cuda.json"
+    out = options.out or Path(__file__).parent / "results" / name
+    out.write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")
     table = Table("", "median", "worst", "within 20 %")
     for name, found in summary.items():
         table.add_row(name, *(f"{100 * value:.1f} %" for value in found.values()))
     Console(width=100).print(table)
 
 
-def _rows(shapes: list[str], batches: list[str], names: list[str]) -> Iterator[dict[str, Any]]:
-    for shape in shapes:
-        for batch in batches:
-            for name in names:
-                plan, found = (_apart(what, shape, batch, name) for what in ("foreseen", "trained"))
-                row = {"shape": shape, "batch": batch, "technique": name, **plan}
-                row |= {f"real_{key}": value for key, value in found.items()}
-                print(json.dumps(row), file=sys.stderr, flush=True)
-                yield row
+def _rows(cells: list[Cell]) -> Iterator[dict[str, Any]]:
+    for shape, batch, name in cells:
+        plan, found = (_apart(what, shape, batch, name) for what in ("foreseen", "trained"))
+        row = {"shape": shape, "batch": batch, "technique": name, **plan}
+        row |= {f"real_{key}": value for key, value in found.items()}
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        yield row
 
 
-def _apart(what: str, shape: str, batch: str, name: str) -> dict[str, float]:
+def _with_plans(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        found = row | _apart("foreseen", row["shape"], row["batch"], row["technique"], "--device", "cuda")
+        print(json.dumps(found), file=sys.stderr, flush=True)
+        yield found
+
+
+def _apart(*words: str) -> dict[str, float]:
     """In a process of its own."""
-    command = [sys.executable, __file__, "--one", what, shape, batch, name]
+    command = [sys.executable, __file__, "--one", *words]
     done = subprocess.run(
         command, env={**os.environ, "OMP_WAIT_POLICY": "passive"}, capture_output=True, text=True, check=True
     )

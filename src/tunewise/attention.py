@@ -6,6 +6,9 @@ are two kernel calls, merged by their log-sum-exp:
 
     out = sum_i exp(l_i - l) out_i        l = log sum_i exp(l_i)
 
+On a GPU in half precision the whole row is one kernel call over sequences of any lengths (`_varlen`), in which a
+continuation's keys are gathered: those of its beginning, then its own.
+
 Inside `packed(model, segments)` every attention layer of a Hugging Face model works like that; outside it the model is
 untouched. The layout travels beside the model and not through its arguments, because several architectures drop
 unknown arguments on the way to their attention layers.
@@ -25,6 +28,8 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from tunewise.seeds import strictly
 
 _NAME = "tunewise_packed"
 _SMALL = 256  # tokens up to which a tree is one kernel call with a mask
@@ -100,6 +105,8 @@ def _attend(
     if torch.is_autocast_enabled(query.device.type):  # as torch's own attention does; rotary leaves float32 behind
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if query.is_cuda and query.element_size() == 2 and query.shape[-1] == value.shape[-1] and query.shape[-1] % 8 == 0:
+        return _varlen(query, key, value, _row, scale, sliding_window), None
     outputs = []
     for call in _calls(_row, sliding_window):
         if call.tree is None:
@@ -122,6 +129,75 @@ def _attend(
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """A row as sequences of any lengths: where each part's queries and keys end, and which tokens its keys are."""
+
+    queries: Tensor  # (N + 1,) cumulative, int32
+    keys: Tensor  # (N + 1,) cumulative, int32
+    most: tuple[int, int]  # queries and keys of the longest
+    gather: Tensor | None  # (sum of keys,) places in the row; None where these are the row itself
+
+
+@lru_cache(maxsize=8)
+def _paths(row: tuple[Segment, ...], device: torch.device) -> _Paths:
+    """Each part of a tree comes after what it continues: its queries are the last of its keys."""
+    found: list[tuple[int, list[range]]] = []
+
+    def walk(tree: Segment, start: int, before: list[range]) -> None:
+        path = [*before, range(start, start + tree.prefix)] if tree.prefix else before
+        if tree.prefix:
+            found.append((tree.prefix, path))
+        start += tree.prefix
+        for branch in tree.branches:
+            walk(branch, start, path)
+            start += branch.length
+
+    start = 0
+    for segment in row:
+        walk(segment, start, [])
+        start += segment.length
+    queries, keys = [length for length, _ in found], [sum(map(len, path)) for _, path in found]
+    ends = torch.tensor([[0, *queries], [0, *keys]]).cumsum(1).to(device, torch.int32)
+    places = [place for _, path in found for part in path for place in part]
+    gather = None if keys == queries else torch.tensor(places, device=device)
+    return _Paths(ends[0], ends[1], (max(queries), max(keys)), gather)
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, row: tuple[Segment, ...], scale: float, window: int | None
+) -> Tensor:
+    """The whole row in one kernel call; causal order counts from the end, so that it holds for gathered keys."""
+    paths = _paths(row, query.device)
+    query, key, value = (whole[0].transpose(0, 1) for whole in (query, key, value))
+    if paths.gather is not None:
+        key, value = key.index_select(0, paths.gather), value.index_select(0, paths.gather)
+    out: Tensor = _Varlen.apply(query, key, value, paths, scale, window)
+    return out[None]
+
+
+class _Varlen(torch.autograd.Function):
+    """Flash attention of torch over sequences of any lengths; query (T, H, D), key and value (S, G, D)."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, paths, scale, window):  # type: ignore[no-untyped-def]
+        ctx.given = (paths.queries, paths.keys, *paths.most, 0.0, window is None)
+        left = -1 if window is None else window - 1
+        ctx.named = {"scale": scale, "window_size_left": left, "window_size_right": 0}
+        attend = torch.ops.aten._flash_attention_forward
+        out, total, seed, unused, _ = attend(query, key, value, *ctx.given, return_debug_mask=False, **ctx.named)
+        ctx.save_for_backward(query, key, value, out, total, seed, unused)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        query, key, value, out, total, seed, unused = ctx.saved_tensors
+        attend = torch.ops.aten._flash_attention_backward
+        with strictly():
+            grads = attend(grad, query, key, value, out, total, *ctx.given, seed, unused, **ctx.named)
+        return *grads, None, None, None
 
 
 @lru_cache(maxsize=64)

@@ -40,6 +40,7 @@ def best(scores: Tensor, count: int) -> Tensor:
 def prune(base: Base, side: Any, kept: Many[int], scores: dict[str, Tensor]) -> None:
     """Fill `side` (of `Anatomy.shrunk`), whose blocks stand for the base's blocks `kept`."""
     anatomy = base.anatomy
+    scores = {name: score.cpu() for name, score in scores.items()}  # what is chosen by are places, not weights
     names = {id(parameter): name for name, parameter in base.model.named_parameters()}
     residual = best(scores[names[id(anatomy.embedding.weight)]].sum(0), side.config.hidden_size)
     prefix = anatomy.layout.blocks.split(".")[-1]

@@ -9,8 +9,8 @@ from statistics import median
 
 import torch
 
-_SIDE = 512  # of the matrices that are multiplied
-_BYTES = 1 << 26  # of the tensor that is copied
+_SIDE = {"cpu": 512, "cuda": 4096}  # of the matrices that are multiplied
+_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # of the tensor that is written over
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,17 @@ class Rates:
     overhead: float
 
     @classmethod
-    def measured(cls, dtype: torch.dtype = torch.float32) -> Rates:
-        """By half a second of trials on the processor."""
-        a = torch.randn(_SIDE, _SIDE, dtype=dtype)
-        big = torch.zeros(_BYTES // 4)
-        small = torch.zeros(8)
+    def measured(cls, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Rates:
+        """By half a second of trials on the device."""
+        where = torch.device(device)
+        side, size = _SIDE[where.type], _BYTES[where.type]
+        a = torch.randn(side, side, dtype=dtype, device=where)
+        big = torch.zeros(size // 4, device=where)
+        small = torch.zeros(8, device=where)
         return cls(
-            2 * _SIDE**3 / _seconds(lambda: a @ a),
-            2 * _BYTES / _seconds(lambda: big.add_(1)),
-            _seconds(lambda: small.add_(1), 2000),
+            2 * side**3 / _seconds(lambda: a @ a, where),
+            2 * size / _seconds(lambda: big.add_(1), where),
+            _seconds(lambda: small.add_(1), where, 2000),
         )
 
     def seconds(self, flops: float, moved: float, calls: float) -> float:
@@ -38,12 +40,17 @@ class Rates:
         return flops / self.flops + moved / self.bandwidth + calls * self.overhead
 
 
-def _seconds(work: Callable[[], object], count: int = 10) -> float:
+def _seconds(work: Callable[[], object], device: torch.device, count: int = 10) -> float:
+    def waited() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
     work()
     found = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = waited()
         for _ in range(count):
             work()
-        found.append((time.perf_counter() - started) / count)
+        found.append((waited() - started) / count)
     return median(found)

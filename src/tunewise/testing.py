@@ -255,7 +255,7 @@ def check_cached_generation(technique: Technique, base: Base) -> None:
         ids = list(prompt.ids)
         for _ in range(6):
             with torch.no_grad():
-                ids.append(int(base.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+                ids.append(int(base.model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1].argmax()))
             if ids[-1] == encoder.eos:
                 break
         assert text == encoder.decode([i for i in ids[len(prompt.ids) :] if i != encoder.eos])
@@ -281,13 +281,14 @@ def _check_gradients(technique: Technique, base: Base, tolerance: float, task: T
     for parameter in params.values():
         parameter.grad = None
     width = max(len(s.ids) for s in sequences)
-    ids = torch.tensor([s.ids + [0] * (width - len(s.ids)) for s in sequences])
-    mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in sequences])
+    ids = torch.tensor([s.ids + [0] * (width - len(s.ids)) for s in sequences], device=base.device)
+    mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in sequences], device=base.device)
     labels = torch.tensor(
         [
             [i if on else -100 for i, on in zip(s.ids, s.labelled, strict=True)] + [-100] * (width - len(s.ids))
             for s in sequences
-        ]
+        ],
+        device=base.device,
     )
     # Hugging Face's loss function rounds logits to float32 first; the same loss without that allows fp64 to count.
     output = base.model(input_ids=ids, attention_mask=mask).logits
@@ -314,7 +315,12 @@ def check_scores_agree(technique: Technique, base: Base) -> None:
     for example in task.test:
         sequence = encoder.encode([attachment.render(example)])[0]
         with torch.no_grad():
-            log_p = base.model(input_ids=torch.tensor([sequence.ids])).logits[0].double().log_softmax(-1)
+            log_p = (
+                base.model(input_ids=torch.tensor([sequence.ids], device=base.device))
+                .logits[0]
+                .double()
+                .log_softmax(-1)
+            )
         for place in range(sequence.prompt, len(sequence.ids)):
             total -= float(log_p[place - 1, sequence.ids[place]])
             count += 1

@@ -93,9 +93,10 @@ def _model(architecture: str, dtype: torch.dtype) -> Any:
     return model.to(dtype)
 
 
-def tiny_base(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Base:
+def tiny_base(architecture: str = "llama", dtype: torch.dtype = torch.float32, device: str = "cpu") -> Base:
     """A fresh tiny random model of one of `ARCHITECTURES`, with a byte-level tokenizer of 320 entries."""
-    return Base(copy.deepcopy(_model(architecture, dtype)), _tokenizer(), f"tiny-{architecture}")
+    model = copy.deepcopy(_model(architecture, dtype)).to(device)
+    return Base(model, _tokenizer(), f"tiny-{architecture}")
 
 
 def tiny_task(kind: str = "classification") -> Task:

@@ -26,7 +26,7 @@ from tunewise.errors import ArtifactError, DivergedError, SettingError
 from tunewise.forward import batch_of, layout, loss_sum, recomputing
 from tunewise.pack import Sequence
 from tunewise.remedies import Memory
-from tunewise.seeds import derive, generator
+from tunewise.seeds import derive, generator, repeatable
 from tunewise.technique import Attachment
 from tunewise.trunk import Trunk, replaying, trunk_of
 
@@ -164,7 +164,7 @@ def train(
     begun = run.step
     while run.step < last:
         started = time.perf_counter()
-        with recomputing(attachment.base, settings.gradient_checkpointing):
+        with repeatable(attachment.base.device), recomputing(attachment.base, settings.gradient_checkpointing):
             loss = run.advance()
         if folder is not None and evaluate is not None and settings.eval_steps and run.step % settings.eval_steps == 0:
             store.append_line(folder / "metrics.jsonl", {"step": run.step, "validation_loss": evaluate()})
@@ -245,16 +245,16 @@ class _Run:
         share = self.trunk is None  # what is replayed was recorded for whole sequences
         batches = [batch_of(self.base, [self.sequences[index] for index in row], share=share) for row in rows]
         labelled = max(sum(len(batch.targets) for batch in batches), 1)
-        total = 0.0
+        losses: list[Tensor] = []  # read after the backward pass: a GPU need not be waited for before it
         for row, batch in zip(rows, batches, strict=True):
             with layout(self.base, batch), self.precision(), replaying(self.trunk, row):
                 loss = loss_sum(self.base, batch) / labelled
-                total += float(loss.detach())
+                losses.append(loss.detach())
                 (loss * (1 - self.settings.replay)).backward()
         for term in self._beside():
             term.backward()
         self.attachment.after_backward(self.step, self.settings.max_steps)
-        norm = self._clip()
+        norm, total = self._clip(), sum(float(loss) for loss in losses)
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise DivergedError(
                 f"step {self.step + 1}: loss {total:g}, gradient norm {norm:g}; lower the learning rate "

@@ -1,4 +1,9 @@
-"""Every technique of the registry through every check of the contract, on several architectures."""
+"""Every technique of the registry through every check of the contract, on several architectures.
+
+`TUNEWISE_TEST_DEVICE=cuda` runs them on a GPU.
+"""
+
+import os
 
 import pytest
 import torch
@@ -6,6 +11,7 @@ import torch
 from tunewise.registry import all_techniques, make
 from tunewise.testing import CHECKS, check_gradients, tiny_base
 
+DEVICE = os.environ.get("TUNEWISE_TEST_DEVICE", "cpu")
 ARCHITECTURES = ("llama", "llama-tied", "qwen3", "gpt2", "gpt_neox", "gpt_neox-tied")
 SETTINGS = {
     "mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 3},
@@ -40,7 +46,7 @@ FORMS = [
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", [*all_techniques(), "icl+lora", "rag+lora", "lora+prompt_tuning", "lt_sft+adapter"])
 def test_contract(name, architecture, check):
-    check(make(name, SETTINGS), tiny_base(architecture))
+    check(make(name, SETTINGS), tiny_base(architecture, device=DEVICE))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -51,4 +57,4 @@ def test_contract_of_forms(form, check):
     if "8bit" in settings.get("optimizer", ""):
         pytest.importorskip("bitsandbytes")
     precise = torch.float64 if check is check_gradients else torch.float32
-    check(make(name, {name: settings}), tiny_base("llama-tied", precise))
+    check(make(name, {name: settings}), tiny_base("llama-tied", precise, DEVICE))

@@ -67,7 +67,9 @@ class Passages:
             self._bm25 = bm25s.BM25()
             self._bm25.index([words(passage.indexed) for passage in self.passages], show_progress=False)
         asked = [words(text) for text in texts]
-        places, scores = self._bm25.retrieve(asked, k=min(k, len(self.passages)), show_progress=False)
+        # Left to itself it takes JAX where that is installed, which takes most of a GPU's memory for itself.
+        k = min(k, len(self.passages))
+        places, scores = self._bm25.retrieve(asked, k=k, show_progress=False, backend_selection="numpy")
         return [
             [(self.passages[place], float(score)) for place, score in zip(row, own, strict=True) if score > 0]
             for row, own in zip(places.tolist(), scores.tolist(), strict=True)

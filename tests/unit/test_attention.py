@@ -1,0 +1,40 @@
+"""The two descriptions of a packed row agree: masks of trees, and sequences whose keys are gathered."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from tunewise.attention import Segment, _mask, _paths
+
+LEAF = Segment(3)
+TREES = {
+    "plain": (Segment(4), Segment(1), Segment(6)),
+    "one beginning": (Segment(5, (LEAF, Segment(1), Segment(2))),),
+    "beginnings of beginnings": (Segment(2), Segment(3, (Segment(2, (LEAF, LEAF)), Segment(4))), Segment(2)),
+    "branches of nothing": (Segment(0, (Segment(2), LEAF)), Segment(2)),
+}
+
+
+@pytest.mark.parametrize("row", TREES.values(), ids=TREES)
+def test_a_part_sees_what_it_continues_and_itself(row):
+    paths = _paths(row, torch.device("cpu"))
+    total = sum(segment.length for segment in row)
+    places = torch.arange(total) if paths.gather is None else paths.gather
+    seen = torch.zeros(total, total, dtype=torch.bool)
+    queries, keys = paths.queries.tolist(), paths.keys.tolist()
+    for part in range(len(queries) - 1):
+        own = places[keys[part] : keys[part + 1]]
+        past = len(own) - (queries[part + 1] - queries[part])
+        for turn, query in enumerate(range(queries[part], queries[part + 1])):
+            seen[query, own[: past + turn + 1]] = True
+    expected = torch.block_diag(
+        *(
+            torch.ones(tree.length, tree.length).tril() if (mask := _mask(tree, None, seen.device)) is None else mask
+            for tree in row
+        )
+    )
+    assert torch.equal(seen, expected.bool())
+    longest = (max(after - before for before, after in pairwise(ends)) for ends in (queries, keys))
+    assert paths.most == tuple(longest)
+    assert (paths.gather is None) == all(not tree.branches or not tree.prefix for tree in row)
