@@ -89,6 +89,21 @@ def answers(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def fitted(tmp_path_factory, model, labels):
+    """An adaptation of a tiny model, fitted once on data that is still there."""
+    from tunewise.fitting import fit
+    from tunewise.model import load_base
+    from tunewise.registry import make
+    from tunewise.task import Task
+    from tunewise.train import TrainSettings
+
+    folder, task = tmp_path_factory.mktemp("fitted"), Task.read(labels)
+    recipe = make("lora", {"lora": {"r": 2}})
+    fit(load_base(model), task, recipe, folder, settings=TrainSettings(max_steps=3))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory, model, labels):
     """A comparison of the three techniques and a composed one, run once: its folder and its words."""
     out = tmp_path_factory.mktemp("runs") / "first"

@@ -2,23 +2,6 @@
 
 import json
 
-import pytest
-
-
-@pytest.fixture(scope="session")
-def fitted(tmp_path_factory, model, labels):
-    """An adaptation of a tiny model, fitted once on data that is still there."""
-    from tunewise.fitting import fit
-    from tunewise.model import load_base
-    from tunewise.registry import make
-    from tunewise.task import Task
-    from tunewise.train import TrainSettings
-
-    folder, task = tmp_path_factory.mktemp("fitted"), Task.read(labels)
-    recipe = make("lora", {"lora": {"r": 2}})
-    fit(load_base(model), task, recipe, folder, settings=TrainSettings(max_steps=3))
-    return folder
-
 
 def test_export_says_that_it_is_the_same(run, refused, fitted, labels, tmp_path):
     found = run("export", fitted, "--to", "merged", "--out", tmp_path / "out")

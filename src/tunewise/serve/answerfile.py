@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tunewise import store
 from tunewise.errors import DataError
 from tunewise.serve.asking import Reply
 from tunewise.task import Message
 
+_BEGINNING = '{"index": '  # of every line
+
 
 class AnswerFile:
     """Answers to `talks`, by one adaptation.
 
-    A line holds index, model, prompt, answer and sources; what a crash tore is dropped when the file is opened again.
+    A line holds index, model, prompt, answer and sources; a last one that a crash tore is dropped when the file is
+    opened again.
 
     Raises:
         DataError: what is there are not answers to these prompts by this adaptation.
@@ -55,28 +58,32 @@ class AnswerFile:
             raise DataError(
                 f"cannot be read ({error.strerror})", path=self.path, remedy="choose another --out"
             ) from error
-        rows = [_parsed(line) for line in lines if line.strip()]
-        whole = [row for row in rows if row is not None]
-        for place, row in enumerate(whole, 1):
-            self._check(place, row)
-        if len(whole) < len(rows) or lines[-1]:
-            store.write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in whole))
+        torn = lines.pop()  # a whole line ends with a line break
+        for place, line in enumerate(lines, 1):
+            self._check(place, _parsed(line))
+        if torn:
+            if not torn.startswith(_BEGINNING[: len(torn)]):
+                self._refuse(len(lines) + 1)
+            store.write_text(self.path, "".join(line + "\n" for line in lines))
 
     def _check(self, place: int, row: Any) -> None:
         number = row.get("index") if isinstance(row, dict) else None
         right = isinstance(number, int) and 0 <= number < len(self.talks) and number not in self.known
         if not right or row.get("model") != self.model or row.get("prompt") != self._prompt(int(row["index"])):
-            raise DataError(
-                f"is no answer of {self.model} to these prompts",
-                path=self.path,
-                line=place,
-                remedy="choose another --out, or remove the file",
-            )
+            self._refuse(place)
         self.known.add(row["index"])
+
+    def _refuse(self, place: int) -> NoReturn:
+        raise DataError(
+            f"is no answer of {self.model} to these prompts",
+            path=self.path,
+            line=place,
+            remedy="choose another --out, or remove the file",
+        )
 
 
 def _parsed(line: str) -> Any:
-    """The row of a line, or None of one that was torn."""
+    """The row of a line, or None of one that is no JSON."""
     try:
         return json.loads(line)
     except ValueError:
