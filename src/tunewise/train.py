@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import SchedulerType, get_scheduler
 
 from tunewise import store
 from tunewise.allocator import keep_freed_memory
@@ -66,9 +65,12 @@ class TrainSettings:
                 raise SettingError(f"{name} is {getattr(self, name)} but must be at least 1")
         if self.eval_steps < 0:
             raise SettingError(f"eval_steps is {self.eval_steps} but must be at least 0")
-        schedules = sorted(kind.value for kind in SchedulerType)
-        if self.lr_scheduler_type not in schedules:
-            raise SettingError(f'lr_scheduler_type "{self.lr_scheduler_type}" is not one of {", ".join(schedules)}')
+        if self.lr_scheduler_type != TrainSettings.lr_scheduler_type:
+            from transformers import SchedulerType  # takes PEFT and bitsandbytes along: a quarter of starting
+
+            schedules = sorted(kind.value for kind in SchedulerType)
+            if self.lr_scheduler_type not in schedules:
+                raise SettingError(f'lr_scheduler_type "{self.lr_scheduler_type}" is not one of {", ".join(schedules)}')
         if not 0 <= self.replay < 1:
             raise SettingError(f"replay is {self.replay} but must be at least 0 and below 1, a share of the loss")
         for name in ("kl_to_base", "l2_sp"):
@@ -217,6 +219,8 @@ class _Run:
 
     def _prepare(self, phase: int) -> None:
         """The optimiser and schedule of a phase, over the parameters that the attachment has now."""
+        from transformers import get_scheduler
+
         self.phase = phase
         groups = [{"weight_decay": self.settings.weight_decay, **group} for group in self.attachment.param_groups()]
         self.optimizer = self.attachment.optimizer(groups, (self.settings.adam_beta1, self.settings.adam_beta2))

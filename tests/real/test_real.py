@@ -30,8 +30,6 @@ _QUICK = {"fish_mask": {"num_samples": 128}, "mpt": {"source_steps": 50}}
     ("model", "name"),
     [
         ("stories-260k", "sst2"),
-        ("stories-260k", "e2e_nlg"),
-        ("tinystories-656k", "sst2"),
         ("tinystories-656k", "e2e_nlg"),
         ("tinystories-656k", "trec6"),
     ],
@@ -56,11 +54,15 @@ def test_every_technique_learns(real, model, name, technique):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", TASKS)
 def test_every_model_and_every_task_compare(real, model, name, tmp_path):
-    """Every row ends ok, but for worked examples that do not fit a window of 256 characters."""
+    """Every row ends ok, but for worked examples that do not fit a window of 256 characters.
+
+    Choosing those takes longest: each model and each task sees them, but not each pair.
+    """
     base = load_base(real / "models" / model, device="cpu")
     task = Task.read(f"{real / 'tasks' / name}#200")
     budget = Budget(steps=2, test_examples=4, validation_examples=4)
-    techniques = [make(each) for each in ("base", "icl", "prompt_tuning", "lora")]
+    shows = (MODELS.index(model) + TASKS.index(name)) % 3 == 0
+    techniques = [make(each) for each in ("base", "prompt_tuning", "lora", *["icl"] * shows)]
     result = compare(base, task, techniques, tmp_path, budget=budget)
     rows = {row["technique"]: row for row in result["rows"]}
     for technique, row in rows.items():

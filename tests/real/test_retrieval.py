@@ -29,6 +29,7 @@ def cranfield():
     return module
 
 
+@pytest.mark.timeout(900)  # 1,400 abstracts are embedded, twice
 def test_bm25_is_as_good_as_its_library_and_the_others_are_better(cranfield, real):
     embedders = {dtype: Embedder(str(get_model_path()), dtype) for dtype in ("float32", "bfloat16")}
     found = cranfield.measured(real / "retrieval" / "cranfield", embedders)

@@ -21,8 +21,9 @@ from tunewise.world.__main__ import write
 ROOT = Path(__file__).parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMPARED = ["--budget-steps", "2", "--search", "1", "--seeds", "1", "--test-examples", "20"]
-SHORT = {"compare": COMPARED, "fit": ["--max-steps", "2"], "interpolate": ["--test-examples", "20"]}
+COMPARED = ["--budget-steps", "2", "--search", "1", "--seeds", "1", "--test-examples", "12"]
+COMPARED += ["--validation-examples", "8"]
+SHORT = {"compare": COMPARED, "fit": ["--max-steps", "2"], "interpolate": ["--test-examples", "12"]}
 SHORT |= {"plan": ["--techniques", "base,lora"], "serve": ["--dry-run"], "generate": ["--max-new-tokens", "4"]}
 
 
