@@ -144,7 +144,10 @@ def throughput(arguments: argparse.Namespace, folder: Path) -> dict[str, object]
 
         adaptation = load_adaptation(folder / names[0] / "adaptation")
         adaptation.attachment.merge().save_pretrained(merged)
-        adaptation.attachment.base.tokenizer.save_pretrained(merged)
+        tokenizer = adaptation.attachment.base.tokenizer
+        # Their server takes chats alone, and those of a model with a chat template: this one says what is said.
+        tokenizer.chat_template = tokenizer.chat_template or "{% for m in messages %}{{ m.content }}{% endfor %}"
+        tokenizer.save_pretrained(merged)
         command = [str(BIN / "transformers"), "serve", str(merged), "--port", str(port)]
         theirs = Server(command, port, folder / "transformers.log")
         try:
