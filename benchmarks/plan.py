@@ -214,10 +214,11 @@ def trained_there(cells: list[Cell]) -> list[dict[str, Any]]:
     return found
 
 
-def foreseen(shape: str, batch: str, name: str, device: str = "cpu") -> dict[str, float]:
-    """What the plan says; on a processor also after a probe."""
+def foreseen(shape: str, batch: str, name: str, device: str = "cpu", rates: str = "") -> dict[str, float]:
+    """What the plan says; on a processor also after a probe. `rates` are those of a GPU, as JSON."""
     given, data = settings(batch, device), task(batch, device)
-    need = measure(drawn(shape, device), data, make(name, {}), given, device, Rates.measured())
+    speed = Rates(**json.loads(rates)) if rates else Rates.measured()
+    need = measure(drawn(shape, device), data, make(name, {}), given, device, speed)
     found = {"peak": need.peak, "step": need.step or 0.0}
     if device == "cpu":
         tried = probe(real(shape, device), data, make(name, {}), given)
@@ -237,11 +238,15 @@ def main() -> None:
     parser.add_argument("--device", choices=tuple(BATCHES), default="cpu")
     parser.add_argument("--trained", type=Path, help="what training took on a GPU, written or read")
     parser.add_argument("--one", nargs=4, metavar=("WHAT", "SHAPE", "BATCH", "TECHNIQUE"))
+    parser.add_argument("--rates", default="", help="with --one: how fast the GPU is, as JSON")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.one:
         what, *which = options.one
-        print(json.dumps((trained if what == "trained" else foreseen)(*which, options.device)))
+        found = (
+            trained(*which, options.device) if what == "trained" else foreseen(*which, options.device, options.rates)
+        )
+        print(json.dumps(found))
         return
     batches = options.batches.split(",")
     cells = [
@@ -292,7 +297,8 @@ def _rows(cells: list[Cell]) -> Iterator[dict[str, Any]]:
 
 def _with_plans(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
-        found = row | _apart("foreseen", row["shape"], row["batch"], row["technique"], "--device", "cuda")
+        which, rates = (row["shape"], row["batch"], row["technique"]), json.dumps(row["rates"])
+        found = row | _apart("foreseen", *which, "--device", "cuda", "--rates", rates)
         print(json.dumps(found), file=sys.stderr, flush=True)
         yield found
 

@@ -29,6 +29,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from tunewise.ledger import on_gpu
 from tunewise.seeds import strictly
 
 _NAME = "tunewise_packed"
@@ -97,16 +98,18 @@ def _attend(
     if unsupported or dropout or query.shape[0] != 1:
         raise NotImplementedError(f"packed attention has no {', '.join(unsupported) or 'dropout or batches'}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
+    gpu, same = on_gpu(query), query.shape[-1] == value.shape[-1]
+    kind = query.device.type
+    if (gpu or kind != "cpu") and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)  # as torch's own attention does; rotary leaves float32 behind
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if gpu and same and query.element_size() == 2 and query.shape[-1] % 8 == 0:
+        return _varlen(query, key, value, _row, scale, sliding_window), None
+    if kind == "cpu" and same:
         # In bfloat16 the processor's backward kernel takes two and a half times as long as in float32.
         exact = torch.promote_types(query.dtype, torch.float32)
         out = _PerSegment.apply(query.to(exact), key.to(exact), value.to(exact), _row, scale, sliding_window)
         return out.to(value.dtype), None
-    if torch.is_autocast_enabled(query.device.type):  # as torch's own attention does; rotary leaves float32 behind
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if query.is_cuda and query.element_size() == 2 and query.shape[-1] == value.shape[-1] and query.shape[-1] % 8 == 0:
-        return _varlen(query, key, value, _row, scale, sliding_window), None
     outputs = []
     for call in _calls(_row, sliding_window):
         if call.tree is None:

@@ -30,11 +30,13 @@ class Ledger(TorchDispatchMode):
     """Counts while it is entered; enter `ghosts()` rather than this alone.
 
     `live` and `peak` are bytes of the storages that are alive now and were at most; `flops` are those of matrix
-    products and attention, `moved` the bytes that all other operations read and write, `calls` their number.
+    products and attention, `moved` the bytes that all other operations read and write, `calls` their number. Tensors
+    live on a processor; `device` is the kind that they stand for, whose ways code that asks `on_gpu` takes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__()
+        self.device = device
         self.live = self.peak = self.flops = self.moved = self.calls = 0
         self._known: dict[int, int] = {}
 
@@ -70,6 +72,8 @@ class Ledger(TorchDispatchMode):
         return None if _floating(out) else out
 
     def _write(self, tensor: Tensor) -> None:
+        if tensor.is_meta:  # has no contents outside of a ledger either
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -92,7 +96,8 @@ class Ledger(TorchDispatchMode):
             rows = query.shape[0] * query.shape[1] * query.shape[2]
             self.flops += products * 2 * rows * key.shape[2] * query.shape[3] // causal
         elif packet in flop_registry:
-            self.flops += int(flop_registry[packet](*args, **kwargs, out_val=out))
+            with unset_fake_temporarily():  # it may read the lengths of sequences, which are known
+                self.flops += int(flop_registry[packet](*args, **kwargs, out_val=out))
         elif not func.is_view:
             self.moved += sum(tensor.numel() * tensor.element_size() for tensor in (*given, *made))
 
@@ -113,14 +118,26 @@ def _floating(out: Any) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(out))
 
 
+_entered: list[Ledger] = []
+
+
 @contextmanager
-def ghosts() -> Iterator[Ledger]:
-    """A ledger over code whose floating tensors have no contents."""
-    ledger = Ledger()
-    with FakeTensorMode(allow_non_fake_inputs=True), ledger:
-        yield ledger
+def ghosts(device: str = "cpu") -> Iterator[Ledger]:
+    """A ledger over code whose floating tensors have no contents, as on a device of this kind."""
+    ledger = Ledger(device)
+    _entered.append(ledger)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), ledger:
+            yield ledger
+    finally:
+        _entered.pop()
 
 
 def is_ghost(tensor: Tensor) -> bool:
     """Whether a tensor has a shape and no contents."""
     return isinstance(tensor, FakeTensor)
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether a tensor is on a GPU, or stands for one that would be."""
+    return tensor.is_cuda or (bool(_entered) and _entered[-1].device == "cuda" and is_ghost(tensor))

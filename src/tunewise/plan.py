@@ -152,7 +152,7 @@ def measure(
     Raises:
         RequestError: the technique cannot work on this model or task; the message says why.
     """
-    with ghosts() as ledger:
+    with ghosts(device) as ledger:
         base = sketched.build()
         weights = ledger.live
         recipe = technique.resolved(base)

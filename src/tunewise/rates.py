@@ -15,11 +15,15 @@ _BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # of the tensor that is written over
 
 @dataclass(frozen=True)
 class Rates:
-    """Floating operations a second, bytes a second, and seconds that an operation costs beside its work."""
+    """Floating operations a second, bytes a second, and seconds that an operation costs beside its work.
+
+    Where operations are `queued`, as on a GPU, one is started while others work.
+    """
 
     flops: float
     bandwidth: float
     overhead: float
+    queued: bool = False
 
     @classmethod
     def measured(cls, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Rates:
@@ -33,11 +37,13 @@ class Rates:
             2 * side**3 / _seconds(lambda: a @ a, where),
             2 * size / _seconds(lambda: big.add_(1), where),
             _seconds(lambda: small.add_(1), where, 2000),
+            where.type == "cuda",
         )
 
     def seconds(self, flops: float, moved: float, calls: float) -> float:
         """Of work of this size."""
-        return flops / self.flops + moved / self.bandwidth + calls * self.overhead
+        work, starting = flops / self.flops + moved / self.bandwidth, calls * self.overhead
+        return max(work, starting) if self.queued else work + starting
 
 
 def _seconds(work: Callable[[], object], device: torch.device, count: int = 10) -> float:

@@ -45,12 +45,21 @@ def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     if all(is_ghost(score) for score in scores.values()):
         share = count / sum(score.numel() for score in scores.values())
         return {name: torch.arange(max(1, round(share * score.numel()))) for name, score in scores.items()}
-    flat = torch.cat([score.flatten() for score in scores.values()])
-    threshold = flat.kthvalue(len(flat) - count + 1).values
-    chosen = flat > threshold
-    chosen[(flat == threshold).nonzero()[: count - int(chosen.sum()), 0]] = True
-    parts = chosen.split([score.numel() for score in scores.values()])
-    return {name: part.nonzero()[:, 0] for name, part in zip(scores, parts, strict=True)}
+    kept = torch.empty(0, device=next(iter(scores.values())).device)
+    for score in scores.values():  # the best so far: never all scores at once, which are as many as the weights
+        flat = score.flatten().to(torch.promote_types(score.dtype, torch.float32))
+        kept = torch.cat([kept, flat.topk(min(count, len(flat)), sorted=False).values.to(kept.device)])
+        kept = kept.topk(min(count, len(kept)), sorted=False).values
+    threshold, found = kept.min().item(), dict[str, Tensor]()
+    equal = count - int((kept > threshold).sum())
+    for name, score in scores.items():
+        flat = score.flatten()
+        chosen = flat > threshold
+        first = (flat == threshold).nonzero()[:equal, 0]
+        chosen[first] = True
+        equal -= len(first)
+        found[name] = chosen.nonzero()[:, 0]
+    return found
 
 
 class Sparse(Attachment):

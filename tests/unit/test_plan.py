@@ -1,9 +1,11 @@
 """What a plan foresees, against what is then so: counts exactly, memory as a ledger of tensors, and what fits."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from tunewise import store
 from tunewise.adaptation import rows_text
@@ -69,6 +71,27 @@ def test_gradients_are_those_of_the_phase_that_has_most(drawn):
     found = measure(drawn, tiny_task(), make("lt_sft", {}), SETTINGS)
     dense = sum(p.nbytes for p in weights_of(tiny_base(), make("lt_sft", {}), ()).values())
     assert found.memory["gradients"] == dense > 4 * found.optimised
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_weights_in_four_bits_are_foreseen_as_such(drawn, device):
+    """The weights that four bits stand for are not there, on a GPU with its own kernels either."""
+    large = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 320}
+    config = AutoConfig.for_model("llama", **large, num_attention_heads=8, bos_token_id=0, eos_token_id=1)
+    with ghosts(device) as ledger:
+        base = replace(drawn, config=config).build()
+        whole = ledger.live
+        attachment = make("qlora", {}).attach(base, generator(0, "attach"))
+        updates = sum(tensor.nbytes for tensor in attachment.params().values())
+        saved = whole + updates - ledger.live
+    blocks = 4 * (4 * 1024 * 1024 + 3 * 1024 * 2048)
+    assert saved == pytest.approx(blocks * (4 - 4.13 / 8), rel=0.02)
+
+
+def test_a_gpu_starts_operations_while_others_work():
+    assert Rates(1e12, 1e12, 1e-6).seconds(1e12, 0, 10**6) == pytest.approx(2)
+    assert Rates(1e12, 1e12, 1e-6, queued=True).seconds(1e12, 0, 10**6) == pytest.approx(1)
+    assert Rates(1e12, 1e12, 1e-6, queued=True).seconds(3e12, 1e12, 10**6) == pytest.approx(4)
 
 
 def test_a_ledger_counts_what_lives_and_what_is_multiplied():

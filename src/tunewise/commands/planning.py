@@ -82,7 +82,8 @@ def plan(
     )
     drawn = sketch(model, revision=revision, dtype=dtype, max_length=max_length)
     with progress() as show:
-        rates = Rates.measured(torch.bfloat16 if bf16 else torch.float32) if kind == "cpu" else None
+        there = device.startswith(("cpu", "cuda"))  # a GPU of some size is nowhere
+        rates = Rates.measured(torch.bfloat16 if bf16 else torch.float32, device) if there else None
 
         def report(name: str, done: int, total: int) -> None:
             show(model, f"planning {name}", done, total)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tunewise.anatomy import is_transposed, oriented
 from tunewise.errors import TechniqueError
-from tunewise.ledger import is_ghost
+from tunewise.ledger import is_ghost, on_gpu
 from tunewise.nf4 import Foreign, Packed, dequantise, quantise, quantise_by_bitsandbytes
 from tunewise.optimizers import build
 from tunewise.technique import Attachment, Citation, setting
@@ -91,7 +91,7 @@ class _Quantised(Updates):
 
     def _quantise(self, weight: Tensor) -> Packed | Foreign:
         double, backend = self.quantised.bnb_4bit_use_double_quant, self.quantised.backend
-        if backend == "torch" or (backend == "auto" and not (weight.is_cuda and find_spec("bitsandbytes"))):
+        if backend == "torch" or (backend == "auto" and not (on_gpu(weight) and find_spec("bitsandbytes"))):
             return quantise(weight, double)
         if find_spec("bitsandbytes") is None:
             raise TechniqueError("qlora.backend=bitsandbytes needs it installed (tunewise[bitsandbytes]); or use torch")
