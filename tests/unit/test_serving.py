@@ -25,7 +25,8 @@ from tunewise.testing import attach, fingerprint, fit, tiny_base, tiny_task
 
 TASK = tiny_task("generation")
 PROMPTS = [example.prompt for example in TASK.test]
-NAMES = [name for name in all_techniques() if name not in ("base", "mpt")] + ["peft:ia3", "icl+lora"]
+NAMES = [name for name in all_techniques() if name != "base"] + ["peft:ia3", "icl+lora"]
+SETTINGS = {"mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 3}}
 NEW = 8
 
 
@@ -34,7 +35,7 @@ def world(tmp_path_factory):
     """Every technique saved, what each says alone, and all of them over one base: (engine, answers, bare bits)."""
     base, folder, alone = tiny_base("llama"), tmp_path_factory.mktemp("served"), {}
     for name in NAMES:
-        attachment = attach(make(name), base, TASK)
+        attachment = attach(make(name, SETTINGS), base, TASK)
         fit(attachment, steps=4, task=TASK)
         save(attachment, TASK, folder / name)
         base.release()
