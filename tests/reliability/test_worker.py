@@ -188,7 +188,7 @@ def test_killed_at_random_moments_the_result_is_the_same(words, tmp_path):
     assert code == 0, err
     whole = timeless(json.loads(out))
     chance = random.Random(0)
-    for _ in range(int(os.environ.get("TUNEWISE_KILLS", "5"))):
+    for _ in range(int(os.environ.get("TUNEWISE_KILLS", "3"))):
         process = started(words)
         time.sleep(chance.uniform(3, 12))
         if chance.random() < 0.5:
