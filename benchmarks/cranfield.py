@@ -72,9 +72,10 @@ def measured(folder: Path, embedders: dict[str, Embedder]) -> dict[str, dict[str
         "dense": lambda: ours(mode="dense"),
         "hybrid": lambda: ours(mode="hybrid"),
         "hybrid, floor 0.15": lambda: ours(mode="hybrid", floor=0.15),
-        "dense, bfloat16": lambda: ours("bfloat16", mode="dense"),
-        "hybrid, bfloat16": lambda: ours("bfloat16", mode="hybrid"),
     }
+    if "bfloat16" in embedders:
+        ways["dense, bfloat16"] = lambda: ours("bfloat16", mode="dense")
+        ways["hybrid, bfloat16"] = lambda: ours("bfloat16", mode="hybrid")
     result = {}
     for name, way in ways.items():
         started = time.perf_counter()

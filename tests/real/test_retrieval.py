@@ -29,15 +29,14 @@ def cranfield():
     return module
 
 
-@pytest.mark.timeout(900)  # 1,400 abstracts are embedded, twice
+@pytest.mark.timeout(900)  # 1,400 abstracts are embedded
 def test_bm25_is_as_good_as_its_library_and_the_others_are_better(cranfield, real):
-    embedders = {dtype: Embedder(str(get_model_path()), dtype) for dtype in ("float32", "bfloat16")}
-    found = cranfield.measured(real / "retrieval" / "cranfield", embedders)
+    """In bfloat16 the benchmark measures it too; a processor without such numbers takes a quarter of an hour."""
+    found = cranfield.measured(real / "retrieval" / "cranfield", {"float32": Embedder(str(get_model_path()))})
     for measure in ("nDCG@10", "R@100"):
         assert abs(found["bm25"][measure] - found["bm25s itself"][measure]) < 0.01
         assert found["hybrid"][measure] > found["bm25"][measure]
         assert found["dense"][measure] > found["bm25"][measure]
-        assert abs(found["hybrid, bfloat16"][measure] - found["hybrid"][measure]) < 0.01
     assert found["hybrid"]["nDCG@10"] > 0.54
 
 
