@@ -52,9 +52,9 @@ LABELLED = (0.26, 0.66)  # share of a row's tokens that is labelled: uniform, 46
 # 15.2 million parameters; input and output embeddings are one tensor of 9.2 million.
 SHAPE = {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6}
 SHAPE |= {"vocab_size": 32_000, "max_position_embeddings": LONGEST, "tie_word_embeddings": True}
-# What each method is in tunewise, and in PEFT: tunewise's default LoRA, and no adapter for full fine-tuning.
-LARGE = {**SHAPE, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24}  # 340 million, for a GPU
+LARGE = {**SHAPE, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24}  # 316 million, for a GPU
 LARGE |= {"num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 2048}
+# What each method is in tunewise, and in PEFT: tunewise's default LoRA, and no adapter for full fine-tuning.
 METHODS: dict[str, dict[str, Any]] = {"lora": {"r": 16, "lora_alpha": 32}, "full": {}}
 PEFT = {"lora": LoraConfig(**METHODS["lora"], target_modules="all-linear", task_type="CAUSAL_LM"), "full": None}
 COLUMNS = {  # heading, figure, its form
@@ -244,8 +244,10 @@ def compare(options: argparse.Namespace) -> None:
             check(title, {run["tool"]: run for run in found})
             runs[title] += found
     summary = {title: summarise(found) for title, found in runs.items()}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({**head, "summary": summary, "runs": runs}, indent=2) + "\n")
+    name = "engine_cuda.json" if on_gpu else "engine.json"
+    out = options.out or Path(__file__).parent / "results" / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**head, "summary": summary, "runs": runs}, indent=2) + "\n")
     show(head, summary)
 
 
@@ -316,7 +318,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="cpu; or cuda: a larger model, under bf16 autocast")
     parser.add_argument("--steps", type=int, default=6, help="timed optimiser steps, 8 rows each")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "engine.json")
+    parser.add_argument("--out", type=Path, help="default: results/engine.json, or results/engine_cuda.json")
     options = parser.parse_args()
     if not options.one:
         return compare(options)

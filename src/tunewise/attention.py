@@ -6,8 +6,8 @@ are two kernel calls, merged by their log-sum-exp:
 
     out = sum_i exp(l_i - l) out_i        l = log sum_i exp(l_i)
 
-On a GPU in half precision the whole row is one kernel call over sequences of any lengths (`_varlen`), in which a
-continuation's keys are gathered: those of its beginning, then its own.
+On a GPU with flash attention, in half precision, the whole row is one kernel call over sequences of any lengths
+(`_varlen`), in which a continuation's keys are gathered: those of its beginning, then its own.
 
 Inside `packed(model, segments)` every attention layer of a Hugging Face model works like that; outside it the model is
 untouched. The layout travels beside the model and not through its arguments, because several architectures drop
@@ -33,6 +33,7 @@ from tunewise.ledger import on_gpu
 from tunewise.seeds import strictly
 
 _NAME = "tunewise_packed"
+_WIDEST = 256  # features of a head that flash attention takes
 _SMALL = 256  # tokens up to which a tree is one kernel call with a mask
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -103,7 +104,7 @@ def _attend(
     if (gpu or kind != "cpu") and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)  # as torch's own attention does; rotary leaves float32 behind
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if gpu and same and query.element_size() == 2 and query.shape[-1] % 8 == 0:
+    if gpu and same and _flashes(query):
         return _varlen(query, key, value, _row, scale, sliding_window), None
     if kind == "cpu" and same:
         # In bfloat16 the processor's backward kernel takes two and a half times as long as in float32.
@@ -132,6 +133,19 @@ def _attend(
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _flashes(query: Tensor) -> bool:
+    """Whether torch's flash kernel takes these heads on this GPU; one that is only planned for is taken to have it."""
+    fits = query.element_size() == 2 and query.shape[-1] % 8 == 0 and query.shape[-1] <= _WIDEST
+    return fits and (not query.is_cuda or _has_flash(query.device))
+
+
+@lru_cache
+def _has_flash(device: torch.device) -> bool:
+    """NVIDIA's from Ampere on; what torch was built without is not there either."""
+    new = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return new and torch.backends.cuda.is_flash_attention_available()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Weight decay is off: it would pull entries, not the model, to zero. Techniques c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,26 +40,37 @@ def weights_of(base: Base, recipe: Technique, roles: tuple[str, ...], first_bloc
 def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """Flat places of the `count` largest scores over all tensors, exactly; of equal ones the first.
 
-    Where scores have no contents (see `tunewise.ledger`), each tensor has its share of places.
+    Scores are at least zero; never are all of them copied, as there is one for each weight. Where they have no contents
+    (see `tunewise.ledger`), each tensor has its share of places.
     """
     if all(is_ghost(score) for score in scores.values()):
         share = count / sum(score.numel() for score in scores.values())
         return {name: torch.arange(max(1, round(share * score.numel()))) for name, score in scores.items()}
-    kept = torch.empty(0, device=next(iter(scores.values())).device)
-    for score in scores.values():  # the best so far: never all scores at once, which are as many as the weights
-        flat = score.flatten().to(torch.promote_types(score.dtype, torch.float32))
-        kept = torch.cat([kept, flat.topk(min(count, len(flat)), sorted=False).values.to(kept.device)])
-        kept = kept.topk(min(count, len(kept)), sorted=False).values
-    threshold, found = kept.min().item(), dict[str, Tensor]()
-    equal = count - int((kept > threshold).sum())
+    least = _least(scores.values(), count)
+    equal = count - sum(int(torch.count_nonzero(_bits(score) > least)) for score in scores.values())
+    found = {}
     for name, score in scores.items():
-        flat = score.flatten()
-        chosen = flat > threshold
-        first = (flat == threshold).nonzero()[:equal, 0]
+        bits = _bits(score).flatten()
+        chosen, first = bits > least, (bits == least).nonzero()[:equal, 0]
         chosen[first] = True
         equal -= len(first)
         found[name] = chosen.nonzero()[:, 0]
     return found
+
+
+def _bits(score: Tensor) -> Tensor:
+    """Integers in the order of the scores: as floats that are at least zero have their bits."""
+    return score.view(torch.int64) if score.dtype == torch.float64 else score.float().view(torch.int32)
+
+
+def _least(scores: Collection[Tensor], count: int) -> int:
+    """The bits of the `count`-th largest score, by halving what they can be."""
+    low, high = 0, max(int(_bits(score).max()) for score in scores if score.numel()) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        reached = sum(torch.count_nonzero(_bits(score) >= middle) for score in scores)
+        low, high = (middle, high) if reached >= count else (low, middle)
+    return low
 
 
 class Sparse(Attachment):

@@ -24,7 +24,7 @@ from tunewise.errors import DataError, RequestError
 from tunewise.task import Example, Task, check
 
 MUTANTS = int(os.environ.get("TUNEWISE_MUTANTS", "200"))
-SECONDS = 5  # of the processor, so that a busy machine is not an error
+SECONDS = 5
 
 # --- well-formed files to start from ---
 
@@ -325,7 +325,7 @@ def test_mutant(i: int, tmp_path: Path) -> None:
     ending, data = mutant(i)
     path = tmp_path / f"mutant.{ending}"
     path.write_bytes(data)
-    start = time.process_time()
+    start = time.perf_counter()
     try:
         task = Task.read(path)
     except RequestError as error:
@@ -335,7 +335,7 @@ def test_mutant(i: int, tmp_path: Path) -> None:
         examples = Counter(loaded(e) for split in (task.train, task.validation, task.test) for e in split)
         rows = [deduplicated(task.format, expected(task.format, row)) for row in plain_rows(path)]
         assert examples == Counter(rows)
-    assert time.process_time() - start < SECONDS
+    assert time.perf_counter() - start < SECONDS
 
 
 def test_mutants_cover_both_outcomes(tmp_path: Path) -> None:
@@ -455,10 +455,10 @@ NAMED: list[tuple[str, str, str | bytes, int | None, str]] = [
 def test_named(ending: str, content: str | bytes, line: int | None, words: str, tmp_path: Path) -> None:
     path = tmp_path / f"data.{ending}"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    start = time.process_time()
+    start = time.perf_counter()
     with pytest.raises(DataError) as caught:
         Task.read(path)
-    assert time.process_time() - start < SECONDS
+    assert time.perf_counter() - start < SECONDS
     assert_sentence(caught.value, path)
     assert words in str(caught.value)
     assert caught.value.line == line
@@ -535,6 +535,6 @@ def test_a_big_good_file_is_read_in_linear_time(ending: str, tmp_path: Path) -> 
     else:
         lines = [json.dumps(row) for row in objects]
         path.write_text("\n".join(lines) if ending == "jsonl" else json.dumps(objects), encoding="utf-8")
-    start = time.process_time()
+    start = time.perf_counter()
     assert sum(Task.read(path).counts.values()) == len(rows)
-    assert time.process_time() - start < SECONDS
+    assert time.perf_counter() - start < SECONDS

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tunewise.attention import Segment, _mask, _paths
+from tunewise.attention import Segment, _flashes, _mask, _paths
 
 LEAF = Segment(3)
 TREES = {
@@ -38,3 +38,17 @@ def test_a_part_sees_what_it_continues_and_itself(row):
     longest = (max(after - before for before, after in pairwise(ends)) for ends in (queries, keys))
     assert paths.most == tuple(longest)
     assert (paths.gather is None) == all(not tree.branches or not tree.prefix for tree in row)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "takes"),
+    [
+        (64, torch.bfloat16, True),
+        (256, torch.float16, True),
+        (64, torch.float32, False),
+        (20, torch.bfloat16, False),
+        (512, torch.bfloat16, False),
+    ],
+)
+def test_heads_that_flash_attention_does_not_take_go_another_way(size, dtype, takes):
+    assert _flashes(torch.empty(1, 2, 3, size, dtype=dtype)) is takes

@@ -446,9 +446,9 @@ def test_fingerprint(tmp_path: Path) -> None:
 def test_reading_is_fast_and_needs_no_heavy_library(tmp_path: Path) -> None:
     rows = [{"text": f"some words about {i} " * 5, "label": f"l{i % 6}"} for i in range(16_000)]
     path = write_rows(tmp_path / "data.jsonl", rows)
-    start = time.process_time()
+    start = time.perf_counter()
     Task.read(path)
-    assert time.process_time() - start < 2
+    assert time.perf_counter() - start < 2
     code = (
         "import sys, tunewise.task; tunewise.task.Task.read(sys.argv[1]);"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
