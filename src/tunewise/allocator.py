@@ -10,8 +10,9 @@ import ctypes
 import platform
 from functools import cache
 
-# The numbers are those of <malloc.h>; glibc takes no larger mmap threshold than 32 MB.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+# The numbers are those of <malloc.h>. Nothing is mapped: glibc takes no threshold above 32 MB, and a vocabulary's
+# gradient is larger.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 
 @cache
@@ -20,5 +21,5 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_TRIM_THRESHOLD, 256 << 20)
-    mallopt(_MMAP_THRESHOLD, 32 << 20)
+    mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+    mallopt(_MMAP_MAX, 0)

@@ -47,12 +47,15 @@ def _switches(model: Any) -> tuple[Any, Any]:
     return getattr(model, f"{name}_checkpointing_enable"), getattr(model, f"{name}_checkpointing_disable")
 
 
-def loss_sum(base: Base, batch: Batch) -> Tensor:
-    """Sum of the negative log-likelihoods (nats) of the labelled tokens; differentiable. Call inside `layout`."""
+def loss_sum(base: Base, batch: Batch, scale: float | None = None) -> Tensor:
+    """Sum of the negative log-likelihoods (nats) of the labelled tokens; differentiable. Call inside `layout`.
+
+    `scale` is as in `head_loss`.
+    """
     if batch.segments:
-        return head_loss(base.anatomy.head, _hidden(base, batch), batch.targets)
-    logits = _logits(base, batch)
-    return torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+        return head_loss(base.anatomy.head, _hidden(base, batch), batch.targets, scale)
+    total = torch.nn.functional.cross_entropy(_logits(base, batch), batch.targets, reduction="sum")
+    return total if scale is None else total * scale
 
 
 def answer_states(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:

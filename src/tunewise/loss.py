@@ -15,16 +15,21 @@ from torch.utils.checkpoint import checkpoint
 _CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MB in float32
 
 
-def head_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Sum of negative log-likelihoods (nats) of `targets` under `head(hidden)`; differentiable, fp32 or better."""
+def head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, scale: float | None = None) -> Tensor:
+    """Sum of negative log-likelihoods (nats) of `targets` under `head(hidden)`; differentiable, fp32 or better.
+
+    With `scale` it is the sum times that, and `backward()` must be called on it as it is: the gradient of a plain
+    head's weight is added to its `grad` already here, since one as large as a vocabulary should not exist twice.
+    """
     if _is_plain(head):
-        return _LinearLoss.apply(hidden, head.weight, head.bias, targets)
+        return _LinearLoss.apply(hidden, head.weight, head.bias, targets, scale)
     rows = _rows(head)
     parts = [
         checkpoint(_chunk_loss, head, part, target, use_reentrant=False)
         for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
     ]
-    return torch.stack(parts).sum() if parts else hidden.sum() * 0.0
+    total = torch.stack(parts).sum() if parts else hidden.sum() * 0.0
+    return total if scale is None else total * scale
 
 
 @torch.no_grad()
@@ -57,12 +62,13 @@ def _rows(head: nn.Module) -> int:
 
 class _LinearLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets):  # type: ignore[no-untyped-def]
-        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    def forward(ctx, hidden, weight, bias, targets, scale):  # type: ignore[no-untyped-def]
+        needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         total = torch.zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         total = total.to(hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        at_once = scale is not None and needs_weight and _is_unwatched(weight)
+        grad_weight = (_grad(weight) if at_once else torch.zeros_like(weight)) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         matrix = weight.to(hidden.dtype)  # under autocast the states are bf16 over fp32 weights
         offset = bias.to(hidden.dtype) if bias is not None else None
@@ -77,18 +83,29 @@ class _LinearLoss(torch.autograd.Function):
                 continue
             logits.scatter_add_(1, target, -mass)  # mass * (softmax - onehot); divided where the tensor is small
             slope = logits.to(hidden.dtype)
-            scale = mass.reciprocal().to(hidden.dtype)
+            each = (mass.reciprocal() * (1.0 if scale is None else scale)).to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(slope, matrix, out=grad_hidden[start : start + rows])
-                grad_hidden[start : start + rows] *= scale
+                grad_hidden[start : start + rows] *= each
             if grad_weight is not None:
-                grad_weight.addmm_(slope.T.to(weight.dtype), (part * scale).to(weight.dtype))
+                grad_weight.addmm_(slope.T.to(weight.dtype), (part * each).to(weight.dtype))
             if grad_bias is not None:
-                grad_bias += (slope.T.to(bias.dtype) @ scale.to(bias.dtype))[:, 0]
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        return total
+                grad_bias += (slope.T.to(bias.dtype) @ each.to(bias.dtype))[:, 0]
+        ctx.save_for_backward(grad_hidden, None if at_once else grad_weight, grad_bias)
+        return total if scale is None else total * scale
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         # In place, for a head's gradient is large; autograd refuses a second backward through a changed tensor.
-        return *(None if g is None else g.mul_(grad.to(g.dtype)) for g in ctx.saved_tensors), None
+        return *(None if g is None else g.mul_(grad.to(g.dtype)) for g in ctx.saved_tensors), None, None
+
+
+def _is_unwatched(weight: Tensor) -> bool:
+    """Whether nobody waits for this gradient to come out of a backward pass."""
+    return weight.is_leaf and not weight._backward_hooks and not weight._post_accumulate_grad_hooks
+
+
+def _grad(weight: Tensor) -> Tensor:
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from heapq import heapreplace
 from itertools import takewhile
 
 import torch
@@ -25,6 +26,7 @@ _PLAIN = {"classification": "{prompt}\nLabel:", "question-answer": "Question: {p
 _PLAIN_TALK = "User: {prompt}\nAssistant:"
 TURN = "\n\n"
 _WORTH = 16  # tokens in common from which on a beginning is shared
+_AGAIN = 20  # tokens of a pass for each that it reads again: a twentieth more work
 
 
 @dataclass(frozen=True)
@@ -399,6 +401,20 @@ def beginning(sequences: Many[Sequence]) -> int:
     rows = [sequence.ids for sequence in sequences]
     shared = min(_common(min(rows), max(rows)), min(map(len, rows)) - 1)
     return shared if shared >= _WORTH and len(sequences) > 1 else 0
+
+
+def in_passes(sequences: Many[Sequence], budget: int) -> list[list[int]]:
+    """Indices in groups of about `budget` tokens, as equal as can be: the longest first, each to the least group.
+
+    What all begin with is read again by each group; where that is much, groups are larger.
+    """
+    sizes = [len(sequence.ids) for sequence in sequences]
+    groups = max(round(sum(sizes) / max(budget, _AGAIN * beginning(sequences))), 1)
+    heap = [(0, group, list[int]()) for group in range(groups)]
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        tokens, group, members = heap[0]
+        heapreplace(heap, (tokens + sizes[index], group, [*members, index]))
+    return [sorted(members) for _, _, members in sorted(heap, key=lambda own: own[1]) if members]
 
 
 def by_tokens(sequences: Many[Sequence], budget: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ activations, and what every operation holds for a moment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,7 +27,7 @@ from tunewise.seeds import generator
 from tunewise.sketch import Sketch
 from tunewise.task import Task
 from tunewise.technique import Attachment, Study, Technique
-from tunewise.train import TrainSettings, order, train
+from tunewise.train import PASS, TrainSettings, order, passes, train
 
 # From `benchmarks/plan.py`; what torch's allocator on a GPU keeps in reserve is not counted.
 RUNTIME = {"cpu": 145e6, "cuda": 80e6}  # bytes that the libraries take at their first step
@@ -48,6 +49,7 @@ class Need:
     step: float | None
     epoch: float | None
     prompt_tokens: float
+    whole: float  # rows up to which a pass is not split, and so grows with them
 
     @property
     def peak(self) -> int:
@@ -93,7 +95,9 @@ class Planner:
     def _row(self, technique: Technique, limit: float) -> dict[str, Any]:
         given, changed = self.settings, dict[str, Any]()
         need = self._need(technique, given)
-        largest = _largest(need, given.per_device_train_batch_size, limit) if technique.trains else None
+        largest = None
+        if technique.trains:
+            largest = _largest(need, given.per_device_train_batch_size, limit, len(self.task.train))
         while need.peak > limit and technique.trains:
             lighter = _lighter(given)
             if lighter is None:
@@ -133,10 +137,11 @@ def _lighter(settings: TrainSettings) -> TrainSettings | None:
     return None if settings.gradient_checkpointing else replace(settings, gradient_checkpointing=True)
 
 
-def _largest(need: Need, size: int, limit: float) -> int:
-    """The micro-batch whose activations fill what the rest leaves; they grow with its rows."""
+def _largest(need: Need, size: int, limit: float, rows: int) -> int:
+    """The micro-batch whose activations fill what the rest leaves, at most all `rows`; they grow up to a whole pass."""
     grows = need.memory["activations"]
-    return max(int(size * (limit - need.peak + grows) / grows), 0) if grows > 0 else size
+    found = max(int(min(size, need.whole) * (limit - need.peak + grows) / grows), 0) if grows > 0 else size
+    return rows if found >= need.whole else min(found, rows)
 
 
 def measure(
@@ -158,9 +163,11 @@ def measure(
         recipe = technique.resolved(base)
         attachment = recipe.attach(base, generator(0, "attach"))
         attachment.rehearse(Study(task, 0, lambda: 1.0))
-        trained, shares = _Trained(), 0.0
+        trained, shares, whole = _Trained(), 0.0, math.inf
         if recipe.trains:
             rows, mean = heaviest(attachment, task, settings)
+            if device == "cpu" and attachment.accumulates:
+                whole = 1.5 * PASS * len(rows) / sum(len(row.ids) for row in rows)
             _rehearse(attachment, rows, settings, ledger, trained)
             shares = mean * settings.gradient_accumulation_steps
         optimised = sum(p.numel() for p in attachment.params().values())
@@ -187,20 +194,25 @@ def measure(
             step,
             step * max(1, round(len(task.train) / settings.rows)) if step is not None else None,
             sum(len(prompt.ids) for prompt in validation) / max(len(validation), 1),
+            whole,
         )
 
 
 def heaviest(attachment: Attachment, task: Task, settings: TrainSettings) -> tuple[list[Tokens], float]:
-    """The largest pass of the first steps, as seed 0 will read them, and the mean pass as a share of it."""
+    """The micro-batch with the largest pass of the first steps, as seed 0 will read them, and a mean one's share."""
     rendered = [attachment.render(example) for example in task.train[:_LOOKED]]
     sequences = encoder_for(attachment, task).encode(rendered)
     size, count = settings.per_device_train_batch_size, min(settings.max_steps, _PASSES) * settings.rows
     chosen = order(len(sequences), 0, 0, count)
-    passes = [[sequences[index] for index in chosen[start : start + size]] for start in range(0, len(chosen), size)]
+    batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     padded = why_not_packed(attachment.base)
-    lengths = [[len(row.ids) for row in rows] for rows in passes]
-    places = [max(own) * len(own) if padded else sum(own) for own in lengths]
-    return passes[places.index(max(places))], sum(places) / len(places) / max(places)
+    places = []  # tokens of each pass of each micro-batch, with padding
+    for batch in batches:
+        lengths = [[len(sequences[index].ids) for index in part] for part in passes(attachment, sequences, batch)]
+        places.append([max(own) * len(own) if padded else sum(own) for own in lengths])
+    most = max(range(len(batches)), key=lambda i: (max(places[i]), sum(places[i])))
+    mean = sum(map(sum, places)) / len(places)
+    return [sequences[index] for index in batches[most]], mean / sum(places[most])
 
 
 @dataclass
@@ -221,7 +233,7 @@ class _Trained:
 def _rehearse(
     attachment: Attachment, rows: list[Tokens], settings: TrainSettings, ledger: Ledger, found: _Trained
 ) -> None:
-    """The training loop on one pass, for a few steps of every phase."""
+    """The training loop on one micro-batch, for a few steps of every phase."""
     before, marks = ledger.live, list[tuple[int, int, int]]()
     weights = sum(p.numel() * p.element_size() for p in attachment.base.model.parameters())
     found.own = max(before - weights, 0)
@@ -241,5 +253,5 @@ def _rehearse(
         gradient_accumulation_steps=1 if settings.gradient_accumulation_steps == 1 else 2,
     )
     train(attachment, rows, replace(once, replay=0.0, kl_to_base=0.0), on_step=on_step, reuse_trunk=False)
-    passes = once.gradient_accumulation_steps
-    found.counts = tuple((after - start) // passes for start, after in zip(marks[0], marks[1], strict=True))  # type: ignore[assignment]
+    count = once.gradient_accumulation_steps
+    found.counts = tuple((after - start) // count for start, after in zip(marks[0], marks[1], strict=True))  # type: ignore[assignment]

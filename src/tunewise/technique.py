@@ -257,7 +257,9 @@ class Attachment:
         """Remember a base parameter's values and restore them at detach."""
         import torch
 
-        original = self._kept[id(parameter)] = parameter.detach().clone()
+        from tunewise.parking import parked
+
+        original = self._kept[id(parameter)] = parked(parameter)
 
         def restore() -> None:
             parameter.requires_grad_(False)
@@ -309,6 +311,11 @@ class Attachment:
         from tunewise.optimizers import build
 
         return build("adamw", groups, betas)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of several backward passes may be added up: the optimiser moves nothing inside of them."""
+        return True
 
     def learn(self, study: Study) -> None:
         """Take what is needed from the task before training."""

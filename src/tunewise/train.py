@@ -23,11 +23,14 @@ from tunewise import store
 from tunewise.allocator import keep_freed_memory
 from tunewise.errors import ArtifactError, DivergedError, SettingError
 from tunewise.forward import batch_of, layout, loss_sum, recomputing
-from tunewise.pack import Sequence
+from tunewise.ledger import on_gpu
+from tunewise.pack import Sequence, in_passes
 from tunewise.remedies import Memory
 from tunewise.seeds import derive, generator, repeatable
 from tunewise.technique import Attachment
 from tunewise.trunk import Trunk, replaying, trunk_of
+
+PASS = 768  # tokens of one pass after which a processor gets no faster and only needs more memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,13 @@ def order(examples: int, seed: int, start: int, count: int) -> list[int]:
 @lru_cache(maxsize=2)  # a step reads one epoch or crosses into the next
 def _epoch(examples: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(examples, generator=generator(seed, "order", epoch)).tolist()
+
+
+def passes(attachment: Attachment, sequences: list[Sequence], batch: list[int]) -> list[list[int]]:
+    """A micro-batch as it goes through the model: on a GPU whole, on a processor in parts of about `PASS` tokens."""
+    if on_gpu(next(attachment.base.model.parameters())) or not attachment.accumulates:
+        return [batch]
+    return [[batch[place] for place in part] for part in in_passes([sequences[index] for index in batch], PASS)]
 
 
 def steps_for_tokens(sequences: list[Sequence], settings: TrainSettings, seed: int, tokens: int) -> int:
@@ -224,7 +234,7 @@ class _Run:
         self.phase = phase
         groups = [{"weight_decay": self.settings.weight_decay, **group} for group in self.attachment.param_groups()]
         self.optimizer = self.attachment.optimizer(groups, (self.settings.adam_beta1, self.settings.adam_beta2))
-        if getattr(self.optimizer, "handles", ()) and self.settings.gradient_accumulation_steps > 1:
+        if not self.attachment.accumulates and self.settings.gradient_accumulation_steps > 1:
             raise SettingError(
                 f"{type(self.optimizer).__name__} moves weights inside the backward pass, which cannot accumulate; "
                 "give a larger batch instead of gradient_accumulation_steps"
@@ -243,22 +253,24 @@ class _Run:
             self._enter(self.phase + 1)
         torch.manual_seed(derive(self.seed, "step", self.step))
         self.attachment.before_step(self.step, self.settings.max_steps)
-        size = self.settings.per_device_train_batch_size
         chosen = order(len(self.sequences), self.seed, self.step * self.settings.rows, self.settings.rows)
-        rows = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        size = self.settings.per_device_train_batch_size
+        batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        rows = [part for batch in batches for part in passes(self.attachment, self.sequences, batch)]
         share = self.trunk is None  # what is replayed was recorded for whole sequences
-        batches = [batch_of(self.base, [self.sequences[index] for index in row], share=share) for row in rows]
-        labelled = max(sum(len(batch.targets) for batch in batches), 1)
+        ready = [batch_of(self.base, [self.sequences[index] for index in row], share=share) for row in rows]
+        labelled = max(sum(len(batch.targets) for batch in ready), 1)
+        weight = 1 - self.settings.replay
         losses: list[Tensor] = []  # read after the backward pass: a GPU need not be waited for before it
-        for row, batch in zip(rows, batches, strict=True):
+        for row, batch in zip(rows, ready, strict=True):
             with layout(self.base, batch), self.precision(), replaying(self.trunk, row):
-                loss = loss_sum(self.base, batch) / labelled
+                loss = loss_sum(self.base, batch, weight / labelled)
                 losses.append(loss.detach())
-                (loss * (1 - self.settings.replay)).backward()
+                loss.backward()
         for term in self._beside():
             term.backward()
         self.attachment.after_backward(self.step, self.settings.max_steps)
-        norm, total = self._clip(), sum(float(loss) for loss in losses)
+        norm, total = self._clip(), sum(float(loss) for loss in losses) / weight
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise DivergedError(
                 f"step {self.step + 1}: loss {total:g}, gradient norm {norm:g}; lower the learning rate "
@@ -270,7 +282,7 @@ class _Run:
         self.attachment.after_step(self.step, self.settings.max_steps)
         self.schedule.step()
         self.step += 1
-        self.tokens += sum(batch.tokens for batch in batches)
+        self.tokens += sum(batch.tokens for batch in ready)
         self.labelled += labelled
         self.loss = total
         if self.folder is not None and self.step % self.settings.logging_steps == 0:

@@ -57,3 +57,30 @@ def test_a_second_backward_is_refused():
     value.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace"):
         value.backward()
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_scaled_loss_adds_up_the_same_gradients(monkeypatch, watched, frozen):
+    """The head's own are added at once, unless somebody waits for them to come out of the backward pass."""
+    monkeypatch.setattr(loss, "_CHUNK_ELEMENTS", 40 * 16)
+    torch.manual_seed(0)
+    heads, seen = [nn.Linear(12, 40).double() for _ in range(2)], []
+    heads[1].load_state_dict(heads[0].state_dict())
+    for head in heads:
+        head.weight.requires_grad_(not frozen)
+    if watched and not frozen:
+        heads[0].weight.register_post_accumulate_grad_hook(lambda weight: seen.append(weight.grad.clone()))
+    states = torch.randn(2, 53, 12, dtype=torch.float64)
+    for state in states:
+        targets = torch.randint(40, (53,))
+        both = [state.clone().requires_grad_() for _ in heads]
+        scaled = loss.head_loss(heads[0], both[0], targets, 0.3)
+        plain = nn.functional.cross_entropy(heads[1](both[1]), targets, reduction="sum") * 0.3
+        scaled.backward()
+        plain.backward()
+        assert torch.allclose(scaled, plain, rtol=1e-12) and torch.allclose(both[0].grad, both[1].grad, rtol=1e-10)
+    for ours, theirs in zip(heads[0].parameters(), heads[1].parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        assert ours.grad is None or torch.allclose(ours.grad, theirs.grad, rtol=1e-10)
+    assert len(seen) == (2 if watched and not frozen else 0)

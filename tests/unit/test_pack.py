@@ -14,6 +14,7 @@ from tunewise.pack import (
     by_beginning,
     by_tokens,
     fit_window,
+    in_passes,
     packed_batch,
     padded_batch,
 )
@@ -275,3 +276,23 @@ def test_prompts_of_one_template_share_it():
     prompts = Encoder(base, task).prompts(task.test, 4)
     assert beginning(prompts) >= 16 and beginning(prompts[:1]) == 0
     assert beginning(Encoder(base, tiny_task()).prompts(tiny_task().test, 4)) == 0
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(20, 1000))
+def test_passes_hold_every_row_once_and_are_about_equal(sizes, budget):
+    rows = [Sequence([index + 3] * size, [True] * size, 0) for index, size in enumerate(sizes)]
+    groups = in_passes(rows, budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(rows)))
+    tokens = [sum(sizes[index] for index in group) for group in groups]
+    assert len(groups) <= max(round(sum(sizes) / budget), 1)
+    assert max(tokens) <= sum(sizes) / max(round(sum(sizes) / budget), 1) + max(sizes)
+    if sum(sizes) < 1.5 * budget:
+        assert groups == [list(range(len(rows)))]
+
+
+def test_what_all_begin_with_is_not_read_again_and_again():
+    template = list(range(3, 103))
+    rows = [Sequence([*template, index + 200, 1], [False] * 101 + [True], 100) for index in range(32)]
+    assert len(in_passes(rows, 1000)) == 2  # twenty times a hundred tokens
+    assert len(in_passes([Sequence(row.ids[50:], row.labelled[50:], 50) for row in rows], 1000)) == 2
+    assert len(in_passes([Sequence(row.ids[90:], row.labelled[90:], 10) for row in rows], 100)) == 4

@@ -106,6 +106,10 @@ class _Everything(Attachment):
             self.hook(handle)
         return self.mover
 
+    @property
+    def accumulates(self) -> bool:
+        return self.recipe.optimizer not in IN_BACKWARD
+
     def before_step(self, step: int, total: int) -> None:
         if not self.recipe.lisa_layers:
             return

@@ -12,7 +12,6 @@ quantised again they would be mostly lost, which the report states. The adapter 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,6 +25,7 @@ from tunewise.errors import TechniqueError
 from tunewise.ledger import is_ghost, on_gpu
 from tunewise.nf4 import Foreign, Packed, dequantise, quantise, quantise_by_bitsandbytes
 from tunewise.optimizers import build
+from tunewise.parking import parked
 from tunewise.technique import Attachment, Citation, setting
 from tunewise.techniques.reparametrized.lora import LoRA, Updates
 
@@ -109,15 +109,10 @@ class _Quantised(Updates):
                 torch.empty(whole.shape, dtype=whole.dtype, device="meta"), requires_grad=False
             )
             return
-        file, shape, dtype, device = tempfile.TemporaryFile(), whole.shape, whole.dtype, whole.device  # noqa: SIM115
-        file.write(whole.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+        shape, dtype, device, aside = whole.shape, whole.dtype, whole.device, parked(whole.cpu())
 
         def restore() -> None:
-            file.seek(0)
-            values = torch.frombuffer(bytearray(file.read()), dtype=dtype).view(shape)
-            file.close()
-            with torch.no_grad():
-                whole.data = values.to(device)
+            whole.data = aside.clone().to(device)
             module.weight = whole
 
         whole.data = torch.empty(0, dtype=dtype, device=device)

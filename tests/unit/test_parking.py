@@ -1,0 +1,54 @@
+"""Values that are put aside come back bit for bit, and are in no memory meanwhile."""
+
+import errno
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunewise.ledger import ghosts
+from tunewise.parking import parked
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 5), (300, 500), ()])
+def test_values_come_back_and_are_their_own(dtype, shape):
+    given = torch.randn(shape).to(dtype)
+    kept, before = parked(given), given.clone()
+    given.zero_()
+    assert kept.shape == before.shape and kept.dtype == dtype and torch.equal(kept, before)
+
+
+def test_columns_that_do_not_follow_one_another_too():
+    given = torch.randn(400, 300).T
+    assert torch.equal(parked(given), given)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's list of mappings")
+def test_large_ones_are_mapped_and_have_no_name_left():
+    kept = parked(torch.randn(1000, 1000))
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    start = next(place for place, line in enumerate(lines) if "tunewise-" in line and line.endswith("(deleted)"))
+    size, resident = (
+        next(int(line.split()[1]) for line in lines[start:] if line.startswith(n)) for n in ("Size", "Rss")
+    )
+    assert size >= kept.nbytes // 1024 and resident < size / 10
+
+
+def test_a_full_disk_keeps_them_in_memory(monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    given = torch.randn(300, 500)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    assert torch.equal(parked(given), given)
+
+
+def test_a_plan_counts_nothing_for_them_on_a_processor_and_a_copy_on_a_gpu():
+    for device, copies in (("cpu", 0), ("cuda", 1)):
+        with ghosts(device) as ledger:
+            given = torch.zeros(300, 500)
+            before = ledger.live
+            kept = parked(given)
+            assert ledger.live - before == copies * kept.nbytes
