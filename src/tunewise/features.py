@@ -108,12 +108,14 @@ SCALES: dict[str, tuple[Callable[[Features], float | None], float]] = {
     "base_loss": (_plain("base_loss"), 3.0),
     "epochs": (_tenfold("epochs"), 1.0),
 }
+MODEL = ("parameters", "biases")  # those that are the model's alone, whatever the task
 
 
 @lru_cache(maxsize=1 << 16)
-def distance(one: Features, other: Features) -> float:
-    """How far apart two situations are; 1 is a tenfold model or training set, all else alike."""
-    return math.sqrt(sum(part * part for part in differences(one, other).values()))
+def distance(one: Features, other: Features, names: tuple[str, ...] = ()) -> float:
+    """How far apart two situations are, in all numbers or these; 1 is a tenfold model, all else alike."""
+    parts = differences(one, other)
+    return math.sqrt(sum(parts[name] ** 2 for name in names or parts if name in parts))
 
 
 def differences(one: Features, other: Features) -> dict[str, float]:

@@ -2,16 +2,18 @@
 
 A gain is (score - base) / (best - base) of one comparison. The gain of technique t in comparison i, with features x_i:
 
-    g_it = m_t + f_t(x_i) + e_it + noise        Cov(f_t(x), f_s(x')) = B_ts a k(x, x')
-    k(x, x') = 1 / (1 + d(x, x')^2 / 2 l^2)     Cov(e_it, e_is)      = B_ts (1 - a)
+    g_it = m_t + f_t(x_i) + noise       Cov(f_t(x), f_s(x')) = B_ts (a k(x, x') + (1 - a) exp(-d(x, x')^2 / 2 l_0^2))
+    k = (1 - c) r(d(x, x'), l) + c r(d_m(x, x'), l_m)                   r(d, l) = 1 / (1 + d^2 / 2 l^2)
 
 This is the intrinsic coregionalisation model (Bonilla, Chai & Williams 2007; Alvarez, Rosasco & Lawrence 2012, section
-4.2.2) with the rational quadratic kernel, which falls slowly: near situations share what is peculiar to them, far ones
-a little of it, and techniques share it too, as B says. m_t is a technique's mean over tasks, drawn to the mean of all
-techniques where few tasks know it; B is the covariance of what is left, drawn to independence where there are few
-records (Ledoit & Wolf 2004); the noise is that of the recorded intervals. How far similarity reaches (l) and how much
-it explains (a) are chosen by leaving one task out at a time, and so is how wide the intervals must be. Published tables
-count by how their rows differ from one another: they rarely say where the unadapted model stood.
+4.2.2) with the rational quadratic kernel r, which falls slowly: near situations share what is peculiar to them, far
+ones a little of it, and techniques share it too, as B says. A share c of that is the model's, whatever the task (a sum
+of kernels, Duvenaud, Nickisch & Rasmussen 2011): d_m is the distance in `features.MODEL` alone. What neither explains
+holds for nearly the same situation (l_0). m_t is a technique's mean over tasks, drawn to the mean of all techniques
+where few tasks know it; B is the covariance of what is left, drawn to independence where there are few records (Ledoit
+& Wolf 2004); the noise is that of the recorded intervals. How far similarity reaches (l), how much it explains (a) and
+the model's share (c) are chosen by leaving one task out at a time, and so is how wide the intervals must be. Published
+tables count by how their rows differ from one another: they rarely say where the unadapted model stood.
 """
 
 from __future__ import annotations
@@ -20,16 +22,20 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
 from tunewise.atlas.published import Table
 from tunewise.atlas.schema import Record
-from tunewise.features import Features, distance
+from tunewise.features import MODEL, Features, distance
 
 REACHES = (0.7, 1.4, 2.8)  # l
 SHARES = (0.2, 0.5, 0.8)  # a
-_ENOUGH = 5  # tasks from which on l and a are chosen; fewer leave their defaults
+KINS = (0.0, 0.6)  # c
+_SIZE = 0.3  # l_m: a model of twice the size is another one
+_SAME = 0.5  # l_0
+_ENOUGH = 5  # tasks from which on l, a and c are chosen; fewer leave their defaults
 _PAPER = 0.1  # standard deviation that a published gain has for being measured otherwise
 _FLOOR = 0.03  # least standard deviation of a recorded gain
 _PRIOR = 1.0  # tasks' worth of weight that the mean of all techniques has in a technique's own
@@ -110,24 +116,27 @@ class Belief:
 
 @dataclass(frozen=True)
 class Recommender:
-    """The model, over evidence; `reach` and `share` are l and a, and variances are `width` times what B makes them."""
+    """The model, over evidence; `reach`, `share` and `kin` are l, a and c; variances are `width` times what B says."""
 
     evidence: tuple[Evidence, ...]
     techniques: tuple[str, ...]
     reading: tuple[str, ...] = ()  # those of the techniques that search documents where there are some
     reach: float = 1.4
     share: float = 0.5
+    kin: float = 0.0
     width: float = 1.0
 
     @classmethod
     def fit(cls, found: Sequence[Evidence], techniques: Sequence[str], reading: Sequence[str] = ()) -> Recommender:
-        """With the l and a whose predictions of tasks left out are nearest to what was measured there."""
+        """With the l, a and c whose predictions of tasks left out are nearest to what was measured there."""
         plain = cls(tuple(found), tuple(techniques), tuple(reading))
         tasks = sorted({each.task for each in found if each.kind == "atlas"})
         if len(tasks) < 2:
             return plain
         several = len(tasks) >= _ENOUGH
-        tried = [replace(plain, reach=reach, share=share) for reach in REACHES for share in SHARES]
+        tried = [
+            replace(plain, reach=reach, share=share, kin=kin) for reach, share, kin in product(REACHES, SHARES, KINS)
+        ]
         best = min(tried, key=lambda model: model.error(tasks)) if several else plain
         return replace(best, width=max(best.surprise(tasks), 1.0))
 
@@ -237,15 +246,20 @@ class Recommender:
         from scipy.linalg import cho_solve, cholesky
 
         owners, places, values, noise = self._points
-        near = np.array([[self.near(a.features, b.features) for b in self.evidence] for a in self.evidence])
-        near = self.share * near + (1 - self.share) * np.eye(len(self.evidence))
+        near = np.array([[self._shared(a.features, b.features) for b in self.evidence] for a in self.evidence])
         whole = near[np.ix_(owners, owners)] * self.together[np.ix_(places, places)] + np.diag(noise)
         factor = cholesky(whole, lower=True)
         return factor, cho_solve((factor, True), values)
 
+    def _shared(self, one: Features, other: Features) -> float:
+        """How much of what is peculiar to one situation holds for another."""
+        same = math.exp(-0.5 * (distance(one, other) / _SAME) ** 2)
+        return self.share * self.near(one, other) + (1 - self.share) * same
+
     def near(self, one: Features, other: Features) -> float:
         """k: how much two situations have in common, 1 for the same, 0 for strangers."""
-        return float(1 / (1 + 0.5 * (distance(one, other) / self.reach) ** 2))
+        whole = _quadratic(distance(one, other), self.reach)
+        return (1 - self.kin) * whole + self.kin * _quadratic(distance(one, other, MODEL), _SIZE)
 
     def neighbours(self, features: Features) -> list[tuple[Evidence, float]]:
         """The evidence with its similarity, nearest first."""
@@ -263,7 +277,12 @@ class Recommender:
         if not len(owners):
             return Belief(self.techniques, mean, together * self.width)
         factor, solved = self._solved
-        near = self.share * np.array([self.near(each.features, features) for each in self.evidence])
+        near = np.array([self._shared(each.features, features) for each in self.evidence])
         cross = self.together[own][:, places] * near[owners]
         reduced = solve_triangular(factor, cross.T, lower=True)
         return Belief(self.techniques, mean + cross @ solved, (together - reduced.T @ reduced) * self.width)
+
+
+def _quadratic(distance: float, reach: float) -> float:
+    """r: the rational quadratic kernel."""
+    return 1 / (1 + 0.5 * (distance / reach) ** 2)

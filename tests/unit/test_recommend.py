@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tunewise.features import SCALES, Features, differences, distance
+from tunewise.features import MODEL, SCALES, Features, differences, distance
 from tunewise.recommend import READING, Evidence, Recommender
 
 SMALL = Features(train=1000.0, generation=0.0, prompt_tokens=30.0, answer_tokens=3.0, parameters=1e6, examples=1000.0)
@@ -29,6 +29,7 @@ def test_distance_is_a_metric_in_units_of_its_scales():
     assert distance(SMALL, SMALL) == 0
     assert distance(SMALL, LARGE) == distance(LARGE, SMALL) > 2
     assert distance(SMALL, SMALL.changed(parameters=1e7)) == pytest.approx(1.0)
+    assert distance(SMALL, LARGE, MODEL) == 0 and distance(SMALL, LARGE.changed(parameters=1e7), MODEL) == 1
     assert set(differences(SMALL, LARGE)) == set(SCALES) - {"base_loss"}
     with_loss = SMALL.changed(base_loss=1.0)
     assert distance(with_loss, SMALL) == 0  # what one side lacks does not count
@@ -88,6 +89,22 @@ def test_fit_takes_the_reach_that_foresees_tasks_left_out():
     others = [replace(fitted, reach=reach, share=share) for reach in (0.7, 1.4, 2.8) for share in (0.2, 0.5, 0.8)]
     assert fitted.error(tasks) == min(model.error(tasks) for model in others)
     assert fitted.error(tasks) < 0.05 < np.mean([np.var(list(each.gains.values())) for each in world()])
+
+
+def test_what_holds_for_a_model_holds_for_its_other_tasks():
+    """Tiny models want icl whatever the task, large ones full: a new task of a tiny one is foreseen, c chosen."""
+    tasks = [SMALL, LARGE, SMALL.changed(prompt_tokens=400.0), LARGE.changed(labels=70.0, generation=0.0), SMALL, LARGE]
+    tiny, large = {"full": 0.1, "lora": 0.4, "icl": 1.0}, {"full": 1.0, "lora": 0.7, "icl": 0.1}
+    found = []
+    for place, features in enumerate(tasks):
+        found += [told(f"task{place}", features.changed(parameters=1e6), tiny)]
+        found += [told(f"task{place}", features.changed(parameters=8e6), large)]
+    fitted = Recommender.fit(found, NAMES)
+    assert fitted.kin > 0
+    asked = SMALL.changed(answer_tokens=4000.0, generation=1.0, train=10.0)
+    for parameters, best in ((1e6, "icl"), (8e6, "full")):
+        assert NAMES[int(fitted.predict(asked.changed(parameters=parameters)).mean.argmax())] == best
+    assert fitted.near(asked, asked) == pytest.approx(1)
 
 
 def test_without_evidence_all_are_alike():
