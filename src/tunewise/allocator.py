@@ -12,7 +12,7 @@ from functools import cache
 
 # The numbers are those of <malloc.h>. Nothing is mapped: glibc takes no threshold above 32 MB, and a vocabulary's
 # gradient is larger.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 @cache
