@@ -42,6 +42,7 @@ TOOLS = {
     "trl-packed": "TRL, packed, not recomputing",
     "trl": "TRL, its defaults (bf16, recomputing)",
 }
+COMPARED = ("tunewise", "trainer")  # always: their first losses must agree
 PARTS = ("tunewise", "torch", "transformers", "peft", "trl")
 THREADS, RATE = 2, 1e-4
 BATCH = {"cpu": 8, "cuda": 32}  # rows of a step
@@ -232,15 +233,16 @@ def compare(options: argparse.Namespace) -> None:
         "model": shape(options.device),
         "rows": BATCH[options.device] * options.steps,
     }
-    plan = {} if on_gpu else {f"{method} fp32": (list(TOOLS), [method]) for method in options.methods}
+    tools = [tool for tool in TOOLS if tool in COMPARED or tool in options.tools]
+    plan = {} if on_gpu else {f"{method} fp32": (tools, [method]) for method in options.methods}
     if options.bf16 or on_gpu:
-        plan |= {f"{method} bf16": (["tunewise", "trainer"], [method, "--bf16"]) for method in options.methods}
+        plan |= {f"{method} bf16": (list(COMPARED), [method, "--bf16"]) for method in options.methods}
     runs: dict[str, list[dict[str, Any]]] = {title: [] for title in plan}
     for repeat in range(options.repeats):
-        for title, (tools, words) in plan.items():
-            turn = repeat % len(tools)  # another tool begins each time
+        for title, (named, words) in plan.items():
+            turn = repeat % len(named)  # another tool begins each time
             same = [*words, "--steps", str(options.steps), "--device", options.device]
-            found = [_child(tool, *same) for tool in tools[turn:] + tools[:turn]]
+            found = [_child(tool, *same) for tool in named[turn:] + named[:turn]]
             check(title, {run["tool"]: run for run in found})
             runs[title] += found
     summary = {title: summarise(found) for title, found in runs.items()}
@@ -314,6 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs=2, metavar=("TOOL", "METHOD"), help="one measurement, as a line of JSON")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS))
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=tuple(TOOLS), help="beside tunewise and trainer")
     parser.add_argument("--bf16", action="store_true", help="also (with --one: only) under bf16 autocast")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="cpu; or cuda: a larger model, under bf16 autocast")
