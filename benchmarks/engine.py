@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
+from tunewise.encode import Sequence
 from tunewise.model import Base
-from tunewise.pack import Sequence
 from tunewise.registry import make
 from tunewise.seeds import generator
 from tunewise.testing import tiny_base

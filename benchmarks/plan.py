@@ -4,11 +4,11 @@
     python benchmarks/plan.py --device cuda --turns
 
 For each, a process of its own trains for six steps of the same rows and says what it took at most beyond what its
-libraries took before, and how long a step was; another says what the plan foresees, with and without three real steps
-as a probe. Random models, two threads, fp32. On a GPU the models are larger and under bf16 autocast, and one process
-trains them all; `--trained FILE` stops after that and writes what it saw, and a file that is there is read instead, so
-that the plans can be drawn on a machine without a GPU. `--turns` gives each technique each shape, with one of the
-batches in turn. Written to results/plan.json, or results/plan_cuda.json.
+libraries took before, and how long a step was; then what the plan foresees, and what three real steps say as a probe.
+Random models, two threads, fp32. On a GPU the models are larger and under bf16 autocast, and one process trains them
+all; `--trained FILE` stops after that and writes what it saw, and a file that is there is read instead, so that the
+plans can be drawn on a machine without a GPU. `--turns` gives each technique each shape, with one of the batches in
+turn. Written to results/plan.json, or results/plan_cuda.json.
 """
 
 from __future__ import annotations
@@ -214,16 +214,25 @@ def trained_there(cells: list[Cell]) -> list[dict[str, Any]]:
     return found
 
 
-def foreseen(shape: str, batch: str, name: str, device: str = "cpu", rates: str = "") -> dict[str, float]:
-    """What the plan says; on a processor also after a probe. `rates` are those of a GPU, as JSON."""
-    given, data = settings(batch, device), task(batch, device)
-    speed = Rates(**json.loads(rates)) if rates else Rates.measured()
-    need = measure(drawn(shape, device), data, make(name, {}), given, device, speed)
-    found = {"peak": need.peak, "step": need.step or 0.0}
-    if device == "cpu":
-        tried = probe(real(shape, device), data, make(name, {}), given)
-        found |= {"probed_peak": tried["peak"], "probed_step": tried["step"]}
-    return found
+def foreseen(shape: str, batch: str, name: str, device: str, rates: str) -> dict[str, float]:
+    """What the plan says for a device of these rates, given as JSON."""
+    need = measure(
+        drawn(shape, device),
+        task(batch, device),
+        make(name, {}),
+        settings(batch, device),
+        device,
+        Rates(**json.loads(rates)),
+    )
+    return {"peak": need.peak, "step": need.step or 0.0}
+
+
+def all_of_it(shape: str, batch: str, name: str) -> dict[str, float]:
+    """Training on a processor, then the plan, then a probe: only the first has an unused process to itself."""
+    found = {f"real_{key}": value for key, value in trained(shape, batch, name).items()}
+    found |= foreseen(shape, batch, name, "cpu", json.dumps(asdict(Rates.measured())))
+    tried = probe(real(shape, "cpu"), task(batch, "cpu"), make(name, {}), settings(batch, "cpu"))
+    return found | {"probed_peak": tried["peak"], "probed_step": tried["step"]}
 
 
 def main() -> None:
@@ -237,16 +246,13 @@ def main() -> None:
     parser.add_argument("--turns", action="store_true", help="one of the batches for each technique and shape")
     parser.add_argument("--device", choices=tuple(BATCHES), default="cpu")
     parser.add_argument("--trained", type=Path, help="what training took on a GPU, written or read")
-    parser.add_argument("--one", nargs=4, metavar=("WHAT", "SHAPE", "BATCH", "TECHNIQUE"))
-    parser.add_argument("--rates", default="", help="with --one: how fast the GPU is, as JSON")
+    parser.add_argument("--one", nargs=3, metavar=("SHAPE", "BATCH", "TECHNIQUE"), help="one, as a line of JSON")
+    parser.add_argument("--rates", help="with --one: the plan alone, for a GPU that is so fast, as JSON")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.one:
-        what, *which = options.one
-        found = (
-            trained(*which, options.device) if what == "trained" else foreseen(*which, options.device, options.rates)
-        )
-        print(json.dumps(found))
+        one = foreseen(*options.one, options.device, options.rates) if options.rates else all_of_it(*options.one)
+        print(json.dumps(one))
         return
     batches = options.batches.split(",")
     cells = [
@@ -288,9 +294,7 @@ def main() -> None:
 
 def _rows(cells: list[Cell]) -> Iterator[dict[str, Any]]:
     for shape, batch, name in cells:
-        plan, found = (_apart(what, shape, batch, name) for what in ("foreseen", "trained"))
-        row = {"shape": shape, "batch": batch, "technique": name, **plan}
-        row |= {f"real_{key}": value for key, value in found.items()}
+        row = {"shape": shape, "batch": batch, "technique": name, **_apart(shape, batch, name)}
         print(json.dumps(row), file=sys.stderr, flush=True)
         yield row
 
@@ -298,7 +302,7 @@ def _rows(cells: list[Cell]) -> Iterator[dict[str, Any]]:
 def _with_plans(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
         which, rates = (row["shape"], row["batch"], row["technique"]), json.dumps(row["rates"])
-        found = row | _apart("foreseen", *which, "--device", "cuda", "--rates", rates)
+        found = row | _apart(*which, "--device", "cuda", "--rates", rates)
         print(json.dumps(found), file=sys.stderr, flush=True)
         yield found
 

@@ -28,8 +28,8 @@ from rich.table import Table
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tunewise.encode import Sequence
 from tunewise.model import Base
-from tunewise.pack import Sequence
 from tunewise.registry import make
 from tunewise.seeds import generator
 from tunewise.techniques.reparametrized.krona import kronecker

@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from tunewise.encode import Sequence
 from tunewise.evaluate import label_nll
 from tunewise.forward import layout, loss_sum, nll
 from tunewise.model import Base
-from tunewise.pack import Sequence, by_beginning, packed_batch, padded_batch
+from tunewise.pack import by_beginning, packed_batch, padded_batch
 from tunewise.registry import make
 from tunewise.seeds import generator
 from tunewise.testing import attach, tiny_base

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tunewise.encode import Sequence
 from tunewise.model import Base
-from tunewise.pack import Sequence
 from tunewise.registry import make
 from tunewise.seeds import generator
 from tunewise.testing import attach, tiny_base

@@ -147,8 +147,8 @@ def survey(base: Base, report: Report = lambda what, done, total: None) -> list[
 
 
 def _trains(attachment: Attachment) -> bool:
+    from tunewise.encode import Sequence
     from tunewise.forward import batch_of, layout, loss_sum
-    from tunewise.pack import Sequence
 
     rows = [Sequence([*range(3, 3 + length)], [True] * length, 0) for length in (5, 7)]
     batch = batch_of(attachment.base, rows)

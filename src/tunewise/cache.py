@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from tunewise.encode import Sequence as Tokens
 from tunewise.evaluate import encoder_for
 from tunewise.model import Base
-from tunewise.pack import Sequence as Tokens
 from tunewise.remedies import Memory
 from tunewise.retention import OnTask, Retention
 from tunewise.seeds import generator

@@ -17,10 +17,11 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import DynamicLayer
 
 from tunewise import metrics
+from tunewise.encode import TURN, Encoder
+from tunewise.encode import Sequence as Tokens
 from tunewise.forward import batch_of, nll, why_not_packed
 from tunewise.model import Base
-from tunewise.pack import TURN, Encoder, beginning, by_beginning, by_tokens, packed_batch
-from tunewise.pack import Sequence as Tokens
+from tunewise.pack import beginning, by_beginning, by_tokens, packed_batch
 from tunewise.task import Example, Task
 from tunewise.technique import Attachment, Report, Study
 

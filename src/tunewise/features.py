@@ -147,7 +147,7 @@ def measure(
         examples: training examples that the budget makes a trial see.
         base_loss: see `loss_of`.
     """
-    from tunewise.pack import Encoder
+    from tunewise.encode import Encoder
 
     encoder = Encoder(base, task)
     shown = _some(task.train)

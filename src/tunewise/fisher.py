@@ -11,8 +11,8 @@ from torch import Tensor
 from tunewise.forward import batch_of, layout, loss_sum
 
 if TYPE_CHECKING:
+    from tunewise.encode import Sequence
     from tunewise.model import Base
-    from tunewise.pack import Sequence
 
 
 def fisher(base: Base, parameters: Mapping[str, Tensor], rows: Iterable[Sequence]) -> dict[str, Tensor]:

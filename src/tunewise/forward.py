@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tunewise.attention import packed
+from tunewise.encode import Sequence
 from tunewise.loss import head_loss, token_nll
 from tunewise.model import Base
-from tunewise.pack import Batch, Sequence, packed_batch, padded_batch
+from tunewise.pack import Batch, packed_batch, padded_batch
 
 
 def layout(base: Base, batch: Batch) -> AbstractContextManager[None]:

@@ -40,6 +40,11 @@ class Ledger(TorchDispatchMode):
         self.live = self.peak = self.flops = self.moved = self.calls = 0
         self._known: dict[int, int] = {}
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Floating operations, bytes moved, and calls, so far."""
+        return self.flops, self.moved, self.calls
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation without contents, unless it is about whole numbers alone, and write down what it takes."""
         kwargs = kwargs or {}

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from tunewise.encode import Encoder
 from tunewise.model import Base
-from tunewise.pack import Encoder
 from tunewise.registry import all_techniques, make
 from tunewise.report import count
 from tunewise.task import Task

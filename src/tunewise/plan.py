@@ -17,11 +17,11 @@ from typing import Any
 
 from tunewise import store
 from tunewise.adaptation import rows_text
+from tunewise.encode import Sequence as Tokens
 from tunewise.errors import RequestError
 from tunewise.evaluate import encoder_for, loss
 from tunewise.forward import why_not_packed
 from tunewise.ledger import Ledger, ghosts
-from tunewise.pack import Sequence as Tokens
 from tunewise.rates import Rates
 from tunewise.seeds import generator
 from tunewise.sketch import Sketch
@@ -49,6 +49,7 @@ class Need:
     step: float | None
     epoch: float | None
     prompt_tokens: float
+    request: float | None
     whole: float  # rows up to which a pass is not split, and so grows with them
 
     @property
@@ -123,7 +124,7 @@ class Planner:
                 "seconds_per_epoch": need.epoch,
                 "seconds": None if need.step is None else need.step * self.settings.max_steps,
             },
-            "request": {"prompt_tokens": need.prompt_tokens},
+            "request": {"prompt_tokens": need.prompt_tokens, "seconds": need.request},
             "micro_batch": largest,
         }
 
@@ -174,7 +175,6 @@ def measure(
         state = attachment.state()
         fit = ledger.peak
         loss(attachment, task, task.validation[:_SCORED])
-        validation = encoder_for(attachment, task).prompts([attachment.render(e) for e in task.validation[:_SCORED]], 0)
         peak = int(max(fit, ledger.peak) * SLACK[device] + RUNTIME[device])
         memory = {
             "weights": weights,
@@ -186,6 +186,7 @@ def measure(
         memory |= {"technique": trained.own, "peak": peak}
         step = trained.seconds(rates, shares) if rates is not None and recipe.trains else None
         rows_bytes = len(rows_text(attachment.memory()).encode())
+        prompt, request = _request(attachment, task, ledger, weights, rates)
         return Need(
             optimised,
             sum(tensor.numel() for tensor in state.values()),
@@ -193,9 +194,32 @@ def measure(
             memory,
             step,
             step * max(1, round(len(task.train) / settings.rows)) if step is not None else None,
-            sum(len(prompt.ids) for prompt in validation) / max(len(validation), 1),
+            prompt,
+            request,
             whole,
         )
+
+
+def _request(
+    attachment: Attachment, task: Task, ledger: Ledger, weights: int, rates: Rates | None
+) -> tuple[float, float | None]:
+    """Tokens of a mean prompt; and seconds of a middling one with its answer, alone.
+
+    Reading the prompt is a pass, and writing each token of a generated answer; each pass reads all weights.
+    """
+    encoder, shown = encoder_for(attachment, task), task.validation[:_SCORED]
+    rendered = [attachment.render(example) for example in shown]
+    sizes = [len(prompt.ids) for prompt in encoder.prompts(rendered, 0)]
+    if not sizes or rates is None:
+        return sum(sizes) / max(len(sizes), 1), None
+    middle = sorted(range(len(sizes)), key=sizes.__getitem__)[len(sizes) // 2]
+    before = ledger.counts
+    loss(attachment, task, [shown[middle]])
+    flops, moved, calls = (now - then for now, then in zip(ledger.counts, before, strict=True))
+    whole = encoder.encode([rendered[middle]])[0]
+    written = 0 if task.kind in ("classification", "text") else len(whole.ids) - whole.prompt
+    seconds = rates.seconds(flops, moved + weights, calls)
+    return sum(sizes) / len(sizes), seconds + written * rates.seconds(flops / len(whole.ids), weights, calls)
 
 
 def heaviest(attachment: Attachment, task: Task, settings: TrainSettings) -> tuple[list[Tokens], float]:
@@ -243,7 +267,7 @@ def _rehearse(
             found.optimizer = max(ledger.live - before, 0)
             own = attachment.params().values()
             found.gradients = sum(p.numel() * p.element_size() for p in own if p.requires_grad)
-        marks.append((ledger.flops, ledger.moved, ledger.calls))
+        marks.append(ledger.counts)
 
     steps = _STEPS * attachment.phases
     once = replace(

@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from tunewise.meter import peak_memory
+from tunewise.meter import peak_memory, tidy
 from tunewise.model import Base
 from tunewise.plan import heaviest
 from tunewise.seeds import generator
@@ -29,6 +29,7 @@ def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings)
     """
     ends: list[float] = []
     held = sum(parameter.nbytes for parameter in base.model.parameters())
+    tidy()  # what the last one freed is not this one's
     try:
         with peak_memory(base.device) as memory:
             attachment = technique.resolved(base).attach(base, generator(0, "attach"))

@@ -19,8 +19,8 @@ from tunewise.anatomy import features, is_transposed
 from tunewise.fisher import fisher
 
 if TYPE_CHECKING:
+    from tunewise.encode import Sequence
     from tunewise.model import Base
-    from tunewise.pack import Sequence
 
 
 def importance(base: Base, rows: Iterable[Sequence] | None = None) -> dict[str, Tensor]:

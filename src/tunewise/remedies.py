@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tunewise.encode import Sequence as Tokens
 from tunewise.forward import answer_states, batch_of, layout
 from tunewise.model import Base
-from tunewise.pack import Sequence as Tokens
 from tunewise.retention import after_virtual, own_text, text_sequences
 from tunewise.seeds import derive
 from tunewise.technique import Attachment

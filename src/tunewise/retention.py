@@ -14,10 +14,11 @@ from scipy import stats
 from torch import Tensor
 from transformers import GenerationConfig
 
+from tunewise.encode import Encoder
+from tunewise.encode import Sequence as Tokens
 from tunewise.forward import batch_of, log_probabilities, nll
 from tunewise.model import Base
-from tunewise.pack import Batch, Encoder, by_tokens
-from tunewise.pack import Sequence as Tokens
+from tunewise.pack import Batch, by_tokens
 from tunewise.seeds import derive
 from tunewise.task import Example, Task
 from tunewise.technique import Attachment

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunewise.encode import Sequence
 from tunewise.errors import ArtifactError
 from tunewise.evaluate import answer, encoder_for, loss, score, study
 from tunewise.forward import batch_of, layout, loss_sum
 from tunewise.model import Base
-from tunewise.pack import Sequence
 from tunewise.registry import make
 from tunewise.seeds import generator
 from tunewise.task import Task

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from tunewise import store
 from tunewise.allocator import keep_freed_memory
+from tunewise.encode import Sequence
 from tunewise.errors import ArtifactError, DivergedError, SettingError
 from tunewise.forward import batch_of, layout, loss_sum, recomputing
 from tunewise.ledger import on_gpu
-from tunewise.pack import Sequence, in_passes
+from tunewise.pack import in_passes
 from tunewise.remedies import Memory
 from tunewise.seeds import derive, generator, repeatable
 from tunewise.technique import Attachment

@@ -15,8 +15,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from tunewise.encode import Sequence as Tokens
 from tunewise.forward import batch_of, layout, why_not_packed
-from tunewise.pack import Sequence as Tokens
 from tunewise.pack import by_tokens
 
 if TYPE_CHECKING:

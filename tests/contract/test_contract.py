@@ -12,6 +12,7 @@ from tunewise.registry import all_techniques, make
 from tunewise.testing import CHECKS, check_gradients, tiny_base
 
 DEVICE = os.environ.get("TUNEWISE_TEST_DEVICE", "cpu")
+torch.backends.cudnn.allow_tf32 = False  # torch's default rounds what an LSTM multiplies to ten bits
 ARCHITECTURES = ("llama", "llama-tied", "qwen3", "gpt2", "gpt_neox", "gpt_neox-tied")
 SETTINGS = {
     "mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 3},
@@ -56,5 +57,6 @@ def test_contract_of_forms(form, check):
     name, settings = form
     if "8bit" in settings.get("optimizer", ""):
         pytest.importorskip("bitsandbytes")
-    precise = torch.float64 if check is check_gradients else torch.float32
+    never = name == "qlora" and DEVICE != "cpu"  # bitsandbytes' kernels there take no float64
+    precise = torch.float64 if check is check_gradients and not never else torch.float32
     check(make(name, {name: settings}), tiny_base("llama-tied", precise, DEVICE))

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tunewise.attention import Segment, packed
+from tunewise.encode import Sequence
 from tunewise.forward import batch_of, layout, loss_sum, nll, why_not_packed
-from tunewise.pack import Sequence, packed_batch, padded_batch
+from tunewise.pack import packed_batch, padded_batch
 from tunewise.seeds import generator, repeatable
 from tunewise.testing import tiny_base
 

@@ -5,19 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunewise.encode import Encoder, Sequence, fit_window
 from tunewise.forward import layout, loss_sum, nll, why_not_packed
-from tunewise.pack import (
-    Encoder,
-    Sequence,
-    beginning,
-    beginnings,
-    by_beginning,
-    by_tokens,
-    fit_window,
-    in_passes,
-    packed_batch,
-    padded_batch,
-)
+from tunewise.pack import beginning, beginnings, by_beginning, by_tokens, in_passes, packed_batch, padded_batch
 from tunewise.task import Example, Message, Task
 from tunewise.testing import alike, tiny_base, tiny_task
 from tunewise.train import order

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunewise import store
 from tunewise.adaptation import rows_text
@@ -13,6 +13,7 @@ from tunewise.device import device_of
 from tunewise.errors import ModelError, SettingError
 from tunewise.evaluate import encoder_for
 from tunewise.ledger import ghosts, is_ghost
+from tunewise.model import Base
 from tunewise.plan import Planner, measure
 from tunewise.probe import probe
 from tunewise.rates import Rates
@@ -181,3 +182,25 @@ def test_rag_and_icl_say_how_long_requests_can_get(drawn):
     rows = Planner(drawn, tiny_task(), [make("base"), make("icl"), make("rag")], SETTINGS).rows(1e9)
     base, icl, rag = (row["request"]["prompt_tokens"] for row in rows)
     assert icl > 2 * base and rag > base
+
+
+def test_a_request_takes_as_long_as_its_words(drawn):
+    rates = Rates(1e10, 1e10, 1e-5)
+    choice, talk = tiny_task(), replace(tiny_task(), kind="generation", metric="rouge_l", labels=())
+    names = [make("base"), make("icl")]
+    base, icl = (row["request"]["seconds"] for row in Planner(drawn, choice, names, SETTINGS, rates=rates).rows(1e9))
+    spoken, _ = (row["request"]["seconds"] for row in Planner(drawn, talk, names, SETTINGS, rates=rates).rows(1e9))
+    assert 0 < base < icl
+    assert spoken > 2 * base  # one pass for each token that is written
+    assert Planner(drawn, choice, names, SETTINGS).rows(1e9)[0]["request"]["seconds"] is None
+
+
+def test_what_one_probe_freed_is_not_the_next_one_s():
+    config = AutoConfig.for_model(
+        "llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=4, vocab_size=8000
+    )
+    base = Base(AutoModelForCausalLM.from_config(config), tiny_base().tokenizer, "middling")
+    alone = probe(base, tiny_task(), make("bitfit", {}), SETTINGS)["peak"]
+    weights = sum(parameter.nbytes for parameter in base.model.parameters())
+    assert probe(base, tiny_task(), make("full"), SETTINGS)["peak"] > alone + weights
+    assert probe(base, tiny_task(), make("bitfit", {}), SETTINGS)["peak"] < alone + weights / 2

@@ -13,9 +13,9 @@ from random import Random
 import pytest
 
 from tunewise import world
+from tunewise.encode import Encoder
 from tunewise.errors import SettingError
 from tunewise.model import SHIPPED, load_base
-from tunewise.pack import Encoder
 from tunewise.task import Task
 from tunewise.world import abilities, corpus, facts, patterns, tasks, words
 

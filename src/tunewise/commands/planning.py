@@ -134,15 +134,26 @@ def _table(rows: list[dict[str, Any]], limit: float) -> Table:
     table = Table(
         title=f"what fits into {size(limit)}",
         caption="memory: peak in training; time: of the budget's steps, without what is learnt before them; prompt: "
-        "tokens of a request, at most",
+        "tokens of a request, at most; request: its time, alone",
     )
-    for name in ("technique", "verdict", "optimised", "stored", "on disk", "memory", "time", "prompt", "largest batch"):
+    for name in (
+        "technique",
+        "verdict",
+        "optimised",
+        "stored",
+        "on disk",
+        "memory",
+        "time",
+        "prompt",
+        "request",
+        "largest batch",
+    ):
         table.add_column(name, justify="left" if name in ("technique", "verdict") else "right")
     for row in rows:
         if row["verdict"] == "not possible":
             table.add_row(row["technique"], row["verdict"])
             continue
-        seconds, changed = row["time"]["seconds"], row["with"]
+        seconds, asked, changed = row["time"]["seconds"], row["request"]["seconds"], row["with"]
         said = row["verdict"]
         if changed:
             said += f" batches of {changed['per_device_train_batch_size']}"
@@ -156,6 +167,7 @@ def _table(rows: list[dict[str, Any]], limit: float) -> Table:
             size(row["memory"]["peak"]),
             "" if seconds is None else f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min",
             f"{row['request']['prompt_tokens']:,.0f}",
+            "" if asked is None else f"{1000 * asked:,.0f} ms" if asked < 10 else f"{asked:,.0f} s",
             "" if row["micro_batch"] is None else f"{row['micro_batch']:,}",
         )
     return table

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tunewise.adaptation import Adaptation
-    from tunewise.pack import Encoder
+    from tunewise.encode import Encoder
     from tunewise.technique import Attachment
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}

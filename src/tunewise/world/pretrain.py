@@ -21,8 +21,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tunewise import store
+from tunewise.encode import Encoder
 from tunewise.model import Base, load_base
-from tunewise.pack import Encoder
 from tunewise.registry import make
 from tunewise.seeds import derive, generator
 from tunewise.task import Example, Task

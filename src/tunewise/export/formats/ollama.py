@@ -17,7 +17,7 @@ from tunewise.task import Example, Message
 
 if TYPE_CHECKING:
     from tunewise.adaptation import Adaptation
-    from tunewise.pack import Encoder
+    from tunewise.encode import Encoder
 
 _SYSTEM, _USER, _ANSWER = "\ue000system\ue001", "\ue000user\ue001", "\ue000answer\ue001"
 

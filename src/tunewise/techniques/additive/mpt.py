@@ -27,8 +27,8 @@ from tunewise.seeds import generator as stream
 from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting
 
 if TYPE_CHECKING:
+    from tunewise.encode import Sequence
     from tunewise.model import Base
-    from tunewise.pack import Sequence
     from tunewise.task import Task
 
 _ROWS = 8  # sequences of a source task in one step

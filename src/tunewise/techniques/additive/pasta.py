@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tunewise.encode import Encoder
 from tunewise.errors import SettingError, TechniqueError
-from tunewise.pack import Encoder
 from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting
 
 if TYPE_CHECKING:

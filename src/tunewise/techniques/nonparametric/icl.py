@@ -20,10 +20,10 @@ import torch
 
 from tunewise import calibration, demonstrations
 from tunewise.embedded import Embedded
+from tunewise.encode import Encoder
 from tunewise.errors import ArtifactError, TechniqueError
 from tunewise.evaluate import label_table
 from tunewise.knowledge.embedder import DTYPES, loaded
-from tunewise.pack import Encoder
 from tunewise.seeds import generator as stream
 from tunewise.task import Example, Message, Task
 from tunewise.technique import Attachment, Citation, Study, Technique, setting

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunewise.embedded import Embedded
+from tunewise.encode import Encoder
 from tunewise.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.files import show
 from tunewise.knowledge.embedder import DTYPES, loaded
@@ -26,7 +27,6 @@ from tunewise.knowledge.index import FACTS
 from tunewise.knowledge.passage import Hit, Passage
 from tunewise.knowledge.prompt import holds_answer, with_passages
 from tunewise.knowledge.search import Passages, Retriever, Store
-from tunewise.pack import Encoder
 from tunewise.task import Example, Message, Task
 from tunewise.technique import Attachment, Citation, Report, Study, Technique, setting
 
