@@ -113,12 +113,18 @@ def dequantise(packed: Packed | Foreign) -> Tensor:
     absmax = packed.absmax
     if absmax.dtype == torch.uint8:
         absmax = _dequantise8(absmax, packed.absmax2) + packed.offset
-    codes = packed.codes
-    both = torch.stack([codes >> 4, codes & 15], dim=1).view(-1).int()
-    book = torch.tensor(CODEBOOK, device=codes.device)
     count = packed.shape.numel()
-    values = torch.nn.functional.pad(book[both[:count]], (0, -count % BLOCK)).view(-1, BLOCK)
-    return (values * absmax[:, None]).view(-1)[:count].view(packed.shape).to(packed.dtype)
+    whole = count // BLOCK
+    values = torch.nn.functional.embedding(packed.codes.int(), _pairs(packed.codes.device)).view(-1)
+    values[: whole * BLOCK].view(whole, BLOCK).mul_(absmax[:whole, None])
+    values[whole * BLOCK :].mul_(absmax[-1])
+    return values[:count].view(packed.shape).to(packed.dtype)
+
+
+def _pairs(device: torch.device) -> Tensor:
+    """What the two codes of each byte stand for, (256, 2)."""
+    book, byte = torch.tensor(CODEBOOK, device=device), torch.arange(256, device=device)
+    return torch.stack([book[byte >> 4], book[byte & 15]], dim=1)
 
 
 def _quantise8(values: Tensor) -> tuple[Tensor, Tensor]:
