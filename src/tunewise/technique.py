@@ -266,8 +266,13 @@ class Attachment:
             parameter.grad = None
             with torch.no_grad():
                 parameter.copy_(original)
+            del self._kept[id(parameter)]
 
         self._undo.append(restore)
+
+    def original(self, parameter: nn.Parameter) -> Tensor:
+        """The values of a kept parameter; on a processor they are read from disk."""
+        return self._kept[id(parameter)]
 
     def divert(
         self, parameter: nn.Parameter, shares: Callable[[Tensor], Iterable[tuple[nn.Parameter, Tensor]]]

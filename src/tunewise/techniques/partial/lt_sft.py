@@ -63,26 +63,25 @@ class _Lottery(Sparse):
     def __init__(self, base: Base, recipe: LTSFT) -> None:
         super().__init__(base, recipe, weights_of(base, recipe, recipe.target_modules))
         self.recipe: LTSFT = recipe
-        self._start: dict[str, Tensor] = {}
+        self._whole = False  # whether all entries are trained
 
     def start_phase(self, phase: int) -> None:
-        if phase == 0:
-            self._start = {name: parameter.detach().clone() for name, parameter in self.eligible.items()}
+        self._whole = phase == 0
+        if self._whole:
             for name, parameter in self.eligible.items():
                 self.train_existing(name, parameter)
             return
         moved = {
-            name: (parameter.detach().float() - self._start[name].float()).abs()
+            name: (parameter.detach().float() - self.original(parameter).float()).abs()
             for name, parameter in self.eligible.items()
         }
         self.choose(largest(moved, self.budget(self.recipe.density)))
-        self._start = {}
 
     def penalty(self) -> Tensor | None:
         if not self.recipe.l1:
             return None
-        if self._start:
-            parts = [(parameter - self._start[name]).abs().sum() for name, parameter in self.eligible.items()]
+        if self._whole:
+            parts = [(parameter - self.original(parameter)).abs().sum() for parameter in self.eligible.values()]
         else:
             parts = [value.abs().sum() for value in self.params().values()]
         return self.recipe.l1 * torch.stack(parts).sum() / self.size
