@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 
 import torch
@@ -28,9 +29,18 @@ def parked(tensor: Tensor) -> Tensor:
         return values.clone()
 
 
+def unread(kept: Tensor) -> None:
+    """Let go of the memory that reading a parked tensor took; it is read again when it is used."""
+    mapping: mmap.mmap | None = getattr(kept, "mapping", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
 def _mapped(values: Tensor) -> Tensor:
     with tempfile.NamedTemporaryFile(prefix="tunewise-") as file:
         file.write(values.contiguous().view(torch.uint8).numpy().data)
         file.flush()
-        flat = torch.from_file(file.name, shared=False, size=values.numel(), dtype=values.dtype)
-    return flat.view(values.shape)
+        mapping = mmap.mmap(file.fileno(), values.nbytes, access=mmap.ACCESS_COPY)
+    kept = torch.frombuffer(mapping, dtype=values.dtype).view(values.shape)
+    kept.mapping = mapping  # type: ignore[attr-defined]
+    return kept

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tunewise.ledger import ghosts
-from tunewise.parking import parked
+from tunewise.parking import parked, unread
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -26,14 +26,27 @@ def test_columns_that_do_not_follow_one_another_too():
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's list of mappings")
-def test_large_ones_are_mapped_and_have_no_name_left():
-    kept = parked(torch.randn(1000, 1000))
+def test_large_ones_are_mapped_and_have_no_name_left_and_take_memory_only_when_read():
+    given = torch.randn(1000, 1000)
+    kept = parked(given)
+    assert _resident() < kept.nbytes / 10
+    assert torch.equal(kept, given) and _resident() > kept.nbytes / 2
+    unread(kept)
+    assert _resident() < kept.nbytes / 10
+    assert torch.equal(kept, given)
+    alone = parked(torch.ones(3))
+    unread(alone)  # not in a file
+    assert alone.tolist() == [1, 1, 1]
+
+
+def _resident():
+    """Bytes in memory of what has been parked."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
-    start = next(place for place, line in enumerate(lines) if "tunewise-" in line and line.endswith("(deleted)"))
-    size, resident = (
-        next(int(line.split()[1]) for line in lines[start:] if line.startswith(n)) for n in ("Size", "Rss")
+    starts = [place for place, line in enumerate(lines) if "tunewise-" in line and line.endswith("(deleted)")]
+    assert starts
+    return 1024 * sum(
+        int(next(line for line in lines[start:] if line.startswith("Rss")).split()[1]) for start in starts
     )
-    assert size >= kept.nbytes // 1024 and resident < size / 10
 
 
 def test_a_full_disk_keeps_them_in_memory(monkeypatch):

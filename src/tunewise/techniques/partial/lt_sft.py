@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tunewise.parking import unread
 from tunewise.sparse import Sparse, largest, weights_of
 from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
 
@@ -71,11 +72,14 @@ class _Lottery(Sparse):
             for name, parameter in self.eligible.items():
                 self.train_existing(name, parameter)
             return
-        moved = {
-            name: (parameter.detach().float() - self.original(parameter).float()).abs()
-            for name, parameter in self.eligible.items()
-        }
+        moved = {name: self._moved(parameter) for name, parameter in self.eligible.items()}
         self.choose(largest(moved, self.budget(self.recipe.density)))
+
+    def _moved(self, parameter: nn.Parameter) -> Tensor:
+        original = self.original(parameter)
+        found = (parameter.detach().float() - original.float()).abs_()
+        unread(original)
+        return found
 
     def penalty(self) -> Tensor | None:
         if not self.recipe.l1:
