@@ -214,23 +214,17 @@ def trained_there(cells: list[Cell]) -> list[dict[str, Any]]:
     return found
 
 
-def foreseen(shape: str, batch: str, name: str, device: str, rates: str) -> dict[str, float]:
-    """What the plan says for a device of these rates, given as JSON."""
-    need = measure(
-        drawn(shape, device),
-        task(batch, device),
-        make(name, {}),
-        settings(batch, device),
-        device,
-        Rates(**json.loads(rates)),
-    )
+def foreseen(shape: str, batch: str, name: str, device: str, rates: Rates) -> dict[str, float]:
+    """What the plan says for a device of these rates."""
+    given = settings(batch, device)
+    need = measure(drawn(shape, device), task(batch, device), make(name, {}), given, device, rates)
     return {"peak": need.peak, "step": need.step or 0.0}
 
 
 def all_of_it(shape: str, batch: str, name: str) -> dict[str, float]:
     """Training on a processor, then the plan, then a probe: only the first has an unused process to itself."""
     found = {f"real_{key}": value for key, value in trained(shape, batch, name).items()}
-    found |= foreseen(shape, batch, name, "cpu", json.dumps(asdict(Rates.measured())))
+    found |= foreseen(shape, batch, name, "cpu", Rates.measured())
     tried = probe(real(shape, "cpu"), task(batch, "cpu"), make(name, {}), settings(batch, "cpu"))
     return found | {"probed_peak": tried["peak"], "probed_step": tried["step"]}
 
@@ -251,7 +245,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.one:
-        one = foreseen(*options.one, options.device, options.rates) if options.rates else all_of_it(*options.one)
+        one = (
+            foreseen(*options.one, options.device, Rates(**json.loads(options.rates)))
+            if options.rates
+            else all_of_it(*options.one)
+        )
         print(json.dumps(one))
         return
     batches = options.batches.split(",")

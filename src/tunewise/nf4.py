@@ -75,13 +75,14 @@ class Foreign:
 def quantise_by_bitsandbytes(weight: Tensor, double: bool = True) -> Foreign:
     """Four bits for each entry, as bitsandbytes packs them; ImportError where it is not installed.
 
-    It is given one row: of narrow matrices it gives back wrong values on a processor (0.50.2).
+    It is given one row: of narrow matrices it gives back wrong values on a processor (0.50.2); and no float64, which
+    its kernels on a GPU refuse.
     """
     from bitsandbytes.functional import quantize_4bit
 
-    codes, state = quantize_4bit(
-        weight.detach().reshape(-1), blocksize=BLOCK, compress_statistics=double, quant_type="nf4"
-    )
+    row = weight.detach().reshape(-1)
+    row = row.float() if row.dtype == torch.float64 else row
+    codes, state = quantize_4bit(row, blocksize=BLOCK, compress_statistics=double, quant_type="nf4")
     return Foreign(codes, state, weight.shape, weight.dtype)
 
 

@@ -266,7 +266,7 @@ class Attachment:
             parameter.grad = None
             with torch.no_grad():
                 parameter.copy_(original)
-            del self._kept[id(parameter)]
+            self._kept.pop(id(parameter), None)
 
         self._undo.append(restore)
 

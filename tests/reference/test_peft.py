@@ -10,7 +10,7 @@ from tunewise.adaptation import load, save
 from tunewise.anatomy import oriented
 from tunewise.errors import ArtifactError
 from tunewise.model import Base
-from tunewise.nf4 import dequantise
+from tunewise.nf4 import dequantise, quantise_by_bitsandbytes
 from tunewise.registry import make
 from tunewise.testing import attach, fit, tiny_base, tiny_task
 
@@ -229,3 +229,12 @@ def test_hostile_adapters_are_refused_and_the_base_keeps_its_bits(tmp_path):
             load(tmp_path, base=None if "base_model_name_or_path" in change else base)
     assert Base(base.model, base.tokenizer).fingerprint == before
     assert not any(module._forward_hooks for module in base.model.modules())
+
+
+def test_bitsandbytes_packs_float64_as_the_float32_that_it_takes():
+    pytest.importorskip("bitsandbytes")
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    packed, exact = quantise_by_bitsandbytes(weight), quantise_by_bitsandbytes(weight.double())
+    assert exact.state.dtype == torch.float32  # its kernels on a GPU refuse float64
+    assert dequantise(exact).dtype == torch.float64
+    assert torch.equal(dequantise(exact), dequantise(packed).double())

@@ -30,7 +30,7 @@ def test_large_ones_are_mapped_and_have_no_name_left_and_take_memory_only_when_r
     given = torch.randn(1000, 1000)
     kept = parked(given)
     assert _resident() < kept.nbytes / 10
-    assert torch.equal(kept, given) and _resident() > kept.nbytes / 2
+    assert torch.equal(kept, given) and _resident() >= kept.nbytes
     unread(kept)
     assert _resident() < kept.nbytes / 10
     assert torch.equal(kept, given)
