@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from tunewise.advisor import Advisor, Asked, expected_seconds, situation
-from tunewise.atlas.records import shipped
-from tunewise.atlas.schema import Record
-from tunewise.race import Seen, move
-from tunewise.ranking import ranking
-from tunewise.registry import all_techniques
+from tunewise.advice.atlas.records import shipped
+from tunewise.advice.atlas.schema import Record
+from tunewise.advice.forecast import Advisor, Asked, expected_seconds, situation
+from tunewise.advice.ranking import ranking
+from tunewise.advice.stopping import Seen, move
+from tunewise.techniques.registry import all_techniques
 
 HERE = Path(__file__).parent
 RESULT, PAGE = HERE / "results" / "advice.json", HERE.parent / "docs" / "advice.md"

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tunewise import world
+from tunewise.data import world
 
 RESULTS = Path(__file__).parent / "results" / "atlas"
 WORLD = ("town", "reviews", "skill", "records", "letters")

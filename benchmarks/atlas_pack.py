@@ -13,10 +13,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from tunewise.atlas.packing import pack
-from tunewise.atlas.records import SHIPPED, add, comparison
-from tunewise.atlas.schema import read
-from tunewise.errors import TunewiseError
+from tunewise.advice.atlas.from_comparison import pack
+from tunewise.advice.atlas.records import SHIPPED, add, comparison
+from tunewise.advice.atlas.schema import read
+from tunewise.core.errors import TunewiseError
 
 RESULTS = Path(__file__).parent / "results" / "atlas"
 

@@ -22,9 +22,9 @@ from ir_measures import R, nDCG
 from rich.console import Console
 from rich.table import Table
 
-from tunewise.knowledge.embedder import DTYPES, Embedder
-from tunewise.knowledge.passage import Passage
-from tunewise.knowledge.search import Passages, Retriever
+from tunewise.retrieval.embedder import DTYPES, Embedder
+from tunewise.retrieval.passage import Passage
+from tunewise.retrieval.search import Passages, Retriever
 
 MEASURES = (nDCG @ 10, R @ 100)
 DEPTH = 100

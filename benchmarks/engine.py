@@ -29,12 +29,12 @@ from rich.console import Console
 from rich.table import Column, Table
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from tunewise.encode import Sequence
-from tunewise.model import Base
-from tunewise.registry import make
-from tunewise.seeds import generator
+from tunewise.core.seeds import generator
+from tunewise.engine.encoding import Sequence
+from tunewise.engine.model import Base
+from tunewise.fitting.loop import TrainSettings, order, train
+from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base
-from tunewise.train import TrainSettings, order, train
 
 TOOLS = {
     "tunewise": "tunewise",

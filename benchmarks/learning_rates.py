@@ -19,16 +19,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tunewise.cache import sample
-from tunewise.errors import DivergedError
-from tunewise.evaluate import encoder_for, loss
-from tunewise.model import Base, load_base
-from tunewise.registry import make
-from tunewise.retention import Retention
-from tunewise.task import Task
-from tunewise.technique import Technique
+from tunewise.comparison.context import sample
+from tunewise.contract.technique import Technique
+from tunewise.core.errors import DivergedError
+from tunewise.data.task import Task
+from tunewise.engine.model import Base, load_base
+from tunewise.fitting.forgetting import Retention
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.scoring import encoder_for, loss
+from tunewise.techniques.registry import make
 from tunewise.testing import attach
-from tunewise.train import TrainSettings, train
 
 MULTIPLES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 

@@ -19,9 +19,9 @@ from matplotlib import pyplot
 from rich.console import Console
 from rich.table import Table
 
-from tunewise import world
-from tunewise.evaluate import loss, score
-from tunewise.registry import make
+from tunewise.data import world
+from tunewise.fitting.scoring import loss, score
+from tunewise.techniques.registry import make
 from tunewise.testing import attach
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

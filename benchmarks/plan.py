@@ -31,19 +31,19 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tunewise.forward import why_not_packed
-from tunewise.meter import peak_memory, tidy
-from tunewise.model import DTYPES, Base
-from tunewise.plan import measure
-from tunewise.probe import probe
-from tunewise.rates import Rates
-from tunewise.registry import all_techniques, make
-from tunewise.seeds import generator
-from tunewise.sketch import Sketch
-from tunewise.task import Example, Message, Task
-from tunewise.technique import Study
+from tunewise.advice.plan.machine_rates import Rates
+from tunewise.advice.plan.planner import measure
+from tunewise.advice.plan.probe import probe
+from tunewise.advice.plan.weightless import Sketch
+from tunewise.contract.technique import Study
+from tunewise.core.seeds import generator
+from tunewise.data.task import Example, Message, Task
+from tunewise.engine.forward import why_not_packed
+from tunewise.engine.memory import peak_memory, tidy
+from tunewise.engine.model import DTYPES, Base
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import tiny_base
-from tunewise.train import TrainSettings, train
 
 Cell = tuple[str, str, str]  # shape, batch, technique
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -173,7 +173,7 @@ def drawn(shape: str, device: str) -> Sketch:
 
 def trained(shape: str, batch: str, name: str, device: str = "cpu", base: Base | None = None) -> dict[str, float]:
     """What six real steps take: bytes at most, and seconds of a step after the first."""
-    from tunewise.evaluate import encoder_for
+    from tunewise.fitting.scoring import encoder_for
 
     ends: list[float] = []
     with peak_memory(torch.device(device)) as memory:

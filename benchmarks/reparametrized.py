@@ -28,13 +28,13 @@ from rich.table import Table
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tunewise.encode import Sequence
-from tunewise.model import Base
-from tunewise.registry import make
-from tunewise.seeds import generator
+from tunewise.core.seeds import generator
+from tunewise.engine.encoding import Sequence
+from tunewise.engine.model import Base
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.techniques.registry import make
 from tunewise.techniques.reparametrized.krona import kronecker
 from tunewise.testing import attach, tiny_base
-from tunewise.train import TrainSettings, train
 
 WIDTHS = {256: 4, 512: 4, 1024: 2}  # with blocks
 ROWS, LENGTH, STEPS = 8, 128, 4

@@ -33,10 +33,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tunewise.knowledge import engines
-from tunewise.knowledge import index as indexes
-from tunewise.knowledge.index import Index
-from tunewise.knowledge.passage import Passage
+from tunewise.retrieval import engines
+from tunewise.retrieval import index as indexes
+from tunewise.retrieval.index import Index
+from tunewise.retrieval.passage import Passage
 
 SIZE, CENTRES, NOISE, BLOCK = 384, 1000, 0.7, 10_000
 QUESTIONS, WARM_UP, NEAREST, WORDS = 1000, 200, 10, 12

@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from tunewise.encode import Sequence
-from tunewise.evaluate import label_nll
-from tunewise.forward import layout, loss_sum, nll
-from tunewise.model import Base
-from tunewise.pack import by_beginning, packed_batch, padded_batch
-from tunewise.registry import make
-from tunewise.seeds import generator
+from tunewise.core.seeds import generator
+from tunewise.engine.encoding import Sequence
+from tunewise.engine.forward import layout, loss_sum, nll
+from tunewise.engine.model import Base
+from tunewise.engine.packing import by_beginning, packed_batch, padded_batch
+from tunewise.fitting.scoring import label_nll
+from tunewise.techniques.registry import make
 from tunewise.testing import attach, tiny_base
 
 VOCABULARY, WIDTH, BLOCKS = 32_000, 288, 6

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tunewise.encode import Sequence
-from tunewise.model import Base
-from tunewise.registry import make
-from tunewise.seeds import generator
+from tunewise.core.seeds import generator
+from tunewise.engine.encoding import Sequence
+from tunewise.engine.model import Base
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.techniques.registry import make
 from tunewise.testing import attach, tiny_base
-from tunewise.train import TrainSettings, train
 
 SHAPE = {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 8, "num_attention_heads": 5}
 ROWS, BATCH, LENGTH, EPOCHS = 64, 8, 160, 3

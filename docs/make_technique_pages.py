@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tunewise.listing import facts
-from tunewise.registry import all_techniques
-from tunewise.technique import FAMILIES, Technique
+from tunewise.cli.views.techniques import facts
+from tunewise.contract.technique import FAMILIES, Technique
+from tunewise.techniques.registry import all_techniques
 
 FOLDER = Path(__file__).parent / "techniques"
 NOTE = "<!-- Made by docs/make_technique_pages.py from the technique's file; change that. -->"

@@ -9,29 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunewise.adaptation import Adaptation, load
-    from tunewise.comparison import compare
-    from tunewise.consulting import advise
-    from tunewise.fitting import fit
-    from tunewise.model import Base, load_base
-    from tunewise.registry import all_techniques, make
-    from tunewise.rows import Budget
-    from tunewise.task import Example, Message, Task
-    from tunewise.technique import Attachment, Citation, Technique, setting
-    from tunewise.train import TrainSettings
+    from tunewise.adaptation.artifact import Adaptation, load
+    from tunewise.adaptation.fit import fit
+    from tunewise.advice.advise import advise
+    from tunewise.comparison.compare import compare
+    from tunewise.comparison.row import Budget
+    from tunewise.contract.technique import Attachment, Citation, Technique, setting
+    from tunewise.data.task import Example, Message, Task
+    from tunewise.engine.model import Base, load_base
+    from tunewise.fitting.loop import TrainSettings
+    from tunewise.techniques.registry import all_techniques, make
 
 __version__ = "0.1.0"
 _HOMES = {
-    "adaptation": ("Adaptation", "load"),
-    "comparison": ("compare",),
-    "consulting": ("advise",),
-    "fitting": ("fit",),
-    "model": ("Base", "load_base"),
-    "task": ("Example", "Message", "Task"),
-    "registry": ("all_techniques", "make"),
-    "rows": ("Budget",),
-    "technique": ("Attachment", "Citation", "Technique", "setting"),
-    "train": ("TrainSettings",),
+    "adaptation.artifact": ("Adaptation", "load"),
+    "adaptation.fit": ("fit",),
+    "advice.advise": ("advise",),
+    "comparison.compare": ("compare",),
+    "comparison.row": ("Budget",),
+    "contract.technique": ("Attachment", "Citation", "Technique", "setting"),
+    "data.task": ("Example", "Message", "Task"),
+    "engine.model": ("Base", "load_base"),
+    "fitting.loop": ("TrainSettings",),
+    "techniques.registry": ("all_techniques", "make"),
 }
 __all__ = [
     "Adaptation",
@@ -61,4 +61,6 @@ def __getattr__(name: str) -> Any:
             value = getattr(import_module(f"{__name__}.{home}"), name)
             globals()[name] = value
             return value
+    if name == "world":
+        return import_module(f"{__name__}.data.world")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewise.encode import Sequence
-from tunewise.errors import ArtifactError
-from tunewise.evaluate import answer, encoder_for, loss, score, study
-from tunewise.forward import batch_of, layout, loss_sum
-from tunewise.model import Base
-from tunewise.registry import make
-from tunewise.seeds import generator
-from tunewise.task import Task
-from tunewise.technique import Attachment, Technique
-from tunewise.tiny import ARCHITECTURES, tiny_base, tiny_task
-from tunewise.train import TrainSettings, train
+from tunewise.contract.technique import Attachment, Technique
+from tunewise.core.errors import ArtifactError
+from tunewise.core.seeds import generator
+from tunewise.data.task import Task
+from tunewise.engine.encoding import Sequence
+from tunewise.engine.forward import batch_of, layout, loss_sum
+from tunewise.engine.model import Base
+from tunewise.engine.tiny import ARCHITECTURES, tiny_base, tiny_task
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.scoring import answer, encoder_for, loss, score, study
+from tunewise.techniques.registry import make
 
 __all__ = ["ARCHITECTURES", "CHECKS", "attach", "fingerprint", "fit", "logits", "tiny_base", "tiny_task"]
 
@@ -157,7 +157,7 @@ def check_save_load(technique: Technique, base: Base) -> None:
     """Through the artifact on disk, another attachment has the same outputs, bit for bit."""
     import tempfile
 
-    from tunewise.adaptation import load, save
+    from tunewise.adaptation.artifact import load, save
 
     task = tiny_task()
     attachment = attach(technique, base, task)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import made
-from tunewise.page import page
+from tunewise.results.report.page import page
 
 CHROMIUM = os.environ.get("TUNEWISE_CHROMIUM") or shutil.which("chromium") or ""
 QUIET = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tunewise import cli
+from tunewise.cli import main
 
 
 @dataclass
@@ -30,7 +30,7 @@ def run(capfd, monkeypatch):
         capfd.readouterr()
         code = 0
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             code = end.code or 0
         found = Result(code, *capfd.readouterr())
@@ -91,11 +91,11 @@ def answers(tmp_path_factory):
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory, model, labels):
     """An adaptation of a tiny model, fitted once on data that is still there."""
-    from tunewise.fitting import fit
-    from tunewise.model import load_base
-    from tunewise.registry import make
-    from tunewise.task import Task
-    from tunewise.train import TrainSettings
+    from tunewise.adaptation.fit import fit
+    from tunewise.data.task import Task
+    from tunewise.engine.model import load_base
+    from tunewise.fitting.loop import TrainSettings
+    from tunewise.techniques.registry import make
 
     folder, task = tmp_path_factory.mktemp("fitted"), Task.read(labels)
     recipe = make("lora", {"lora": {"r": 2}})

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tunewise.atlas import records
+from tunewise.advice.atlas import records
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from tunewise import cli
+from tunewise.cli import main
 
 ROW_KEYS = {"technique", "status", "reason", "learning_rate", "settings"}
 DONE_KEYS = {"score", "nll", "forgetting", "cost", "adaptation"}
@@ -116,7 +116,7 @@ def test_other_retention_text_is_another_measurement(run, model, labels, tmp_pat
 
 def test_the_recommended_row_alone_stands_out(compared):
     """Its name may begin another row's name."""
-    from tunewise.report import table
+    from tunewise.results.report.tables import table
 
     result = {**compared[2], "verdict": {"recommended": "icl", "reasons": []}}
     shown = {str(cell): str(cell.style) for cell in table(result).renderables[0].columns[0].cells}
@@ -124,7 +124,7 @@ def test_the_recommended_row_alone_stands_out(compared):
 
 
 def test_the_price_of_an_answer_leaves_scoring_out(run, model, labels, tmp_path, monkeypatch):
-    from tunewise import metrics
+    from tunewise.fitting import metrics
 
     monkeypatch.setattr(metrics, "macro_f1", lambda *given: time.sleep(1) or 0.5)
     words = ["--model", model, "--data", labels, "--out", tmp_path / "out", "--json"]
@@ -196,7 +196,7 @@ def in_another_process(words, folder):
         torch.set_num_threads(1)
         with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
             sys.argv, sys.stdout, sys.stderr = ["tunewise", *words], out, err
-            cli.main()
+            main.main()
     except SystemExit as end:
         code = end.code or 0
     finally:

@@ -29,7 +29,7 @@ def test_an_export_that_differs_exits_with_1(run, refused, fitted, tmp_path, mon
     from tunewise.export import parity
 
     monkeypatch.setattr(parity, "TOLERANCE", dict.fromkeys(parity.TOLERANCE, -1.0))
-    monkeypatch.setattr("tunewise.export.run.TOLERANCE", parity.TOLERANCE)
+    monkeypatch.setattr("tunewise.export.export.TOLERANCE", parity.TOLERANCE)
     found = run("export", fitted, "--to", "merged", "--out", tmp_path / "out")
     assert found.code == 1 and "is NOT the model" in found.out and "They differ on prompts 0, 1" in found.out
     assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from tunewise.registry import all_techniques
+from tunewise.techniques.registry import all_techniques
 
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; from tunewise.cli import main; sys.argv = ['tunewise', {words}]\n"
+        "import sys; from tunewise.cli.main import main; sys.argv = ['tunewise', {words}]\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {{'torch', 'transformers', 'datasets', 'numpy'}} & set(sys.modules)\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tunewise import cli
+from tunewise.cli import main
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_config_knows_every_option(refused, tmp_path, command):
     config.write_text("bogus: 1\n")
     said = refused(command, "--config", config)
     assert 'there is no setting "bogus"' in said
-    options = typer.main.get_command(cli.app).commands[command].params
+    options = typer.main.get_command(main.app).commands[command].params
     names = {name[2:] for option in options for name in option.opts if name.startswith("--")} - {"config", "help"}
     unknown = []
     for name in sorted(names):

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from tunewise.registry import all_techniques, make
+from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import CHECKS, check_gradients, tiny_base
 
 DEVICE = os.environ.get("TUNEWISE_TEST_DEVICE", "cpu")

@@ -7,13 +7,13 @@ import pytest
 import yaml
 
 from made import result
-from tunewise.adaptation import save
-from tunewise.errors import ArtifactError, SettingError, TunewiseError
+from tunewise.adaptation.artifact import save
+from tunewise.core.artifact_writer import read
+from tunewise.core.errors import ArtifactError, SettingError, TunewiseError
+from tunewise.engine.tiny import tiny_base, tiny_task
 from tunewise.export.push import prepared, push
-from tunewise.registry import make
-from tunewise.store import read
+from tunewise.techniques.registry import make
 from tunewise.testing import attach
-from tunewise.tiny import tiny_base, tiny_task
 
 
 class Hub:

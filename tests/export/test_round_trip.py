@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunewise.adaptation import load, save
-from tunewise.errors import RequestError, SettingError, TechniqueError, TunewiseError
-from tunewise.evaluate import encoder_for
+from tunewise.adaptation.artifact import load, save
+from tunewise.core.errors import RequestError, SettingError, TechniqueError, TunewiseError
+from tunewise.engine.model import load_base
+from tunewise.engine.tiny import tiny_base, tiny_task
 from tunewise.export import export, parity
 from tunewise.export.format import formats
-from tunewise.model import load_base
-from tunewise.registry import all_techniques, make
+from tunewise.fitting.scoring import encoder_for
+from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import attach, fit
-from tunewise.tiny import tiny_base, tiny_task
 
 DOCS = Path(__file__).parents[2] / "docs"
 CHECKED = ("peft", "merged", "lora", "sparse", "gguf", "ollama")  # onnx takes seconds each: it has its own test

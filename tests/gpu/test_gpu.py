@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from tunewise.attention import Segment, packed
-from tunewise.encode import Sequence
-from tunewise.forward import batch_of, layout, loss_sum, nll, why_not_packed
-from tunewise.pack import packed_batch, padded_batch
-from tunewise.seeds import generator, repeatable
+from tunewise.core.seeds import generator, repeatable
+from tunewise.engine.attention import Segment, packed
+from tunewise.engine.encoding import Sequence
+from tunewise.engine.forward import batch_of, layout, loss_sum, nll, why_not_packed
+from tunewise.engine.packing import packed_batch, padded_batch
 from tunewise.testing import tiny_base
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]

@@ -4,15 +4,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tunewise.errors import TechniqueError
-from tunewise.forward import answer_states, batch_of, layout, loss_sum
-from tunewise.model import Base
-from tunewise.placeholders import text_tokens
-from tunewise.pruning import best, importance, prune
-from tunewise.registry import make
-from tunewise.seeds import generator
+from tunewise.core.errors import TechniqueError
+from tunewise.core.seeds import generator
+from tunewise.engine.forward import answer_states, batch_of, layout, loss_sum
+from tunewise.engine.model import Base
 from tunewise.techniques.additive.mpt import distillation, prompt_of
 from tunewise.techniques.additive.p_tuning import _encoder
+from tunewise.techniques.building.structured_pruning import best, importance, prune
+from tunewise.techniques.building.virtual_tokens import text_tokens
+from tunewise.techniques.registry import make
 from tunewise.testing import (
     _sequences,
     attach,

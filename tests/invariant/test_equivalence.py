@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tunewise.forward import why_not_packed
-from tunewise.registry import make
+from tunewise.engine.forward import why_not_packed
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.techniques.registry import make
 from tunewise.testing import ARCHITECTURES, attach, check_gradients, encoder_for, tiny_base, tiny_task
-from tunewise.train import TrainSettings, train
 
 # These compute in float32 inside whatever the weights are (every RMS norm, GPT-Neo's attention), so that a sum taken in
 # another order, which moves float64 by 1e-16, can move what they give by float32's last bit.

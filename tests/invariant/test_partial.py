@@ -6,18 +6,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
-from tunewise.anatomy import biases_of
-from tunewise.errors import ArtifactError
-from tunewise.fisher import fisher
-from tunewise.forward import batch_of, layout, loss_sum
-from tunewise.model import Base
-from tunewise.registry import make
-from tunewise.seeds import generator
-from tunewise.sparse import add_up, largest, weights_of
+from tunewise.core.errors import ArtifactError
+from tunewise.core.seeds import generator
+from tunewise.engine.anatomy import biases_of
+from tunewise.engine.forward import batch_of, layout, loss_sum
+from tunewise.engine.model import Base
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.techniques.building.fisher import fisher
+from tunewise.techniques.building.sparse_entries import add_up, largest, weights_of
 from tunewise.techniques.partial.diff_pruning import ALPHA, gate
 from tunewise.techniques.partial.threshold_mask import pack, unpack
+from tunewise.techniques.registry import make
 from tunewise.testing import _sequences, attach, fingerprint, fit, logits, tiny_base, tiny_task
-from tunewise.train import TrainSettings, train
 
 SPARSE = ("lt_sft", "fish_mask", "diff_pruning")
 

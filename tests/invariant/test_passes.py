@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from tunewise import pack
-from tunewise import train as loop
-from tunewise.forward import batch_of
-from tunewise.registry import all_techniques, make
+from tunewise.engine import packing
+from tunewise.engine.forward import batch_of
+from tunewise.fitting import loop
+from tunewise.fitting.loop import TrainSettings, passes, train
+from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import _sequences, attach, tiny_base, tiny_task
-from tunewise.train import TrainSettings, passes, train
 
 TRAINED = [name for name in all_techniques() if make(name, {}).trains]
 SOURCES = {"mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 3}}
@@ -27,7 +27,7 @@ def test_several_passes_are_one(name, architecture, monkeypatch):
         return batch_of(*args, **given)
 
     monkeypatch.setattr(loop, "batch_of", counted)
-    monkeypatch.setattr(pack, "_AGAIN", 1)  # or virtual tokens, which all begin with, would keep them together
+    monkeypatch.setattr(packing, "_AGAIN", 1)  # or virtual tokens, which all begin with, would keep them together
     plain = {"lora_dropout": 0.0} if hasattr(make(name), "lora_dropout") else SOURCES.get(name, {})
     for most in (1 << 20, 24):
         monkeypatch.setattr(loop, "PASS", most)

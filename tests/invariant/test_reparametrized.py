@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tunewise.errors import SettingError, TechniqueError
-from tunewise.lowrank import Factors, frozen_linear, start
-from tunewise.nf4 import CODEBOOK, dequantise, dynamic_map, quantise
-from tunewise.registry import make
+from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.techniques.building.lowrank import Factors, frozen_linear, start
+from tunewise.techniques.building.nf4 import CODEBOOK, dequantise, dynamic_map, quantise
+from tunewise.techniques.registry import make
 from tunewise.techniques.reparametrized.adalora import AdaLoRA
 from tunewise.techniques.reparametrized.krona import kronecker, truncated
 from tunewise.testing import attach, fingerprint, fit, logits, tiny_base, tiny_task

@@ -5,16 +5,16 @@ from dataclasses import fields
 
 import pytest
 
-from tunewise.adaptation import load
-from tunewise.cache import sample
-from tunewise.comparison import compare
-from tunewise.evaluate import loss, score
-from tunewise.model import load_base
-from tunewise.registry import all_techniques, make
-from tunewise.rows import Budget
-from tunewise.task import Task
+from tunewise.adaptation.artifact import load
+from tunewise.comparison.compare import compare
+from tunewise.comparison.context import sample
+from tunewise.comparison.row import Budget
+from tunewise.data.task import Task
+from tunewise.engine.model import load_base
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.scoring import loss, score
+from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import attach, encoder_for
-from tunewise.train import TrainSettings, train
 
 pytestmark = pytest.mark.real
 MODELS = ("babyllama-char-1m", "stories-260k", "stories-3m", "tinystories-656k")

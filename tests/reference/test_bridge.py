@@ -6,10 +6,10 @@ import peft
 import pytest
 import torch
 
-from tunewise.adaptation import load, save
-from tunewise.bridge import methods, survey
-from tunewise.errors import ArtifactError, SettingError, TechniqueError
-from tunewise.registry import make
+from tunewise.adaptation.artifact import load, save
+from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.techniques.peft_bridge import methods, survey
+from tunewise.techniques.registry import make
 from tunewise.testing import CHECKS, attach, fingerprint, fit, tiny_base, tiny_task
 
 # Settings that fit a width of 32.

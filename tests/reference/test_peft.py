@@ -6,12 +6,12 @@ import peft
 import pytest
 import torch
 
-from tunewise.adaptation import load, save
-from tunewise.anatomy import oriented
-from tunewise.errors import ArtifactError
-from tunewise.model import Base
-from tunewise.nf4 import dequantise, quantise_by_bitsandbytes
-from tunewise.registry import make
+from tunewise.adaptation.artifact import load, save
+from tunewise.core.errors import ArtifactError
+from tunewise.engine.anatomy import oriented
+from tunewise.engine.model import Base
+from tunewise.techniques.building.nf4 import dequantise, quantise_by_bitsandbytes
+from tunewise.techniques.registry import make
 from tunewise.testing import attach, fit, tiny_base, tiny_task
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen3")

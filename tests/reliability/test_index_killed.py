@@ -16,10 +16,10 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from tunewise.knowledge import engines
-from tunewise.knowledge import index as indexes
-from tunewise.knowledge.index import Index, sync
-from tunewise.knowledge.passage import Document, Passage
+from tunewise.retrieval import engines
+from tunewise.retrieval import index as indexes
+from tunewise.retrieval.index import Index, sync
+from tunewise.retrieval.passage import Document, Passage
 
 KILLS, SIZE, BATCH = 20, 8, 10
 
@@ -27,7 +27,7 @@ LIFE = """
 import itertools, json, sys
 sys.path.insert(0, sys.argv[1])
 from test_index_killed import BATCH, Told, Vectors, documents, split
-from tunewise.knowledge.index import sync
+from tunewise.retrieval.index import sync
 
 with Told.open(sys.argv[2]) as index:
     for step in itertools.count(int(sys.argv[3])):

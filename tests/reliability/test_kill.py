@@ -20,11 +20,11 @@ SERVER = """
 import json, os, sys
 import torch
 torch.set_num_threads(1)
-from tunewise.fitting import fit
-from tunewise.model import Base
-from tunewise.registry import make
+from tunewise.adaptation.fit import fit
+from tunewise.engine.model import Base
+from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task
-from tunewise.train import TrainSettings
+from tunewise.fitting.loop import TrainSettings
 
 def live(folder, technique, settings):
     base = tiny_base("gpt2")

@@ -20,8 +20,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tunewise.errors import DataError, RequestError
-from tunewise.task import Example, Task, check
+from tunewise.core.errors import DataError, RequestError
+from tunewise.data.task import Example, Task, check
 
 MUTANTS = int(os.environ.get("TUNEWISE_MUTANTS", "200"))
 SECONDS = 5

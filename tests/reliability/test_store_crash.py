@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunewise import store
-from tunewise.errors import ArtifactError, TunewiseError
+from tunewise.core import artifact_writer
+from tunewise.core.errors import ArtifactError, TunewiseError
 
 Snapshot = dict[str, bytes]
 EVENTS = {
@@ -48,19 +48,19 @@ def save(root: Path, step: int, mark: int) -> None:
         "b": torch.randn(3, generator=generator).bfloat16(),
     }
     moments = {name: tensor.float() * 2 for name, tensor in weights.items()}
-    store.commit(
+    artifact_writer.commit(
         root / f"checkpoint-{step}",
         texts={"state.json": f'{{"step": {step}, "mark": {mark}}}'},
         tensors={"weights.safetensors": weights, "optimizer.safetensors": moments},
     )
 
 
-def snapshot(stored: store.Stored) -> Snapshot:
+def snapshot(stored: artifact_writer.Stored) -> Snapshot:
     return {name: (stored.folder / name).read_bytes() for name in stored.names}
 
 
 def newest(root: Path) -> Snapshot:
-    found = store.latest(root)
+    found = artifact_writer.latest(root)
     assert found is not None
     return snapshot(found[1])
 
@@ -125,14 +125,14 @@ def test_killed_at_every_event_of_a_save(tmp_path: Path, new_step: int, caplog: 
 
         def act(root: Path = root) -> None:
             save(root, new_step, mark=3)
-            store.prune(root)
+            artifact_writer.prune(root)
 
         finished = ends_by_itself(act, len(seen) + 1)
         found = newest(root)
         assert found in (old, new)
         seen.append(found)
         save(root, new_step, mark=3)  # the run goes on
-        store.prune(root)
+        artifact_writer.prune(root)
         assert newest(root) == new
         assert names(root) == sorted({"checkpoint-4", f"checkpoint-{max(new_step, 2) if new_step > 4 else 2}"})
         shutil.rmtree(root)
@@ -252,7 +252,7 @@ def test_every_tampering_is_detected(tmp_path: Path, caplog: pytest.LogCaptureFi
         tampering = TAMPERINGS[seed % len(TAMPERINGS)]
         tampering(folder, folder / rng.choice(WRITE_ORDER), rng)
         with pytest.raises(ArtifactError) as caught:
-            store.read(folder)
+            artifact_writer.read(folder)
         assert str(caught.value).isprintable(), tampering
         caplog.clear()
         assert newest(root) == old, tampering
@@ -295,6 +295,6 @@ def test_full_disk_at_every_call(tmp_path: Path, kind: str, new_step: int, monke
             assert names(root) == ["checkpoint-4"]
         save(root, new_step, mark=2)  # space was freed
         assert newest(root)["state.json"] == f'{{"step": {new_step}, "mark": 2}}'.encode()
-        store.prune(root)
+        artifact_writer.prune(root)
         assert names(root) == sorted({"checkpoint-4", f"checkpoint-{new_step}"})
     assert failing > {"write": 6, "fsync": 5, "open": 4, "rename": 1}[kind]

@@ -109,7 +109,9 @@ def memory_group(name):
 def test_a_process_that_the_kernel_kills_for_want_of_memory_goes_on_with_less(tmp_path):
     group, limit = memory_group(f"tunewise-{os.getpid()}")
     metric = tmp_path / "metric.py"  # runs in the process of the trials: no pass is split there, as on a GPU
-    metric.write_text("import tunewise.train\n\ntunewise.train.PASS = 1 << 30\n\n\ndef none(*_):\n    return 0.0\n")
+    metric.write_text(
+        "import tunewise.fitting.loop\n\ntunewise.fitting.loop.PASS = 1 << 30\n\n\ndef none(*_):\n    return 0.0\n"
+    )
     try:
         limit.write_text(str(1500 << 20))
         words = ["compare", "--model", "world", "--data", "world:records", "--out", str(tmp_path / "out")]

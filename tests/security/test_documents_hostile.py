@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from pypdf import PdfWriter
 
-from tunewise.errors import DataError
-from tunewise.knowledge import documents
-from tunewise.knowledge.documents import read
+from tunewise.core.errors import DataError
+from tunewise.retrieval import documents
+from tunewise.retrieval.documents import read
 
 
 def skipped(folder: Path, name: str, content: bytes) -> str:

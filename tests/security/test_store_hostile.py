@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from tunewise import store
-from tunewise.errors import ArtifactError
+from tunewise.core import artifact_writer
+from tunewise.core.errors import ArtifactError
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def safetensors(header: bytes, data: bytes = b"", declared: int | None = None) -
 
 
 def test_a_forged_folder_without_an_attack_is_read(tmp_path: Path) -> None:
-    assert store.read(forge(tmp_path / "a", {"a.json": b"{}"})).json("a.json") == {}
+    assert artifact_writer.read(forge(tmp_path / "a", {"a.json": b"{}"})).json("a.json") == {}
 
 
 def test_an_archive_that_torch_would_unpickle_is_never_opened(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_an_archive_that_torch_would_unpickle_is_never_opened(tmp_path: Path) ->
     torch.save({"w": torch.ones(3)}, file)
     folder = forge(tmp_path / "a", {"rows.jsonl": file.read_bytes()})
     with refused("rows.jsonl"):
-        store.read(folder)
+        artifact_writer.read(folder)
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -76,14 +76,14 @@ def test_a_pickle_is_never_loaded(tmp_path: Path, name: str, protocol: int) -> N
     canary = tmp_path / "canary"
     folder = forge(tmp_path / "a", {name: pickle.dumps(Payload(canary), protocol)})
     if name == "rows.jsonl" and protocol < 2:
-        store.read(folder).text(name)  # those are text, and only ever text here
+        artifact_writer.read(folder).text(name)  # those are text, and only ever text here
     else:
         with refused(name):
-            store.read(folder)
+            artifact_writer.read(folder)
     with refused():
-        store.read_tensors(folder / name)
+        artifact_writer.read_tensors(folder / name)
     with refused():
-        store.read_json(folder / name)
+        artifact_writer.read_json(folder / name)
     assert not canary.exists()
 
 
@@ -91,7 +91,7 @@ def test_torch_archives_under_other_names_are_refused(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "saved")
     for name in ("weights.safetensors", "rows.jsonl"):
         with refused(name):
-            store.read(forge(tmp_path / f"a-{name}", {name: (tmp_path / "saved").read_bytes()}))
+            artifact_writer.read(forge(tmp_path / f"a-{name}", {name: (tmp_path / "saved").read_bytes()}))
 
 
 OUTSIDE = [
@@ -120,9 +120,9 @@ def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     else:
         forge(folder, {"a.json": b"{}"}, {name: entry})
     with refused():
-        store.read(folder)
+        artifact_writer.read(folder)
     with refused("no file"):
-        store.read(forge(tmp_path / "b", {"a.json": b"{}"})).text(name)
+        artifact_writer.read(forge(tmp_path / "b", {"a.json": b"{}"})).text(name)
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
@@ -131,29 +131,29 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     (folder / "a.json").unlink()
     (folder / "a.json").symlink_to(tmp_path / "secret")
     with refused("a.json"):
-        store.read(folder)
+        artifact_writer.read(folder)
     (folder / "a.json").unlink()
     (folder / "a.json").symlink_to("a.json")
     with refused("a.json"):
-        store.read(folder)
+        artifact_writer.read(folder)
     whole = forge(tmp_path / "b", {"a.json": b"{}"})
     (whole / "manifest.json").rename(tmp_path / "manifest")
     (whole / "manifest.json").symlink_to(tmp_path / "manifest")
     with refused("manifest.json"):
-        store.read(whole)
+        artifact_writer.read(whole)
     for place in (folder / "a.json", whole / "manifest.json"):
         with refused(place.name):
-            store.read_json(place)
+            artifact_writer.read_json(place)
         with refused(place.name):
-            store.read_tensors(place)
+            artifact_writer.read_tensors(place)
     (tmp_path / "checkpoint-9").symlink_to(forge(tmp_path / "c", {"a.json": b"{}"}))
     with refused("not a folder"):
-        store.read(tmp_path / "checkpoint-9")
-    assert store.latest(tmp_path) is None
+        artifact_writer.read(tmp_path / "checkpoint-9")
+    assert artifact_writer.latest(tmp_path) is None
 
 
 def test_a_link_exchanged_after_the_check_is_not_followed(tmp_path: Path) -> None:
-    stored = store.read(forge(tmp_path / "a", {"a.json": b"{}"}))
+    stored = artifact_writer.read(forge(tmp_path / "a", {"a.json": b"{}"}))
     (tmp_path / "a" / "a.json").rename(tmp_path / "moved")
     (tmp_path / "a" / "a.json").symlink_to(tmp_path / "moved")
     with refused("a.json"):
@@ -166,18 +166,18 @@ def test_what_is_no_plain_file_does_not_block(tmp_path: Path) -> None:
         (folder / name).unlink()
         os.mkfifo(folder / name)
     with refused("manifest.json"):
-        store.read(folder)
+        artifact_writer.read(folder)
     with refused("a.json"):
-        store.read_json(folder / "a.json")
+        artifact_writer.read_json(folder / "a.json")
     with refused():
-        store.read_tensors(folder / "a.json")
+        artifact_writer.read_tensors(folder / "a.json")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s"))
         with refused():
-            store.read_json(tmp_path / "s")
+            artifact_writer.read_json(tmp_path / "s")
     for place in (Path("/dev/zero"), tmp_path, tmp_path / "absent"):
         with refused():
-            store.read_json(place)
+            artifact_writer.read_json(place)
 
 
 HOSTILE_JSON = {
@@ -210,23 +210,23 @@ HOSTILE_JSON = {
 def test_hostile_json(tmp_path: Path, kind: str) -> None:
     folder = forge(tmp_path / "a", {"a.json": HOSTILE_JSON[kind]})
     with refused("a.json"):
-        store.read_json(folder / "a.json")
-    stored = store.read(folder)
+        artifact_writer.read_json(folder / "a.json")
+    stored = artifact_writer.read(folder)
     with refused("a.json"):
         stored.json("a.json")
     (folder / "manifest.json").write_bytes(HOSTILE_JSON[kind])
     with refused("manifest.json"):
-        store.read(folder)
+        artifact_writer.read(folder)
 
 
 def test_json_at_the_limits_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'{"a": ' + b"[" * 31 + b'"[[[{{{\\"[["' + b"]" * 31 + b"}")
-    assert "a" in store.read_json(path)
+    assert "a" in artifact_writer.read_json(path)
     path.write_bytes(b'{"a": "' + b"x" * 100 + b'"}')
-    store.read_json(path, limit_bytes=109)
+    artifact_writer.read_json(path, limit_bytes=109)
     with refused("more than 108 bytes"):
-        store.read_json(path, limit_bytes=108)
+        artifact_writer.read_json(path, limit_bytes=108)
 
 
 MANIFESTS: list[Any] = [
@@ -248,7 +248,7 @@ def test_hostile_manifests(tmp_path: Path, number: int) -> None:
     folder = forge(tmp_path / "a", {"a.json": b"{}"})
     (folder / "manifest.json").write_text(json.dumps(MANIFESTS[number], indent=2) + "\n")
     with refused():
-        store.read(folder)
+        artifact_writer.read(folder)
 
 
 def many_tensors(count: int) -> bytes:
@@ -282,9 +282,9 @@ HOSTILE_TENSORS = {
 def test_hostile_tensor_files(tmp_path: Path, kind: str) -> None:
     folder = forge(tmp_path / "a", {"w.safetensors": HOSTILE_TENSORS[kind]})
     with refused("w.safetensors"):
-        store.read(folder)
+        artifact_writer.read(folder)
     with refused("w.safetensors"):
-        store.read_tensors(folder / "w.safetensors")
+        artifact_writer.read_tensors(folder / "w.safetensors")
 
 
 def test_a_declared_header_of_100_megabytes(tmp_path: Path) -> None:
@@ -293,9 +293,9 @@ def test_a_declared_header_of_100_megabytes(tmp_path: Path) -> None:
         file.write((100 << 20).to_bytes(8, "little"))
         file.truncate(200 << 20)
     with refused("header"):
-        store.read(folder)
+        artifact_writer.read(folder)
     with refused("header"):
-        store.read_tensors(folder / "w.safetensors")
+        artifact_writer.read_tensors(folder / "w.safetensors")
 
 
 def test_random_bytes_never_raise_anything_else(tmp_path: Path) -> None:
@@ -308,6 +308,6 @@ def test_random_bytes_never_raise_anything_else(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.safetensors"
         path.write_bytes(raw)
         try:
-            store.read_tensors(path)
+            artifact_writer.read_tensors(path)
         except ArtifactError as error:
             assert str(error).isprintable()

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from tunewise import store
-from tunewise.adaptation import load, save
-from tunewise.errors import ArtifactError, SettingError
-from tunewise.registry import make
-from tunewise.task import Example, Message
+from tunewise.adaptation.artifact import load, save
+from tunewise.core import artifact_writer
+from tunewise.core.errors import ArtifactError, SettingError
+from tunewise.data.task import Example, Message
+from tunewise.techniques.registry import make
 from tunewise.testing import attach, fingerprint, fit, logits, tiny_base, tiny_task
 
 
@@ -56,10 +56,10 @@ def test_altered_missing_and_extra_files_are_refused(saved, name):
 
 def forged(folder, change):
     """The same folder with other content and a manifest that fits it."""
-    stored = store.read(folder)
+    stored = artifact_writer.read(folder)
     facts, tensors = stored.json("adaptation.json"), {"weights.safetensors": stored.tensors("weights.safetensors")}
     change(facts, tensors["weights.safetensors"])
-    store.commit(folder, texts={"adaptation.json": json.dumps(facts)}, tensors=tensors)
+    artifact_writer.commit(folder, texts={"adaptation.json": json.dumps(facts)}, tensors=tensors)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_coherent_forgeries_are_refused_too(saved, change):
     forged(folder, change)
     with pytest.raises(Exception, match=r"\w") as raised:
         load(folder, base=base)
-    assert raised.type.__module__ == "tunewise.errors", raised.value
+    assert raised.type.__module__ == "tunewise.core.errors", raised.value
     assert fingerprint(base) == before and not any(m._forward_hooks for m in base.model.modules())
 
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from tunewise.advice import advise
-from tunewise.advisor import Advisor, Asked, situation
-from tunewise.atlas.published import tables
-from tunewise.atlas.records import shipped
-from tunewise.cited import follow
-from tunewise.errors import ArtifactError, SettingError
-from tunewise.features import Features
-from tunewise.ranking import ALIKE, ranking
-from tunewise.registry import all_techniques
+from tunewise.advice.atlas.published import tables
+from tunewise.advice.atlas.records import shipped
+from tunewise.advice.evidence import follow
+from tunewise.advice.features import Features
+from tunewise.advice.forecast import Advisor, Asked, situation
+from tunewise.advice.ranking import ALIKE, ranking
+from tunewise.advice.reply import advise
+from tunewise.core.errors import ArtifactError, SettingError
+from tunewise.techniques.registry import all_techniques
 
 GB = 1e9
 SEVEN = Features(

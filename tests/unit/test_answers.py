@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tunewise.evaluate import Scores, _Stopped, answer, encoder_for, score, stop_of
-from tunewise.model import Base
-from tunewise.registry import make
-from tunewise.task import Example, Message, Task
+from tunewise.data.task import Example, Message, Task
+from tunewise.engine.model import Base
+from tunewise.fitting.scoring import Scores, _Stopped, answer, encoder_for, score, stop_of
+from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base
 
 

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from tunewise.atlas import records
-from tunewise.atlas.published import tables
-from tunewise.atlas.schema import read, record_of
-from tunewise.errors import ArtifactError
-from tunewise.registry import all_techniques
+from tunewise.advice.atlas import records
+from tunewise.advice.atlas.published import tables
+from tunewise.advice.atlas.schema import read, record_of
+from tunewise.core.errors import ArtifactError
+from tunewise.techniques.registry import all_techniques
 
 NAME = "world.reviews"
 

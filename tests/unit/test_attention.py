@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tunewise.attention import Segment, _flashes, _mask, _paths
+from tunewise.engine.attention import Segment, _flashes, _mask, _paths
 
 LEAF = Segment(3)
 TREES = {

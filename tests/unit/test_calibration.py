@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from tunewise import calibration
-from tunewise.comparison import compare
-from tunewise.fitting import fit
-from tunewise.registry import make
-from tunewise.rows import Budget
-from tunewise.task import Example, Message, Task
+from tunewise.adaptation.fit import fit
+from tunewise.comparison.compare import compare
+from tunewise.comparison.row import Budget
+from tunewise.data.task import Example, Message, Task
+from tunewise.techniques.building import label_calibration
 from tunewise.techniques.nonparametric import icl
+from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task
 
 TRAIN = tuple(Example((Message("user", f"text {n}"),), "ab"[n % 2]) for n in range(8))
@@ -30,7 +30,7 @@ def test_what_is_said_anyway_is_taken_off():
     nll = biased(TRAIN)
     assert (nll.argmin(1) == 0).all()
     for method in ("contextual", "batch"):
-        shift = calibration.bias(method, TASK, biased, 0)
+        shift = label_calibration.bias(method, TASK, biased, 0)
         assert torch.allclose(shift[1] - shift[0], torch.tensor(3.0, dtype=torch.float64), atol=0.1)
         assert (nll - shift).argmin(1).tolist() == [0, 1] * 4
 
@@ -43,7 +43,7 @@ def test_domain_texts_have_the_tasks_words_and_follow_the_seed():
         return torch.zeros(len(examples), 2)
 
     for seed in (0, 0, 1):
-        calibration.bias("domain_context", TASK, score, seed)
+        label_calibration.bias("domain_context", TASK, score, seed)
     assert seen[0] == seen[1] != seen[2]
     assert {word for text in seen[0] for word in text.split()} <= {"text", *map(str, range(8))}
 
@@ -55,7 +55,7 @@ def test_no_batch_is_scored_twice():
         asked.append(len(examples))
         return biased(examples)
 
-    calibration.choose(TASK, score, 0)
+    label_calibration.choose(TASK, score, 0)
     assert asked.count(len(TRAIN)) == 1
 
 
@@ -79,7 +79,7 @@ def test_choices_are_made_on_the_sample_of_validation_alone(tmp_path, monkeypatc
 
 
 def test_the_choice_lowers_the_loss_or_is_none():
-    method, shift = calibration.choose(TASK, biased, 0)
+    method, shift = label_calibration.choose(TASK, biased, 0)
     assert method in ("contextual", "batch") and shift is not None
     fair = lambda examples: torch.tensor([[0.0, 5.0] if e.answer == "a" else [5.0, 0.0] for e in examples])  # noqa: E731
-    assert calibration.choose(TASK, fair, 0)[0] in ("none", "batch")
+    assert label_calibration.choose(TASK, fair, 0)[0] in ("none", "batch")

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tunewise.errors import SettingError
-from tunewise.knowledge import chunks
-from tunewise.knowledge.chunks import MAX_HEADING, _headings, _pieces, split, split_all
-from tunewise.knowledge.passage import Document
+from tunewise.core.errors import SettingError
+from tunewise.retrieval import chunks
+from tunewise.retrieval.chunks import MAX_HEADING, _headings, _pieces, split, split_all
+from tunewise.retrieval.passage import Document
 from tunewise.testing import tiny_base
 
 TOKENIZER = tiny_base("llama").tokenizer.backend_tokenizer

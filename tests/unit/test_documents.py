@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
-from tunewise.errors import DataError, SettingError
-from tunewise.knowledge.documents import Reading, read
-from tunewise.knowledge.passage import Document
+from tunewise.core.errors import DataError, SettingError
+from tunewise.retrieval.documents import Reading, read
+from tunewise.retrieval.passage import Document
 
 
 def write(folder, files):

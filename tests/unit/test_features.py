@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from tunewise.consulting import features_of, turned_down
-from tunewise.evaluate import loss
-from tunewise.features import loss_of, measure, texts_of
-from tunewise.outline import consulted, outline
-from tunewise.registry import make
-from tunewise.task import Example, Message, Task
+from tunewise.advice.advise import features_of, turned_down
+from tunewise.advice.features import loss_of, measure, texts_of
+from tunewise.advice.plan.outline import consulted, outline
+from tunewise.data.task import Example, Message, Task
+from tunewise.fitting.scoring import loss
+from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task
 
 
@@ -66,14 +66,14 @@ def test_the_loss_is_the_unadapted_models_and_leaves_it_bare():
     base, task = tiny_base(), tiny_task()
     found = loss_of(base, task)
     assert not base.attached
-    from tunewise.seeds import generator
+    from tunewise.core.seeds import generator
 
     bare = make("base").attach(base, generator(0, "attach"))
     assert found == pytest.approx(loss(bare, task, task.validation))
 
 
 def test_an_outline_has_the_same_features_but_for_the_loss():
-    from tunewise import world
+    from tunewise.data import world
 
     base, task = world.model("cpu"), world.task("reviews")
     light = outline("world")

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from tunewise.halving import Plan, find
-from tunewise.registry import make
+from tunewise.comparison.search import Plan, find
+from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base
 
 
@@ -83,7 +83,7 @@ def test_plans():
 
 
 def test_every_value_that_is_searched_is_a_legal_one():
-    from tunewise.registry import all_techniques
+    from tunewise.techniques.registry import all_techniques
 
     for name in all_techniques():
         assert len(set(make(name, {}).varied())) == len(make(name, {}).varied())

@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 
-from tunewise.errors import ArtifactError, DataError, RequestError, SettingError, TunewiseError
-from tunewise.knowledge import engines
-from tunewise.knowledge import index as indexes
-from tunewise.knowledge.index import Index, sync
-from tunewise.knowledge.passage import Document, Passage
+from tunewise.core.errors import ArtifactError, DataError, RequestError, SettingError, TunewiseError
+from tunewise.retrieval import engines
+from tunewise.retrieval import index as indexes
+from tunewise.retrieval.index import Index, sync
+from tunewise.retrieval.passage import Document, Passage
 
 SIZE, ADDRESS = 16, "qdrant://somewhere:6333/manuals"
 pytestmark = [
@@ -98,7 +98,7 @@ def test_what_is_added_is_found_again_after_reopening(place):
 
 
 def test_words_are_weighted_by_rarity_and_ranked_as_in_memory(place):
-    from tunewise.knowledge.search import Passages
+    from tunewise.retrieval.search import Passages
 
     passages = [passage for document in CARS for passage in split(document)]
     with made(place) as index:
@@ -238,7 +238,7 @@ def test_a_creation_that_was_cut_off_can_be_done_again(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    opener = "import sys; from tunewise.knowledge.index import Index; Index.open(sys.argv[1])"
+    opener = "import sys; from tunewise.retrieval.index import Index; Index.open(sys.argv[1])"
     with made(tmp_path / "index"):
         with pytest.raises(RequestError, match=f"in use by process {os.getpid()}"):
             Index.open(tmp_path / "index")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tunewise import loss
+from tunewise.engine import loss
 
 
 @pytest.mark.parametrize("bias", [True, False])

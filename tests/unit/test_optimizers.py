@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from tunewise.errors import SettingError, TechniqueError
-from tunewise.optimizers import GaLore, _put, build
-from tunewise.registry import make
+from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.engine.optimizers import GaLore, _put, build
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.techniques.registry import make
 from tunewise.testing import attach, encoder_for, fit, tiny_base, tiny_task
-from tunewise.train import TrainSettings, train
 
 BETAS = (0.9, 0.999)
 
@@ -31,7 +31,7 @@ def run(name, steps=4, lr=1e-2, shape=(6, 10), dtype=torch.float32, **group):
 
 def test_galore_of_full_rank_and_scale_one_with_sgd_inside_is_sgd(monkeypatch):
     monkeypatch.setattr(
-        "tunewise.optimizers._adam", lambda g, group, state: state.setdefault("step", torch.zeros(())) + g
+        "tunewise.engine.optimizers._adam", lambda g, group, state: state.setdefault("step", torch.zeros(())) + g
     )
     projected = run("galore", rank=6, update_proj_gap=1000, scale=1.0)[0]
     plain = run("galore")[0]

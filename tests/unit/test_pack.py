@@ -5,12 +5,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewise.encode import Encoder, Sequence, fit_window
-from tunewise.forward import layout, loss_sum, nll, why_not_packed
-from tunewise.pack import beginning, beginnings, by_beginning, by_tokens, in_passes, packed_batch, padded_batch
-from tunewise.task import Example, Message, Task
+from tunewise.data.task import Example, Message, Task
+from tunewise.engine.encoding import Encoder, Sequence, fit_window
+from tunewise.engine.forward import layout, loss_sum, nll, why_not_packed
+from tunewise.engine.packing import (
+    beginning,
+    beginnings,
+    by_beginning,
+    by_tokens,
+    in_passes,
+    packed_batch,
+    padded_batch,
+)
+from tunewise.fitting.loop import order
 from tunewise.testing import alike, tiny_base, tiny_task
-from tunewise.train import order
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -9,14 +9,14 @@ import pytest
 from markupsafe import escape
 
 import made
-from tunewise import store
-from tunewise.beside import beside, differences
-from tunewise.charts import charts
-from tunewise.console import console
-from tunewise.errors import SettingError
-from tunewise.page import number, page
-from tunewise.pictures import pngs
-from tunewise.placement import placed
+from tunewise.cli.console import console
+from tunewise.core import artifact_writer
+from tunewise.core.errors import SettingError
+from tunewise.results.report.charts import charts
+from tunewise.results.report.label_placement import placed
+from tunewise.results.report.page import number, page
+from tunewise.results.report.png_charts import pngs
+from tunewise.results.report.side_by_side import beside, differences
 
 
 class Reader(HTMLParser):
@@ -197,18 +197,18 @@ def test_beside_says_first_what_cannot_be_compared(capsys):
 
 
 def test_the_command_line_writes_them(tmp_path, monkeypatch, capsys):
-    from tunewise import cli
+    from tunewise.cli import main
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["tunewise", "report", *map(str, words)])
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             return end.code
         return 0
 
     for name in ("one", "two"):
-        store.write_json(tmp_path / name / "compare.json", made.result())
+        artifact_writer.write_json(tmp_path / name / "compare.json", made.result())
     assert run(tmp_path / "one", "--html", tmp_path / "r.html", "--json") == 0
     assert json.loads(capsys.readouterr().out)["schema"] == 1
     assert (tmp_path / "r.html").read_text("utf-8") == page(made.result())
@@ -216,5 +216,5 @@ def test_the_command_line_writes_them(tmp_path, monkeypatch, capsys):
     assert "B less A" in capsys.readouterr().out
     assert run(tmp_path / "one", tmp_path / "two", "--html", tmp_path / "s.html") == 2
     assert "one comparison" in capsys.readouterr().err
-    store.write_json(tmp_path / "two" / "compare.json", {"rows": []})
+    artifact_writer.write_json(tmp_path / "two" / "compare.json", {"rows": []})
     assert run(tmp_path / "one", tmp_path / "two") == 2

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunewise.ledger import ghosts
-from tunewise.parking import parked, unread
+from tunewise.advice.plan.ledger import ghosts
+from tunewise.engine.parking import parked, unread
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -7,23 +7,23 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tunewise import store
-from tunewise.adaptation import rows_text
-from tunewise.device import device_of
-from tunewise.errors import ModelError, SettingError
-from tunewise.evaluate import encoder_for
-from tunewise.ledger import ghosts, is_ghost
-from tunewise.model import Base
-from tunewise.plan import Planner, measure
-from tunewise.probe import probe
-from tunewise.rates import Rates
-from tunewise.registry import all_techniques, make
-from tunewise.seeds import generator
-from tunewise.sketch import sketch
-from tunewise.sparse import weights_of
-from tunewise.technique import Study
+from tunewise.adaptation.artifact import rows_text
+from tunewise.advice.plan.ledger import ghosts, is_ghost
+from tunewise.advice.plan.machine_rates import Rates
+from tunewise.advice.plan.planner import Planner, measure
+from tunewise.advice.plan.probe import probe
+from tunewise.advice.plan.weightless import sketch
+from tunewise.contract.technique import Study
+from tunewise.core import artifact_writer
+from tunewise.core.errors import ModelError, SettingError
+from tunewise.core.seeds import generator
+from tunewise.engine.device import device_of
+from tunewise.engine.model import Base
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.scoring import encoder_for
+from tunewise.techniques.building.sparse_entries import weights_of
+from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import tiny_base, tiny_task
-from tunewise.train import TrainSettings, train
 
 SETTINGS = TrainSettings(max_steps=4, per_device_train_batch_size=4)
 # Trained with what training itself decides: how many of its ranks and gates, and of which tensors, are kept.
@@ -50,13 +50,13 @@ def test_counts_and_bytes_are_those_of_a_fit(drawn, name):
     )
     assert found.stored == pytest.approx(stored, rel=WITHIN.get(name, 0))
     if name not in WITHIN:
-        assert found.artifact == store.file_bytes(state)
+        assert found.artifact == artifact_writer.file_bytes(state)
 
 
 def test_a_file_is_as_long_as_foreseen(tmp_path):
     tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.int64), "c": torch.zeros(0)}
-    store.commit(tmp_path / "out", tensors={"weights.safetensors": tensors})
-    assert (tmp_path / "out" / "weights.safetensors").stat().st_size == store.file_bytes(tensors)
+    artifact_writer.commit(tmp_path / "out", tensors={"weights.safetensors": tensors})
+    assert (tmp_path / "out" / "weights.safetensors").stat().st_size == artifact_writer.file_bytes(tensors)
 
 
 def test_rows_that_are_stored_are_foreseen_to_the_byte(drawn):
@@ -65,7 +65,7 @@ def test_rows_that_are_stored_are_foreseen_to_the_byte(drawn):
     attachment.learn(Study(task, 0, lambda: 1.0))
     rows = rows_text(attachment.memory()).encode()
     found = measure(drawn, task, make("icl", {"icl": {"k": 2, "calibrate": "none"}}), SETTINGS)
-    assert found.artifact == store.file_bytes(attachment.state()) + len(rows) and len(rows) > 100
+    assert found.artifact == artifact_writer.file_bytes(attachment.state()) + len(rows) and len(rows) > 100
 
 
 def test_gradients_are_those_of_the_phase_that_has_most(drawn):

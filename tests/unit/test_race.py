@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tunewise.race import Seen, move
-from tunewise.recommend import Belief
+from tunewise.advice.gains import Belief
+from tunewise.advice.stopping import Seen, move
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 COSTS = dict.fromkeys(NAMES, 1.0)

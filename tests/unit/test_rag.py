@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from tunewise.adaptation import load, save
-from tunewise.errors import ArtifactError, SettingError, TechniqueError
-from tunewise.evaluate import score
-from tunewise.registry import make
-from tunewise.task import Example, Message, Task
+from tunewise.adaptation.artifact import load, save
+from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.data.task import Example, Message, Task
+from tunewise.fitting.scoring import score
+from tunewise.techniques.registry import make
 from tunewise.testing import attach, tiny_base, tiny_task
 
 PEOPLE = ("Ana", "Ben", "Cora", "Dov")

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tunewise.features import MODEL, SCALES, Features, differences, distance
-from tunewise.recommend import READING, Evidence, Recommender
+from tunewise.advice.features import MODEL, SCALES, Features, differences, distance
+from tunewise.advice.gains import READING, Evidence, Recommender
 
 SMALL = Features(train=1000.0, generation=0.0, prompt_tokens=30.0, answer_tokens=3.0, parameters=1e6, examples=1000.0)
 LARGE = SMALL.changed(train=1e6, examples=1e6, generation=1.0, answer_tokens=300.0)

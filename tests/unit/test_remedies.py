@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from tunewise.comparison import compare
-from tunewise.errors import SettingError, TechniqueError
-from tunewise.evaluate import loss
-from tunewise.interpolate import curve
-from tunewise.registry import make
-from tunewise.remedies import Memory, divergence
-from tunewise.retention import Retention
-from tunewise.rows import Budget
+from tunewise.adaptation.interpolate import curve
+from tunewise.comparison.compare import compare
+from tunewise.comparison.row import Budget
+from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.fitting.forgetting import Retention
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.rehearsal import Memory, divergence
+from tunewise.fitting.scoring import loss
+from tunewise.techniques.registry import make
 from tunewise.testing import attach, encoder_for, fingerprint, fit, logits, tiny_base, tiny_task
-from tunewise.train import TrainSettings, train
 
 
 def technique(name, **settings):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tunewise.errors import SettingError
-from tunewise.knowledge.passage import Hit, Passage
-from tunewise.knowledge.search import RRF, Passages, Retriever, diverse, fused
+from tunewise.core.errors import SettingError
+from tunewise.retrieval.passage import Hit, Passage
+from tunewise.retrieval.search import RRF, Passages, Retriever, diverse, fused
 
 TEXTS = (
     "the baker of Aldwick has a green door",

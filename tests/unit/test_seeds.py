@@ -2,7 +2,7 @@
 
 import torch
 
-from tunewise.seeds import repeatable, strictly
+from tunewise.core.seeds import repeatable, strictly
 
 
 def state():

@@ -11,16 +11,16 @@ import openai
 import pytest
 import uvicorn
 
-from tunewise.adaptation import load, save
-from tunewise.registry import all_techniques, make
+from tunewise.adaptation.artifact import load, save
+from tunewise.data.task import Message
+from tunewise.serve.adaptation_pool import Wardrobe
 from tunewise.serve.app import application
 from tunewise.serve.decoding import Cohort, Sampling
-from tunewise.serve.opening import unadapted
-from tunewise.serve.questions import Question
+from tunewise.serve.detokenizer import Text
+from tunewise.serve.loading import unadapted
+from tunewise.serve.prompts import Question
 from tunewise.serve.scheduler import Busy, Ended, Engine, Failed, Job, Piece
-from tunewise.serve.swap import Wardrobe
-from tunewise.serve.text import Text
-from tunewise.task import Message
+from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import attach, fingerprint, fit, tiny_base, tiny_task
 
 TASK = tiny_task("generation")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tunewise.errors import SettingError, TechniqueError
-from tunewise.model import Base
-from tunewise.registry import make
-from tunewise.task import Example, Message
+from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.data.task import Example, Message
+from tunewise.engine.model import Base
+from tunewise.techniques.registry import make
 from tunewise.testing import attach, encoder_for, fit, logits, loss, tiny_base, tiny_task
 
 
@@ -31,7 +31,7 @@ def test_lora_counts_r_times_in_plus_out():
 def test_lora_first_gradient_reaches_b_alone():
     base = tiny_base("llama", torch.float64)
     attachment = put("lora", base)
-    from tunewise.forward import batch_of, layout, loss_sum
+    from tunewise.engine.forward import batch_of, layout, loss_sum
 
     batch = batch_of(base, encoder_for(attachment, tiny_task()).encode(tiny_task().train))
     with layout(base, batch):
@@ -118,7 +118,7 @@ def test_added_biases_count_and_fit_a_standard_llama():
 
 @pytest.mark.parametrize(("architecture", "dead"), [("gpt2", True), ("opt", True), ("qwen2", False)])
 def test_key_biases_are_dead_weight_without_rotary_positions(architecture, dead):
-    from tunewise.forward import batch_of, layout, loss_sum
+    from tunewise.engine.forward import batch_of, layout, loss_sum
 
     base = tiny_base(architecture, torch.float64)
     attachment = put("bitfit", base)

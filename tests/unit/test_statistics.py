@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tunewise.statistics import against, holm, interval, luck, needed_examples, p_value, ranks, spread
+from tunewise.results.statistics import against, holm, interval, luck, needed_examples, p_value, ranks, spread
 
 TRIALS = 1000
 

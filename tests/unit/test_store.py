@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tunewise import store
-from tunewise.errors import ArtifactError, RequestError, TunewiseError
+from tunewise.core import artifact_writer
+from tunewise.core.errors import ArtifactError, RequestError, TunewiseError
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.float8_e4m3fn),
@@ -49,7 +49,7 @@ def random_tensor(dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
 
 def checkpoint(root: Path, step: int) -> Path:
     folder = root / f"checkpoint-{step}"
-    store.commit(
+    artifact_writer.commit(
         folder,
         texts={"s.json": f'{{"step": {step}}}'},
         tensors={"w.safetensors": {"w": torch.ones(3) * step}},
@@ -68,8 +68,8 @@ def test_tensors_round_trip(kinds: dict[str, tuple[torch.dtype, list[int]]]) -> 
     tensors = {name: random_tensor(*kind) for name, kind in kinds.items()}
     with TemporaryDirectory() as root:
         folder = Path(root) / "made" / "adapter"
-        store.commit(folder, tensors={"w.safetensors": tensors})
-        stored = store.read(folder)
+        artifact_writer.commit(folder, tensors={"w.safetensors": tensors})
+        stored = artifact_writer.read(folder)
         wanted = {name: bits(tensor) for name, tensor in tensors.items()}
         assert {name: bits(tensor) for name, tensor in stored.tensors("w.safetensors").items()} == wanted
         # Any reader of safetensors reads them, with PyTorch's mark in the header.
@@ -86,8 +86,8 @@ def test_views_aliases_and_gradients_are_stored_by_value(tmp_path: Path) -> None
         "part": whole[:, 1],
         "bytes": torch.ones(3).bool(),
     }
-    store.commit(tmp_path / "a", tensors={"w.safetensors": tensors})
-    loaded = store.read(tmp_path / "a").tensors("w.safetensors")
+    artifact_writer.commit(tmp_path / "a", tensors={"w.safetensors": tensors})
+    loaded = artifact_writer.read(tmp_path / "a").tensors("w.safetensors")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
     assert not any(tensor.requires_grad for tensor in loaded.values())
     loaded["whole"][0, 0] = -1
@@ -100,11 +100,11 @@ def test_views_aliases_and_gradients_are_stored_by_value(tmp_path: Path) -> None
 def test_texts_round_trip(value: dict[str, Any], text: str) -> None:
     with TemporaryDirectory() as root:
         folder = Path(root) / "adapter"
-        store.write_json(folder.with_name("value.json"), value)
+        artifact_writer.write_json(folder.with_name("value.json"), value)
         content = folder.with_name("value.json").read_text("utf-8")
-        assert store.read_json(folder.with_name("value.json")) == json.loads(content)
-        store.commit(folder, texts={"README.md": text, "value.json": content})
-        stored = store.read(folder)
+        assert artifact_writer.read_json(folder.with_name("value.json")) == json.loads(content)
+        artifact_writer.commit(folder, texts={"README.md": text, "value.json": content})
+        stored = artifact_writer.read(folder)
         assert stored.names == ("README.md", "value.json")
         assert stored.text("README.md") == text
         assert repr(stored.json("value.json")) == repr(json.loads(content))
@@ -112,19 +112,19 @@ def test_texts_round_trip(value: dict[str, Any], text: str) -> None:
 
 def test_a_lone_surrogate_and_other_strings_survive_json(tmp_path: Path) -> None:
     value = {"text": "a\ud800b \u2028 \x00 \\ud800 é 漢 😀", "int": 2**80, "float": 5e-324}
-    store.write_json(tmp_path / "v.json", value)
-    assert store.read_json(tmp_path / "v.json") == value
+    artifact_writer.write_json(tmp_path / "v.json", value)
+    assert artifact_writer.read_json(tmp_path / "v.json") == value
     assert "漢" in (tmp_path / "v.json").read_text("utf-8")
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_numbers_json_lacks_are_refused_and_the_old_file_stays(tmp_path: Path, number: float) -> None:
     path = tmp_path / "v.json"
-    store.write_json(path, {"a": 1})
-    for write in (store.write_json, store.append_line):
+    artifact_writer.write_json(path, {"a": 1})
+    for write in (artifact_writer.write_json, artifact_writer.append_line):
         with pytest.raises(ValueError):
             write(path, {"a": number})
-    assert store.read_json(path) == {"a": 1}
+    assert artifact_writer.read_json(path) == {"a": 1}
     assert names(tmp_path) == {"v.json"}
 
 
@@ -132,13 +132,13 @@ def test_a_failed_write_keeps_the_old_file_and_names_path_and_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "v.txt"
-    store.write_text(path, "old")
+    artifact_writer.write_text(path, "old")
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    for write in (store.write_text, store.append_line):
+    for write in (artifact_writer.write_text, artifact_writer.append_line):
         with pytest.raises(TunewiseError, match=rf"{path} .* \d+ bytes .*No space"):
             write(path, "newer")
     assert path.read_text() == "old"
@@ -149,16 +149,16 @@ def test_a_killed_write_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
     left, other = tmp_path / ".v.txt.0123456789abcdef.tmp", tmp_path / ".v.txt.bak.0123456789abcdef.tmp"
     left.touch()
     other.touch()
-    store.write_text(tmp_path / "v.txt", "x")
+    artifact_writer.write_text(tmp_path / "v.txt", "x")
     assert names(tmp_path) == {"v.txt", other.name}
 
 
 def test_lines_are_appended_also_after_a_torn_one(tmp_path: Path) -> None:
     path = tmp_path / "made" / "metrics.jsonl"
-    store.append_line(path, {"step": 1, "text": "a\nb"})
+    artifact_writer.append_line(path, {"step": 1, "text": "a\nb"})
     with path.open("a") as file:
         file.write('{"step": 2, "lo')
-    store.append_line(path, {"step": 2})
+    artifact_writer.append_line(path, {"step": 2})
     lines = path.read_text().split("\n")
     assert [json.loads(lines[0]), lines[1], json.loads(lines[2]), lines[3]] == [
         *({"step": 1, "text": "a\nb"}, '{"step": 2, "lo', {"step": 2}, "")
@@ -167,15 +167,15 @@ def test_lines_are_appended_also_after_a_torn_one(tmp_path: Path) -> None:
 
 def test_commit_replaces_a_whole_folder_and_leaves_nothing_behind(tmp_path: Path) -> None:
     checkpoint(tmp_path, 1)
-    store.commit(tmp_path / "checkpoint-1", texts={"other.json": "{}"})
-    assert store.read(tmp_path / "checkpoint-1").names == ("other.json",)
+    artifact_writer.commit(tmp_path / "checkpoint-1", texts={"other.json": "{}"})
+    assert artifact_writer.read(tmp_path / "checkpoint-1").names == ("other.json",)
     assert names(tmp_path) == {"checkpoint-1"}
 
 
 def test_writes_that_are_cut_short_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:7]))
-    assert store.read(checkpoint(tmp_path, 1)).json("s.json") == {"step": 1}
+    assert artifact_writer.read(checkpoint(tmp_path, 1)).json("s.json") == {"step": 1}
 
 
 def test_everything_is_flushed_before_the_rename_and_the_parent_after_it(
@@ -200,7 +200,7 @@ def test_everything_is_flushed_before_the_rename_and_the_parent_after_it(
     monkeypatch.setattr(Path, "replace", moved(replace))
     for _ in range(2):
         checkpoint(tmp_path / "made", 1)
-    store.write_text(tmp_path / "v.txt", "x")
+    artifact_writer.write_text(tmp_path / "v.txt", "x")
     files = ["s.json", "w.safetensors", "manifest.json", "staged"]
     assert calls == [
         *(tmp_path.name, *files, "-> checkpoint-1", "made"),
@@ -214,8 +214,8 @@ def test_commit_moves_what_is_not_whole_aside_instead_of_deleting_it(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    store.commit(tmp_path / "mine", texts={"a.json": "{}"})
-    assert store.read(tmp_path / "mine").names == ("a.json",)
+    artifact_writer.commit(tmp_path / "mine", texts={"a.json": "{}"})
+    assert artifact_writer.read(tmp_path / "mine").names == ("a.json",)
     [kept] = tmp_path.glob(".mine.*.damaged")
     assert (kept / "thesis.txt").read_text() == "years of work"
     assert str(kept) in caplog.text
@@ -237,12 +237,12 @@ def test_commit_moves_what_is_not_whole_aside_instead_of_deleting_it(
 )
 def test_commit_refuses_what_read_would(tmp_path: Path, texts: dict[str, str], tensors: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
-        store.commit(tmp_path / "a", texts=texts, tensors=tensors)
+        artifact_writer.commit(tmp_path / "a", texts=texts, tensors=tensors)
     assert names(tmp_path) == set()
 
 
 def test_a_file_changed_after_the_check_is_refused(tmp_path: Path) -> None:
-    stored = store.read(checkpoint(tmp_path, 1))
+    stored = artifact_writer.read(checkpoint(tmp_path, 1))
     for name, get in (("s.json", stored.json), ("s.json", stored.text), ("w.safetensors", stored.tensors)):
         path = stored.folder / name
         path.write_bytes(path.read_bytes())
@@ -253,8 +253,8 @@ def test_a_file_changed_after_the_check_is_refused(tmp_path: Path) -> None:
 
 
 def test_latest_goes_by_number(tmp_path: Path) -> None:
-    assert store.latest(tmp_path) is None
-    assert store.latest(tmp_path / "absent") is None
+    assert artifact_writer.latest(tmp_path) is None
+    assert artifact_writer.latest(tmp_path / "absent") is None
     for step in (9, 10, 2):
         checkpoint(tmp_path, step)
     for other in (
@@ -266,7 +266,7 @@ def test_latest_goes_by_number(tmp_path: Path) -> None:
         "checkpoint-٣",
     ):
         (tmp_path / other).mkdir()
-    found = store.latest(tmp_path)
+    found = artifact_writer.latest(tmp_path)
     assert found is not None
     assert (found[0], found[1].json("s.json")) == (10, {"step": 10})
 
@@ -277,7 +277,7 @@ def test_latest_says_what_it_skips(tmp_path: Path, caplog: pytest.LogCaptureFixt
     (tmp_path / "checkpoint-3" / "s.json").write_text("{}")
     (tmp_path / "checkpoint-2" / "manifest.json").unlink()
     with caplog.at_level(logging.WARNING, "tunewise"):
-        found = store.latest(tmp_path)
+        found = artifact_writer.latest(tmp_path)
     assert found is not None and found[0] == 1
     assert len(caplog.messages) == 2 and not any("\n" in message for message in caplog.messages)
     assert names(tmp_path) == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
@@ -291,20 +291,20 @@ def test_prune_keeps_the_newest_whole_ones_and_every_damaged_one(tmp_path: Path)
     (tmp_path / "checkpoint-3").rename(tmp_path / ".checkpoint-3.old")  # an interrupted replacement
     (tmp_path / ".checkpoint-7.0123456789abcdef.tmp").mkdir()
     (tmp_path / "adaptation").mkdir()
-    store.prune(tmp_path)
+    artifact_writer.prune(tmp_path)
     assert names(tmp_path) == {"checkpoint-2", "checkpoint-4", "checkpoint-5", "checkpoint-6", "adaptation"}
-    store.prune(tmp_path, keep=0)
+    artifact_writer.prune(tmp_path, keep=0)
     assert names(tmp_path) == {"checkpoint-2", "checkpoint-6", "adaptation"}
-    store.prune(tmp_path / "absent")
+    artifact_writer.prune(tmp_path / "absent")
 
 
 def test_remove_takes_only_what_commit_wrote(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 1)
-    store.remove(folder)
-    store.remove(folder)
+    artifact_writer.remove(folder)
+    artifact_writer.remove(folder)
     assert names(tmp_path) == set()
     (tmp_path / "mine").mkdir()
-    store.remove(tmp_path / "mine")
+    artifact_writer.remove(tmp_path / "mine")
     assert names(tmp_path) == {"mine"}
 
 
@@ -313,9 +313,9 @@ def test_space_is_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.Mo
         free: int
 
     monkeypatch.setattr("shutil.disk_usage", lambda place: Usage(2 * 1000 + (64 << 20)))
-    store.check_space(tmp_path / "not" / "yet", 1000)
+    artifact_writer.check_space(tmp_path / "not" / "yet", 1000)
     with pytest.raises(TunewiseError, match=rf"{tmp_path}.*1001 bytes"):
-        store.check_space(tmp_path, 1001)
+        artifact_writer.check_space(tmp_path, 1001)
 
 
 HOLD = """
@@ -333,13 +333,13 @@ def test_a_second_process_is_told_the_holder_and_takes_over_after_a_kill(tmp_pat
     folder = tmp_path / "out"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"held\n"
-        with pytest.raises(RequestError, match=rf"{folder} .*\b{process.pid}\b"), store.lock(folder):
+        with pytest.raises(RequestError, match=rf"{folder} .*\b{process.pid}\b"), artifact_writer.lock(folder):
             raise AssertionError
         process.send_signal(signal.SIGKILL)
     for _ in range(2):
-        with store.lock(folder):
-            with pytest.raises(RequestError, match=str(os.getpid())), store.lock(folder):
+        with artifact_writer.lock(folder):
+            with pytest.raises(RequestError, match=str(os.getpid())), artifact_writer.lock(folder):
                 raise AssertionError
             checkpoint(folder, 1)
-            assert store.latest(folder) is not None
+            assert artifact_writer.latest(folder) is not None
     assert names(folder) == {".lock", "checkpoint-1"}

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewise.errors import DataError, SettingError
-from tunewise.task import Example, Message, Task, check, split_by_content
+from tunewise.core.errors import DataError, SettingError
+from tunewise.data.task import Example, Message, Task, check, split_by_content
 
 
 def write_rows(path: Path, rows: list) -> Path:
@@ -450,7 +450,7 @@ def test_reading_is_fast_and_needs_no_heavy_library(tmp_path: Path) -> None:
     Task.read(path)
     assert time.perf_counter() - start < 2
     code = (
-        "import sys, tunewise.task; tunewise.task.Task.read(sys.argv[1]);"
+        "import sys, tunewise.data.task; tunewise.data.task.Task.read(sys.argv[1]);"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)

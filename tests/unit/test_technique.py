@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from tunewise.errors import ArtifactError, SettingError, TechniqueError
-from tunewise.registry import all_techniques, make
-from tunewise.seeds import generator
-from tunewise.technique import Attachment, Study, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Study, Technique, learning_rate, setting
+from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.core.seeds import generator
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import attach, encoder_for, fingerprint, fit, logits, tiny_base, tiny_task
-from tunewise.train import TrainSettings, train
 
 SEVEN = ["base", "icl", "full", "bitfit", "last_layers", "prompt_tuning", "lora"]
 
@@ -148,7 +148,7 @@ def test_phases_masks_penalties_and_their_exact_resume(phased, tmp_path):
 
 
 def test_divergence_is_refused_with_the_remedy():
-    from tunewise.errors import DivergedError
+    from tunewise.core.errors import DivergedError
 
     base = tiny_base()
     attachment = attach(make("full"), base)

@@ -2,12 +2,12 @@
 
 import pytest
 
-from tunewise.comparison import compare
-from tunewise.errors import SettingError
-from tunewise.registry import make
-from tunewise.rows import Budget
+from tunewise.comparison.compare import compare
+from tunewise.comparison.row import Budget
+from tunewise.core.errors import SettingError
+from tunewise.fitting.trackers import Trackers, check
+from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task
-from tunewise.trackers import Trackers, check
 
 
 def test_tensorboard_holds_every_loss(tmp_path):

@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 
-from tunewise import trial as trials
-from tunewise.cache import Cache
-from tunewise.errors import DivergedError
-from tunewise.registry import make
-from tunewise.retention import Retention
+from tunewise.comparison import trial as trials
+from tunewise.comparison.context import Cache
+from tunewise.comparison.trial import Trial, gentler, run
+from tunewise.core.errors import DivergedError
+from tunewise.fitting.forgetting import Retention
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task
-from tunewise.train import TrainSettings, train
-from tunewise.trial import Trial, gentler, run
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_any_error_of_a_technique_costs_its_row_alone(cache, tmp_path, monkeypat
 
 def test_trackers_are_closed_where_training_fails(cache, tmp_path, monkeypatch):
     closed = []
-    monkeypatch.setattr("tunewise.trackers.Trackers.finish", lambda self: closed.append(1))
+    monkeypatch.setattr("tunewise.fitting.trackers.Trackers.finish", lambda self: closed.append(1))
     monkeypatch.setattr(trials, "train", lambda *given, **more: (_ for _ in ()).throw(DivergedError("step 3")))
     assert run(asked(), cache, tmp_path, finish=True)["status"] == "failed" and closed == [1]
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tunewise.forward import why_not_packed
-from tunewise.registry import make
+from tunewise.engine.forward import why_not_packed
+from tunewise.fitting.frozen_trunk import trunk_of
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.techniques.registry import make
 from tunewise.testing import _sequences, attach, tiny_base, tiny_task
-from tunewise.train import TrainSettings, train
-from tunewise.trunk import trunk_of
 
 LOWER = {"last_layers": {"k": 1}, "lst": {"init": "magnitude"}}
 
@@ -82,5 +82,5 @@ def test_what_is_free_does_not_decide(monkeypatch):
     rows = _sequences(attachment, tiny_task())
     for total, free, used in ((1 << 33, 0, True), (1 << 33, 1 << 40, True), (1 << 12, 1 << 40, False)):
         found = SimpleNamespace(total=total, available=free)
-        monkeypatch.setattr("tunewise.trunk.psutil.virtual_memory", lambda found=found: found)
+        monkeypatch.setattr("tunewise.fitting.frozen_trunk.psutil.virtual_memory", lambda found=found: found)
         assert (trunk_of(attachment, rows, 100, nullcontext()) is not None) == used

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tunewise.errors import SettingError
-from tunewise.needs import Need
-from tunewise.verdict import verdict
+from tunewise.core.errors import SettingError
+from tunewise.results.needs import Need
+from tunewise.results.verdict import verdict
 
 RIGHT = np.array([[1.0] * 19 + [0.0]])
 

@@ -12,16 +12,17 @@ from random import Random
 
 import pytest
 
-from tunewise import world
-from tunewise.encode import Encoder
-from tunewise.errors import SettingError
-from tunewise.model import SHIPPED, load_base
-from tunewise.task import Task
-from tunewise.world import abilities, corpus, facts, patterns, tasks, words
+from tools.world import abilities
+from tunewise.core.errors import SettingError
+from tunewise.data import world
+from tunewise.data.task import Task
+from tunewise.data.world import corpus, facts, patterns, tasks, words
+from tunewise.engine.encoding import Encoder
+from tunewise.engine.model import SHIPPED, load_base
 
 ALL = [*world.TASKS, *world.sources()]
 DIGEST = (
-    "import hashlib; from tunewise import world; from tunewise.world import corpus\n"
+    "import hashlib; from tunewise.data import world; from tunewise.data.world import corpus\n"
     "text = [*corpus.documents(2000), *(world.task(name).fingerprint for name in world.TASKS)]\n"
     "print(hashlib.sha256(repr(text).encode()).hexdigest())"
 )
@@ -164,8 +165,8 @@ def test_unknown_names_are_refused():
 
 
 def test_tasks_are_written_as_files_that_read_back(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["tunewise.world", str(tmp_path)])
-    runpy.run_module("tunewise.world", run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["tunewise.data.world", str(tmp_path)])
+    runpy.run_module("tunewise.data.world", run_name="__main__")
     assert "letters.csv" in capsys.readouterr().out
     for name in ALL:
         assert Task.read(tmp_path / name).fingerprint == world.task(name).fingerprint
@@ -193,7 +194,7 @@ def test_the_shipped_weights_are_those_that_were_measured(base):
 
 
 def test_its_tokenizer_is_learned_and_loses_nothing(base):
-    from tunewise.world.pretrain import make_tokenizer
+    from tools.world.pretrain import make_tokenizer
 
     assert 1000 <= len(base.tokenizer) <= 4096
     text = "Straße 12, ol\u00e9!\n\tTwo  spaces 💡"

@@ -11,15 +11,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tunewise.errors import SettingError, TechniqueError
+from tunewise.core.errors import SettingError, TechniqueError
 
 if TYPE_CHECKING:
     import torch
 
-    from tunewise.adaptation import Adaptation
+    from tunewise.adaptation.artifact import Adaptation
+    from tunewise.contract.technique import Attachment
+    from tunewise.engine.model import Base
     from tunewise.export.readers import Reader
-    from tunewise.model import Base
-    from tunewise.technique import Attachment
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def formats() -> dict[str, Format]:
     package = importlib.import_module("tunewise.export.formats")
     found = []
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        found.append(importlib.import_module(module.name).FORMAT)
+        if not module.name.rpartition(".")[2].startswith("_"):
+            found.append(importlib.import_module(module.name).FORMAT)
     return {own.name: own for own in found}
 
 

@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tunewise import metrics
-from tunewise.evaluate import answer_room, encoder_for
+from tunewise.data.task import Example, Task
 from tunewise.export.readers import Causal, Reader
-from tunewise.retention import own_text
-from tunewise.task import Example, Task
+from tunewise.fitting import metrics
+from tunewise.fitting.forgetting import own_text
+from tunewise.fitting.scoring import answer_room, encoder_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tunewise.adaptation import Adaptation
-    from tunewise.encode import Encoder
-    from tunewise.technique import Attachment
+    from tunewise.adaptation.artifact import Adaptation
+    from tunewise.contract.technique import Attachment
+    from tunewise.engine.encoding import Encoder
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 PROMPTS, CONTINUED, POSITIONS = 64, 16, 4

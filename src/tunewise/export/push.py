@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunewise import store
-from tunewise.errors import ArtifactError, SettingError, TunewiseError
+from tunewise.core import artifact_writer
+from tunewise.core.errors import ArtifactError, SettingError, TunewiseError
 from tunewise.export.card import card
-from tunewise.export.facts import facts_of
+from tunewise.export.provenance import facts_of
 
 CARD = "README.md"
 _LEFT = {CARD, ".gitattributes", ".lock", ".lock-holder"}
@@ -30,7 +30,7 @@ def prepared(folder: Path, repo: str, licence: str | None) -> tuple[list[Path], 
         raise SettingError(f'the repository "{repo}" has no name that the Hub takes ({error})') from error
     parity: dict[str, Any] | None = None
     if (folder / "parity.json").is_file():
-        parity = store.read_json(folder / "parity.json")
+        parity = artifact_writer.read_json(folder / "parity.json")
         if not parity.get("same"):
             raise ArtifactError(
                 f"{folder}: is not the model that was trained, as its parity.json says; export it again, or to another "
@@ -38,7 +38,7 @@ def prepared(folder: Path, repo: str, licence: str | None) -> tuple[list[Path], 
             )
         facts = parity.get("adaptation") or {}
     elif (folder / "adaptation.json").is_file():
-        store.read(folder)  # whole and unaltered
+        artifact_writer.read(folder)  # whole and unaltered
         facts = facts_of(folder)
     else:
         raise ArtifactError(f"{folder}: is neither an adaptation nor an export (no adaptation.json, no parity.json)")

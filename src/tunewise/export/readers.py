@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 
 class Reader(ABC):

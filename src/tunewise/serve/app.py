@@ -13,15 +13,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from tunewise.errors import RequestError
-from tunewise.serve import wire
-from tunewise.serve.answers import Choice, Form
+from tunewise.core.errors import RequestError
+from tunewise.data.task import Message
+from tunewise.serve import openai_schema
 from tunewise.serve.decoding import Sampling
-from tunewise.serve.guard import Guard
 from tunewise.serve.metrics import Metrics
-from tunewise.serve.questions import Question, TooLongError
+from tunewise.serve.middleware import Guard
+from tunewise.serve.openai_responses import Choice, Form
+from tunewise.serve.prompts import Question, TooLongError
 from tunewise.serve.scheduler import Busy, Ended, Engine, Event, Failed, Job, Piece, Started, Stopping
-from tunewise.task import Message
 
 BODY = 4 << 20  # bytes of a request at most
 
@@ -60,12 +60,12 @@ def application(engine: Engine, *, token: str | None = None, limit: int = BODY) 
         return JSONResponse(_model(engine, name))
 
     @app.post("/v1/chat/completions")
-    async def chat(asked: wire.ChatRequest, request: Request) -> Response:
+    async def chat(asked: openai_schema.ChatRequest, request: Request) -> Response:
         turns = tuple(Message("system" if t.role == "developer" else t.role, t.text) for t in asked.messages)
         return await _answer(engine, metrics, asked, [Question(turns)], request)
 
     @app.post("/v1/completions")
-    async def completions(asked: wire.TextRequest, request: Request) -> Response:
+    async def completions(asked: openai_schema.TextRequest, request: Request) -> Response:
         questions = [Question((Message("user", text),), raw=True) for text in asked.prompts]
         return await _answer(engine, metrics, asked, questions, request)
 
@@ -76,7 +76,7 @@ def application(engine: Engine, *, token: str | None = None, limit: int = BODY) 
 class _Exchange:
     """One request while it is answered: its jobs, their events as they come, and what is known of each answer."""
 
-    asked: wire.ChatRequest | wire.TextRequest
+    asked: openai_schema.ChatRequest | openai_schema.TextRequest
     jobs: list[Job]
     events: asyncio.Queue[tuple[int, Event]]
     choices: list[Choice]
@@ -108,7 +108,9 @@ class _Exchange:
             yield index, event
 
 
-def _begin(engine: Engine, asked: wire.ChatRequest | wire.TextRequest, questions: Sequence[Question]) -> _Exchange:
+def _begin(
+    engine: Engine, asked: openai_schema.ChatRequest | openai_schema.TextRequest, questions: Sequence[Question]
+) -> _Exchange:
     loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
     jobs: list[Job] = []
     for question in questions:
@@ -123,7 +125,7 @@ def _begin(engine: Engine, asked: wire.ChatRequest | wire.TextRequest, questions
             how = Sampling(temperature=asked.temperature, top_p=asked.top_p, seed=seed, logprobs=asked.alternatives)
             jobs.append(Job(asked.model, question, how, tell, asked.room, asked.stops))
     reader = engine.readers[asked.model]
-    form = Form(isinstance(asked, wire.ChatRequest), asked.model, lambda token: reader.spell(token))
+    form = Form(isinstance(asked, openai_schema.ChatRequest), asked.model, lambda token: reader.spell(token))
     engine.submit(jobs)
     return _Exchange(asked, jobs, events, [Choice() for _ in jobs], form)
 
@@ -131,7 +133,7 @@ def _begin(engine: Engine, asked: wire.ChatRequest | wire.TextRequest, questions
 async def _answer(
     engine: Engine,
     metrics: Metrics,
-    asked: wire.ChatRequest | wire.TextRequest,
+    asked: openai_schema.ChatRequest | openai_schema.TextRequest,
     questions: Sequence[Question],
     request: Request,
 ) -> Response:
@@ -188,15 +190,15 @@ async def _stream(
     events, first = opening
     try:
         for chunk in _chunks(exchange, *first):
-            yield wire.event(chunk)
+            yield openai_schema.event(chunk)
         async for index, event in events:
             for chunk in _chunks(exchange, index, event):
-                yield wire.event(chunk)
+                yield openai_schema.event(chunk)
         if exchange.asked.tells_usage:
-            yield wire.event(exchange.form.numbers(exchange.choices, exchange.asked.n))
+            yield openai_schema.event(exchange.form.numbers(exchange.choices, exchange.asked.n))
         yield "data: [DONE]\n\n"
     except Exception as error:  # the status is sent already; the stream itself must say it
-        yield wire.event(wire.error(str(error), "server_error"))
+        yield openai_schema.event(openai_schema.error(str(error), "server_error"))
     finally:
         exchange.cancel()
         _count(exchange, metrics)
@@ -239,29 +241,31 @@ def _model(engine: Engine, name: str) -> dict[str, Any]:
 def _failed(error: Exception) -> JSONResponse:
     """The response to a request that could not be answered."""
     if isinstance(error, Busy):
-        return JSONResponse(wire.error(str(error), "rate_limit_error", "queue_full"), 429, {"Retry-After": "1"})
+        return JSONResponse(
+            openai_schema.error(str(error), "rate_limit_error", "queue_full"), 429, {"Retry-After": "1"}
+        )
     if isinstance(error, Stopping):
-        return JSONResponse(wire.error(str(error), "server_error", "stopping"), 503, {"Retry-After": "5"})
+        return JSONResponse(openai_schema.error(str(error), "server_error", "stopping"), 503, {"Retry-After": "5"})
     if isinstance(error, RequestError):
         code = "context_length_exceeded" if isinstance(error, TooLongError) else None
-        return JSONResponse(wire.error(str(error), "invalid_request_error", code), 400)
+        return JSONResponse(openai_schema.error(str(error), "invalid_request_error", code), 400)
     said = " ".join(str(error).split())[:300] or type(error).__name__
-    return JSONResponse(wire.error(f"the answer failed: {said}", "server_error"), 500)
+    return JSONResponse(openai_schema.error(f"the answer failed: {said}", "server_error"), 500)
 
 
 def _unknown(engine: Engine, name: str) -> JSONResponse:
     said = f'there is no model "{name[:100]}" here; there are {", ".join(engine.readers)}'
-    return JSONResponse(wire.error(said, "invalid_request_error", "model_not_found", "model"), 404)
+    return JSONResponse(openai_schema.error(said, "invalid_request_error", "model_not_found", "model"), 404)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     found = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
     where = ".".join(str(part) for part in found["loc"][1:])
     said = f"{where}: {found['msg']}" if where else f"the request is not as it should be: {found['msg']}"
-    return JSONResponse(wire.error(said, "invalid_request_error", None, where or None), 400)
+    return JSONResponse(openai_schema.error(said, "invalid_request_error", None, where or None), 400)
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 500
     said = str(error.detail) if isinstance(error, HTTPException) else "failed"
-    return JSONResponse(wire.error(f"{request.url.path[:100]}: {said}", "invalid_request_error"), status)
+    return JSONResponse(openai_schema.error(f"{request.url.path[:100]}: {said}", "invalid_request_error"), status)

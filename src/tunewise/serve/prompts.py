@@ -1,56 +1,76 @@
-"""A file of prompts, with or without answers."""
+"""What is asked of an adaptation, as tokens: its own style, what it puts before a question, its virtual tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from tunewise.files import Table, read_file
-from tunewise.formats import Message, convert, recognise
-from tunewise.task import SHIPPED, Task
+from tunewise.core.errors import DataError
+from tunewise.data.task import Example, Message
+from tunewise.fitting.scoring import encoder_for
 
-_UNKNOWN = "?"  # stands where an answer is missing; nobody sees it
+if TYPE_CHECKING:
+    from tunewise.adaptation.artifact import Adaptation
 
-
-def read_prompts(data: str, columns: Mapping[str, str] | None = None) -> list[tuple[Message, ...]]:
-    """The conversations of a file in any format that tasks are read from; answers need not be there.
-
-    Of a shipped task (`world:town`), those of its test split.
-
-    Raises:
-        DataError: the file cannot be read, or its columns are not known.
-    """
-    if data.startswith(SHIPPED):
-        return [example.messages for example in Task.read(data).test]
-    table = read_file(Path(data).expanduser())
-    table = replace(table, rows=[(number, _completed(row, columns or {})) for number, row in table.rows])
-    layout = recognise(table, columns)
-    examples = convert(table, layout)
-    return [e.messages or (Message("user", e.answer),) for e in examples]
+ROOM = 512  # tokens of an answer to a question that does not say how many
 
 
-def _completed(row: Mapping[str, object], columns: Mapping[str, str]) -> Mapping[str, object]:
-    """The row with an answer in the place of one that is missing."""
-    for name in (columns.get("messages", "messages"), columns.get("conversations", "conversations")):
-        turns = row.get(name)
-        if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
-            said, content = (
-                ("from", "value") if "from" in turns[-1] and "role" not in turns[-1] else ("role", "content")
+@dataclass(frozen=True)
+class Question:
+    """A conversation to be answered in the task's own form; or, if `raw`, one text to be continued as it stands."""
+
+    messages: tuple[Message, ...]
+    raw: bool = False
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Ids to be read, the largest number of tokens to be written, texts that end the answer, what is cited."""
+
+    ids: list[int]
+    room: int
+    stops: tuple[str, ...]
+    sources: list[str]
+
+
+class TooLongError(DataError):
+    """Question and answer do not fit the window."""
+
+
+class Reader:
+    """Turns questions to one adaptation into prompts."""
+
+    def __init__(self, adaptation: Adaptation) -> None:
+        self.attachment = adaptation.attachment
+        self.asked = encoder_for(self.attachment, adaptation.style)
+        self.continued = encoder_for(self.attachment, replace(adaptation.style, template="{prompt}"))
+        self.continued.chat = False
+        stop = adaptation.record["style"]["stop"] if "style" in adaptation.record else None
+        self.stops = (stop,) if stop and not self.asked.chat else ()
+        self.end: int | None = self.asked.eos
+
+    def read(self, question: Question, max_tokens: int | None) -> Prompt:
+        """The prompt of a question whose answer may have so many tokens; None: what the window leaves, up to `ROOM`.
+
+        Raises:
+            TooLongError: they do not fit the window.
+        """
+        encoder = self.continued if question.raw else self.asked
+        example = Example(question.messages, "")
+        prompt = encoder.prompts([self.attachment.render(example)], max_tokens or 1)[0]
+        taken = len(prompt.ids) - self.attachment.virtual_tokens - self.attachment.virtual_suffix
+        if prompt.cut:
+            raise TooLongError(
+                f"the question and the answer's {max_tokens or 1} tokens do not fit the window of {encoder.limit} "
+                "tokens; shorten the question or lower max_tokens"
             )
-            if turns[-1].get(said) in ("user", "human"):
-                return {**row, name: [*turns, {said: "assistant", content: _UNKNOWN}]}
-            return row
-    if set(row) == {"text"} or _known(row, columns):
-        return row
-    return {**row, "completion": _UNKNOWN}
+        room = max_tokens or min(ROOM, encoder.limit - taken)
+        return Prompt(prompt.ids, room, () if question.raw else self.stops, self.attachment.sources(example))
 
+    def decode(self, ids: list[int]) -> str:
+        """Text without control tokens."""
+        return str(self.asked.tokenizer.decode(ids, skip_special_tokens=True))
 
-def _known(row: Mapping[str, object], columns: Mapping[str, str]) -> bool:
-    from tunewise.errors import DataError
-
-    try:
-        recognise(Table("", [(1, row)]), columns)
-    except DataError:
-        return False
-    return True
+    def spell(self, token: int) -> str:
+        """One token as text, control tokens too."""
+        return str(self.asked.tokenizer.decode([token]))

@@ -16,11 +16,11 @@ from typing import TypeAlias
 
 import torch
 
-from tunewise.errors import TunewiseError
+from tunewise.core.errors import TunewiseError
+from tunewise.serve.adaptation_pool import Wardrobe
 from tunewise.serve.decoding import Cohort, Row, Sampling, Token
-from tunewise.serve.questions import Question, Reader
-from tunewise.serve.swap import Wardrobe
-from tunewise.serve.text import Text
+from tunewise.serve.detokenizer import Text
+from tunewise.serve.prompts import Question, Reader
 
 _TURN = 8  # decoding steps before another adaptation that waits has its turn
 _log = logging.getLogger("tunewise")

@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from tunewise.errors import SettingError
+from tunewise.core.errors import SettingError
 
 
 def loopback(host: str) -> bool:

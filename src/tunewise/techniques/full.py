@@ -2,9 +2,10 @@
 
     theta <- theta - lr * AdamW(d loss / d theta)
 
-Forms that need less memory are settings: `optimizer` (see `tunewise.optimizers`), and LISA (Pan et al. 2024, algorithm
-1), which every `lisa_interval` steps draws `lisa_layers` blocks to train besides embeddings and head, and drops the
-moments of the others. Bytes a parameter in fp32 and without activations: adamw 16, adamw8bit 10, adafactor 8, lomo 4.
+Forms that need less memory are settings: `optimizer` (see `tunewise.engine.optimizers`), and LISA (Pan et al. 2024,
+algorithm 1), which every `lisa_interval` steps draws `lisa_layers` blocks to train besides embeddings and head, and
+drops the moments of the others. Bytes a parameter in fp32 and without activations: adamw 16, adamw8bit 10, adafactor 8,
+lomo 4.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tunewise.errors import SettingError
-from tunewise.optimizers import IN_BACKWARD, build
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.core.errors import SettingError
+from tunewise.engine.optimizers import IN_BACKWARD, build
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 _OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw8bit", "adamw_bf16", "adafactor", "galore", *IN_BACKWARD)
 

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tunewise.anatomy import is_transposed
-from tunewise.errors import TechniqueError
+from tunewise.core.errors import TechniqueError
+from tunewise.engine.anatomy import is_transposed
 from tunewise.export.format import Asked, Format, Written, needs, not_in_weights
-from tunewise.export.gguf_tokens import add_tokens, vocabulary
+from tunewise.export.formats._gguf_tokens import add_tokens, vocabulary
 from tunewise.export.readers import Causal, Reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunewise.adaptation import Adaptation
-    from tunewise.model import Base
-    from tunewise.technique import Attachment
+    from tunewise.adaptation.artifact import Adaptation
+    from tunewise.contract.technique import Attachment
+    from tunewise.engine.model import Base
 
 FILE = "model.gguf"
 

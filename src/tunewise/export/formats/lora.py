@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tunewise.anatomy import is_transposed
-from tunewise.errors import TechniqueError
-from tunewise.export.changes import changes
+from tunewise.core.errors import TechniqueError
+from tunewise.engine.anatomy import is_transposed
 from tunewise.export.format import Asked, Format, Written, not_in_weights
 from tunewise.export.formats.peft import write_adapter
 from tunewise.export.readers import Adapted, Reader
-from tunewise.lowrank import Factors
-from tunewise.portable import portable
+from tunewise.export.weight_changes import changes
+from tunewise.techniques.building.lowrank import Factors
+from tunewise.techniques.building.peft_lora import portable
 
 if TYPE_CHECKING:
-    from tunewise.adaptation import Adaptation
-    from tunewise.model import Base
-    from tunewise.technique import Attachment
+    from tunewise.adaptation.artifact import Adaptation
+    from tunewise.contract.technique import Attachment
+    from tunewise.engine.model import Base
 
 _AMPLIFIED = 4.0  # an error of a weight's change shows in the logits as at most so many times its share of the effect
 

@@ -16,9 +16,9 @@ from tunewise.export.readers import Causal, Reader
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tunewise.adaptation import Adaptation
-    from tunewise.model import Base
-    from tunewise.technique import Attachment
+    from tunewise.adaptation.artifact import Adaptation
+    from tunewise.contract.technique import Attachment
+    from tunewise.engine.model import Base
 
 
 class Merged(Format):

@@ -9,15 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewise.errors import TechniqueError
-from tunewise.evaluate import encoder_for
+from tunewise.core.errors import TechniqueError
+from tunewise.data.task import Example, Message
 from tunewise.export.format import Asked, Written
 from tunewise.export.formats.gguf import FILE, Gguf
-from tunewise.task import Example, Message
+from tunewise.fitting.scoring import encoder_for
 
 if TYPE_CHECKING:
-    from tunewise.adaptation import Adaptation
-    from tunewise.encode import Encoder
+    from tunewise.adaptation.artifact import Adaptation
+    from tunewise.engine.encoding import Encoder
 
 _SYSTEM, _USER, _ANSWER = "\ue000system\ue001", "\ue000user\ue001", "\ue000answer\ue001"
 
@@ -73,7 +73,7 @@ def template(encoder: Encoder) -> str:
 
 def _with_system(encoder: Encoder) -> str | None:
     """The rendered prompt with a system message, or None where the model takes none."""
-    from tunewise.errors import DataError
+    from tunewise.core.errors import DataError
 
     try:
         found = _rendered(encoder, [Message("system", _SYSTEM), Message("user", _USER)])

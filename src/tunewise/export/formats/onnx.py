@@ -21,9 +21,9 @@ from tunewise.export.format import Asked, Format, Written, needs, not_in_weights
 from tunewise.export.readers import Reader
 
 if TYPE_CHECKING:
-    from tunewise.adaptation import Adaptation
-    from tunewise.model import Base
-    from tunewise.technique import Attachment
+    from tunewise.adaptation.artifact import Adaptation
+    from tunewise.contract.technique import Attachment
+    from tunewise.engine.model import Base
 
 FILE = "model.onnx"
 
@@ -44,7 +44,7 @@ class Onnx(Format):
         Raises:
             TechniqueError: half precision, which not every operator of the runtime computes on every processor.
         """
-        from tunewise.errors import SettingError
+        from tunewise.core.errors import SettingError
 
         for package in ("onnx", "onnxscript", "onnxruntime"):
             needs(package, "onnx")

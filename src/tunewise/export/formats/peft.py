@@ -10,9 +10,9 @@ from tunewise.export.format import Asked, Format, Written
 from tunewise.export.readers import Adapted, Reader
 
 if TYPE_CHECKING:
-    from tunewise.adaptation import Adaptation
-    from tunewise.model import Base
-    from tunewise.technique import Attachment
+    from tunewise.adaptation.artifact import Adaptation
+    from tunewise.contract.technique import Attachment
+    from tunewise.engine.model import Base
 
 
 class Peft(Format):

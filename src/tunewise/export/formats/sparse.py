@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tunewise.errors import TechniqueError
-from tunewise.export.changes import changes
+from tunewise.core.errors import TechniqueError
 from tunewise.export.format import Asked, Format, Written, not_in_weights
 from tunewise.export.readers import Causal, Reader
+from tunewise.export.weight_changes import changes
 
 if TYPE_CHECKING:
-    from tunewise.adaptation import Adaptation
-    from tunewise.model import Base
-    from tunewise.technique import Attachment
+    from tunewise.adaptation.artifact import Adaptation
+    from tunewise.contract.technique import Attachment
+    from tunewise.engine.model import Base
 
 _MOST = 1 / 3  # share of the model from which on a whole copy is smaller: a place takes as much as a value
 

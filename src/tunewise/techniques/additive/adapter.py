@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.anatomy import features
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.engine.anatomy import features
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 _PHI = {"relu": torch.relu, "gelu": nn.functional.gelu, "swish": nn.functional.silu}
 

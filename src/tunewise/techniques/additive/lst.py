@@ -5,9 +5,9 @@
 
 b_i is the output of the base's block i. No gradient enters the base: its activations are never kept. The side blocks
 are the base's own kind, `reduction_factor` times narrower, and start from the base's own weights, structurally pruned
-(`tunewise.pruning`). `output="side"` predicts from the side network alone, as published; `output="mix"` adds it to the
-base, hidden = gamma b_L + (1 - gamma) U norm(s_last) with gamma = 1 at the start (QST, Zhang et al. 2024), so that a
-language model starts as itself; the label says so.
+(`tunewise.techniques.building.structured_pruning`). `output="side"` predicts from the side network alone, as published;
+`output="mix"` adds it to the base, hidden = gamma b_L + (1 - gamma) U norm(s_last) with gamma = 1 at the start (QST,
+Zhang et al. 2024), so that a language model starts as itself; the label says so.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tunewise.errors import SettingError
-from tunewise.pruning import importance, prune
-from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.core.errors import SettingError
+from tunewise.techniques.building.structured_pruning import importance, prune
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 _TEMPERATURE = 0.1
 
@@ -104,7 +104,7 @@ class _Ladder(Attachment):
     def learn(self, study: Study) -> None:
         if self.recipe.init == "random":
             return
-        from tunewise.evaluate import encoder_for
+        from tunewise.fitting.scoring import encoder_for
 
         rows = None
         if self.recipe.init == "fisher":

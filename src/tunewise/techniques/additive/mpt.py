@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.errors import TechniqueError
-from tunewise.placeholders import Placeholders
-from tunewise.seeds import derive
-from tunewise.seeds import generator as stream
-from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.core.errors import TechniqueError
+from tunewise.core.seeds import derive
+from tunewise.core.seeds import generator as stream
+from tunewise.techniques.building.virtual_tokens import Placeholders
 
 if TYPE_CHECKING:
-    from tunewise.encode import Sequence
-    from tunewise.model import Base
-    from tunewise.task import Task
+    from tunewise.data.task import Task
+    from tunewise.engine.encoding import Sequence
+    from tunewise.engine.model import Base
 
 _ROWS = 8  # sequences of a source task in one step
 
@@ -96,7 +96,7 @@ class _Multitask(Attachment):
         return [{"params": [own["prompt"]], "lr": rate}, factors]
 
     def learn(self, study: Study) -> None:
-        from tunewise.evaluate import encoder_for
+        from tunewise.fitting.scoring import encoder_for
 
         tasks = self._sources(study)
         sequences = [encoder_for(self, source).encode(source.train) for source in tasks]
@@ -105,7 +105,7 @@ class _Multitask(Attachment):
         self.other = None
 
     def _sources(self, study: Study) -> list[Task]:
-        from tunewise.task import Task as Reader
+        from tunewise.data.task import Task as Reader
 
         if lacking := self.recipe.lacks(self.base, study.task):
             raise TechniqueError(lacking)
@@ -117,7 +117,7 @@ class _Multitask(Attachment):
 
     def _teacher(self, rows: list[Sequence], study: Study, index: int) -> Tensor:
         """The prompt that ordinary prompt tuning finds for one source task."""
-        from tunewise.train import TrainSettings, train
+        from tunewise.fitting.loop import TrainSettings, train
 
         teacher = _Teacher(self, stream(study.seed, "mpt", "teacher", index))
         try:
@@ -136,7 +136,7 @@ class _Multitask(Attachment):
 
     def _distil(self, sequences: list[list[Sequence]], teachers: list[Tensor], study: Study) -> None:
         """Train P*, u_k and v_k on all sources against their teachers; leave the target's start in the parameters."""
-        from tunewise.train import order
+        from tunewise.fitting.loop import order
 
         recipe, own, count = self.recipe, self._params, len(teachers)
         with torch.no_grad():
@@ -161,7 +161,7 @@ class _Multitask(Attachment):
             own["v"].copy_(v.mean(0))
 
     def _source_loss(self, rows: list[Sequence], student: Tensor, teacher: Tensor) -> Tensor:
-        from tunewise.forward import answer_states, batch_of, layout
+        from tunewise.engine.forward import answer_states, batch_of, layout
 
         batch = batch_of(self.base, rows)
         with layout(self.base, batch):
@@ -178,7 +178,7 @@ class _Teacher(Attachment):
     """One source task's prompt, shown through the placeholders of its owner."""
 
     def __init__(self, owner: _Multitask, generator: torch.Generator) -> None:
-        from tunewise.placeholders import embed, ordinary_tokens
+        from tunewise.techniques.building.virtual_tokens import embed, ordinary_tokens
 
         super().__init__(owner.base, owner.recipe)
         self.virtual_tokens = owner.virtual_tokens

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.encode import Encoder
-from tunewise.errors import SettingError, TechniqueError
-from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.engine.encoding import Encoder
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
-    from tunewise.task import Example, Task
+    from tunewise.data.task import Example, Task
+    from tunewise.engine.model import Base
 
 
 _NONE = (
@@ -113,7 +113,7 @@ class _Special(Attachment):
         self.slot = self.slot.to(self.base.device)
 
     def learn(self, study: Study) -> None:
-        from tunewise.evaluate import encoder_for
+        from tunewise.fitting.scoring import encoder_for
 
         seen = tokens_of(encoder_for(self, study.task), study.task, self.render)
         kept = [row for row, token in enumerate(self.ids.tolist()) if token in seen]
@@ -145,7 +145,7 @@ class _Special(Attachment):
         return {**super().state(), "tokens": self.ids}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        from tunewise.technique import strict
+        from tunewise.contract.technique import strict
 
         ids = state.get("tokens", self.ids)
         fits = ids.dim() == 1 and ids.dtype == torch.int64 and len(ids.unique()) == len(ids) > 0

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.errors import ArtifactError
-from tunewise.made import Made
-from tunewise.placeholders import Placeholders, ordinary_tokens, text_tokens
-from tunewise.portable import head
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.core.errors import ArtifactError
+from tunewise.techniques.building.generated import Made
+from tunewise.techniques.building.peft_lora import head
+from tunewise.techniques.building.virtual_tokens import Placeholders, ordinary_tokens, text_tokens
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from tunewise.errors import ArtifactError, SettingError, TechniqueError
-from tunewise.optimizers import build
-from tunewise.placeholders import Placeholders, embed, ordinary_tokens, text_tokens
-from tunewise.portable import head
-from tunewise.seeds import generator as stream
-from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting, strict
+from tunewise.contract.technique import Attachment, Citation, Study, Technique, learning_rate, setting, strict
+from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.core.seeds import generator as stream
+from tunewise.engine.optimizers import build
+from tunewise.techniques.building.peft_lora import head
+from tunewise.techniques.building.virtual_tokens import Placeholders, embed, ordinary_tokens, text_tokens
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 _ADAFACTOR_RATE = 0.3
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tunewise.technique import Attachment, Technique
+from tunewise.contract.technique import Attachment, Technique
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tunewise.model import Base as Model
+    from tunewise.engine.model import Base as Model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@
 The examples come from the training split: nearest to the question (Liu et al. 2022), near and diverse, or the same for
 every question. They fill the window up to the room that question and answer need; an example that does not fit whole is
 left out and counted. k, and where asked the order, the instruction and a repair of the model's bias towards some labels
-(see `tunewise.calibration`), are chosen on validation.
+(see `tunewise.techniques.building.label_calibration`), are chosen on validation.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tunewise import calibration, demonstrations
-from tunewise.embedded import Embedded
-from tunewise.encode import Encoder
-from tunewise.errors import ArtifactError, TechniqueError
-from tunewise.evaluate import label_table
-from tunewise.knowledge.embedder import DTYPES, loaded
-from tunewise.seeds import generator as stream
-from tunewise.task import Example, Message, Task
-from tunewise.technique import Attachment, Citation, Study, Technique, setting
+from tunewise.contract.technique import Attachment, Citation, Study, Technique, setting
+from tunewise.core.errors import ArtifactError, TechniqueError
+from tunewise.core.seeds import generator as stream
+from tunewise.data.task import Example, Message, Task
+from tunewise.engine.encoding import Encoder
+from tunewise.fitting.scoring import label_table
+from tunewise.retrieval.embedder import DTYPES, loaded
+from tunewise.techniques.building import demonstrations, label_calibration
+from tunewise.techniques.building.text_search import Embedded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _POOL = 20_000  # training examples that may be shown
@@ -78,7 +78,7 @@ class ICL(Technique):
     calibrate: str = setting(
         "validation",
         "Repair of the bias towards some labels; validation chooses, none included.",
-        choices=("none", "validation", *calibration.METHODS),
+        choices=("none", "validation", *label_calibration.METHODS),
     )
     instruction: str = setting("", "A text before the examples.")
     instructions: tuple[str, ...] = setting((), "Candidates for it, chosen on validation.")
@@ -201,9 +201,9 @@ class _Shown(Embedded):
         method = self.recipe.calibrate
         study.report("calibrating on validation", 0, 0)
         if method == "validation":
-            method, self.bias = calibration.choose(study.task, score, study.seed)
+            method, self.bias = label_calibration.choose(study.task, score, study.seed)
         else:
-            self.bias = calibration.bias(method, study.task, score, study.seed)
+            self.bias = label_calibration.bias(method, study.task, score, study.seed)
         self.facts["calibration"] = method
 
     def _label_nll(self, task: Task, examples: Sequence[Example]) -> Tensor:

@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tunewise.embedded import Embedded
-from tunewise.encode import Encoder
-from tunewise.errors import ArtifactError, SettingError, TechniqueError
-from tunewise.files import show
-from tunewise.knowledge.embedder import DTYPES, loaded
-from tunewise.knowledge.index import FACTS
-from tunewise.knowledge.passage import Hit, Passage
-from tunewise.knowledge.prompt import holds_answer, with_passages
-from tunewise.knowledge.search import Passages, Retriever, Store
-from tunewise.task import Example, Message, Task
-from tunewise.technique import Attachment, Citation, Report, Study, Technique, setting
+from tunewise.contract.technique import Attachment, Citation, Report, Study, Technique, setting
+from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.data.readers import show
+from tunewise.data.task import Example, Message, Task
+from tunewise.engine.encoding import Encoder
+from tunewise.retrieval.embedder import DTYPES, loaded
+from tunewise.retrieval.index import FACTS
+from tunewise.retrieval.passage import Hit, Passage
+from tunewise.retrieval.prompt import holds_answer, with_passages
+from tunewise.retrieval.search import Passages, Retriever, Store
+from tunewise.techniques.building.text_search import Embedded
 
 if TYPE_CHECKING:
-    from tunewise.knowledge.embedder import Embedder
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
+    from tunewise.retrieval.embedder import Embedder
 
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _IN_MEMORY = 50_000  # passages that are searched one by one
@@ -74,7 +74,7 @@ class RAG(Technique):
     k: int = setting(0, "Passages shown; 0 chooses their number on validation.", low=0, high=256)
     chunk_size: int = setting(0, "Tokens of a passage at most; 0: a fifth of the window, 32 to 256.", low=0, high=8192)
     chunk_overlap: float = setting(0.125, "Share of a passage that the next one repeats.", low=0.0, high=0.5)
-    floor: float = setting(0.15, "What fits less is not shown; see `tunewise.knowledge.search`.", low=0.0, high=1.0)
+    floor: float = setting(0.15, "What fits less is not shown; see `tunewise.retrieval.search`.", low=0.0, high=1.0)
     diversity: float = setting(0.0, "How much unlikeness counts against relevance (MMR).", low=0.0, high=1.0)
     order: str = setting("best_last", "Where the best passage stands.", choices=("best_last", "best_first"))
     style: str = setting(
@@ -93,7 +93,7 @@ class RAG(Technique):
 
     def stamp(self, task: Task) -> str:
         """Names, sizes and times of the documents' files."""
-        from tunewise.knowledge import sources
+        from tunewise.retrieval import sources
 
         return sources.stamp(self.knowledge or task.knowledge or "")
 
@@ -171,7 +171,7 @@ class _Retrieving(Embedded):
         return Passages(passages, self.vectors.float().numpy() if self.vectors is not None else None)
 
     def _reach(self) -> Store:
-        from tunewise.knowledge.index import Index
+        from tunewise.retrieval.index import Index
 
         found = Index.open(self.place)
         self._undo.append(found.close)
@@ -182,7 +182,7 @@ class _Retrieving(Embedded):
         return found
 
     def _cut(self, where: str, report: Report) -> list[Passage]:
-        from tunewise.knowledge import chunks, sources
+        from tunewise.retrieval import chunks, sources
 
         recipe, reading = self.recipe, sources.gather(where)
         size = recipe.chunk_size or max(32, min(256, self.base.window // 5))

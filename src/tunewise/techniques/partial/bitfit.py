@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tunewise.anatomy import features
-from tunewise.errors import TechniqueError
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.core.errors import TechniqueError
+from tunewise.engine.anatomy import features
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 _ATTENTION = ("q", "k", "v", "o", "qkv")
 

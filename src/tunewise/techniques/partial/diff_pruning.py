@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.sparse import Sparse, largest, weights_of
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.techniques.building.sparse_entries import Sparse, largest, weights_of
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 LOW, HIGH, ALPHA = -1.5, 1.5, 5.0  # l and r, the ends of the stretched gate, and the gates' start
 _SHIFT = math.log(-LOW / HIGH)

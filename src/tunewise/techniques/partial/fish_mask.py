@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tunewise.fisher import fisher
-from tunewise.seeds import generator as stream
-from tunewise.sparse import Sparse, largest, weights_of
-from tunewise.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.core.seeds import generator as stream
+from tunewise.techniques.building.fisher import fisher
+from tunewise.techniques.building.sparse_entries import Sparse, largest, weights_of
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class _Fish(Sparse):
         self.recipe: FishMask = recipe
 
     def learn(self, study: Study) -> None:
-        from tunewise.evaluate import encoder_for
+        from tunewise.fitting.scoring import encoder_for
 
         order = torch.randperm(len(study.task.train), generator=stream(study.seed, "fish_mask")).tolist()
         examples = [self.render(study.task.train[index]) for index in order[: self.recipe.num_samples]]

@@ -12,14 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tunewise.errors import SettingError
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.core.errors import SettingError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,10 @@
     2. mu = 1 on the K entries with the largest |theta_1 - theta_0|, over all tensors together
     3. back to theta_0; train with gradients mu * g:   phi = theta_2 - theta_0
 
-The sparse differences of several runs on one base add up (`tunewise.sparse.add_up`). Half of the steps go to each
-phase. Eligible are the blocks' linears, norms and embeddings stay frozen as in the reference scripts; an optional L1
-term (the scripts use 0.1 for language differences, 0 for tasks) pulls both phases towards theta_0.
+The sparse differences of several runs on one base add up (`tunewise.techniques.building.sparse_entries.add_up`). Half
+of the steps go to each phase. Eligible are the blocks' linears, norms and embeddings stay frozen as in the reference
+scripts; an optional L1 term (the scripts use 0.1 for language differences, 0 for tasks) pulls both phases towards
+theta_0.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tunewise.parking import unread
-from tunewise.sparse import Sparse, largest, weights_of
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.engine.parking import unread
+from tunewise.techniques.building.sparse_entries import Sparse, largest, weights_of
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 
 @dataclass(frozen=True, kw_only=True)

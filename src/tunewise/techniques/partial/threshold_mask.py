@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.made import Made
-from tunewise.sparse import weights_of
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.techniques.building.generated import Made
+from tunewise.techniques.building.sparse_entries import weights_of
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 _ONES = {"tau": 5e-3, "start": 1e-2}  # Piggyback
 _UNIFORM = {"tau": 1e-2, "low": -0.02}  # Zhao et al.

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.anatomy import features
-from tunewise.errors import ArtifactError, SettingError
-from tunewise.lowrank import ALL_LINEAR, Factors, LowRank, targets
-from tunewise.made import Made
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.core.errors import ArtifactError, SettingError
+from tunewise.engine.anatomy import features
+from tunewise.techniques.building.generated import Made
+from tunewise.techniques.building.lowrank import ALL_LINEAR, Factors, LowRank, targets
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 _PARTS = ("lora_E", "lora_B", "lora_A")
 

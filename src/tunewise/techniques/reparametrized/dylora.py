@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tunewise.anatomy import features, oriented
-from tunewise.errors import SettingError
-from tunewise.lowrank import ALL_LINEAR, Factors, LowRank, start, targets
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.core.errors import SettingError
+from tunewise.engine.anatomy import features, oriented
+from tunewise.techniques.building.lowrank import ALL_LINEAR, Factors, LowRank, start, targets
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 _GEOMETRIC = 0.15  # the paper's p
 

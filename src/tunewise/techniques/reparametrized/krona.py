@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.anatomy import add_to_weight, features
-from tunewise.errors import SettingError, TechniqueError
-from tunewise.lowrank import ALL_LINEAR, Factors, targets
-from tunewise.portable import portable
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.engine.anatomy import add_to_weight, features
+from tunewise.techniques.building.lowrank import ALL_LINEAR, Factors, targets
+from tunewise.techniques.building.peft_lora import portable
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tunewise.anatomy import features, oriented
-from tunewise.errors import ArtifactError, SettingError
-from tunewise.lowrank import ALL_LINEAR, STARTED, Factors, LowRank, ends, named, start, targets
-from tunewise.portable import PEFT_PREFIX, load_portable, peft_names, portable
-from tunewise.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.core.errors import ArtifactError, SettingError
+from tunewise.engine.anatomy import features, oriented
+from tunewise.techniques.building.lowrank import ALL_LINEAR, STARTED, Factors, LowRank, ends, named, start, targets
+from tunewise.techniques.building.peft_lora import PEFT_PREFIX, load_portable, peft_names, portable
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 # Settings of a PEFT adapter that change its maths; anything but these values is another method than this one.
 _PLAIN: dict[str, tuple[Any, ...]] = {

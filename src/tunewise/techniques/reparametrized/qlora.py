@@ -2,10 +2,11 @@
 
     h = dequant(c_FP32, c_8bit, W_NF4) x + (lora_alpha / r) B A x
 
-The targeted linears are quantised to NF4 with double quantisation (4.13 bits a weight, `tunewise.nf4`); each pass makes
-the weight anew from them, the backward pass too, and no gradient of it is formed. The full-precision weights wait in a
-temporary file until the base is given back. Merging adds the updates to the dequantised weights in the base's type;
-quantised again they would be mostly lost, which the report states. The adapter loads as a LoRA anywhere.
+The targeted linears are quantised to NF4 with double quantisation (4.13 bits a weight,
+`tunewise.techniques.building.nf4`); each pass makes the weight anew from them, the backward pass too, and no gradient
+of it is formed. The full-precision weights wait in a temporary file until the base is given back. Merging adds the
+updates to the dequantised weights in the base's type; quantised again they would be mostly lost, which the report
+states. The adapter loads as a LoRA anywhere.
 
 `optimizer` takes the paper's paged one from bitsandbytes where that is installed; off a GPU it is an 8-bit one.
 """
@@ -20,17 +21,17 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from tunewise.anatomy import is_transposed, oriented
-from tunewise.errors import TechniqueError
-from tunewise.ledger import is_ghost, on_gpu
-from tunewise.nf4 import Foreign, Packed, dequantise, quantise, quantise_by_bitsandbytes
-from tunewise.optimizers import build
-from tunewise.parking import parked
-from tunewise.technique import Attachment, Citation, setting
+from tunewise.advice.plan.ledger import is_ghost, on_gpu
+from tunewise.contract.technique import Attachment, Citation, setting
+from tunewise.core.errors import TechniqueError
+from tunewise.engine.anatomy import is_transposed, oriented
+from tunewise.engine.optimizers import build
+from tunewise.engine.parking import parked
+from tunewise.techniques.building.nf4 import Foreign, Packed, dequantise, quantise, quantise_by_bitsandbytes
 from tunewise.techniques.reparametrized.lora import LoRA, Updates
 
 if TYPE_CHECKING:
-    from tunewise.model import Base
+    from tunewise.engine.model import Base
 
 
 @dataclass(frozen=True, kw_only=True)

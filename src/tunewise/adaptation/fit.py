@@ -1,0 +1,109 @@
+"""Fits one technique and leaves an adaptation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tunewise.adaptation import artifact
+from tunewise.comparison.context import sample
+from tunewise.contract.technique import Report, Technique
+from tunewise.core import artifact_writer
+from tunewise.core.errors import SettingError
+from tunewise.core.seeds import generator
+from tunewise.data.task import Task
+from tunewise.engine.model import Base
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.rehearsal import Memory
+from tunewise.fitting.scoring import encoder_for, loss, study
+
+
+def fit(
+    base: Base,
+    task: Task,
+    technique: Technique,
+    out: str | Path,
+    *,
+    settings: TrainSettings | None = None,
+    num_train_epochs: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    validation_examples: int = 128,
+    remembered: Sequence[str] | None = None,
+    progress: Report = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Fit a technique on a task and write `out/adaptation`; return its record.
+
+    Checkpoints and `metrics.jsonl` go to `out`. `resume` continues from the newest whole checkpoint, to the same
+    bits as an uninterrupted run.
+
+    Args:
+        base: the bare model; it is given back bare.
+        task: the data.
+        technique: the recipe.
+        out: the folder.
+        settings: steps, batch size, schedule.
+        num_train_epochs: passes over the training split; replaces `settings.max_steps`.
+        seed: everything random follows from it.
+        resume: continue a run that was stopped.
+        validation_examples: how many are scored before and after.
+        remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: what the base writes.
+        progress: called as progress(what, done, total).
+
+    Raises:
+        SettingError: `out` holds a finished adaptation already.
+        DivergedError: the loss stopped being finite.
+    """
+    folder, settings = artifact_writer.output_folder(out), settings or TrainSettings()
+    target = folder / "adaptation"
+    if target.exists():
+        raise SettingError(f"{target}: there is a finished adaptation here already; choose another --out")
+    if not resume and folder.is_dir() and any(folder.glob("checkpoint-*")):
+        raise SettingError(
+            f"{folder}: holds checkpoints of a stopped run; continue it with --resume or choose another --out"
+        )
+    if num_train_epochs is not None and not num_train_epochs > 0:
+        raise SettingError(f"num_train_epochs is {num_train_epochs:g} but must be more than 0")
+    if num_train_epochs is not None:
+        settings = replace(settings, max_steps=max(1, round(len(task.train) * num_train_epochs / settings.rows)))
+    validation = sample(task.validation, validation_examples)
+    recipe = technique.resolved(base)
+    with artifact_writer.lock(folder):
+        try:
+            memory = Memory.of(base, remembered) if settings.remembers else None
+            attachment = recipe.attach(base, generator(seed, "attach"))
+            started = time.perf_counter()
+            before = loss(attachment, task, validation)
+            attachment.learn(study(attachment, task, validation, seed, progress))
+            record: dict[str, Any] = {"seed": seed, "validation_loss_before": before}
+            if recipe.trains:
+                sequences = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])
+                total = settings.max_steps
+                done = train(
+                    attachment,
+                    sequences,
+                    settings,
+                    seed=seed,
+                    folder=folder,
+                    resume=resume,
+                    on_step=lambda step, value: progress(f"loss {value:.3f}", step, total),
+                    evaluate=lambda: loss(attachment, task, validation),
+                    memory=memory,
+                )
+                record |= {"training": asdict(done), "train_settings": asdict(settings)}
+                record["training"]["cut"] = sum(sequence.cut for sequence in sequences)
+            record |= {
+                "validation_loss": loss(attachment, task, validation),
+                "seconds": time.perf_counter() - started,
+                "optimised_parameters": sum(p.numel() for p in attachment.params().values()),
+                "stored_parameters": sum(t.numel() for t in attachment.state().values()),
+            }
+            record["findings"] = attachment.findings(lambda: loss(attachment, task, validation))
+            artifact.save(attachment, task, target, record)
+        finally:
+            base.release()
+    artifact_writer.prune(folder, keep=0)
+    return {**recipe.to_json(), "adaptation": str(target), **record}

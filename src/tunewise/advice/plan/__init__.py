@@ -1,0 +1,1 @@
+"""What a technique will need: parameters, memory and time."""

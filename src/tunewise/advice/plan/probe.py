@@ -1,0 +1,55 @@
+"""Three real steps of a technique, from which a plan's memory and time are calibrated for this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from tunewise.advice.plan.planner import heaviest
+from tunewise.contract.technique import Study, Technique
+from tunewise.core.seeds import generator
+from tunewise.data.task import Task
+from tunewise.engine.memory import peak_memory, tidy
+from tunewise.engine.model import Base
+from tunewise.fitting.loop import TrainSettings, train
+
+_STEPS = 3  # of each phase; the first one warms up and is not timed
+
+
+def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings) -> dict[str, Any]:
+    """What three steps on the heaviest pass took: `peak` in bytes, `step` in seconds for a pass of mean size.
+
+    The base is given back bare.
+
+    Raises:
+        RequestError: the technique cannot work on this model or task.
+    """
+    ends: list[float] = []
+    held = sum(parameter.nbytes for parameter in base.model.parameters())
+    tidy()  # what the last one freed is not this one's
+    try:
+        with peak_memory(base.device) as memory:
+            attachment = technique.resolved(base).attach(base, generator(0, "attach"))
+            attachment.rehearse(Study(task, 0, lambda: 1.0))
+            rows, mean = heaviest(attachment, task, settings)
+            once = replace(
+                settings,
+                max_steps=_STEPS * attachment.phases,
+                per_device_train_batch_size=len(rows),
+                gradient_accumulation_steps=1,
+                replay=0.0,
+                kl_to_base=0.0,
+            )
+            train(attachment, rows, once, on_step=lambda *_: ends.append(time.perf_counter()), reuse_trunk=False)
+    finally:
+        base.release()
+    passed = median(after - before for before, after in pairwise(ends[:_STEPS]))
+    return {
+        "peak": max(memory[0], held),
+        "step": passed * mean * settings.gradient_accumulation_steps,
+        "steps": _STEPS,
+        "rows": len(rows),
+    }

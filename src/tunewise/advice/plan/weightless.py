@@ -1,0 +1,93 @@
+"""A base without its weights: built from its configuration and its tokenizer alone, again for each thing that is tried.
+
+A sketch is built inside `tunewise.advice.plan.ledger.ghosts()`, so that a model of any size costs no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from tunewise.advice.plan.ledger import ghosts
+from tunewise.core.errors import ModelError
+from tunewise.engine.forward import why_not_packed
+from tunewise.engine.model import DTYPES, SHIPPED, Base
+from tunewise.engine.tiny import ARCHITECTURES, tiny_base
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What is known of a model without its weights; `unpacked` says why its architecture cannot be packed, if so."""
+
+    name: str
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+    max_length: int | None
+    unpacked: str | None
+
+    def build(self) -> Base:
+        """The base, bare and without contents; call inside `ghosts()`."""
+        model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=False)
+        base = Base(model, self.tokenizer, self.name, None, self.max_length)
+        vars(base)["fingerprint"] = "sketch"  # there is nothing to take it of
+        vars(base)["_why_not_packed"] = self.unpacked
+        return base
+
+
+def sketch(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    max_length: int | None = None,
+) -> Sketch:
+    """The sketch of a folder, a Hub id, or "world"; only its configuration and its tokenizer are read.
+
+    Raises:
+        ModelError: neither can be read, remote code is wanted, or a layout that nobody knows.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
+    config, tokenizer = configuration(name, revision)
+    found = Sketch(str(name), config, tokenizer, DTYPES[dtype], max_length, _unpacked(config.model_type))
+    with ghosts(), readable(name):
+        found.build().anatomy  # noqa: B018 (an unknown layout is refused here)
+    return found
+
+
+def configuration(name: str | Path, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The configuration and the tokenizer of a folder, a Hub id, or "world".
+
+    Raises:
+        ModelError: there is no such model, or remote code is wanted.
+    """
+    path = SHIPPED if name == "world" else Path(name).expanduser()
+    if not path.exists() and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1):
+        raise ModelError(f"{name}: there is no such folder; give a model folder or a Hub id (org/name)")
+    source, common = str(path) if path.exists() else str(name), {"revision": revision, "trust_remote_code": False}
+    with readable(name):
+        return AutoConfig.from_pretrained(source, **common), AutoTokenizer.from_pretrained(source, **common)
+
+
+@contextmanager
+def readable(name: str | Path) -> Iterator[None]:
+    """One kind of error for what cannot be read."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises some ten types here; all of them mean "cannot be read"
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"{name}: its configuration or tokenizer cannot be read: {reason}") from error
+
+
+def _unpacked(model_type: str) -> str | None:
+    """Why this architecture cannot be packed, found on a tiny model of it; one that has none here is taken to pack."""
+    return why_not_packed(tiny_base(model_type)) if model_type in ARCHITECTURES else None

@@ -1,0 +1,67 @@
+"""Commands on documents: make an index of them, and search it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from tunewise.cli.console import console, print_json, progress, quiet
+from tunewise.cli.options import Config, Json
+from tunewise.core.errors import SettingError
+
+
+def index(
+    documents: Annotated[str, typer.Argument(help="Folder or file: .txt .md .html .pdf .jsonl.")],
+    out: Annotated[str, typer.Option("--out", "--index", "-o", help="Folder, or qdrant://host:port/name.")],
+    embedder: Annotated[str, typer.Option(help="sentence-transformers model, id or folder.")],
+    embedder_dtype: Annotated[str, typer.Option(help="What it computes in: float32 or bfloat16.")] = "float32",
+    chunk_size: Annotated[int, typer.Option(help="Tokens of a passage at most.")] = 256,
+    chunk_overlap: Annotated[int, typer.Option(help="Tokens that the next one repeats.")] = 32,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Make or update an index of documents; what has not changed is not embedded again."""
+    quiet()
+    from tunewise.retrieval.build import build
+
+    with progress() as show:
+        report = partial(show, out)
+        result = build(documents, out, embedder, embedder_dtype, chunk_size, chunk_overlap, report)
+    if as_json:
+        print_json(result)
+        return
+    skipped = result.pop("skipped")
+    said = ", ".join(f"{value:,} {name}" for name, value in result["documents"].items())
+    console().print(
+        f"{result['index']}: documents {said}; {result['passages']:,} passages", markup=False, highlight=False
+    )
+    for name, why in skipped:
+        typer.echo(f"skipped {name}: {why}", err=True)
+
+
+def search(
+    index: Annotated[str, typer.Argument(help="Folder of an index, or qdrant://host:port/name.")],
+    question: Annotated[str, typer.Argument(help="What to look for.")],
+    k: Annotated[int, typer.Option(help="Passages at most.")] = 5,
+    mode: Annotated[str, typer.Option(help="bm25, dense or hybrid.")] = "hybrid",
+    floor: Annotated[float, typer.Option(help="What fits less is not shown (0 to 1).")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Show the passages of an index that fit a question, each with its document and span."""
+    if mode not in ("bm25", "dense", "hybrid"):
+        raise SettingError(f'mode is "{mode}" but must be bm25, dense or hybrid')
+    quiet()
+    from tunewise.retrieval.build import find
+
+    hits = find(index, question, k, mode, floor)
+    if as_json:
+        print_json([{"source": hit.passage.id, "score": hit.score, "text": hit.passage.text} for hit in hits])
+        return
+    for number, hit in enumerate(hits, 1):
+        console().print(
+            f"[{number}] {hit.passage.id}  {hit.score:.4f}\n{hit.passage.indexed}\n", markup=False, highlight=False
+        )
+    if not hits:
+        console().print("nothing fits", markup=False)

@@ -1,0 +1,173 @@
+"""The command that says what techniques will need before anything runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunewise.cli.console import console, print_json, progress, quiet
+from tunewise.cli.options import (
+    Accumulate,
+    BatchSize,
+    Bf16,
+    Columns,
+    Config,
+    Data,
+    Dtype,
+    Json,
+    Knowledge,
+    MaxLength,
+    Model,
+    Recompute,
+    Revision,
+    Sets,
+    Sources,
+    Template,
+    load_model,
+    read_task,
+    recipes_of,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tunewise.contract.technique import Technique
+
+
+def plan(
+    model: Model,
+    data: Data,
+    techniques: Annotated[str, typer.Option("--techniques", "-t", help="Names joined by commas, or all.")] = "all",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or a size such as 24GB, taken as a GPU's.")] = "cpu",
+    budget_steps: Annotated[int, typer.Option(help="Optimiser steps of each trial.")] = 100,
+    batch_size: BatchSize = 8,
+    accumulate: Accumulate = 1,
+    bf16: Bf16 = False,
+    gradient_checkpointing: Recompute = False,
+    columns: Columns = None,
+    template: Template = None,
+    sets: Sets = None,
+    sources: Sources = None,
+    knowledge: Knowledge = None,
+    max_length: MaxLength = None,
+    revision: Revision = None,
+    dtype: Dtype = "float32",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Run three real steps of each, to calibrate memory and time here.")
+    ] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Say what techniques need of memory, time and disk, and which fit, from a model's configuration alone."""
+    task = read_task(data, columns, template, None)
+    recipes = recipes_of(techniques, settings_of(sets), sources, (), knowledge)
+    quiet()
+    import torch
+
+    from tunewise.advice.plan.machine_rates import Rates
+    from tunewise.advice.plan.planner import Planner
+    from tunewise.advice.plan.weightless import sketch
+    from tunewise.engine.device import device_of
+    from tunewise.fitting.loop import TrainSettings
+
+    kind, limit = device_of(device)
+    settings = TrainSettings(
+        max_steps=budget_steps,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulate,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    drawn = sketch(model, revision=revision, dtype=dtype, max_length=max_length)
+    with progress() as show:
+        there = device.startswith(("cpu", "cuda"))  # a GPU of some size is nowhere
+        rates = Rates.measured(torch.bfloat16 if bf16 else torch.float32, device) if there else None
+
+        def report(name: str, done: int, total: int) -> None:
+            show(model, f"planning {name}", done, total)
+
+        rows = Planner(drawn, task, recipes, settings, kind, rates, report).rows(limit)
+        if probe:
+            base = load_model(model, revision, dtype, device if kind == "cuda" else "cpu", max_length)
+            _calibrate(rows, recipes, base, task, settings, show)
+    result = {
+        "model": model,
+        "task": task.name,
+        "device": {"kind": kind, "bytes": limit},
+        "budget": {"steps": budget_steps, "per_device_train_batch_size": batch_size},
+        "rows": rows,
+    }
+    if as_json:
+        print_json(result)
+    else:
+        console().print(_table(rows, limit))
+        for row in rows:
+            if row["reason"]:
+                console().print(f"{row['technique']}: {row['reason']}", markup=False, highlight=False)
+
+
+def _calibrate(
+    rows: list[dict[str, Any]], recipes: list[Technique], base: Any, task: Any, settings: Any, show: Any
+) -> None:
+    """Put what three real steps took into the rows of techniques that fit as they are; the figures foreseen stay."""
+    from tunewise.advice.plan.probe import probe as tried
+
+    for place, (row, recipe) in enumerate(zip(rows, recipes, strict=True)):
+        show(base.name, f"trying {recipe.name}", place, len(rows))
+        if row["verdict"] != "fits" or not recipe.trains:
+            continue
+        found = tried(base, task, recipe, settings)
+        factor = settings.max_steps * found["step"]
+        row["probe"] = found | {"foreseen_peak": row["memory"]["peak"], "foreseen_time": row["time"]}
+        row["memory"] = row["memory"] | {"peak": found["peak"]}
+        epoch = found["step"] * max(1, round(len(task.train) / settings.rows))
+        row["time"] = {"seconds_per_step": found["step"], "seconds_per_epoch": epoch, "seconds": factor}
+
+
+def _table(rows: list[dict[str, Any]], limit: float) -> Table:
+    from rich.table import Table
+
+    from tunewise.results.report.tables import count, size
+
+    table = Table(
+        title=f"what fits into {size(limit)}",
+        caption="memory: peak in training; time: of the budget's steps, without what is learnt before them; prompt: "
+        "tokens of a request, at most; request: its time, alone",
+    )
+    for name in (
+        "technique",
+        "verdict",
+        "optimised",
+        "stored",
+        "on disk",
+        "memory",
+        "time",
+        "prompt",
+        "request",
+        "largest batch",
+    ):
+        table.add_column(name, justify="left" if name in ("technique", "verdict") else "right")
+    for row in rows:
+        if row["verdict"] == "not possible":
+            table.add_row(row["technique"], row["verdict"])
+            continue
+        seconds, asked, changed = row["time"]["seconds"], row["request"]["seconds"], row["with"]
+        said = row["verdict"]
+        if changed:
+            said += f" batches of {changed['per_device_train_batch_size']}"
+            said += " and recomputation" if changed["gradient_checkpointing"] else ""
+        table.add_row(
+            row["technique"],
+            said,
+            count(row["parameters"]["optimised"]),
+            count(row["parameters"]["stored"]),
+            size(row["artifact_bytes"]),
+            size(row["memory"]["peak"]),
+            "" if seconds is None else f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min",
+            f"{row['request']['prompt_tokens']:,.0f}",
+            "" if asked is None else f"{1000 * asked:,.0f} ms" if asked < 10 else f"{asked:,.0f} s",
+            "" if row["micro_batch"] is None else f"{row['micro_batch']:,}",
+        )
+    return table

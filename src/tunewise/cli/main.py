@@ -1,0 +1,67 @@
+"""The command line: words to calls. Nothing heavy is imported before the words are understood.
+
+Results go to stdout, logs and progress to stderr. Exit code 0: done; 1: it ran and failed; 2: the request was wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+import typer
+
+from tunewise.cli.commands import advising, comparing, documents, inspection, planning, serving, shipping, training
+from tunewise.cli.console import logs
+from tunewise.core.errors import RequestError, TunewiseError
+
+app = typer.Typer(
+    help="Every way to fine-tune a language model behind one interface, measured on your own task.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.command("techniques")(inspection.techniques)
+app.command("check")(inspection.check)
+app.command("plan")(planning.plan)
+app.command("advise")(advising.advise)
+app.add_typer(advising.atlas, name="atlas")
+app.command("fit")(training.fit)
+app.command("compare")(comparing.compare)
+app.command("eval")(training.evaluate)
+app.command("interpolate")(training.interpolate)
+app.command("export")(shipping.export)
+app.command("push")(shipping.push)
+app.command("serve")(serving.serve)
+app.command("chat")(serving.chat)
+app.command("generate")(serving.generate)
+app.command("index")(documents.index)
+app.command("search")(documents.search)
+app.command("report")(comparing.report)
+app.command("demo")(comparing.demo)
+
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line; errors of ours are one line on stderr."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost tenfold on a busy machine
+    logs()
+    try:
+        app()
+    except TunewiseError as error:
+        kind = "wrong request" if isinstance(error, RequestError) else "failed"
+        typer.echo(f"{kind}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except SystemExit as end:
+        if end.code != _INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+            raise
+        more = [] if "fit" not in sys.argv[1:2] or "--resume" in sys.argv else ["--resume"]
+        typer.echo(f"interrupted; to continue: {shlex.join(['tunewise', *sys.argv[1:], *more])}", err=True)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Advice and the atlas for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tunewise.advice.atlas.schema import Record
+from tunewise.results.report.tables import count, size
+
+
+def page(advice: Mapping[str, Any]) -> RenderableType:
+    """The advice: what is advised, the ranking with a reason for each, and what would change it."""
+    parts: list[RenderableType] = [Text(f"{advice['task']} on {advice['model']}", style="bold")]
+    parts += [Text(sentence["text"]) for sentence in advice["summary"]]
+    parts += [Text(), _ranking(advice), Text("\nWhat would change the answer", style="bold")]
+    parts += [Text(f"  {change['sentence']['text']}") for change in advice["changes"]]
+    atlas = advice["atlas"]
+    parts.append(
+        Text(
+            f"\nDrawn from {atlas['records']} recorded comparisons and {atlas['tables']} published tables; "
+            "--json links every figure to its source.",
+            style="dim",
+        )
+    )
+    return Group(*parts)
+
+
+def _ranking(advice: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "technique", "gain", "95 %", "request", "artifact", "why"):
+        table.add_column(name, justify="left" if name in ("technique", "why") else "right")
+    for row in advice["rows"]:
+        out, gain = row["verdict"] == "out", row["gain"]
+        texts = [sentence["text"] for sentence in row["why"]]
+        cells = [
+            "" if out else str(row["rank"]),
+            row["technique"],
+            "out" if out else f"{gain['mean']:.2f}",
+            "" if out else f"{gain['low']:.2f} to {gain['high']:.2f}",
+            "" if out else f"{row['prompt_tokens']:.0f}",
+            "" if out else size(row["artifact_bytes"]),
+            " ".join(texts if out else texts[1:3]),
+        ]
+        style = "green" if row["verdict"] == "advised" else "dim" if out else ""
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    return table
+
+
+def atlas_table(records: Iterable[Record], own: Path) -> RenderableType:
+    """The records, one a line."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("record", "parameters", "kind", "train", "seeds", "base", "best", "technique"):
+        table.add_column(name, justify="left" if name in ("record", "kind", "technique") else "right")
+    for record in records:
+        best, score = record.best
+        cells = (
+            record.name,
+            count(record.model.parameters),
+            record.task.kind,
+            f"{record.task.train:,}",
+            str(record.budget.seeds),
+            f"{record.base:.3f}",
+            f"{score:.3f}",
+            best,
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    return Group(table, Text(f"your own records: {own}", style="dim"))
+
+
+def record_page(record: Record) -> RenderableType:
+    """One record in full."""
+    facts, made = record.task, record.provenance
+    parts: list[RenderableType] = [
+        Text(record.name, style="bold"),
+        Text(
+            f"{facts.name} ({facts.kind}, {facts.metric}) on {record.model.name}, "
+            f"{count(record.model.parameters)} parameters"
+        ),
+        Text(
+            f"{record.budget.steps} steps of {record.budget.rows}, seeds {record.budget.seeds}, search "
+            f"{record.budget.search}; tunewise {made.tunewise}, torch {made.torch}, {made.device}, {made.created}"
+        ),
+        Text(made.command, style="dim"),
+        Text(", ".join(f"{name} {value:.4g}" for name, value in record.features if value is not None)),
+    ]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("technique", "score", "95 %", "gain", "nll", "forgot", "seconds", "artifact", "learning rate"):
+        table.add_column(name, justify="left" if name == "technique" else "right")
+    for row in record.rows:
+        if row.score is None or row.cost is None or row.nll is None:
+            table.add_row(row.technique, Text(f"{row.status}: {row.reason}"))
+            continue
+        table.add_row(
+            row.technique,
+            f"{row.score.mean:.3f}",
+            f"{row.score.low:.3f} to {row.score.high:.3f}",
+            f"{record.gain(row.technique):.2f}",
+            f"{row.nll:.3f}",
+            f"{row.forgetting.nll_rise:+.3f}" if row.forgetting is not None else "",
+            f"{row.cost.seconds:.0f}",
+            size(row.cost.artifact_bytes),
+            f"{row.learning_rate:.3g}" if row.learning_rate is not None else "",
+        )
+    return Group(*parts, table)

@@ -1,1 +1,0 @@
-"""The commands, a file for each kind of job; `tunewise.cli` names them."""

@@ -1,0 +1,1 @@
+"""Many techniques under one budget: trials, search, rows and worker processes."""

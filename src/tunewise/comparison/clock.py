@@ -1,0 +1,70 @@
+"""A budget in minutes: how many steps each technique's share of the time that is left is good for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from tunewise.comparison.context import Cache
+from tunewise.contract.technique import Technique
+from tunewise.core import artifact_writer
+from tunewise.core.seeds import generator
+from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.scoring import study
+
+_PROBE = 4  # steps that are timed; the first one warms up and is not counted
+_USED = 0.9  # share of the time that is planned; the rest is for what takes longer than it did at first
+
+
+@dataclass
+class Clock:
+    """Time that a comparison may take, from `started` (seconds since the epoch) on.
+
+    `scoring` is the longest that a trial took beside its training so far. Steps once decided are kept in `path`, so
+    that a comparison that is continued trains what it began.
+    """
+
+    minutes: float
+    started: float
+    path: Path
+    scoring: float = 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.minutes * 60 - (time.time() - self.started)
+
+    def steps(self, technique: Technique, cache: Cache, settings: TrainSettings, rows: int, trials: int) -> int:
+        """Optimiser steps of each of a technique's `trials`, where `rows` techniques share what is left."""
+        known = artifact_writer.read_json(self.path) if self.path.is_file() else {}
+        asked = f"{technique.name}, {trials} trials, {self.minutes:g} minutes"
+        if asked not in known:
+            pace, learning = self._pace(technique, cache, settings)
+            share = _USED * self.left / rows - trials * (self.scoring + learning)
+            known[asked] = max(int(share / trials / pace), 1)
+            artifact_writer.write_json(self.path, known)
+        return int(known[asked])
+
+    def _pace(self, technique: Technique, cache: Cache, settings: TrainSettings) -> tuple[float, float]:
+        """Seconds of a step, and seconds that the technique takes before its first one."""
+        ends: list[float] = []
+        cache.measure_bare(settings)
+        begun = time.perf_counter()
+        try:
+            attachment = technique.attach(cache.base, generator(0, "attach"))
+            attachment.learn(study(attachment, cache.task, cache.validation, 0))
+            learning = time.perf_counter() - begun
+            train(
+                attachment,
+                cache.train_sequences(attachment),
+                replace(settings, max_steps=_PROBE * attachment.phases),
+                on_step=lambda step, value: ends.append(time.perf_counter()),
+                reuse_trunk=False,
+                memory=cache.memory,
+            )
+        finally:
+            cache.base.release()
+        return median(after - before for before, after in pairwise(ends)), learning

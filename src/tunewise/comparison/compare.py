@@ -1,0 +1,241 @@
+"""Runs techniques side by side on one task under one budget, and says which is best and what cannot be told apart.
+
+Every technique gets the same data order, the same number of steps or tokens, and the same allowance for a search of
+its learning rate and settings on validation; the test split is scored once a seed. What fails stays in the table with
+its reason. Finished trials are read from disk, so a comparison that was interrupted, or asked for one technique more,
+runs only what is missing.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+import psutil
+import torch
+import transformers
+
+from tunewise import __version__
+from tunewise.comparison.clock import Clock
+from tunewise.comparison.context import Cache, OnTrial
+from tunewise.comparison.row import Budget, Progress, Runs, skipped
+from tunewise.comparison.trial import ANSWERS
+from tunewise.contract.technique import Technique
+from tunewise.core import artifact_writer
+from tunewise.core.errors import SettingError
+from tunewise.data.task import Task
+from tunewise.engine.forward import why_not_packed
+from tunewise.engine.model import Base
+from tunewise.fitting import trackers
+from tunewise.fitting.forgetting import Retention
+from tunewise.fitting.loop import TrainSettings
+from tunewise.results.needs import Need
+from tunewise.results.report.page import page
+from tunewise.results.report.tables import markdown
+from tunewise.results.statistics import against, interval, luck, ranks
+from tunewise.results.verdict import verdict
+
+if TYPE_CHECKING:
+    from tunewise.advice.course import Course
+
+SCHEMA = 1
+
+
+def compare(
+    base: Base,
+    task: Task,
+    techniques: Sequence[Technique],
+    out: str | Path,
+    *,
+    budget: Budget | None = None,
+    settings: TrainSettings | None = None,
+    retention: Sequence[str] | None = None,
+    probe: Task | None = None,
+    remembered: Sequence[str] | None = None,
+    needs: Sequence[str] = (),
+    held: Collection[str] = (),
+    price: float | None = None,
+    report_to: Sequence[str] = (),
+    started: float | None = None,
+    command: Sequence[str] | None = None,
+    progress: Progress = lambda row, what, done, total: None,
+    on_row: Callable[[dict[str, Any]], None] = lambda result: None,
+    on_trial: OnTrial = lambda folder, identity: None,
+    life: str | None = None,
+    locked: bool = False,
+    course: Course | None = None,
+) -> dict[str, Any]:
+    """Run the comparison and return the content of `compare.json`; it is written to `out` with `report.md` and `.html`.
+
+    Args:
+        base: the model, bare.
+        task: the data.
+        techniques: recipes; those without a learning rate get the default for this base.
+        out: folder; trials finished there before are not run again.
+        budget: what each technique may spend.
+        settings: batch size, schedule and the like; its `max_steps` is replaced by the budget's.
+        retention: texts that the base should still predict well; default: text sampled from the base.
+        probe: a task that the base can do; its score is taken again on up to 200 test examples after each trial.
+        remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: what the base writes.
+        needs: what is required of the recommended row, as `memory<8GB`, `mergeable`, `retain`.
+        held: settings as "lora.r" that were chosen, which a search leaves alone.
+        price: US dollars that an hour of this machine costs; gives the price of a thousand requests.
+        report_to: services that follow training: tensorboard, wandb, mlflow, trackio.
+        started: when the minutes began, in seconds since the epoch; default: now.
+        command: the words that ask for this comparison, for whoever wants to repeat it.
+        progress: called as progress(technique, what, done, total); a total of 0 is not known.
+        on_row: called with the result so far after each row.
+        on_trial: called with a trial's folder and recipe when it begins, and with None twice when it is over.
+        life: names this attempt; a trial that failed in it is not tried again in it (default: a new one).
+        locked: the caller holds the folder's lock.
+        course: advice to follow: what to run in which order, and when to stop; default: all, in their order.
+
+    Raises:
+        SettingError: two rows of the same name, or none; a need that is not one.
+        RequestError: another process works in `out`.
+    """
+    budget = budget or Budget()
+    names = [technique.name for technique in techniques]
+    if not names or len(set(names)) < len(names):
+        raise SettingError(f"the techniques to compare must be different and at least one; given: {', '.join(names)}")
+    begun = time.perf_counter()
+    wanted = [Need.read(need) for need in needs]
+    trackers.check(report_to)
+    folder = artifact_writer.output_folder(out)
+    settings = replace(settings or TrainSettings(), max_steps=budget.steps)
+    tests = budget.test_examples or (200 if task.kind == "generation" else 500)
+    with nullcontext() if locked else artifact_writer.lock(folder):
+        progress("base", "measuring what the base knows", 0, 1)
+        knew = Retention.measure(base, retention)
+        cache = Cache(
+            base,
+            task,
+            validation=budget.validation_examples,
+            test=tests,
+            retention=knew,
+            probe=probe,
+            remembered=remembered,
+            life=life or uuid4().hex,
+            report_to=report_to,
+            on_trial=on_trial,
+        )
+        result = _head(cache, budget, settings) | {"command": list(command) if command else None}
+        clock = Clock(budget.minutes, started or time.time(), folder / "paces.json") if budget.minutes else None
+        runs, answers = Runs(cache, budget, settings, folder / "trials", held, progress, clock), dict[str, list[str]]()
+        tables: dict[str, np.ndarray] = {}
+        order = sorted(techniques, key=lambda technique: technique.trains) if clock else techniques
+        turns = course.turns(order, result["rows"]) if course is not None else _all_of(order)
+        for technique, left, reason in turns:
+            row, records = (
+                runs.row(technique.resolved(base), left) if reason is None else (skipped(technique, reason), [])
+            )
+            if price is not None and "cost" in row:
+                row["cost"]["usd_per_1000_requests"] = row["cost"]["seconds_per_example"] / 3.6 * price
+            result["rows"].append(row)
+            result["rows"].sort(key=lambda row: names.index(row["technique"]))
+            if records:
+                tables[row["technique"]] = np.array([record["per_example"] for record in records])
+                answers[row["technique"]] = records[0]["answers"]
+            _conclude(result, tables, wanted)
+            if course is not None:
+                result["advice"] = course.to_json()
+            result["answers"] = _answers(cache, tables, answers)
+            result["seconds"] = time.perf_counter() - begun
+            artifact_writer.write_json(folder / "compare.json", result)
+            on_row(result)
+        artifact_writer.write_text(folder / "report.md", markdown(result))
+        artifact_writer.write_text(folder / "report.html", page(result))
+    return result
+
+
+def _all_of(order: Sequence[Technique]) -> Iterator[tuple[Technique, int, str | None]]:
+    """Every technique, with how many are left with it."""
+    for place, technique in enumerate(order):
+        yield technique, len(order) - place, None
+
+
+def _conclude(result: dict[str, Any], tables: dict[str, np.ndarray], needs: Sequence[Need]) -> None:
+    """Each row's interval and its place among the others so far, and the verdict over them."""
+    usual, places = luck(tables), ranks(tables)
+    for row in result["rows"]:
+        if row["technique"] in tables:
+            row["score"]["low"], row["score"]["high"] = interval(tables[row["technique"]], usual)
+            row["rank"] = list(places[row["technique"]])
+    result["verdict"] = found = verdict(result["rows"], tables, needs)
+    values = against(found["best"], tables) if tables else {}
+    for row in result["rows"]:
+        row["p_value"] = values.get(row["technique"])
+
+
+def _answers(cache: Cache, tables: dict[str, np.ndarray], answers: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """The first test examples, with what each technique's first seed answered."""
+    return [
+        {
+            "prompt": example.prompt,
+            "answer": example.answer,
+            "rows": {name: {"text": own[i], "score": float(tables[name][0, i])} for name, own in answers.items()},
+        }
+        for i, example in enumerate(cache.test[:ANSWERS])
+    ]
+
+
+def _head(cache: Cache, budget: Budget, settings: TrainSettings) -> dict[str, Any]:
+    base, task, held = cache.base, cache.task, cache.retention
+    assert held is not None
+    return {
+        "schema": SCHEMA,
+        "tunewise": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": base.describe(),
+        "task": {
+            "name": task.name,
+            "source": task.source,
+            "kind": task.kind,
+            "format": task.format,
+            "metric": task.metric,
+            "labels": list(task.labels),
+            "train": len(task.train),
+            "validation": len(cache.validation),
+            "test": len(cache.test),
+            "available": {"validation": len(task.validation), "test": len(task.test)},
+            "window": base.window,
+            "fingerprint": task.fingerprint,
+            "notes": list(task.notes),
+        },
+        "retention": {
+            "source": held.source,
+            "sequences": len(held.sequences),
+            "kl_positions": held.kl_tokens,
+            "base_nll": held.nll,
+            "probe": cache.probe.name if cache.probe is not None else None,
+        },
+        "budget": asdict(budget),
+        "settings": {name: value for name, value in asdict(settings).items() if name != "max_steps"},
+        "machine": machine(base),
+        "rows": [],
+        "verdict": None,
+    }
+
+
+def machine(base: Base) -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "platform": platform.platform(terse=True),
+        "processor": platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "device": torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else base.device.type,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "packing": why_not_packed(base) or "padding-free",
+    }

@@ -1,0 +1,106 @@
+"""What the trials of one comparison share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunewise.contract.technique import Attachment
+from tunewise.core.seeds import generator
+from tunewise.data.task import Example, Task
+from tunewise.engine.encoding import Sequence as Tokens
+from tunewise.engine.model import Base
+from tunewise.fitting.forgetting import OnTask, Retention
+from tunewise.fitting.loop import TrainSettings
+from tunewise.fitting.rehearsal import Memory
+from tunewise.fitting.scoring import encoder_for
+
+_PROBED = 200  # examples of a probe that are scored
+
+OnTrial = Callable[[str | None, dict[str, Any] | None], None]
+
+
+class Cache:
+    """What the trials of one comparison share: the base, the task, its samples, and sequences tokenised once.
+
+    `probe` is a task that the base could do before; what is left of it is measured after each trial. `remembered` is
+    text for the remedies for forgetting. `life` names this run of the comparison: what failed in it is not tried again
+    before the next. `report_to` are services that follow training. `on_trial` is told the folder and the recipe of
+    the trial that runs, and None when it is over.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        task: Task,
+        *,
+        validation: int,
+        test: int,
+        retention: Retention | None,
+        probe: Task | None = None,
+        remembered: Sequence[str] | None = None,
+        life: str = "",
+        report_to: Sequence[str] = (),
+        on_trial: OnTrial = lambda folder, identity: None,
+    ) -> None:
+        self.base, self.task, self.retention, self.probe = base, task, retention, probe
+        self.remembered, self.life, self._on_trial = remembered, life, on_trial
+        self.report_to = tuple(report_to)
+        self.probed = sample(probe.test, _PROBED) if probe is not None else ()
+        self.validation = sample(task.validation, validation)
+        self.test = sample(task.test, test)
+        self._plain: dict[tuple[int, int], list[Tokens]] = {}
+        self.memory: Memory | None = None
+        self.on_task: OnTask | None = None
+        self.norm = 0.0
+
+    def measure_bare(self, settings: TrainSettings) -> None:
+        """What must be known of the base before anything is attached to it; taken once."""
+        if settings.remembers and self.memory is None:
+            self.memory = Memory.of(self.base, self.remembered)
+        if self.retention is not None and self.on_task is None:
+            self.on_task = OnTask.measure(self.base, self.task, self.validation)
+        if not self.norm:
+            self.norm = math.sqrt(sum(float(p.detach().float().square().sum()) for p in self.base.model.parameters()))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the base's probabilities that are kept to compare with."""
+        kept = [*(self.retention.log_p if self.retention else ()), *(self.on_task.log_p if self.on_task else ())]
+        return sum(tensor.nbytes for tensor in kept)
+
+    def stands(self, record: Mapping[str, Any]) -> bool:
+        """Whether a failure is not tried again: it would be the same, or it happened in this comparison's life."""
+        return record.get("status") == "failed" and record.get("life") in (None, self.life)
+
+    @contextmanager
+    def running(self, folder: Path, identity: dict[str, Any]) -> Iterator[None]:
+        """Says which trial runs, for whoever watches over this process."""
+        self._on_trial(str(folder), identity)
+        try:
+            yield
+        finally:
+            self._on_trial(None, None)
+
+    def train_sequences(self, attachment: Attachment) -> list[Tokens]:
+        """The training split for this attachment; shared by all that do not touch the text."""
+        rendered = [attachment.render(example) for example in self.task.train]
+        room = attachment.virtual_tokens, attachment.virtual_suffix
+        if any(new is not old for new, old in zip(rendered, self.task.train, strict=True)):
+            return encoder_for(attachment, self.task).encode(rendered)
+        if room not in self._plain:
+            self._plain[room] = encoder_for(attachment, self.task).encode(rendered)
+        return self._plain[room]
+
+
+def sample(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:
+    """The same `count` examples for everyone, in their order."""
+    if len(examples) <= count:
+        return examples
+    chosen = torch.randperm(len(examples), generator=generator(0, "sample"))[:count].sort().values
+    return tuple(examples[index] for index in chosen.tolist())

@@ -1,0 +1,345 @@
+"""One technique, one setting, one seed: fitted, measured and written down.
+
+A trial has two halves. `fit` trains, saves the adaptation and takes the validation loss; `finish` scores the test
+split, once, and what was forgotten. A search fits many trials and finishes its winners alone; either half is skipped
+when its result is already on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunewise.adaptation import artifact
+from tunewise.comparison.context import Cache
+from tunewise.contract.technique import Attachment, Report, Technique
+from tunewise.core import artifact_writer
+from tunewise.core.errors import DivergedError, TunewiseError
+from tunewise.core.seeds import generator
+from tunewise.engine.forward import why_not_packed
+from tunewise.engine.memory import peak_memory, tidy
+from tunewise.fitting.loop import Trained, TrainSettings, steps_for_tokens, train
+from tunewise.fitting.scoring import describe, loss, score, study
+from tunewise.fitting.trackers import Trackers
+
+ANSWERS = 10  # test examples whose answers are kept to be shown
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is to be run; `key` names it by everything that its result depends on."""
+
+    technique: Technique
+    seed: int
+    settings: TrainSettings
+    tokens: int | None = None  # training tokens; overrides settings.max_steps
+
+    def key(self, cache: Cache) -> str:
+        """Folder name: technique, seed, and a hash of base, task, samples, recipe and training settings."""
+        facts = {
+            "base": cache.base.fingerprint,
+            "window": cache.base.window,
+            "task": cache.task.fingerprint,
+            "metric": cache.task.metric,
+            "samples": [len(cache.validation), len(cache.test)],
+            "technique": self.technique.to_json(),
+            "settings": asdict(self.settings) if self.technique.trains else None,
+            "tokens": self.tokens,
+            "retention": cache.retention.fingerprint if cache.retention is not None else None,
+            "seed": self.seed,
+        }
+        if stamp := self.technique.stamp(cache.task):
+            facts["files"] = stamp
+        if self.settings.remembers:
+            facts["remembered"] = cache.remembered
+        if cache.probe is not None:
+            facts["probe"] = cache.probe.fingerprint
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return f"{self.technique.name}-seed{self.seed}-{digest[:12]}"
+
+
+def run(
+    trial: Trial,
+    cache: Cache,
+    trials: Path,
+    *,
+    finish: bool,
+    until: float | None = None,
+    report: Report = _silent,
+) -> dict[str, Any]:
+    """The record of a trial, from disk where it is there already. A failure is a record too, with its reason.
+
+    With `until`, training stops after that share of the steps: the record holds the `stage` there, and a later call
+    goes on.
+    """
+    folder = trials / trial.key(cache)
+    path = folder / "trial.json"
+    record: dict[str, Any] = artifact_writer.read_json(path, limit_bytes=1 << 28) if path.is_file() else {}
+    wanted = "score" if finish else "validation_loss"
+    if (record.get("status") == "ok" and wanted in record) or cache.stands(record):
+        return record
+    stages = _stages(folder)
+    if until is not None and str(until) in stages:
+        return {**_identity(trial), "status": "ok", "reason": None, "stage": stages[str(until)]}
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    try:
+        with cache.running(folder, {**_identity(trial), "trains": trial.technique.trains}):
+            before = record if record.get("status") == "ok" else {}
+            record = _run(trial, cache, folder, before, finish, until, report)
+    except Exception as error:  # whatever it is, it costs this trial alone
+        if isinstance(error, OSError) and not isinstance(error, TunewiseError):
+            raise  # a full or vanished disk fails the comparison, not the technique
+        record = failure(trial, _reason(error), cache.life, final=isinstance(error, DivergedError))
+    record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - begun
+    if "stage" not in record:
+        artifact_writer.write_json(path, record)
+    return record
+
+
+def failure(trial: Trial, reason: str, life: str, *, final: bool = False) -> dict[str, Any]:
+    """The record of a trial that failed; a `final` one fails in every life, another only stands for this one."""
+    return {**_identity(trial), "status": "failed", "reason": reason, "life": None if final else life}
+
+
+def _stages(folder: Path) -> dict[str, Any]:
+    path = folder / "stages.json"
+    return artifact_writer.read_json(path) if path.is_file() else {}
+
+
+def _reason(error: BaseException) -> str:
+    """One line; what is not our own error keeps its type's name."""
+    text = " ".join(str(error).split())
+    if out_of_memory(error):
+        return f"out of memory, even one example at a time with recomputed activations ({text[:200]})"
+    return text if isinstance(error, TunewiseError) else f"{type(error).__name__}: {text[:300]}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or in this process."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _identity(trial: Trial) -> dict[str, Any]:
+    return {
+        **trial.technique.to_json(),
+        "family": trial.technique.family,
+        "seed": trial.seed,
+        "learning_rate": getattr(trial.technique, "learning_rate", None),
+    }
+
+
+def gentler(settings: TrainSettings) -> Iterator[tuple[TrainSettings, str | None]]:
+    """These settings, then ones that take less memory for the same steps, each with what to say of it.
+
+    First ever smaller micro-batches, accumulated to the same step; then activations computed again.
+    """
+    yield settings, None
+    rows, passes = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    while rows > 1 and rows % 2 == 0:
+        rows, passes = rows // 2, passes * 2
+        settings = replace(settings, per_device_train_batch_size=rows, gradient_accumulation_steps=passes)
+        yield settings, f"out of memory: {rows} examples a pass, {passes} passes a step"
+    if not settings.gradient_checkpointing:
+        said = f"out of memory: {rows} examples a pass, {passes} passes a step, activations computed again"
+        yield replace(settings, gradient_checkpointing=True), said
+
+
+def _run(
+    trial: Trial,
+    cache: Cache,
+    folder: Path,
+    before: Mapping[str, Any],
+    finish: bool,
+    until: float | None,
+    report: Report,
+) -> dict[str, Any]:
+    target = folder / "adaptation"
+    try:
+        cache.measure_bare(trial.settings)
+        if before and target.is_dir():
+            attachment = artifact.load(target, base=cache.base).attachment
+            record = dict(before)
+        else:
+            attachment, record = _fitted(trial, cache, folder, until, report)
+        if finish:
+            record |= _finish(cache, attachment, record, report)
+        return record
+    finally:
+        cache.base.release()
+
+
+def _fitted(
+    trial: Trial, cache: Cache, folder: Path, until: float | None, report: Report
+) -> tuple[Attachment, dict[str, Any]]:
+    """Trained, with as little memory as it takes; where memory ran out before, there it begins."""
+    note = folder / "memory.json"
+    start = artifact_writer.read_json(note)["rung"] if note.is_file() else 0
+    rungs = list(gentler(trial.settings))
+    for rung, (settings, said) in enumerate(rungs[start:], start):
+        tidy()
+        attachment = trial.technique.attach(cache.base, generator(trial.seed, "attach"))
+        try:
+            record = _fit(trial, settings, cache, attachment, folder, until, report)
+            return attachment, record | ({"memory": said} if said else {})
+        except Exception as error:
+            if not out_of_memory(error) or not trial.technique.trains or rung + 1 == len(rungs):
+                raise
+        cache.base.release()
+        del attachment
+        artifact_writer.prune(folder, keep=0)  # other settings go another way from the start
+        artifact_writer.write_json(note, {"rung": rung + 1})
+        report(str(rungs[rung + 1][1]), 0, 0)
+    raise MemoryError("the system killed its process")
+
+
+def _fit(
+    trial: Trial,
+    settings: TrainSettings,
+    cache: Cache,
+    attachment: Attachment,
+    folder: Path,
+    until: float | None,
+    report: Report,
+) -> dict[str, Any]:
+    base, task = cache.base, cache.task
+    record: dict[str, Any] = {**_identity(trial), "status": "ok", "reason": None, "label": attachment.label}
+    done = Trained(0, 0, 0, 0.0, None)
+    cut = 0
+    with peak_memory(base.device, cache.held_bytes) as memory:
+        started = time.perf_counter()
+        attachment.learn(study(attachment, task, cache.validation, trial.seed, report))
+        seconds = time.perf_counter() - started
+        if trial.technique.trains:
+            sequences = cache.train_sequences(attachment)
+            cut = sum(sequence.cut for sequence in sequences)
+            steps = settings.max_steps
+            if trial.tokens is not None:
+                steps = steps_for_tokens(sequences, settings, trial.seed, trial.tokens)
+            trackers = Trackers(cache.report_to, folder.parent.parent / "logs", folder.name, _identity(trial))
+
+            def on_step(step: int, value: float) -> None:
+                report(f"loss {value:.3f}", step, steps)
+                trackers.log({"loss": value}, step)
+
+            try:
+                done = train(
+                    attachment,
+                    sequences,
+                    replace(settings, max_steps=steps),
+                    seed=trial.seed,
+                    folder=folder,
+                    resume=True,
+                    until=max(int(steps * until), 1) if until is not None else None,
+                    on_step=on_step,
+                    memory=cache.memory,
+                )
+            finally:
+                trackers.finish()
+            seconds += done.seconds
+        validation = loss(attachment, task, cache.validation)
+        if until is not None and trial.technique.trains and done.steps < steps:
+            return record | {"stage": _stage(cache, attachment, folder, until, done, validation)}
+        record["validation_loss"] = validation
+        record["findings"] = attachment.findings(lambda: loss(attachment, task, cache.validation))
+    training = {
+        "steps": done.steps,
+        "tokens": done.tokens,
+        "labelled_tokens": done.labelled_tokens,
+        "final_loss": done.final_loss,
+        "cut": cut,
+    }
+    artifact.save(attachment, task, folder / "adaptation", {"trial": _identity(trial), "training": training})
+    artifact_writer.prune(folder, keep=0)
+    weights = sum(file.stat().st_size for file in (folder / "adaptation").iterdir() if file.name in _OWN_FILES)
+    record["training"] = training
+    record["curve"] = _curve(folder / "metrics.jsonl")
+    record["packed"] = why_not_packed(base) or True
+    record["cost"] = {
+        "train_seconds": seconds,
+        "tokens_per_second": done.tokens / done.seconds if done.seconds else 0.0,
+        "peak_memory_bytes": memory[0],
+        "optimised_parameters": sum(p.numel() for p in attachment.params().values()),
+        "stored_parameters": sum(t.numel() for t in attachment.state().values()),
+        "artifact_bytes": weights,
+        "merges": trial.technique.mergeable,
+        "swappable": attachment.swappable,
+    }
+    return record
+
+
+_OWN_FILES = ("adaptation.json", "weights.safetensors", "rows.jsonl")
+_POINTS = 100  # of a learning curve
+
+
+def _stage(
+    cache: Cache, attachment: Attachment, folder: Path, share: float, done: Trained, validation: float
+) -> dict[str, float | int]:
+    """What is known of a trial that is not over, written beside its checkpoint."""
+    stage = {"steps": done.steps, "tokens": done.tokens, "seconds": done.seconds, "validation_loss": validation}
+    if cache.retention is not None:
+        stage["nll_rise"] = cache.retention.compare(attachment)["nll_rise"]
+    artifact_writer.write_json(folder / "stages.json", {**_stages(folder), str(share): stage})
+    return stage
+
+
+def _curve(path: Path) -> list[list[float]]:
+    """[step, training loss] of at most a hundred steps, the last among them."""
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    points = [[line["step"], line["loss"]] for line in lines if "loss" in line]
+    every = -(-len(points) // _POINTS) or 1
+    return points[::-every][::-1]
+
+
+def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report: Report) -> dict[str, Any]:
+    with peak_memory(cache.base.device, cache.held_bytes) as memory:
+        found = score(attachment, cache.task, cache.test, progress=lambda done, total: report("scoring", done, total))
+    forgetting: dict[str, Any] | None = cache.retention.compare(attachment) if cache.retention is not None else None
+    if forgetting is not None:
+        forgetting |= moved(attachment, cache)
+    if forgetting is not None and cache.probe is not None:
+        found_again = score(
+            attachment,
+            cache.probe,
+            cache.probed,
+            progress=lambda done, total: report("probing", done, total),
+            as_given=True,
+        )
+        forgetting["probe"] = found_again.mean
+    cost = {
+        **record["cost"],
+        "scoring_peak_memory_bytes": memory[0],
+        "seconds_per_example": found.seconds_per_example,
+        "prompt_tokens": found.prompt_tokens,
+    }
+    return {
+        "score": describe(found),
+        "nll": found.nll,
+        "per_example": found.per_example,
+        "answers": found.predictions[:ANSWERS],
+        "forgetting": forgetting,
+        "cost": cost,
+    }
+
+
+def moved(attachment: Attachment, cache: Cache) -> dict[str, float]:
+    """How far the weights moved, ||W - W_0|| / ||W_0||, and the answers' distribution on the task, where they did."""
+    found = {}
+    kl = cache.on_task.divergence(attachment, cache.task) if cache.on_task is not None else None
+    if kl is not None:
+        found["kl_task"] = kl
+    far = attachment.moved()
+    if far is not None:
+        found["weight_change"] = far / cache.norm
+    return found

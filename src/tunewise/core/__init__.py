@@ -1,0 +1,1 @@
+"""Errors, seeds, units, text for people, and files on disk: what knows nothing of models."""

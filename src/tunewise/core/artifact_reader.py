@@ -1,0 +1,249 @@
+"""Reads files that may be hostile: nothing is trusted before it is checked.
+
+Only plain files that a manifest lists, with the bytes and SHA-256 that it says; no links, no formats that can hold
+code, JSON and safetensors headers within limits. `store` writes what this reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+
+from tunewise.core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
+
+MANIFEST = "manifest.json"
+_HUB = ("README.md", ".gitattributes")  # what the Hub keeps beside an adaptation; never read
+JSON_BYTES, JSON_DEPTH = 1 << 20, 32
+HEADER_BYTES, TENSOR_COUNT = 10_000_000, 100_000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
+_CODE_SUFFIXES = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".pickle",
+    ".ckpt",
+    ".joblib",
+    ".dill",
+    ".npy",
+    ".npz",
+    ".py",
+)
+_CODE_STARTS = (*(bytes((0x80, protocol)) for protocol in range(2, 6)), b"PK\x03\x04")  # pickle, torch.save's zip
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive: linear on any text
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The checked contents of a folder; a file that changes after the check is refused, not read."""
+
+    folder: Path
+    names: tuple[str, ...]
+    _stamps: Mapping[str, tuple[int, int, int]] = field(repr=False, compare=False)
+
+    def text(self, name: str) -> str:
+        """The text of a file; raises `ArtifactError` if it is absent, changed or not UTF-8."""
+        with self._open(name) as file:
+            return _decode(file.read(), self.folder / name)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file; raises `ArtifactError` as `read_json` does."""
+        with self._open(name) as file:
+            return _parse(file, self.folder / name, JSON_BYTES)
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of a file, on the CPU; raises `ArtifactError` if they cannot be read."""
+        with self._open(name) as file:
+            return _load(file, self.folder / name)
+
+    def _open(self, name: str) -> BufferedReader:
+        if name not in self._stamps:
+            raise refusal(self.folder, f"has no file {name[:80]!r}")
+        file = _open(self.folder / name)
+        if _stamp(file) != self._stamps[name]:
+            file.close()
+            raise refusal(self.folder / name, "changed after it was checked")
+        return file
+
+
+def read_json(path: Path, *, limit_bytes: int = JSON_BYTES) -> dict[str, Any]:
+    """Read one JSON object from an untrusted file.
+
+    Raises:
+        ArtifactError: it is unreadable, a link or no plain file, above the limit, deeper than 32, not an
+            object, or has a duplicate key or a number that is not finite.
+    """
+    with _open(path) as file:
+        return _parse(file, path, limit_bytes)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read an untrusted safetensors file that no manifest covers (another tool's adapter).
+
+    Raises:
+        ArtifactError: it is unreadable, a link or no plain file, or not a safetensors file within the limits.
+    """
+    with _open(path) as file:
+        return _load(file, path)
+
+
+def refusal(path: Path, problem: str) -> ArtifactError:
+    """The error for a file that must not be used."""
+    return ArtifactError(f"{path} {problem}; use a good copy of it or make it again")
+
+
+def verified(folder: Path) -> Stored:
+    """The folder's contents, checked against its manifest; raises `ArtifactError`."""
+    stamps = {}
+    try:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            raise refusal(folder, "is not a folder")
+        present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
+    except OSError as error:
+        raise refusal(folder, f"cannot be read ({error.strerror})") from error
+    listed = _read_manifest(folder / MANIFEST)
+    present -= {*_HUB} - listed.keys()
+    for name in sorted({*present, *listed}):
+        if problem := name_problem(name):
+            raise refusal(folder, f"has {name[:80]!r}, which {problem}")
+        if name not in listed or name not in present:
+            raise refusal(folder, f"{'holds' if name in present else 'lacks'} {name!r}, unlike its manifest")
+        with _open(folder / name) as file:
+            _check_file(file, folder / name, listed[name])
+            stamps[name] = _stamp(file)
+    return Stored(folder, tuple(stamps), stamps)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    with _open(path) as file:
+        listed = _parse(file, path, JSON_BYTES).get("files")
+        file.seek(0)
+        # Byte for byte what `commit` writes, so that no change to it goes unseen.
+        if not isinstance(listed, dict) or file.read() != manifest_bytes(listed):
+            raise refusal(path, "was altered")
+    return listed
+
+
+def _check_file(file: BufferedReader, path: Path, listed: object) -> None:
+    # Cheap checks first: a bomb must not be hashed, nor a header parsed before its length is known.
+    size = os.fstat(file.fileno()).st_size
+    if not isinstance(listed, dict) or listed.get("bytes") != size:
+        raise refusal(path, f"has {size} bytes, not what its manifest says")
+    if path.suffix == ".safetensors":
+        with _parsed(file, path, "numpy"):
+            pass
+    elif file.read(4).startswith(_CODE_STARTS):
+        raise refusal(path, "is a pickle or an archive under another name")
+    file.seek(0)
+    if listed != {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}:
+        raise refusal(path, "was altered: its SHA-256 is not the one in its manifest")
+
+
+def name_problem(name: str) -> str | None:
+    """Why a file of this name is not stored or read, or None."""
+    if name.lower().endswith(_CODE_SUFFIXES):
+        return "is of a format that can hold code"
+    return None if _NAME.fullmatch(name) and name != MANIFEST else "is not a plain file name"
+
+
+def _open(path: Path) -> BufferedReader:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO must not block
+    except OSError as error:
+        raise refusal(path, f"cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise refusal(path, "is not a plain file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _stamp(file: BufferedReader) -> tuple[int, int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_ctime_ns
+
+
+def _decode(raw: bytes, path: Path) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise refusal(path, f"is not UTF-8 at byte {error.start}") from error
+
+
+def _parse(file: BufferedReader, path: Path, limit: int) -> dict[str, Any]:
+    raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise refusal(path, f"has more than {limit} bytes")
+    text, depth = _decode(raw, path), 0
+    for mark in re.finditer(r"[\[\]{}]", _STRING.sub("", text)):
+        depth += 1 if mark[0] in "[{" else -1
+        if depth > JSON_DEPTH:  # found before the parser recurses
+            raise refusal(path, f"is nested deeper than {JSON_DEPTH}")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+    except ValueError as error:
+        raise refusal(path, f"is not JSON ({_quoted(error)})") from error
+    if not isinstance(value, dict):
+        raise refusal(path, "is not a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _finite(literal: str) -> float:
+    if not math.isfinite(number := float(literal)):
+        raise ValueError(f"{literal[:20]} is not a finite number")
+    return number
+
+
+def _quoted(error: Exception) -> str:
+    """A parser's message, which can quote the hostile file: one printable line."""
+    return ascii(str(error))[1:-1][:200]
+
+
+@contextmanager
+def _parsed(file: BufferedReader, path: Path, framework: str) -> Iterator[Any]:
+    if int.from_bytes(file.read(8), "little") > HEADER_BYTES:
+        raise refusal(path, f"has a safetensors header of more than {HEADER_BYTES} bytes")
+    try:
+        with safe_open(path, framework=framework) as tensors:
+            if len(tensors.keys()) > TENSOR_COUNT:
+                raise ValueError(f"more than {TENSOR_COUNT} tensors")
+            yield tensors
+    except Exception as error:  # the parser's own type, but also torch's for odd types and shapes
+        raise refusal(path, f"is not a safetensors file ({_quoted(error)})") from error
+
+
+def _load(file: BufferedReader, path: Path) -> dict[str, torch.Tensor]:
+    with _parsed(file, path, "pt") as tensors:
+        return {name: tensors.get_tensor(name).clone() for name in list(tensors.keys())}  # not the file's memory
+
+
+def dump(value: object, indent: int | None = None) -> str:
+    """JSON text; raises `ValueError` for NaN and infinities."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes its JSON escape
+
+
+def manifest_bytes(listed: Mapping[str, object]) -> bytes:
+    """What `manifest.json` holds, byte for byte."""
+    return (dump({"files": listed}, indent=2) + "\n").encode()

@@ -1,0 +1,416 @@
+"""The one place that writes artifacts.
+
+Order of writes in `commit`, each step durable before the next relies on it:
+
+1. every file into a hidden sibling folder, each flushed to the disk: no reader looks there;
+2. `manifest.json` (bytes and SHA-256 of each file), then the sibling folder itself: from here it is whole;
+3. rename to the final name, which is atomic, and flush the parent: from here it is found.
+
+A folder already under that name is renamed to `.<name>.old` just before step 3 and removed after it. A
+process killed between the two renames leaves only `.<name>.old`; `read` and `latest` look there when the
+name itself is missing, so at every moment one whole version is found. What is not whole is never deleted:
+`commit` moves it to `.<name>.<token>.damaged`. One writer per output folder is assumed: hold `lock`.
+
+Tensors are laid out here rather than by safetensors so that one loop writes, hashes and flushes every byte, with
+one tensor in memory at a time. What is read back is checked first, by `checked`. POSIX only: it relies on flushing
+folders and on renames that replace.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from filelock import FileLock, Timeout
+
+from tunewise.core.artifact_reader import (
+    HEADER_BYTES,
+    MANIFEST,
+    TENSOR_COUNT,
+    Stored,
+    dump,
+    manifest_bytes,
+    name_problem,
+    read_json,
+    read_tensors,
+    refusal,
+    verified,
+)
+from tunewise.core.errors import ArtifactError, RequestError, TunewiseError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Stored",
+    "append_line",
+    "check_space",
+    "commit",
+    "filled",
+    "latest",
+    "lock",
+    "output_folder",
+    "prune",
+    "read",
+    "read_json",
+    "read_tensors",
+    "remove",
+    "write_json",
+    "write_text",
+]
+
+Tensors: TypeAlias = Mapping[str, "torch.Tensor"]
+
+SPARE_BYTES = 64 << 20
+
+_DTYPES = {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+_DTYPES |= {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
+_DTYPES |= {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+_log = logging.getLogger("tunewise")
+
+
+def commit(folder: Path, *, texts: Mapping[str, str] = {}, tensors: Mapping[str, Tensors] = {}) -> None:
+    """Write a folder all at once: after any crash the old one or the new one is found, whole.
+
+    Args:
+        folder: the final place; one already there is replaced, or moved aside if it is not whole.
+        texts: file name to content, written as it is in UTF-8.
+        tensors: file name ending in `.safetensors` to tensors.
+
+    Raises:
+        TunewiseError: it could not be written; what was there is untouched.
+        ValueError: a file name is not plain or does not suit its content, or a tensor type cannot be stored.
+    """
+    for name in (*texts, *tensors):
+        if (problem := name_problem(name)) or (name in tensors) != name.endswith(".safetensors"):
+            raise ValueError(f"{name!r} cannot be stored: it {problem or 'has a suffix for other content'}")
+    raw = {name: text.encode() for name, text in texts.items()}
+    needed = sum(map(len, raw.values())) + sum(t.nbytes for group in tensors.values() for t in group.values())
+    stage = _sibling(folder, "tmp")
+    with _naming(folder, f"be written, which takes {needed} bytes"):
+        _make_folder(folder.parent)
+        try:
+            stage.mkdir()
+            listed = {name: _write_file(stage / name, [content]) for name, content in raw.items()}
+            listed |= {name: _write_file(stage / name, _laid_out(group)) for name, group in tensors.items()}
+            _write_file(stage / MANIFEST, [manifest_bytes(listed)])
+            _sync_folder(stage)
+            _move_in(stage, folder)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[Path]:
+    """A hidden sibling folder for a library to write to; it becomes `folder`, all of it or nothing, when all is well.
+
+    For other programs' formats: no manifest is written.
+
+    Raises:
+        RequestError: `folder` is there and not empty.
+        TunewiseError: it could not be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RequestError(f"{folder} is not empty; choose another folder")
+    stage = _sibling(folder, "tmp")
+    with _naming(folder, "be written"):
+        _make_folder(folder.parent)
+        try:
+            stage.mkdir()
+            yield stage
+            for path in [*stage.rglob("*"), stage]:
+                _sync_folder(path)
+            stage.replace(folder)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+        _sync_folder(folder.parent)
+
+
+def read(folder: Path) -> Stored:
+    """Check a folder's names, sizes and hashes against its manifest.
+
+    Raises:
+        ArtifactError: it is missing, damaged, altered, or holds what the manifest does not list.
+    """
+    interrupted = not os.path.lexists(folder) and _aside(folder).is_dir()
+    return verified(_aside(folder) if interrupted else folder)
+
+
+def latest(root: Path, prefix: str = "checkpoint-") -> tuple[int, Stored] | None:
+    """The newest whole checkpoint and its number; damaged ones are skipped with a warning, never deleted."""
+    for step, folder in _steps(root, prefix):
+        try:
+            return step, read(folder)
+        except ArtifactError as error:
+            _log.warning("skipped a damaged checkpoint: %s", error)
+    return None
+
+
+def prune(root: Path, keep: int = 2, prefix: str = "checkpoint-") -> None:
+    """Remove all but the `keep` newest whole checkpoints, and what killed writers left behind.
+
+    Damaged ones stay. Raises `TunewiseError` if a folder cannot be removed.
+    """
+    kept = 0
+    for _, folder in _steps(root, prefix):
+        with suppress(ArtifactError):
+            _discard(folder, read(folder).folder, all_of_it=kept >= keep)
+            kept += 1
+    _sweep(root, re.escape(prefix) + "[0-9]+")
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder that `commit` wrote; one that is missing or not whole is left as it is."""
+    with suppress(ArtifactError):
+        _discard(folder, read(folder).folder, all_of_it=True)
+
+
+def give_back(folders: Sequence[Path]) -> None:
+    """Remove the folders, innermost first, if the first one holds nothing but what `lock` left in it."""
+    if folders and folders[0].is_dir() and {path.name for path in folders[0].iterdir()} <= {".lock", ".lock-holder"}:
+        for path in [*folders[0].iterdir()]:
+            path.unlink()
+        for folder in folders:
+            with suppress(OSError):  # someone else has put something there
+                folder.rmdir()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write one file atomically: after a crash it holds the old text or the new; raises `TunewiseError`."""
+    content, stage = text.encode(), _sibling(path, "tmp")
+    with _naming(path, f"be written, which takes {len(content)} bytes"):
+        _make_folder(path.parent)
+        try:
+            _write_file(stage, [content])
+            stage.replace(path)
+        except BaseException:
+            stage.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+        _sweep(path.parent, re.escape(path.name))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically; raises `ValueError` for NaN and infinities, `TunewiseError` if it cannot."""
+    write_text(path, dump(value, indent=2) + "\n")
+
+
+def append_line(path: Path, value: object) -> None:
+    """Append one line of JSON; raises `ValueError` for NaN and infinities, `TunewiseError` if it cannot."""
+    line = (dump(value) + "\n").encode()
+    with _naming(path, f"be written, which takes {len(line)} bytes"):
+        _make_folder(path.parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                line = b"\n" + line  # a crash tore the last line: do not lose this one with it
+            _write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+
+def output_folder(path: str | Path) -> Path:
+    """The folder for results, made if it is missing.
+
+    Raises:
+        RequestError: something else has that name, or it cannot be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be used as a folder for results ({error.strerror})") from error
+    return folder
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Raise `TunewiseError` unless the disk has twice the bytes needed and 64 MB free."""
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+    free, wanted = shutil.disk_usage(place).free, 2 * needed_bytes + SPARE_BYTES
+    if free < wanted:
+        raise TunewiseError(
+            f"{folder}: saving needs {needed_bytes} bytes, for which {wanted} must be free, and {free} are; "
+            "free some space or choose another folder"
+        )
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold an output folder for one process; the kernel lets go of it when the process dies.
+
+    Raises:
+        RequestError: a live process holds it (named by its pid), or it cannot be locked.
+    """
+    guard, holder = FileLock(folder / ".lock", timeout=0), folder / ".lock-holder"
+    try:
+        _make_folder(folder)
+        guard.acquire()
+    except Timeout:
+        pid = "unknown"
+        with suppress(OSError, ValueError):  # the note is a courtesy: its loss must not hide the refusal
+            pid = str(int(holder.read_text()))
+        raise RequestError(f"{folder} is in use by process {pid}; wait for it or choose another folder") from None
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be locked ({error.strerror}); choose another folder") from error
+    try:
+        with suppress(OSError):
+            holder.write_text(str(os.getpid()))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        guard.release()
+
+
+def _header(group: Tensors) -> tuple[bytes, list[tuple[str, torch.Tensor]]]:
+    """The beginning of a safetensors file, and its tensors in their order: widest types first, to keep alignment."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    ordered, end = sorted(group.items(), key=lambda item: (-item[1].element_size(), item[0])), 0
+    for name, tensor in ordered:
+        dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+        if dtype is None or name in header:
+            raise ValueError(f"a tensor {name!r} of type {tensor.dtype} cannot be stored")
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    raw = dump(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    if len(raw) > HEADER_BYTES or len(group) > TENSOR_COUNT:
+        raise ValueError(f"{len(group)} tensors are too many for one file")
+    return len(raw).to_bytes(8, "little") + raw, ordered
+
+
+def file_bytes(group: Tensors) -> int:
+    """The size of the file of these tensors; their values are not read."""
+    return len(_header(group)[0]) + sum(tensor.nbytes for tensor in group.values())
+
+
+def _laid_out(group: Tensors) -> Iterator[Any]:
+    """The parts of a safetensors file: the header, then each tensor."""
+    import torch
+
+    head, ordered = _header(group)
+    yield head
+    for _, tensor in ordered:
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _write_file(path: Path, parts: Iterable[Any]) -> dict[str, int | str]:
+    """Write and flush a new file; returns its entry in the manifest."""
+    size, digest = 0, hashlib.sha256()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        for part in parts:
+            digest.update(part)
+            size += _write(descriptor, part)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _write(descriptor: int, part: Any) -> int:
+    view, done = memoryview(part), 0
+    while done < len(view):  # a write can be cut short
+        done += os.write(descriptor, view[done:])
+    return done
+
+
+@contextmanager
+def _naming(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = "free some space there or choose another place"
+        raise TunewiseError(f"{path} could not {what} ({error.strerror}); {remedy}") from error
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        _sync_folder(place.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _move_in(stage: Path, folder: Path) -> None:
+    moved = None
+    if os.path.lexists(folder):
+        moved = _aside(folder)
+        try:
+            verified(folder)
+            shutil.rmtree(moved, ignore_errors=True)  # older than the whole one that is here
+        except ArtifactError as error:
+            moved = _sibling(folder, "damaged")
+            _log.warning("moved a damaged folder to %s: %s", moved, error)
+        folder.rename(moved)
+    try:
+        stage.rename(folder)
+    except OSError:
+        if moved:
+            moved.rename(folder)
+        raise
+    _sync_folder(folder.parent)
+    shutil.rmtree(_aside(folder), ignore_errors=True)
+    _sweep(folder.parent, re.escape(folder.name))
+
+
+def _discard(folder: Path, home: Path, *, all_of_it: bool) -> None:
+    """Remove an outdated moved-aside version and, if `all_of_it`, the whole one that is at `home`."""
+    if home == folder:
+        shutil.rmtree(_aside(folder), ignore_errors=True)
+    if all_of_it:
+        gone = _sibling(folder, "tmp")
+        with _naming(folder, "be removed"):
+            home.rename(gone)  # first: a half-removed folder must not be taken for a damaged one
+            _sync_folder(folder.parent)
+            shutil.rmtree(gone)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")
+
+
+def _sweep(root: Path, names: str) -> None:
+    """Remove what killed writers left under the given names, a regular expression."""
+    for entry in root.iterdir() if root.is_dir() else ():
+        if re.fullmatch(rf"\.{names}\.[0-9a-f]{{16}}\.tmp", entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
+            with suppress(OSError):
+                entry.unlink(missing_ok=True)
+
+
+def _steps(root: Path, prefix: str) -> list[tuple[int, Path]]:
+    """Every checkpoint, newest first, also one of which only the moved-aside version is there."""
+    pattern = re.compile(rf"(\.?)({re.escape(prefix)}([0-9]{{1,18}}))((?:\.old)?)")
+    try:
+        found = [pattern.fullmatch(entry.name) for entry in root.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise refusal(root, f"cannot be read ({error.strerror})") from error
+    return sorted({(int(m[3]), root / m[2]) for m in found if m and bool(m[1]) == bool(m[4])}, reverse=True)

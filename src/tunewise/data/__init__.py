@@ -1,0 +1,1 @@
+"""The user's files and Hub sets as a `Task`, and the shipped world."""

@@ -1,0 +1,355 @@
+"""Data files into rows, each row with its place in the file.
+
+Nothing is guessed or converted here: a value is exactly what the file says, and whatever a format leaves open
+(NaN, repeated keys, missing cells, other encodings) is refused with its place, before anything is computed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunewise.core.errors import DataError
+
+MAX_LINE = 10 * 1024 * 1024
+_BLOCK = 1024 * 1024
+MAX_DEPTH = 32
+BOM = b"\xef\xbb\xbf"
+
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_SAVE = "save it as UTF-8 text"
+
+
+def show(name: str, limit: int = 60) -> str:
+    """A name from a file, safe to print: control characters and lone surrogates escaped, long ones cut."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name[:limit])
+    return text + "…" if len(name) > limit else text
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: quoted, in order, at most twelve."""
+    quoted = [f'"{show(name)}"' for name in names]
+    return ", ".join(quoted[:12]) + (f" and {len(quoted) - 12} more" if len(quoted) > 12 else "")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one file (or Hub split) with their numbers.
+
+    `unit` says what a number counts: the "line" of a text file or the "row" of a Parquet file or Hub split.
+    """
+
+    path: str
+    rows: list[tuple[int, Mapping[str, object]]]
+    unit: str = "line"
+    empty_lines: int = 0
+
+    def error(self, problem: str, remedy: str, *, number: int | None = None, column: str | None = None) -> DataError:
+        """The error for a place in this table."""
+        line = number if self.unit == "line" else None
+        if number is not None and line is None:
+            problem = f"row {number}: {problem}"
+        name = None if column is None else show(column)
+        return DataError(problem, path=self.path, line=line, column=name, remedy=remedy)
+
+
+def read_file(path: Path) -> Table:
+    """Read one local file by its ending.
+
+    Raises:
+        DataError: the ending is unknown, or the file is empty, damaged, or not what its ending says.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f'the ending "{show(path.suffix)}" is not one that can be read',
+            path=path,
+            remedy=f"save it as one of {' '.join(READERS)}",
+        )
+    if not path.is_file():
+        raise DataError("not a regular file", path=path, remedy="give a file or a folder of files")
+    try:
+        table = reader(path)
+    except OSError as error:
+        raise DataError(
+            f"the file cannot be read ({error.strerror or first_line(error)})",
+            path=path,
+            remedy="check the file and its permissions",
+        ) from error
+    if not table.rows:
+        raise DataError("the file holds no rows", path=path, remedy="add at least one row of data")
+    return table
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers; line ends are kept. Decoded by blocks: a file may be millions of lines of two bytes."""
+    number = offset = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK) + file.readline(MAX_LINE + 1):
+            for at, raw in enumerate(io.BytesIO(block) if len(block) > MAX_LINE else (), number + 1):
+                if len(raw) > MAX_LINE:
+                    raise DataError(
+                        "the line is longer than 10 MB", path=path, line=at, remedy="write one row per line"
+                    )
+            for line in io.StringIO(_decode(block, path, number + 1, offset), newline="\n"):
+                number += 1
+                yield number, line
+            offset += len(block)
+
+
+def _decode(raw: bytes, path: Path, line: int, offset: int) -> str:
+    """UTF-8 bytes that start at a line and offset of the file, as text; a byte-order mark is dropped."""
+    skipped = len(BOM) if offset == 0 and raw.startswith(BOM) else 0
+    try:
+        text = raw[skipped:].decode("utf-8")
+        at = raw.find(b"\0")
+    except UnicodeDecodeError as error:
+        text, at = "", error.start + skipped
+    if at < 0:
+        return text
+    kind = "a NUL byte" if raw[at] == 0 else f"byte 0x{raw[at]:02x}, which is not UTF-8 there,"
+    where = line + raw.count(b"\n", 0, at)
+    raise DataError(f"{kind} at byte offset {offset + at}", path=path, line=where, remedy=_SAVE)
+
+
+def _text_lines(path: Path) -> Table:
+    """Plain text: one row per line that is not blank."""
+    rows: list[tuple[int, Mapping[str, object]]] = []
+    empty = 0
+    for number, line in _lines(path):
+        if line.isspace() or not line:
+            empty += 1
+        else:
+            rows.append((number, {"text": line[:-2] if line.endswith("\r\n") else line.removesuffix("\n")}))
+    return Table(str(path), rows, empty_lines=empty)
+
+
+class _Refused(ValueError):
+    """What Python's JSON parser lets through and this library does not."""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Refused(f'the key "{show(twice)}" occurs twice in one object')
+    return row
+
+
+def _constant(name: str) -> object:
+    raise _Refused(f"{name} is not a JSON value")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+
+
+def _parse(text: str, start: int) -> tuple[object, int]:
+    """The JSON value at `start` and where it ends.
+
+    Raises:
+        ValueError: it is not JSON; a `JSONDecodeError` knows the position.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except RecursionError:
+        raise _Refused(f"lists and objects are nested more than {MAX_DEPTH} deep") from None
+    if _deeper(value, MAX_DEPTH):
+        raise _Refused(f"lists and objects are nested more than {MAX_DEPTH} deep")
+    return value, end
+
+
+def _deeper(value: object, depth: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    inside = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_deeper(item, depth - 1) for item in inside if isinstance(item, (dict, list)))
+
+
+def _fault(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON ({error.msg.removesuffix(' at')} at character {error.colno})"
+    if isinstance(error, _Refused):
+        return str(error)
+    return "a number has too many digits"
+
+
+def _json_lines(path: Path) -> Table:
+    rows: list[tuple[int, object]] = []
+    empty = 0
+    for number, line in _lines(path):
+        start = len(line) - len(line.lstrip(" \t\r\n"))
+        if start == len(line):
+            empty += 1
+            continue
+        try:
+            value, end = _parse(line, start)
+            if line[end:].strip(" \t\r\n"):
+                raise _Refused(f"more text follows the JSON value at character {end + 1}")
+        except ValueError as error:
+            raise DataError(
+                _fault(error), path=path, line=number, remedy="write one complete JSON object per line"
+            ) from None
+        rows.append((number, value))
+    return _objects(path, rows, empty)
+
+
+def _json_list(path: Path) -> Table:
+    """A JSON list of objects; a file that starts with an object is read as JSON lines, as many are."""
+    text = _decode(path.read_bytes(), path, 1, 0)
+    at = _skip(text, 0)
+    if text.startswith("{", at):
+        return _json_lines(path)
+    if at == len(text):
+        return Table(str(path), [])
+    rows: list[tuple[int, object]] = []
+    line = 1 + text.count("\n", 0, at)
+
+    def refused(problem: str, where: int) -> DataError:
+        return DataError(problem, path=path, line=where, remedy="write the file as one JSON list of objects")
+
+    if text[at] != "[":
+        raise refused("the file does not start with a list", line)
+    first = _skip(text, at + 1)
+    end = first if text.startswith("]", first) else at
+    while text[end] != "]":
+        start = _skip(text, end + 1)
+        line += text.count("\n", end, start)
+        try:
+            value, stop = _parse(text, start)
+        except ValueError as error:
+            where = error.lineno if isinstance(error, json.JSONDecodeError) else line
+            raise refused(_fault(error), where) from None
+        if stop - start > MAX_LINE:
+            raise refused("the item is longer than 10 MB", line)
+        rows.append((line, value))
+        end = _skip(text, stop)
+        line += text.count("\n", start, end)
+        if not text.startswith((",", "]"), end):
+            raise refused("a comma or the end of the list is missing", line)
+    if _skip(text, end + 1) != len(text):
+        raise refused("more text follows the list", line)
+    return _objects(path, rows, 0)
+
+
+def _skip(text: str, start: int) -> int:
+    match = _BLANKS.match(text, start)
+    return match.end() if match else start
+
+
+def _objects(path: Path, values: list[tuple[int, object]], empty: int) -> Table:
+    """Check that every value is an object with the same columns as the first."""
+    rows: list[tuple[int, Mapping[str, object]]] = []
+    for number, value in values:
+        if not isinstance(value, dict):
+            raise DataError(
+                f"the row is {kind_of(value)}, not an object",
+                path=path,
+                line=number,
+                remedy='write each row as {"column": value, ...}',
+            )
+        if rows and value.keys() != rows[0][1].keys():
+            first_line, first = rows[0]
+            parts = [("lacks", first.keys() - value.keys()), ("adds", value.keys() - first.keys())]
+            differs = " and ".join(f"{verb} {listed(sorted(names))}" for verb, names in parts if names)
+            raise DataError(
+                f"the columns differ from those of line {first_line}: this row {differs}",
+                path=path,
+                line=number,
+                remedy="give every row the same columns",
+            )
+        rows.append((number, value))
+    return Table(str(path), rows, empty_lines=empty)
+
+
+_KINDS: dict[type, str] = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
+_KINDS |= {str: "text", list: "a list", dict: "an object", bytes: "bytes"}
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in a user's words."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def _separated(path: Path, delimiter: str) -> Table:
+    """CSV and TSV: every cell is text, exactly as in the file."""
+    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(MAX_LINE)
+    found: list[tuple[int, list[str]]] = []
+    start, empty = 1, 0
+    try:
+        for cells in reader:
+            if cells:
+                found.append((start, cells))
+            else:
+                empty += 1
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"the row cannot be split into cells ({first_line(error)})",
+            path=path,
+            line=start,
+            remedy='put the cell in quotes and write each quote inside it as ""',
+        ) from None
+    finally:
+        csv.field_size_limit(limit)
+    if not found:
+        return Table(str(path), [])
+    (line, header), *body = found
+    if len(set(header)) != len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise DataError(
+            f'the header names "{show(twice)}" twice',
+            path=path,
+            line=line,
+            remedy="rename one of the columns",
+        )
+    for number, cells in body:
+        if len(cells) != len(header):
+            raise DataError(
+                f"the row has {len(cells)} cells and the header {len(header)}",
+                path=path,
+                line=number,
+                remedy=f'put cells that contain "{show(delimiter)}" or a line break in quotes',
+            )
+    return Table(str(path), [(n, dict(zip(header, cells, strict=True))) for n, cells in body], "line", empty)
+
+
+def _parquet(path: Path) -> Table:
+    import pyarrow.parquet
+
+    try:
+        with path.open("rb") as file:
+            data = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
+        names: list[str] = data.column_names
+        rows: list[dict[str, object]] = data.to_pylist() if len(set(names)) == len(names) else []
+    except Exception as error:  # a damaged file can raise anything: Arrow errors, Unicode, memory, overflow
+        raise DataError(
+            f"not a readable Parquet file ({first_line(error)})", path=path, remedy="write the file again"
+        ) from error
+    if len(set(names)) != len(names):
+        raise DataError(
+            f"a column name occurs twice among {listed(names)}", path=path, remedy="rename one of the columns"
+        )
+    return Table(str(path), list(enumerate(rows, 1)), unit="row")
+
+
+READERS: dict[str, Callable[[Path], Table]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_list,
+    ".csv": lambda path: _separated(path, ","),
+    ".tsv": lambda path: _separated(path, "\t"),
+    ".parquet": _parquet,
+    ".txt": _text_lines,
+}
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, as one sentence without its full stop."""
+    lines = str(error).strip().splitlines()
+    return show(lines[0], 200).rstrip(".") if lines else type(error).__name__

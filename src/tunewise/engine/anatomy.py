@@ -1,0 +1,326 @@
+"""The only file that knows how Hugging Face causal language models are built.
+
+Techniques ask an `Anatomy` for blocks, linears by role, norms, embeddings and head. A model is recognised by its
+structure: the first layout all of whose paths exist in it. `gate`, `up` and `down` are the feed-forward's
+linears, `q`, `k`, `v`, `o` the attention's; `qkv` and `gate_up` are fused ones.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from tunewise.core.errors import ModelError, SettingError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one family: `blocks` and `final_norm` from the model, `roles` from a block.
+
+    A fused `qkv` holds queries, keys and values one after the other, or interleaved by head.
+    """
+
+    name: str
+    blocks: str
+    final_norm: str
+    roles: tuple[tuple[str, str], ...]
+    interleaved: bool = False
+
+
+def _roles(prefix: str, attention: str, feed_forward: str) -> tuple[tuple[str, str], ...]:
+    """`q=q_proj` pairs of the attention (below `prefix`) and of the feed-forward."""
+    pairs = [(role, f"{prefix}.{path}") for role, path in (item.split("=") for item in attention.split())]
+    ends = [(role, path) for role, path in (item.split("=") for item in feed_forward.split())]
+    return tuple(pairs + ends)
+
+
+_QKV = "q=q_proj k=k_proj v=v_proj"
+_LAYOUTS = (
+    Layout(
+        "Llama, Mistral, Qwen2, Qwen3, Gemma",
+        "model.layers",
+        "model.norm",
+        _roles("self_attn", f"{_QKV} o=o_proj", "gate=mlp.gate_proj up=mlp.up_proj down=mlp.down_proj"),
+    ),
+    Layout(
+        "Phi-3",
+        "model.layers",
+        "model.norm",
+        _roles("self_attn", "qkv=qkv_proj o=o_proj", "gate_up=mlp.gate_up_proj down=mlp.down_proj"),
+    ),
+    Layout(
+        "Phi",
+        "model.layers",
+        "model.final_layernorm",
+        _roles("self_attn", f"{_QKV} o=dense", "up=mlp.fc1 down=mlp.fc2"),
+    ),
+    Layout(
+        "GPT-2",
+        "transformer.h",
+        "transformer.ln_f",
+        _roles("attn", "qkv=c_attn o=c_proj", "up=mlp.c_fc down=mlp.c_proj"),
+    ),
+    Layout(
+        "GPT-NeoX",
+        "gpt_neox.layers",
+        "gpt_neox.final_layer_norm",
+        _roles("attention", "qkv=query_key_value o=dense", "up=mlp.dense_h_to_4h down=mlp.dense_4h_to_h"),
+        interleaved=True,
+    ),
+    Layout(
+        "GPT-Neo",
+        "transformer.h",
+        "transformer.ln_f",
+        _roles("attn.attention", f"{_QKV} o=out_proj", "up=mlp.c_fc down=mlp.c_proj"),
+    ),
+    Layout(
+        "OPT",
+        "model.decoder.layers",
+        "model.decoder.final_layer_norm",
+        _roles("self_attn", f"{_QKV} o=out_proj", "up=fc1 down=fc2"),
+    ),
+)
+LINEARS = (nn.Linear, Conv1D)  # GPT-2's Conv1D is a linear whose weight is stored as (in, out)
+
+
+class Anatomy:
+    """The named parts of one loaded model.
+
+    Raises:
+        ModelError: no layout fits; the message names what the nearest one misses.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        missing = {layout: _missing(model, layout) for layout in _LAYOUTS}
+        self.layout = min(_LAYOUTS, key=lambda layout: len(missing[layout]))
+        if missing[self.layout]:
+            raise ModelError(
+                f"{type(model).__name__} is not built like any model known here: nearest is {self.layout.name}, but "
+                f"it has no {', '.join(missing[self.layout])}; known are {', '.join(x.name for x in _LAYOUTS)}"
+            )
+
+    @cached_property
+    def blocks(self) -> list[nn.Module]:
+        """Transformer blocks, bottom first."""
+        return list(self.model.get_submodule(self.layout.blocks).children())
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block."""
+        return self.model.get_submodule(self.layout.final_norm)
+
+    @property
+    def inner(self) -> nn.Module:
+        """The model without its head: ids to last hidden states."""
+        return self.model.base_model
+
+    @property
+    def embedding(self) -> Any:
+        """Input embeddings (V, d)."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def head(self) -> Any:
+        """Output embeddings: hidden states (N, d) to logits (N, V)."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def embedding_path(self) -> str:
+        """Full name of the input embeddings."""
+        return self._path(self.embedding)
+
+    @property
+    def head_path(self) -> str:
+        """Full name of the head."""
+        return self._path(self.head)
+
+    def _path(self, wanted: nn.Module) -> str:
+        return next(path for path, module in self.model.named_modules() if module is wanted)
+
+    @property
+    def tied(self) -> bool:
+        """Whether head and input embeddings are one tensor."""
+        return self.head.weight is self.embedding.weight
+
+    @property
+    def width(self) -> int:
+        """Hidden size d."""
+        return self.embedding.weight.shape[1]
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the input embeddings V (may exceed the tokenizer's)."""
+        return self.embedding.weight.shape[0]
+
+    @property
+    def context(self) -> int:
+        """Largest number of positions the model was built for."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 20)
+
+    @property
+    def rotary(self) -> bool:
+        """Whether positions enter by rotating queries and keys."""
+        return any("rotary" in name for name, _ in self.model.named_modules())
+
+    def rotation(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines (count, c') that rotate keys at the first positions, or None without rotary positions."""
+        for name, module in self.model.named_modules():
+            if name.rpartition(".")[2] == "rotary_emb":
+                positions = torch.arange(count, device=self.embedding.weight.device)[None]
+                cos, sin = module(torch.zeros(1, 1, device=positions.device), positions)
+                return cos[0], sin[0]
+        return None
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """(query heads, key/value heads, size of a head)."""
+        config = self.model.config
+        heads = int(config.num_attention_heads)
+        size = getattr(config, "head_dim", None) or self.width // heads
+        return heads, int(getattr(config, "num_key_value_heads", None) or heads), int(size)
+
+    def columns(self, size: int = 0) -> dict[str, tuple[str, Tensor]]:
+        """Where queries, keys and values are made: for "q", "k", "v" the role of the linear and its output's columns.
+
+        The columns are (heads, c), with c the size of a head, or `size` for a model like this with smaller heads.
+        """
+        heads, groups, own = self.heads
+        c = size or own
+
+        def rows(count: int, start: int = 0, stride: int = 1) -> Tensor:
+            return start + stride * c * torch.arange(count)[:, None] + torch.arange(c)
+
+        if "qkv" not in self.roles:
+            return {"q": ("q", rows(heads)), "k": ("k", rows(groups)), "v": ("v", rows(groups))}
+        if self.layout.interleaved:
+            return {name: ("qkv", rows(heads, place * c, 3)) for place, name in enumerate("qkv")}
+        ends = {"q": rows(heads), "k": rows(groups, heads * c), "v": rows(groups, (heads + groups) * c)}
+        return {name: ("qkv", found) for name, found in ends.items()}
+
+    def linear(self, index: int, role: str) -> Any:
+        """The linear of this role in a block."""
+        return self.blocks[index].get_submodule(dict(self.layout.roles)[role])
+
+    def block_path(self, index: int) -> str:
+        """Full name of a block, e.g. `model.layers.3`."""
+        return f"{self.layout.blocks}.{index}"
+
+    def linears(self, roles: tuple[str, ...] = ()) -> Iterator[tuple[str, str, nn.Module]]:
+        """(full path, role, module) of the blocks' linears, bottom first; all roles when none is named."""
+        for index, block in enumerate(self.blocks):
+            for role, path in self.layout.roles:
+                if not roles or role in roles:
+                    yield f"{self.block_path(index)}.{path}", role, block.get_submodule(path)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles that the linears of a block have here."""
+        return tuple(role for role, _ in self.layout.roles)
+
+    def require_roles(self, setting: str, roles: tuple[str, ...]) -> None:
+        """Refuse roles that no linear has here.
+
+        Raises:
+            SettingError: names the setting and the first such role.
+        """
+        unknown = set(roles) - set(self.roles)
+        if unknown:
+            raise SettingError(f'{setting} names "{min(unknown)}", but the roles here are {", ".join(self.roles)}')
+
+    def shrunk(self, factor: float, layers: int) -> nn.Module:
+        """A random inner model of the same architecture, narrower by `factor` and with `layers` blocks, in float32.
+
+        It has as many heads, each of at least two dimensions, and takes embeddings (`inputs_embeds`) only.
+        """
+        config = copy.deepcopy(self.model.config)
+        heads, _, size = self.heads
+        own = max(2, 2 * round(size / factor / 2))
+        config.hidden_size = heads * own
+        for name in ("head_dim", "word_embed_proj_dim"):
+            if getattr(config, name, None):
+                setattr(config, name, own if name == "head_dim" else config.hidden_size)
+        for name in ("intermediate_size", "ffn_dim", "n_inner"):
+            if getattr(config, name, None):
+                setattr(config, name, max(1, round(getattr(config, name) / factor)))
+        for name in ("layer_types", "attention_layers"):
+            if getattr(config, name, None):
+                setattr(config, name, getattr(config, name)[:layers])
+        for rope in (getattr(config, "rope_parameters", None) or {}, vars(config)):
+            if rope.get("partial_rotary_factor"):
+                rope["partial_rotary_factor"] = 1.0  # a part of a small head is too small to be rotated
+        config.num_hidden_layers, config.vocab_size, config.pad_token_id = layers, 1, None
+        small: Any = AutoModel.from_config(config, dtype=torch.float32).eval()
+        small.get_input_embeddings().requires_grad_(False)
+        return cast(nn.Module, small)
+
+    def biases(self) -> dict[str, nn.Parameter]:
+        """Existing bias vectors of linears and norms, by full name."""
+        return biases_of(self.model)
+
+    def norms(self) -> dict[str, nn.Parameter]:
+        """Weights and biases of the blocks' norms and of the final one, by full name."""
+        others = {id(p) for _, _, linear in self.linears() for p in linear.parameters()}
+        inside = (f"{self.layout.blocks}.", f"{self.layout.final_norm}.")
+        named = self.model.named_parameters()
+        return {name: p for name, p in named if name.startswith(inside) and id(p) not in others}
+
+    def owner(self, parameter: str) -> tuple[nn.Module, str]:
+        """The module that holds a parameter of this full name, and its attribute there."""
+        path, _, attribute = parameter.rpartition(".")
+        return self.model.get_submodule(path), attribute
+
+
+def _missing(model: PreTrainedModel, layout: Layout) -> list[str]:
+    blocks = _find(model, layout.blocks)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        return [layout.blocks, *(path for _, path in layout.roles), layout.final_norm]
+    # OPT without pre-normalisation has no final norm; everything else must be there, and be linear.
+    wanted = [f"{layout.blocks}.0.{path}" for _, path in layout.roles]
+    missing = [path for path in wanted if not isinstance(_find(model, path), LINEARS)]
+    return missing + ([] if _find(model, layout.final_norm) is not None else [layout.final_norm])
+
+
+def _find(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def biases_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Bias vectors of any model's linears and norms, by full name."""
+    return {name: p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"}
+
+
+def features(linear: nn.Module) -> tuple[int, int]:
+    """(in, out) features of a linear; GPT-2's Conv1D stores its weight as (in, out)."""
+    rows, columns = linear.weight.shape  # type: ignore[misc]
+    return (rows, columns) if is_transposed(linear) else (columns, rows)
+
+
+def oriented(linear: nn.Module) -> Tensor:
+    """The weight of a linear, or of embeddings, as (out, in)."""
+    weight = cast(Tensor, linear.weight)
+    return weight.T if is_transposed(linear) else weight
+
+
+def add_to_weight(linear: nn.Module, delta: Tensor) -> None:
+    """Weight += delta, with delta (out, in) in at least fp32; the sum is rounded once."""
+    weight: Tensor = linear.weight  # type: ignore[assignment]
+    oriented = delta.T if is_transposed(linear) else delta
+    with torch.no_grad():
+        weight.copy_((weight.to(delta.dtype) + oriented).to(weight.dtype))
+
+
+def is_transposed(linear: nn.Module) -> bool:
+    """Whether the weight is stored as (in, out)."""
+    return isinstance(linear, Conv1D)

@@ -1,0 +1,148 @@
+"""One forward pass over a batch, to losses: the only place where a model is called for its likelihoods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunewise.engine.attention import packed
+from tunewise.engine.encoding import Sequence
+from tunewise.engine.loss import head_loss, token_nll
+from tunewise.engine.model import Base
+from tunewise.engine.packing import Batch, packed_batch, padded_batch
+
+
+def layout(base: Base, batch: Batch) -> AbstractContextManager[None]:
+    """The context in which a batch's forward and backward passes must run."""
+    return packed(base.model, batch.segments) if batch.segments else nullcontext()
+
+
+@contextmanager
+def recomputing(base: Base, on: bool) -> Iterator[None]:
+    """Blocks whose activations are not kept but computed again in the backward pass (Chen et al. 2016).
+
+    Hugging Face does so in training mode alone; the blocks' own flag is set, so that no dropout below them is.
+    """
+    if not on:
+        yield
+        return
+    enable, disable = _switches(base.model)
+    enable({"use_reentrant": False})
+    try:
+        for block in base.anatomy.blocks:
+            block.training = True
+        yield
+    finally:
+        for block in base.anatomy.blocks:
+            block.training = False
+        disable()
+
+
+def _switches(model: Any) -> tuple[Any, Any]:
+    """Hugging Face's two methods, by their newer names where it has these."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    return getattr(model, f"{name}_checkpointing_enable"), getattr(model, f"{name}_checkpointing_disable")
+
+
+def loss_sum(base: Base, batch: Batch, scale: float | None = None) -> Tensor:
+    """Sum of the negative log-likelihoods (nats) of the labelled tokens; differentiable. Call inside `layout`.
+
+    `scale` is as in `head_loss`.
+    """
+    if batch.segments:
+        return head_loss(base.anatomy.head, _hidden(base, batch), batch.targets, scale)
+    total = torch.nn.functional.cross_entropy(_logits(base, batch), batch.targets, reduction="sum")
+    return total if scale is None else total * scale
+
+
+def answer_states(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Last hidden states (N, d) and logits (N, V) that predict the targets; differentiable. Call inside `layout`."""
+    hidden = _hidden(base, batch)
+    logits: Tensor = base.anatomy.head(hidden)
+    return hidden, logits
+
+
+@torch.no_grad()
+def nll(base: Base, batch: Batch) -> Tensor:
+    """Negative log-likelihood (nats) of each labelled token, shape (N,)."""
+    with layout(base, batch):
+        if batch.segments:
+            return token_nll(base.anatomy.head, _hidden(base, batch), batch.targets)
+        return torch.nn.functional.cross_entropy(_logits(base, batch), batch.targets, reduction="none")
+
+
+@torch.no_grad()
+def log_probabilities(base: Base, batch: Batch, limit: int) -> Tensor:
+    """Log-probabilities (at most `limit`, V) at the batch's first labelled positions."""
+    with layout(base, batch):
+        logits = base.anatomy.head(_hidden(base, batch)[:limit]) if batch.segments else _logits(base, batch)[:limit]
+    return logits.float().log_softmax(-1)
+
+
+def _hidden(base: Base, batch: Batch) -> Tensor:
+    """Last hidden states (N, d) from which the targets are predicted."""
+    output = base.anatomy.inner(
+        input_ids=batch.ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    )
+    hidden: Tensor = output.last_hidden_state.flatten(0, 1).index_select(0, batch.positions)
+    return hidden
+
+
+def _logits(base: Base, batch: Batch) -> Tensor:
+    """Logits (N, V) of the whole model, whatever it does after its last hidden state."""
+    output = base.model(
+        input_ids=batch.ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    )
+    logits = output.logits.flatten(0, 1).index_select(0, batch.positions)
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def batch_of(base: Base, sequences: list[Sequence], *, share: bool = True) -> Batch:
+    """Packed where the base can be packed, else padded; with `share`, what sequences begin with alike is read once."""
+    if why_not_packed(base):
+        return padded_batch(sequences, base.device)
+    return packed_batch(sequences, base.device, share=share)
+
+
+def why_not_packed(base: Base) -> str | None:
+    """Why this base cannot run packed rows, or None if it can: found by trying, once, on the bare base.
+
+    Four sequences in one row, two of which begin alike, must score as they do alone through the whole model.
+    """
+    found: str | bool | None = getattr(base, "_why_not_packed", False)
+    if found is False:
+        found = _probe(base)
+        base._why_not_packed = found  # type: ignore[attr-defined]
+    return found  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def _probe(base: Base) -> str | None:
+    window = getattr(base.model.config, "sliding_window", None) or 0
+    sizes = (7, min(max(11, window + 3), base.anatomy.context, 600))
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(0, base.anatomy.vocabulary, (size,), generator=generator).tolist() for size in sizes]
+    sequences = [Sequence(ids, [True] * len(ids), 0) for ids in rows]
+    alike = (rows[0] * 4)[: max(base.anatomy.context - 7, 1)]
+    for end in (rows[0][:5], rows[0][::-1]):
+        sequences.append(Sequence(alike + end, [False] * len(alike) + [True] * len(end), len(alike)))
+    try:
+        together = nll(base, packed_batch(sequences, base.device))
+    except Exception as error:  # any failure means the same: this architecture cannot be packed
+        return f"packed attention failed on {type(base.model).__name__}: {' '.join(str(error).split())[:200]}"
+    alone = torch.cat([nll(base, padded_batch([sequence], base.device)) for sequence in sequences])
+    worst = float((together - alone).abs().max())
+    tolerance = 1e-3 if base.model.dtype in (torch.float32, torch.float64) else 0.2
+    if worst > tolerance:
+        return f"{type(base.model).__name__} scores packed sequences differently (by {worst:.2g} nats a token)"
+    return None

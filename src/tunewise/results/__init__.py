@@ -1,0 +1,1 @@
+"""What a comparison found: its statistics, its verdict and its report."""

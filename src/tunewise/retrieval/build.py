@@ -1,0 +1,57 @@
+"""Makes, updates and searches an index, as the command line does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tunewise.contract.technique import Report
+from tunewise.retrieval import chunks
+from tunewise.retrieval.embedder import loaded
+from tunewise.retrieval.index import FACTS, Index, sync
+from tunewise.retrieval.passage import Hit
+from tunewise.retrieval.search import Retriever
+from tunewise.retrieval.sources import gather
+
+
+def build(
+    source: str, place: str, embedder_name: str, dtype: str, chunk_size: int, chunk_overlap: int, report: Report
+) -> dict[str, Any]:
+    """Make the index at `place` hold the documents of `source`; counts of what was done.
+
+    Passages are cut by the embedder's own tokens; it computes in `dtype`.
+
+    Raises:
+        RequestError: the documents, the embedder or the index cannot be used, or it was built in another way.
+    """
+    reading, embedder = gather(source), loaded(embedder_name, dtype)
+    settings = {"size": chunk_size, "overlap": chunk_overlap}
+    there = place.startswith("qdrant://") or (Path(place) / FACTS).is_file()
+    index = (
+        Index.open(place, embedder.fingerprint, settings)
+        if there
+        else Index.create(place, embedder.name, embedder.fingerprint, embedder.size, settings)
+    )
+    with index:
+        counts = sync(
+            index,
+            reading.documents,
+            lambda document: chunks.split(document, embedder.tokenizer, chunk_size, chunk_overlap),
+            embedder,
+            report,
+        )
+        passages = index.count()
+    done = {name: counts[name] for name in ("added", "removed", "unchanged")}
+    return {
+        "index": place,
+        "documents": done,
+        "passages": passages,
+        "skipped": [list(pair) for pair in reading.skipped],
+    }
+
+
+def find(place: str, question: str, k: int, mode: str, floor: float) -> list[Hit]:
+    """The passages of an index that fit a question, best first."""
+    with Index.open(place) as index:
+        embedder = loaded(str(index.facts["embedder"])) if mode != "bm25" else None
+        return Retriever(index, mode, embedder, floor).find([question], k)[0]

@@ -1,0 +1,168 @@
+"""Documents into passages: cut at headings, paragraphs and sentences, as long as fits in a number of tokens.
+
+A passage is one span of its document. The headings that it would start with are not part of it but of its heading path,
+so that no passage is a heading alone. The cutting itself is semantic-text-splitter's.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+from tokenizers import Tokenizer
+
+from tunewise.core.errors import SettingError
+from tunewise.retrieval.passage import Document, Passage
+
+if TYPE_CHECKING:
+    from tunewise.contract.technique import Report
+
+MIN_SIZE = 16
+MAX_HEADING = 200  # characters; a longer line is text
+
+_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.+?)(?:[ \t]+#+)?[ \t]*")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
+_MARKS = " \t\n`~-=_*#|>+:"
+_PIECE = 64  # characters of a piece for each token of a passage
+
+
+def split(document: Document, tokenizer: Tokenizer, size: int = 256, overlap: int = 32) -> list[Passage]:
+    """Cut a document into passages of at most `size` tokens, in order.
+
+    Args:
+        document: what to cut.
+        tokenizer: what counts tokens; a fast tokenizer of transformers has it as `backend_tokenizer`.
+        size: tokens of a passage; only a single character that is longer gets its own.
+        overlap: tokens at the end of a passage, at most, that the next one repeats: what fits of its last sentences,
+            or of its last words where a single sentence is cut.
+
+    Raises:
+        SettingError: size or overlap are out of range.
+    """
+    return _Cutter(tokenizer, size, overlap).cut(document)
+
+
+def split_all(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    size: int = 256,
+    overlap: int = 32,
+    report: Report = lambda what, done, total: None,
+) -> list[Passage]:
+    """Cut many documents; the passages of all in one list, document by document.
+
+    Raises:
+        SettingError: size or overlap are out of range.
+    """
+    cutter = _Cutter(tokenizer, size, overlap)
+    documents = list(documents)
+    passages: list[Passage] = []
+    for done, document in enumerate(documents, 1):
+        passages += cutter.cut(document)
+        report("cutting", done, len(documents))
+    return passages
+
+
+class _Cutter:
+    def __init__(self, tokenizer: Tokenizer, size: int, overlap: int) -> None:
+        if size < MIN_SIZE:
+            raise SettingError(f"a passage of {size} tokens is too small; allow at least {MIN_SIZE}")
+        if not 0 <= overlap < size // 2:
+            most = size // 2 - 1
+            raise SettingError(f"an overlap of {overlap} tokens does not fit passages of {size}; give 0 to {most}")
+        if tokenizer.truncation or tokenizer.padding:  # left on by whoever used it last; sizes would be wrong
+            tokenizer = Tokenizer.from_str(tokenizer.to_str())
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        self.tokenizer, self.size, self.overlap = tokenizer, size, overlap
+
+    @cached_property
+    def plain(self) -> TextSplitter:
+        return TextSplitter.from_huggingface_tokenizer(self.tokenizer, self.size, self.overlap)
+
+    @cached_property
+    def markdown(self) -> MarkdownSplitter:
+        return MarkdownSplitter.from_huggingface_tokenizer(self.tokenizer, self.size, self.overlap)
+
+    def cut(self, document: Document) -> list[Passage]:
+        text = document.text
+        headings = _headings(text)
+        starts = [heading.start for heading in headings]
+        splitter = self.markdown if headings else self.plain
+        passages: list[Passage] = []
+        for offset, piece in _pieces(text, starts, _PIECE * self.size):
+            for place, chunk in splitter.chunk_indices(piece):
+                start, end = offset + place, offset + place + len(chunk)
+                bare, above = _look(text, start, end, starts)
+                while above >= 0 and bare < headings[above].end:  # it starts with a heading, or in the middle of one
+                    start = headings[above].end
+                    bare, above = _look(text, start, end, starts)
+                start = max(start, text.rfind("\n", start, bare) + 1)  # no blank lines, but the indent that code has
+                if not text[bare:end].strip(_MARKS):  # nothing, or what is left of a fence, a rule or a table
+                    continue
+                if passages and end <= passages[-1].end:
+                    continue
+                if passages and start <= passages[-1].start:  # without its headings the last one is a part of this
+                    passages.pop()
+                path = headings[above].path if above >= 0 else ""
+                passages.append(Passage(document.name, start, end, text[start:end], path))
+        return passages
+
+
+def _pieces(text: str, starts: list[int], size: int) -> Iterator[tuple[int, str]]:
+    """A long text in pieces with their places, ended at a heading, paragraph, line, sentence or word.
+
+    The splitter looks ahead to the end of a heading's section or a sentence for every passage in it. That makes the
+    time grow with the square of its length, which nothing else bounds.
+    """
+    start = 0
+    while len(text) - start > size:
+        low, high = start + size // 2, start + size
+        heading = bisect_right(starts, high) - 1
+        ends = [text.rfind(border, low, high) + 1 for border in ("\n\n", "\n", ". ", " ")]
+        if heading >= 0 and starts[heading] > low:
+            ends.insert(0, starts[heading])
+        end = next((end for end in ends if end), high)
+        yield start, text[start:end]
+        start = end
+    yield start, text[start:]
+
+
+def _look(text: str, start: int, end: int, starts: list[int]) -> tuple[int, int]:
+    """Where the first character is that is not blank, and which heading is the last one up to there (or -1)."""
+    bare = start + len(text[start:end]) - len(text[start:end].lstrip())
+    return bare, bisect_right(starts, bare) - 1
+
+
+@dataclass(frozen=True)
+class _Heading:
+    """A heading's line, text[start:end], and the path down to it."""
+
+    start: int
+    end: int
+    path: str
+
+
+def _headings(text: str) -> list[_Heading]:
+    """The headings that `#` marks at the start of a line, but for those in fenced code."""
+    found: list[_Heading] = []
+    above: list[tuple[int, str]] = []
+    fence, start = "", 0
+    for line in text.split("\n"):
+        mark = _FENCE.match(line)
+        if fence:
+            if mark and mark[1].startswith(fence) and not mark[2].strip():
+                fence = ""
+        elif mark and not (mark[1][0] == "`" and "`" in mark[2]):
+            fence = mark[1]
+        elif len(line) <= MAX_HEADING and (match := _HEADING.fullmatch(line)):
+            level = len(match[1])
+            above = [*((depth, title) for depth, title in above if depth < level), (level, match[2])]
+            found.append(_Heading(start, start + len(line), " > ".join(title for _, title in above)))
+        start += len(line) + 1
+    return found

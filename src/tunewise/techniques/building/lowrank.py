@@ -1,0 +1,251 @@
+"""Low-rank updates of frozen linears: the layer that LoRA and the techniques made of it share.
+
+    y = W x + bias + scale * B A x          A (r, in), B (out, r)
+
+One autograd function computes it: the update is added in place, its input gradient is added to the base's, and no
+gradient of W is ever formed. W may be made anew for each pass (from 4 bits, say), so that it is not kept for backward.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import dropout, embedding, linear
+
+from tunewise.contract.technique import Attachment
+from tunewise.core.errors import SettingError
+from tunewise.engine.anatomy import add_to_weight, oriented
+from tunewise.techniques.building.peft_lora import portable
+
+if TYPE_CHECKING:
+    from tunewise.engine.model import Base
+
+ALL_LINEAR = "all-linear"
+
+
+class Factors(NamedTuple):
+    """What is added to a weight: scale * b @ a."""
+
+    a: Tensor  # (r, in)
+    b: Tensor  # (out, r)
+    scale: float
+
+    @property
+    def delta(self) -> Tensor:
+        """The update of the weight, (out, in)."""
+        return self.scale * (self.b.detach() @ self.a.detach())
+
+
+class LowRank(Attachment):
+    """Frozen linears with an update each; a technique says with `factors` what the update is now."""
+
+    dropout_rate: float = 0.0
+
+    def __init__(self, base: Base, recipe: Any) -> None:
+        super().__init__(base, recipe)
+        self.layers: dict[str, nn.Module] = {}
+        self._end_hooks: list[Any] = []
+
+    @abstractmethod
+    def factors(self, path: str) -> Factors:
+        """The update of this linear as it counts now."""
+
+    def matrix(self, path: str) -> Tensor:
+        """The frozen weight, (out, in)."""
+        return oriented(self.layers[path])
+
+    def place(self, path: str, module: nn.Module) -> None:
+        """Put an update on a linear."""
+        self.layers[path] = module
+        module.forward = lambda x: self.forward(path, x)
+        self._undo.append(lambda: vars(module).pop("forward", None))
+
+    def place_end(self, path: str, modules: list[nn.Module]) -> None:
+        """Put an update (V, d) on the input embeddings, on the head, or on both where they are one tensor."""
+        self.layers[path] = modules[0]
+        for module in modules:
+            hook = self._at_head if isinstance(module, nn.Linear) else self._at_embedding
+            handle = module.register_forward_hook(partial(hook, path))
+            self._end_hooks.append(handle)
+            self.hook(handle)
+
+    def _at_head(self, path: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        a, b, scale = self.factors(path)
+        return output + linear(linear(args[0].to(a.dtype), a), b * scale).to(output.dtype)
+
+    def _at_embedding(self, path: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        a, b, scale = self.factors(path)
+        known = args[0].clamp(max=len(b) - 1)  # placeholders of virtual tokens lie beyond, and are overwritten
+        scale = scale * getattr(module, "scalar_embed_scale", 1.0)  # Gemma multiplies its embeddings
+        return output + (embedding(known, b) @ a * scale).to(output.dtype)
+
+    def forward(self, path: str, x: Tensor) -> Tensor:
+        """What the linear computes: (..., in) to (..., out)."""
+        return self.updated(path, x, cast("Tensor | None", self.layers[path].bias))
+
+    def updated(self, path: str, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(W + update) x + bias."""
+        a, b, scale = self.factors(path)
+        matrix = lambda: self.matrix(path)  # noqa: E731
+        if self.dropout_rate and torch.is_grad_enabled():  # the base is in evaluation mode while it is trained
+            bare = frozen_linear(x, matrix, bias, len(b))
+            low = linear(dropout(x, self.dropout_rate).to(a.dtype), a)
+            return bare + linear(low, b * scale).to(bare.dtype)
+        return cast(Tensor, _Updated.apply(x, a, b, bias, scale, matrix))
+
+    def delta(self, path: str) -> Tensor:
+        """What merging adds to the weight, (out, in)."""
+        return self.factors(path).delta
+
+    def drift(self) -> Tensor:
+        """The squared norm of all updates, s^2 tr((B^T B)(A A^T)) each, without forming them."""
+        terms = [
+            scale**2 * ((b.T @ b) * (a @ a.T)).sum() for a, b, scale in (self.factors(path) for path in self.layers)
+        ]
+        return torch.stack(terms).sum()
+
+    def merge(self) -> nn.Module:
+        """The model with the updates added to its weights."""
+        deltas = {path: self.delta(path) for path in self.layers}
+        for handle in self._end_hooks:
+            handle.remove()
+        for path, module in self.layers.items():
+            vars(module).pop("forward", None)
+            self.fold(path, deltas[path])
+        return self.base.model
+
+    def fold(self, path: str, delta: Tensor) -> None:
+        """Add an update to its weight."""
+        self.keep(cast(nn.Parameter, self.layers[path].weight))
+        add_to_weight(self.layers[path], delta)
+
+    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The updates as a plain LoRA."""
+        return portable({path: self.factors(path) for path in self.layers}, self.base, self.layers)
+
+
+def frozen_linear(x: Tensor, matrix: Callable[[], Tensor], bias: Tensor | None, size_out: int) -> Tensor:
+    """W x + bias for a W (size_out, in) that is made anew in backward; no gradient of W."""
+    nothing = x.new_zeros(0, x.shape[-1])
+    return cast(Tensor, _Updated.apply(x, nothing, x.new_zeros(size_out, 0), bias, 0.0, matrix))
+
+
+class _Updated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, a, b, bias, scale, matrix):  # type: ignore[no-untyped-def]
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        own = dtype if torch.is_autocast_enabled(kind) else a.dtype  # over a half-precision base factors stay fp32
+        with torch.autocast(kind, enabled=False):
+            rows = x.reshape(-1, x.shape[-1]).to(dtype)
+            weight = matrix().to(dtype)
+            out = rows @ weight.T if bias is None else torch.addmm(bias.to(dtype), rows, weight.T)
+            low = rows.to(own) @ a.T.to(own)
+            _add_product(out, low, b.T.to(own), scale)
+        keep = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        ctx.save_for_backward(*((rows, low) if keep else (None, None)), a, b)
+        ctx.scale, ctx.matrix, ctx.shape, ctx.dtypes = scale, matrix, x.shape, (x.dtype, own)
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        rows, low, a, b = ctx.saved_tensors
+        dtype, own = ctx.dtypes
+        needs_x, needs_a, needs_b, needs_bias, _, _ = ctx.needs_input_grad
+        with torch.autocast(grad.device.type, enabled=False):
+            g = grad.reshape(-1, grad.shape[-1])
+            up = g.to(own)
+            down = (up @ b.to(own)).mul_(ctx.scale)
+            grad_x = None
+            if needs_x:
+                grad_x = g @ ctx.matrix().to(g.dtype)
+                _add_product(grad_x, down, a.to(own), 1.0)
+                grad_x = grad_x.to(dtype).view(ctx.shape)
+            grad_a = (down.T @ rows.to(own)).to(a.dtype) if needs_a else None
+            grad_b = (up.T @ low).mul_(ctx.scale).to(b.dtype) if needs_b else None
+            grad_bias = g.sum(0) if needs_bias else None
+        return grad_x, grad_a, grad_b, grad_bias, None, None
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """Out += scale * left @ right, in place."""
+    if out.dtype == left.dtype:
+        out.addmm_(left, right, alpha=scale)
+    else:
+        out += (left @ right).mul_(scale).to(out.dtype)
+
+
+def targets(base: Base, wanted: Iterable[str], setting: str) -> dict[str, tuple[str, nn.Module]]:
+    """(role, linear) of the blocks' linears, by path; a name that finds nothing is refused.
+
+    Raises:
+        SettingError: a name that is no role, no path and no end of one.
+    """
+    found: dict[str, tuple[str, nn.Module]] = {}
+    linears = list(base.anatomy.linears())
+    for name in wanted:
+        hits = {path: (role, own) for path, role, own in linears if name == ALL_LINEAR or named(name, path, role)}
+        if not hits:
+            ends = sorted({path.rsplit(".", 1)[-1] for path, _, _ in linears})
+            raise SettingError(f'{setting} names "{name}", but the linears here are {", ".join(ends)}')
+        found |= hits
+    return found
+
+
+def named(name: str, path: str, role: str) -> bool:
+    """Whether a name means this linear: its role, its path, or the end of its path."""
+    return name in (role, path) or path.endswith("." + name)
+
+
+def ends(base: Base, wanted: Iterable[str]) -> dict[str, list[nn.Module]]:
+    """What `wanted` names of the input embeddings and the head, by path; tied ones are one, named or not."""
+    anatomy = base.anatomy
+    both = [(anatomy.embedding_path, anatomy.embedding), (anatomy.head_path, anatomy.head)]
+    hit = [(path, module) for path, module in both if any(named(name, path, "") for name in wanted)]
+    if anatomy.tied and hit:
+        return {both[0][0]: [module for _, module in both]}
+    return {path: [module] for path, module in hit}
+
+
+STARTED = ("pissa", "olora")  # the starts in which B is not zero
+
+
+@torch.no_grad()
+def start(kind: str, weight: Tensor, update: Factors, generator: torch.Generator) -> None:
+    """Fill A, and for the last two B, of an update of this weight (out, in).
+
+    kaiming: uniform within 1/sqrt(in), as the authors' code and PEFT; gaussian: with deviation 1/r, as PEFT;
+    orthogonal: columns at right angles; pissa: the largest singular vectors of W, the roots of their values on both
+    sides; olora: the first columns and rows of its QR factors.
+
+    Raises:
+        SettingError: pissa or olora with a rank larger than the weight's smaller side.
+    """
+    a, b, scale = update
+    rank, size = a.shape
+    if kind == "kaiming":
+        bound = 1 / math.sqrt(size)
+        a.copy_(torch.rand(rank, size, generator=generator) * 2 * bound - bound)
+    elif kind == "gaussian":
+        a.copy_(torch.randn(rank, size, generator=generator) / rank)
+    elif kind == "orthogonal":
+        a.copy_(torch.nn.init.orthogonal_(torch.empty(rank, size), generator=generator))
+    elif rank > min(weight.shape):
+        raise SettingError(f"init_lora_weights={kind} takes r up to {min(weight.shape)} for this model, not {rank}")
+    elif kind == "pissa":
+        u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
+        root = s[:rank].sqrt()
+        a.copy_(root[:, None] * v[:rank])
+        b.copy_(u[:, :rank] * root / scale)
+    else:
+        q, upper = torch.linalg.qr(weight.float())
+        a.copy_(upper[:rank])
+        b.copy_(q[:, :rank] / scale)

@@ -1,0 +1,195 @@
+"""Training k entries of a model's tensors and nothing else: one compact vector a tensor, with its places.
+
+    W_eff[index] = W[index] + value
+
+The optimiser sees the values alone, so its state grows with k and not with the model. The entries are written into
+the base's own tensors after each step; a tensor's dense gradient lives only until its entries are gathered.
+Weight decay is off: it would pull entries, not the model, to zero. Techniques choose the places; see `largest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.advice.plan.ledger import is_ghost
+from tunewise.contract.technique import Attachment, strict
+from tunewise.core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from tunewise.contract.technique import Technique
+    from tunewise.engine.model import Base
+
+_VALUE, _INDEX = ".value", ".index"
+
+
+def weights_of(base: Base, recipe: Technique, roles: tuple[str, ...], first_block: int = 0) -> dict[str, nn.Parameter]:
+    """Weights of the blocks' linears, by full name, from block `first_block` on; all roles when none is named."""
+    base.anatomy.require_roles(f"{recipe.name}.target_modules", roles)
+    below = tuple(f"{base.anatomy.block_path(index)}." for index in range(first_block))
+    return {
+        f"{path}.weight": module.weight  # type: ignore[misc]
+        for path, _, module in base.anatomy.linears(roles)
+        if not path.startswith(below)
+    }
+
+
+def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Flat places of the `count` largest scores over all tensors, exactly; of equal ones the first.
+
+    Scores are at least zero; never are all of them copied, as there is one for each weight. Where they have no contents
+    (see `tunewise.advice.plan.ledger`), each tensor has its share of places.
+    """
+    if all(is_ghost(score) for score in scores.values()):
+        share = count / sum(score.numel() for score in scores.values())
+        return {name: torch.arange(max(1, round(share * score.numel()))) for name, score in scores.items()}
+    least = _least(scores.values(), count)
+    equal = count - sum(int(torch.count_nonzero(_bits(score) > least)) for score in scores.values())
+    found = {}
+    for name, score in scores.items():
+        bits = _bits(score).flatten()
+        chosen, first = bits > least, (bits == least).nonzero()[:equal, 0]
+        chosen[first] = True
+        equal -= len(first)
+        found[name] = chosen.nonzero()[:, 0]
+    return found
+
+
+def _bits(score: Tensor) -> Tensor:
+    """Integers in the order of the scores: as floats that are at least zero have their bits."""
+    return score.view(torch.int64) if score.dtype == torch.float64 else score.float().view(torch.int32)
+
+
+def _least(scores: Collection[Tensor], count: int) -> int:
+    """The bits of the `count`-th largest score, by halving what they can be."""
+    low, high = 0, max(int(_bits(score).max()) for score in scores if score.numel()) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        reached = sum(torch.count_nonzero(_bits(score) >= middle) for score in scores)
+        low, high = (middle, high) if reached >= count else (low, middle)
+    return low
+
+
+class Sparse(Attachment):
+    """An attachment that trains chosen entries of `eligible` tensors (or will, after an earlier phase)."""
+
+    def __init__(self, base: Base, recipe: Technique, eligible: dict[str, nn.Parameter]) -> None:
+        super().__init__(base, recipe)
+        self.eligible = eligible
+        self.size = sum(parameter.numel() for parameter in eligible.values())
+        self._places: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
+        self._begin = len(self._undo)
+
+    def budget(self, density: float) -> int:
+        """Entries of this share of all eligible ones, at least one."""
+        return max(1, round(density * self.size))
+
+    def rewind(self) -> None:
+        """Give back everything that was done to the base, to begin another phase."""
+        while len(self._undo) > self._begin:
+            self._undo.pop()()
+        self._params, self._places, self._before = {}, {}, {}
+
+    def choose(self, places: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None) -> None:
+        """Train these entries from now on, from `values` (fp32 differences from the base) or zero."""
+        self.rewind()
+        for name, place in places.items():
+            if len(place):
+                self._take(name, place, values[name] if values else self._zeros(name, len(place)))
+        self._write()
+
+    def _zeros(self, name: str, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.promote_types(self.eligible[name].dtype, torch.float32))
+
+    def _take(self, name: str, place: Tensor, start: Tensor) -> None:
+        parameter = self.eligible[name]
+        value = self.add(name + _VALUE, start)
+        self._places[name] = place.to(parameter.device)
+        self._before[name] = parameter.detach().flatten()[self._places[name]].clone()
+
+        def restore() -> None:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+            with torch.no_grad():
+                parameter.view(-1)[self._places[name]] = self._before[name]
+
+        self._undo.append(restore)
+        self.divert(parameter, lambda g: [(value, g.flatten()[self._places[name]].to(value.dtype))])
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        """Bring the base's tensors up to date with the values."""
+        for name, place in self._places.items():
+            before, value = self._before[name], self._params[name + _VALUE]
+            self.eligible[name].view(-1)[place] = (before.to(value.dtype) + value).to(before.dtype)
+
+    # What the contract asks for.
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """One group; weight decay never acts on it."""
+        return [{**group, "weight_decay": 0.0} for group in super().param_groups()]
+
+    def after_step(self, step: int, total: int) -> None:
+        """The new values go into the base's tensors."""
+        self._write()
+
+    def drift(self) -> Tensor:
+        """The values are differences from the base."""
+        return torch.stack([value.square().sum() for value in self.params().values()]).sum()
+
+    def touched(self) -> dict[str, Tensor]:
+        """The chosen places."""
+        return self._places
+
+    def state(self) -> dict[str, Tensor]:
+        """Values and places, or the dense tensors of an earlier phase."""
+        places = {name + _INDEX: place for name, place in self._places.items()}
+        return {**super().state(), **places} if self._places else super().state()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `state()`, whatever the places here were before."""
+        names = [key.removesuffix(_INDEX) for key in state if key.endswith(_INDEX)]
+        if not names:
+            super().load(state)
+            return
+        places, values = {}, {}
+        for name in names:
+            if name not in self.eligible or name + _VALUE not in state:
+                raise ArtifactError(f'the entries of "{name}" do not fit this technique and base')
+            place, value = state[name + _INDEX], state[name + _VALUE]
+            strict({name: self._zeros(name, len(place))}, {name: value})
+            size = self.eligible[name].numel()
+            ordered = place.dim() == 1 and place.dtype == torch.int64 and bool((place.diff() > 0).all())
+            if not ordered or (len(place) and not 0 <= int(place[0]) <= int(place[-1]) < size):
+                raise ArtifactError(f'the places in "{name}" are not rising whole numbers below {size}')
+            places[name], values[name] = place.to(self.base.device), value.to(self.base.device)
+        extra = set(state) - {name + end for name in names for end in (_VALUE, _INDEX)}
+        if extra:
+            raise ArtifactError(f'the weights do not fit this technique and base: "{min(extra)}" is not expected')
+        self.choose({name: places[name] for name in self.eligible if name in places}, values)  # in one order always
+
+    def merge(self) -> nn.Module:
+        """The base with the differences in its own tensors."""
+        for parameter in self.eligible.values():
+            parameter.requires_grad_(False)
+        return self.base.model
+
+
+def add_up(parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The sum of sparse differences on one base, e.g. of a task's and a language's (Ansell et al. 2022, section 3).
+
+    Each part is `state()` of an attachment that trains entries; so is the result.
+    """
+    found: dict[str, Tensor] = {}
+    names = {key.removesuffix(_INDEX) for part in parts for key in part if key.endswith(_INDEX)}
+    for name in sorted(names):
+        own = [part for part in parts if name + _INDEX in part]
+        places, slots = torch.cat([part[name + _INDEX] for part in own]).unique(return_inverse=True)
+        values = torch.cat([part[name + _VALUE] for part in own])
+        found[name + _INDEX] = places
+        found[name + _VALUE] = values.new_zeros(len(places)).index_add_(0, slots, values)
+    return found

@@ -1,0 +1,130 @@
+"""A narrow network's start from a wide one's weights: structured pruning, as ladder side-tuning does it.
+
+Kept are the residual columns, the dimensions of the heads (in rotary pairs, the same in all heads of a block) and the
+feed-forward's rows that matter most. What matters is the size of the weights or their Fisher information
+(Sung, Cho, Bansal 2022, section 3.3); the reference chooses residual columns anew for every layer, here they are one
+set, so that the residual stream of the narrow network means what the wide one's does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Many
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.engine.anatomy import features, is_transposed
+from tunewise.techniques.building.fisher import fisher
+
+if TYPE_CHECKING:
+    from tunewise.engine.encoding import Sequence
+    from tunewise.engine.model import Base
+
+
+def importance(base: Base, rows: Iterable[Sequence] | None = None) -> dict[str, Tensor]:
+    """By full name of a parameter: its Fisher information on the rows; without rows, its size."""
+    named = dict(base.model.named_parameters())
+    if rows is not None:
+        return fisher(base, named, rows)
+    return {name: parameter.detach().float().abs() for name, parameter in named.items()}
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """Rising places of the `count` largest scores; of equal ones the first."""
+    return scores.sort(descending=True, stable=True).indices[:count].sort().values
+
+
+@torch.no_grad()
+def prune(base: Base, side: Any, kept: Many[int], scores: dict[str, Tensor]) -> None:
+    """Fill `side` (of `Anatomy.shrunk`), whose blocks stand for the base's blocks `kept`."""
+    anatomy = base.anatomy
+    scores = {name: score.cpu() for name, score in scores.items()}  # what is chosen by are places, not weights
+    names = {id(parameter): name for name, parameter in base.model.named_parameters()}
+    residual = best(scores[names[id(anatomy.embedding.weight)]].sum(0), side.config.hidden_size)
+    prefix = anatomy.layout.blocks.split(".")[-1]
+    small = dict(side.named_modules())
+    for step, index in enumerate(kept):
+        block = next(module for name, module in small.items() if name.endswith(f"{prefix}.{step}"))
+        _Block(base, index, block, residual, scores, names).fill()
+    inner = dict(anatomy.inner.named_parameters())
+    for name, parameter in side.named_parameters():
+        whole = inner.get(name)
+        same = whole is not None and (*whole.shape[:-1], len(residual)) == tuple(parameter.shape)
+        if whole is not None and same and f"{prefix}." not in name:  # the final norm, learned positions
+            parameter.copy_(whole[..., residual])
+
+
+class _Block:
+    """One block and its narrow copy."""
+
+    def __init__(
+        self,
+        base: Base,
+        index: int,
+        small: nn.Module,
+        residual: Tensor,
+        scores: dict[str, Tensor],
+        names: dict[int, str],
+    ) -> None:
+        self.anatomy, self.index, self.small, self.residual = base.anatomy, index, small, residual
+        self.scores, self.names = scores, names
+        self.paths = dict(self.anatomy.layout.roles)
+
+    def _small(self, role: str) -> Any:
+        return self.small.get_submodule(self.paths[role])
+
+    def _score(self, role: str) -> Tensor:
+        """Importance of a linear's output rows."""
+        linear = self.anatomy.linear(self.index, role)
+        found = self.scores[self.names[id(linear.weight)]]
+        return found.sum(0 if is_transposed(linear) else 1)
+
+    def _copy(self, role: str, rows: Tensor, columns: Tensor, into: Tensor | None = None) -> None:
+        """The chosen rows and columns of a linear (out, in) into those of the narrow one."""
+        wide, narrow = self.anatomy.linear(self.index, role), self._small(role)
+        weight = wide.weight.T if is_transposed(wide) else wide.weight
+        target = narrow.weight.T if is_transposed(narrow) else narrow.weight
+        place = torch.arange(len(rows)) if into is None else into
+        target[place] = weight[rows][:, columns].to(target.dtype)
+        if wide.bias is not None and narrow.bias is not None:
+            narrow.bias[place] = wide.bias[rows].to(narrow.bias.dtype)
+
+    def fill(self) -> None:
+        """Attention, feed-forward and norms."""
+        anatomy, residual = self.anatomy, self.residual
+        heads, _, size = anatomy.heads
+        own = features(self._small("o"))[0] // heads
+        wide, narrow = anatomy.columns(), anatomy.columns(own)
+        kept = {}
+        for shared in (("q", "k"), ("v",)):
+            score = torch.stack([self._score(wide[name][0])[wide[name][1]].sum(0) for name in shared]).sum(0)
+            pairs = best(score.view(2, size // 2).sum(0), own // 2)
+            for name in shared:
+                kept[name] = torch.cat([pairs, pairs + size // 2])
+        for name, (role, columns) in wide.items():
+            self._copy(role, columns[:, kept[name]].flatten(), residual, narrow[name][1].flatten())
+        values = (torch.arange(heads)[:, None] * size + kept["v"]).flatten()
+        self._copy("o", residual, values)
+        self._feed_forward()
+        norms, wide_parameters = anatomy.norms(), dict(anatomy.blocks[self.index].named_parameters())
+        for name, parameter in self.small.named_parameters():
+            whole = wide_parameters[name]
+            if parameter.dim() == 1 and f"{anatomy.block_path(self.index)}.{name}" in norms:
+                chosen = residual if len(whole) == anatomy.width else kept["q"]
+                if len(chosen) == len(parameter):
+                    parameter.copy_(whole[chosen])
+
+    def _feed_forward(self) -> None:
+        width = features(self._small("down"))[0]
+        if "gate_up" in self.paths:
+            score = self._score("gate_up").view(2, -1)
+            rows = best(score.sum(0), width)
+            self._copy("gate_up", torch.cat([rows, rows + score.shape[1]]), self.residual)
+        else:
+            entries = [role for role in ("gate", "up") if role in self.paths]
+            rows = best(torch.stack([self._score(role) for role in entries]).sum(0), width)
+            for role in entries:
+                self._copy(role, rows, self.residual)
+        self._copy("down", self.residual, rows)

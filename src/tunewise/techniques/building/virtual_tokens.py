@@ -1,0 +1,73 @@
+"""Virtual tokens in a sequence: ids beyond the vocabulary whose embeddings come from a technique.
+
+The encoder puts them where they belong; the embedding layer of the base looks them up in `table()`. Everything else,
+packing, padding and cached generation included, sees ordinary tokens. `mask` and `index` tell where they are in the
+current forward pass, for techniques that act on deeper layers too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.core.errors import TechniqueError
+
+if TYPE_CHECKING:
+    from tunewise.contract.technique import Attachment
+    from tunewise.engine.model import Base
+
+_FREQUENT = 5000  # ordinary tokens are drawn from the first entries of the vocabulary, as Lester et al. 2021
+
+
+class Placeholders:
+    """Virtual tokens of one attachment; `table()` gives their embeddings, (m, d)."""
+
+    def __init__(self, attachment: Attachment, count: int, table: Callable[[], Tensor]) -> None:
+        self.base, self.table = attachment.base, table
+        name = attachment.recipe.name
+        if count > self.base.window // 2:
+            raise TechniqueError(
+                f"{name} has {count} virtual tokens, more than half of the window of {self.base.window} tokens; use "
+                f"fewer ({name}.num_virtual_tokens)"
+            )
+        self.mask = torch.zeros(1, 1, dtype=torch.bool)
+        self.index = torch.zeros(0, dtype=torch.long)
+        attachment.hook(self.base.anatomy.embedding.register_forward_pre_hook(self._clamp))
+        attachment.hook(self.base.anatomy.embedding.register_forward_hook(self._insert))
+
+    def _clamp(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        first = self.base.anatomy.vocabulary
+        self.mask = args[0] >= first
+        self.index = args[0][self.mask] - first
+        return (args[0].masked_fill(self.mask, 0), *args[1:])
+
+    def _insert(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return self.put(output, self.table()) if len(self.index) else output
+
+    def put(self, output: Tensor, rows: Tensor) -> Tensor:
+        """The layer's output (B, T, n) with the rows (m, n) of this pass's virtual tokens in their places."""
+        return output.masked_scatter(self.mask[..., None], rows[self.index].to(output.dtype))
+
+
+@torch.no_grad()
+def embed(base: Base, ids: list[int]) -> Tensor:
+    """Embeddings as the model's layer gives them, scaling included; (len(ids), d)."""
+    output: Tensor = base.anatomy.embedding(torch.tensor([ids], device=base.device))
+    return output[0].float()
+
+
+def ordinary_tokens(base: Base, count: int, generator: torch.Generator) -> list[int]:
+    """Ids of ordinary tokens, drawn from the frequent ones."""
+    special = set(base.tokenizer.all_special_ids)
+    known = min(_FREQUENT, base.anatomy.vocabulary, len(base.tokenizer))
+    ordinary = [index for index in range(known) if index not in special]
+    return [ordinary[index] for index in torch.randint(len(ordinary), (count,), generator=generator).tolist()]
+
+
+def text_tokens(base: Base, text: str, count: int) -> list[int]:
+    """`count` ids of a text, repeated or cut."""
+    ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return (ids * count)[:count]

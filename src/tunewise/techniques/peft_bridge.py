@@ -1,0 +1,264 @@
+"""PEFT's methods as techniques: `peft:ia3`, `peft:vera` and so on, with the fields of PEFT's own configurations.
+
+PEFT puts its layers into the model; here they are trained, packed, compared, stored and taken out again like any other
+technique's. What PEFT changes in the model is undone from a copy of its structure and weights, so a detached base is
+the same bits whatever the method does. Which methods work on a model is found by trying (`tunewise techniques --peft`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.contract.technique import Attachment, Citation, Report, Technique, learning_rate, setting, strict
+from tunewise.core.errors import SettingError, TechniqueError
+
+if TYPE_CHECKING:
+    from tunewise.engine.model import Base
+
+NAMESPACE = "peft:"
+# Where a search begins, at width 4096: rates of PEFT's comparison (ia3, lokr, hira, osf, shira), for the others within
+# the ranges that papers give; 1e-3 for what is not named.
+_RATES = {
+    "ia3": 5e-3,
+    "vera": 1e-2,
+    "hira": 4.5e-3,
+    "lokr": 3e-3,
+    "c3a": 1e-1,
+    "fourierft": 3e-2,
+    "trainable_tokens": 0.2,
+}
+_RATES |= {"lora": 2e-4, "oft": 1e-3, "boft": 1e-3, "osf": 5e-5, "shira": 3e-4, "miss": 2e-4, "vblora": 1e-2}
+# What an adapter's file must not choose: what is imported, from where anything is loaded, how it is run.
+_NOT_SETTINGS = {"peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping"}
+_NOT_SETTINGS |= {"peft_version", "megatron_config", "megatron_core", "runtime_config", "tokenizer_name_or_path"}
+_NOT_SETTINGS |= {"tokenizer_kwargs"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bridged(Technique):
+    """A method of PEFT; one subclass for each, named `peft:<type>`."""
+
+    name = "_peft"
+    family = "peft"
+    citation = Citation("PEFT: State-of-the-art Parameter-Efficient Fine-Tuning", "Mangrulkar et al.", 2022, "")
+    equation = "as PEFT's configuration class documents it"
+    sides = frozenset({"weights", "biases", "norms", "embeddings"})
+    mergeable = True
+    identity_at_start = False
+    reference_rate = 1e-3
+    width_exponent = 0.5
+
+    config: str = setting("{}", "PEFT's configuration as JSON.")
+    learning_rate: float | None = learning_rate()
+
+    def attach(self, base: Base, generator: torch.Generator) -> Attachment:
+        """Let PEFT put its layers into the model.
+
+        Raises:
+            TechniqueError: PEFT cannot do it on this model; its reason is given.
+        """
+        return _Injected(base, self, generator)
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and PEFT's settings."""
+        return {"technique": self.name, "settings": {**json.loads(self.config), "learning_rate": self.learning_rate}}
+
+
+@cache
+def methods() -> dict[str, type[Bridged]]:
+    """Every method of the installed PEFT that puts layers into a model, by name."""
+    from peft import PromptLearningConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+    found = {}
+    for kind, config in sorted(PEFT_TYPE_TO_CONFIG_MAPPING.items(), key=lambda pair: pair[0].value):
+        if kind not in PEFT_TYPE_TO_TUNER_MAPPING or issubclass(config, PromptLearningConfig):
+            continue  # prompts, prefixes and the like stand before the model; tunewise has its own
+        short = kind.value.lower()
+        text = (config.__doc__ or "").strip().split("\n")[0]
+        facts = {"name": NAMESPACE + short, "summary": text, "reference_rate": _RATES.get(short, 1e-3), "__doc__": text}
+        facts["__module__"] = __name__
+        found[NAMESPACE + short] = type(f"Peft{short.capitalize()}", (Bridged,), facts)
+    return found
+
+
+def recipe(name: str, settings: Mapping[str, Any]) -> Bridged:
+    """The recipe of `peft:<type>` with these settings.
+
+    Raises:
+        SettingError: no such method, or a field that its configuration does not have.
+    """
+    cls = methods().get(name)
+    if cls is None:
+        near = get_close_matches(name, methods(), 1)
+        said = f'; did you mean "{near[0]}"?' if near else f"; there are {', '.join(methods())}"
+        raise SettingError(f'PEFT has no method "{name}" that puts layers into a model{said}')
+    given = dict(settings)
+    rate = given.pop("learning_rate", None)
+    known = {item.name for item in fields(_config_class(name))} - _NOT_SETTINGS
+    for key in given:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            raise SettingError(f'{name} has no setting "{key}"' + (f'; did you mean "{near[0]}"?' if near else ""))
+    return cls(config=json.dumps(given, sort_keys=True), learning_rate=rate)
+
+
+def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bridged:
+    """The recipe of any adapter that PEFT wrote; what its file may not choose is left out.
+
+    Raises:
+        SettingError: a type that this PEFT does not have.
+    """
+    name = NAMESPACE + str(config.get("peft_type")).lower()
+    known = {item.name for item in fields(_config_class(name))} - _NOT_SETTINGS if name in methods() else set()
+    return recipe(name, {key: value for key, value in config.items() if key in known and value is not None})
+
+
+def survey(base: Base, report: Report = lambda what, done, total: None) -> list[dict[str, Any]]:
+    """What each method does on this model with PEFT's defaults, found by trying: one row for each, with the reason.
+
+    `trains` says whether a pass over packed text leaves gradients, `merges` whether PEFT can merge it.
+    """
+    rows = []
+    for done, (name, cls) in enumerate(methods().items()):
+        report(name, done, len(methods()))
+        row: dict[str, Any] = {"technique": name, "parameters": None, "trains": False, "merges": False, "reason": None}
+        try:
+            attachment = cls().attach(base, torch.Generator().manual_seed(0))
+            row["parameters"] = sum(p.numel() for p in attachment.params().values())
+            row["trains"] = _trains(attachment)
+            attachment.merge()
+            row["merges"] = True
+        except (TechniqueError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+            row["reason"] = " ".join(str(error).split())[:200]
+        finally:
+            base.release()
+        rows.append(row)
+    return rows
+
+
+def _trains(attachment: Attachment) -> bool:
+    from tunewise.engine.encoding import Sequence
+    from tunewise.engine.forward import batch_of, layout, loss_sum
+
+    rows = [Sequence([*range(3, 3 + length)], [True] * length, 0) for length in (5, 7)]
+    batch = batch_of(attachment.base, rows)
+    with layout(attachment.base, batch):
+        loss_sum(attachment.base, batch).backward()
+    return any(p.grad is not None and bool(p.grad.any()) for p in attachment.params().values())
+
+
+def _config_class(name: str) -> Any:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.utils import PeftType
+
+    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.removeprefix(NAMESPACE).upper())]
+
+
+class _Injected(Attachment):
+    def __init__(self, base: Base, recipe: Bridged, generator: torch.Generator) -> None:
+        base.anatomy  # noqa: B018 (found while the model is still bare)
+        super().__init__(base, recipe)
+        self._before = [(parameter, parameter.detach().clone()) for parameter in base.model.parameters()]
+        self._undo.append(_remember(base.model, self._before))
+        given = json.loads(recipe.config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+            self.wrapped = self._injected(given)
+        base.model.eval()
+        for name, parameter in base.model.named_parameters():
+            if parameter.requires_grad:
+                self._params[name] = parameter
+        if not self._params:
+            raise TechniqueError(f"{recipe.name} trains nothing on this model; name its target_modules")
+
+    def _injected(self, given: dict[str, Any]) -> Any:
+        """PEFT's wrapper of the model: on the modules that PEFT chooses for it, or else on all linears."""
+        from peft import PeftModel
+
+        name = self.recipe.name
+        attempts = [given]
+        if "target_modules" in {item.name for item in fields(_config_class(name))} - set(given):
+            attempts.append({**given, "target_modules": "all-linear"})
+        for left, settings in enumerate(attempts, 1 - len(attempts)):
+            try:
+                return PeftModel(self.base.model, _config_class(name)(**settings))
+            except Exception as error:  # PEFT raises whatever its layers do
+                self._undo[0]()
+                if not left:
+                    reason = " ".join(str(error).split())[:300]
+                    raise TechniqueError(f"PEFT cannot put {name} on this model: {reason}") from error
+        raise AssertionError("unreachable")
+
+    def changed(self) -> list[nn.Parameter]:
+        """Found by comparing: what PEFT writes into a weight when it puts its layers in, it tells nobody."""
+        trained = set(map(id, self._params.values()))
+        return [p for p, before in self._before if id(p) in trained or not torch.equal(p, before)]
+
+    def state(self) -> dict[str, Tensor]:
+        """What PEFT stores, by its names."""
+        from peft import get_peft_model_state_dict
+
+        found = get_peft_model_state_dict(self.wrapped, save_embedding_layers=False)
+        return {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        from peft import set_peft_model_state_dict
+
+        strict(self.state(), state)
+        set_peft_model_state_dict(self.wrapped, dict(state))
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self._params.items()}
+
+    def merge(self) -> nn.Module:
+        try:
+            self.wrapped.merge_and_unload()
+        except Exception as error:
+            raise TechniqueError(
+                f"{self.recipe.name} cannot be merged by PEFT: {' '.join(str(error).split())}"
+            ) from error
+        return self.base.model
+
+    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        config = {key: _plain(value) for key, value in self.wrapped.peft_config["default"].to_dict().items()}
+        config |= {"base_model_name_or_path": self.base.name, "revision": self.base.revision, "inference_mode": True}
+        return config, self.state()
+
+    def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
+        self.load(tensors)
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else getattr(value, "value", value)
+
+
+def _remember(model: nn.Module, values: list[tuple[nn.Parameter, Tensor]]) -> Callable[[], None]:
+    """A function that gives every module of the model what it holds now, and every parameter its values."""
+    holds = [(module, shallow(vars(module))) for module in model.modules()]
+
+    def restore() -> None:
+        for module, before in holds:
+            vars(module).clear()
+            vars(module).update(shallow(before))
+        for parameter, original in values:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+            with torch.no_grad():
+                parameter.copy_(original)
+
+    return restore
+
+
+def shallow(attributes: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which the tables of submodules, parameters and hooks are copies too."""
+    return {name: copy.copy(value) if isinstance(value, dict) else value for name, value in attributes.items()}
