@@ -24,7 +24,8 @@ import numpy as np
 
 from tunewise.advice.atlas.records import shipped
 from tunewise.advice.atlas.schema import Record
-from tunewise.advice.forecast import Advisor, Asked, expected_seconds, situation
+from tunewise.advice.forecast import Advisor, expected_seconds, situation
+from tunewise.advice.question import Asked
 from tunewise.advice.ranking import ranking
 from tunewise.advice.stopping import Seen, move
 from tunewise.techniques.registry import all_techniques

@@ -32,7 +32,8 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from tunewise.core.seeds import generator
 from tunewise.engine.encoding import Sequence
 from tunewise.engine.model import Base
-from tunewise.fitting.loop import TrainSettings, order, train
+from tunewise.fitting.loop import order, train
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base
 

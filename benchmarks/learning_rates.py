@@ -19,14 +19,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tunewise.comparison.context import sample
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import DivergedError
-from tunewise.data.task import Task
+from tunewise.data.task import Task, sample
 from tunewise.engine.model import Base, load_base
 from tunewise.fitting.forgetting import Retention
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
 from tunewise.fitting.scoring import encoder_for, loss
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import attach
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tunewise.data import world
+from tunewise.engine.model import load_base
 from tunewise.fitting.scoring import loss, score
 from tunewise.techniques.registry import make
 from tunewise.testing import attach
@@ -30,7 +31,7 @@ SENTENCES = {"chunk_size": 16, "chunk_overlap": 0.0}
 
 def measured(**settings: Any) -> dict[str, float]:
     """Score on the test, loss on validation, passages shown, and prompt tokens."""
-    base, task = world.model(), world.task("town")
+    base, task = load_base("world"), world.task("town")
     attachment: Any = attach(make("rag", {"rag": {**SENTENCES, **settings}}), base, task)
     found = score(attachment, task, task.test)
     shown = sum(len(attachment.passages(example)) for example in task.test) / len(task.test)

@@ -35,13 +35,14 @@ from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.planner import measure
 from tunewise.advice.plan.probe import probe
 from tunewise.advice.plan.weightless import Sketch
-from tunewise.contract.technique import Study
+from tunewise.contract.study import Study
 from tunewise.core.seeds import generator
 from tunewise.data.task import Example, Message, Task
 from tunewise.engine.forward import why_not_packed
 from tunewise.engine.memory import peak_memory, tidy
 from tunewise.engine.model import DTYPES, Base
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import tiny_base
 

@@ -28,7 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tunewise.core.seeds import generator
 from tunewise.engine.encoding import Sequence
 from tunewise.engine.model import Base
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import attach, tiny_base
 

@@ -8,19 +8,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tunewise.core.addresses import register
+from tunewise.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tunewise.adaptation.artifact import Adaptation, load
     from tunewise.adaptation.fit import fit
     from tunewise.advice.advise import advise
+    from tunewise.comparison.budget import Budget
     from tunewise.comparison.compare import compare
-    from tunewise.comparison.row import Budget
-    from tunewise.contract.technique import Attachment, Citation, Technique, setting
+    from tunewise.contract.attachment import Attachment
+    from tunewise.contract.settings import setting
+    from tunewise.contract.technique import Citation, Technique
     from tunewise.data.task import Example, Message, Task
     from tunewise.engine.model import Base, load_base
-    from tunewise.fitting.loop import TrainSettings
+    from tunewise.fitting.settings import TrainSettings
     from tunewise.techniques.registry import all_techniques, make
 
-__version__ = "0.1.0"
 _HOMES = {
     "adaptation.artifact": ("Adaptation", "load"),
     "adaptation.fit": ("fit",),
@@ -33,6 +37,8 @@ _HOMES = {
     "fitting.loop": ("TrainSettings",),
     "techniques.registry": ("all_techniques", "make"),
 }
+register("world", lambda: import_module("tunewise.data.world"))
+
 __all__ = [
     "Adaptation",
     "Attachment",

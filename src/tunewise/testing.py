@@ -19,16 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewise.contract.technique import Attachment, Technique
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.technique import Technique
 from tunewise.core.errors import ArtifactError
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
 from tunewise.engine.encoding import Sequence
 from tunewise.engine.forward import batch_of, layout, loss_sum
+from tunewise.engine.generation import generate
 from tunewise.engine.model import Base
 from tunewise.engine.tiny import ARCHITECTURES, tiny_base, tiny_task
-from tunewise.fitting.loop import TrainSettings, train
-from tunewise.fitting.scoring import answer, encoder_for, loss, score, study
+from tunewise.fitting.loop import train
+from tunewise.fitting.scoring import encoder_for, loss, score, study
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 
 __all__ = ["ARCHITECTURES", "CHECKS", "attach", "fingerprint", "fit", "logits", "tiny_base", "tiny_task"]
@@ -250,7 +253,7 @@ def check_cached_generation(technique: Technique, base: Base) -> None:
     fit(attachment, task=task)
     encoder = encoder_for(attachment, task)
     rendered = [attachment.render(example) for example in task.test]
-    texts, prompts = answer(attachment, encoder, rendered, 6)
+    texts, prompts = generate(attachment.base, encoder, rendered, 6)
     for text, prompt in zip(texts, prompts, strict=True):
         ids = list(prompt.ids)
         for _ in range(6):

@@ -94,7 +94,7 @@ def fitted(tmp_path_factory, model, labels):
     from tunewise.adaptation.fit import fit
     from tunewise.data.task import Task
     from tunewise.engine.model import load_base
-    from tunewise.fitting.loop import TrainSettings
+    from tunewise.fitting.settings import TrainSettings
     from tunewise.techniques.registry import make
 
     folder, task = tmp_path_factory.mktemp("fitted"), Task.read(labels)

@@ -13,7 +13,8 @@ from tunewise.adaptation.artifact import load, save
 from tunewise.core.errors import RequestError, SettingError, TechniqueError, TunewiseError
 from tunewise.engine.model import load_base
 from tunewise.engine.tiny import tiny_base, tiny_task
-from tunewise.export import export, parity
+from tunewise.export import parity
+from tunewise.export.export import export
 from tunewise.export.format import formats
 from tunewise.fitting.scoring import encoder_for
 from tunewise.techniques.registry import all_techniques, make

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tunewise.engine.forward import why_not_packed
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import ARCHITECTURES, attach, check_gradients, encoder_for, tiny_base, tiny_task
 

@@ -11,7 +11,8 @@ from tunewise.core.seeds import generator
 from tunewise.engine.anatomy import biases_of
 from tunewise.engine.forward import batch_of, layout, loss_sum
 from tunewise.engine.model import Base
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.building.fisher import fisher
 from tunewise.techniques.building.sparse_entries import add_up, largest, weights_of
 from tunewise.techniques.partial.diff_pruning import ALPHA, gate

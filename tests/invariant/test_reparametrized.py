@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from tunewise.core.errors import SettingError, TechniqueError
-from tunewise.techniques.building.lowrank import Factors, frozen_linear, start
+from tunewise.techniques.building.lowrank import frozen_linear, start
 from tunewise.techniques.building.nf4 import CODEBOOK, dequantise, dynamic_map, quantise
+from tunewise.techniques.building.peft_lora import Factors
 from tunewise.techniques.registry import make
 from tunewise.techniques.reparametrized.adalora import AdaLoRA
 from tunewise.techniques.reparametrized.krona import kronecker, truncated

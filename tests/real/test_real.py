@@ -6,13 +6,13 @@ from dataclasses import fields
 import pytest
 
 from tunewise.adaptation.artifact import load
+from tunewise.comparison.budget import Budget
 from tunewise.comparison.compare import compare
-from tunewise.comparison.context import sample
-from tunewise.comparison.row import Budget
-from tunewise.data.task import Task
+from tunewise.data.task import Task, sample
 from tunewise.engine.model import load_base
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
 from tunewise.fitting.scoring import loss, score
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import attach, encoder_for
 

@@ -60,7 +60,7 @@ def test_the_right_passage_is_found_among_real_ones(real):
 
 
 def test_documents_beat_examples_and_the_bare_base_on_new_facts():
-    base, task, scores = world.model(), world.task("town"), {}
+    base, task, scores = load_base("world"), world.task("town"), {}
     for name in ("base", "icl", "rag"):
         scores[name] = score(attach(make(name), base, task), task, task.test).mean
         base.release()

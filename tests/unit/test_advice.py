@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from evidence import follow
 from tunewise.advice.atlas.published import tables
 from tunewise.advice.atlas.records import shipped
-from tunewise.advice.evidence import follow
 from tunewise.advice.features import Features
-from tunewise.advice.forecast import Advisor, Asked, situation
+from tunewise.advice.forecast import Advisor, situation
+from tunewise.advice.question import Asked
 from tunewise.advice.ranking import ALIKE, ranking
 from tunewise.advice.reply import advise
 from tunewise.core.errors import ArtifactError, SettingError

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tunewise.data.task import Example, Message, Task
+from tunewise.engine.generation import _Stopped, generate, stop_of
 from tunewise.engine.model import Base
-from tunewise.fitting.scoring import Scores, _Stopped, answer, encoder_for, score, stop_of
+from tunewise.fitting.scoring import Scores, encoder_for, score
 from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base
 
@@ -39,7 +40,7 @@ def test_a_blank_line_ends_an_answer_where_no_training_answer_has_one(writes):
     attachment = writes(text)
     for task, expected in ((task_of("dog"), "the dog ran"), (task_of("a\n\nb"), text)):
         encoder = encoder_for(attachment, task)
-        assert answer(attachment, encoder, task.train, 8, stop_of(task))[0] == [expected] * len(task.train)
+        assert generate(attachment.base, encoder, task.train, 8, stop_of(task))[0] == [expected] * len(task.train)
 
 
 def test_scores_see_the_shortened_answer(writes):

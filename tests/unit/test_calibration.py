@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tunewise.adaptation.fit import fit
+from tunewise.comparison.budget import Budget
 from tunewise.comparison.compare import compare
-from tunewise.comparison.row import Budget
 from tunewise.data.task import Example, Message, Task
 from tunewise.techniques.building import label_calibration
 from tunewise.techniques.nonparametric import icl

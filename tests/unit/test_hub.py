@@ -14,7 +14,7 @@ import pytest
 SHA = "0123456789abcdef0123456789abcdef01234567"
 SERVER = """
 import contextlib, io, json, sys
-from tunewise import cli
+from tunewise.cli import main
 
 found = []
 for words in json.loads(sys.stdin.read()):
@@ -22,7 +22,7 @@ for words in json.loads(sys.stdin.read()):
     sys.argv = ["tunewise", *words]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             code = end.code or 0
     found.append([code, out.getvalue(), err.getvalue()])

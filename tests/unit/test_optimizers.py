@@ -6,7 +6,8 @@ from torch import nn
 
 from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.engine.optimizers import GaLore, _put, build
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import attach, encoder_for, fit, tiny_base, tiny_task
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tunewise.advice.plan.ledger import ghosts
-from tunewise.engine.parking import parked, unread
+from tunewise.engine.memory import parked, unread
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

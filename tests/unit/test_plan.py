@@ -8,19 +8,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunewise.adaptation.artifact import rows_text
-from tunewise.advice.plan.ledger import ghosts, is_ghost
+from tunewise.advice.plan.ledger import ghosts
 from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.planner import Planner, measure
 from tunewise.advice.plan.probe import probe
 from tunewise.advice.plan.weightless import sketch
-from tunewise.contract.technique import Study
+from tunewise.contract.study import Study
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ModelError, SettingError
 from tunewise.core.seeds import generator
-from tunewise.engine.device import device_of
+from tunewise.engine.device import device_of, is_ghost
 from tunewise.engine.model import Base
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
 from tunewise.fitting.scoring import encoder_for
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.building.sparse_entries import weights_of
 from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import tiny_base, tiny_task

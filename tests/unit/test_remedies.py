@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from tunewise.adaptation.interpolate import curve
+from tunewise.comparison.budget import Budget
 from tunewise.comparison.compare import compare
-from tunewise.comparison.row import Budget
 from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.fitting.forgetting import Retention
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
 from tunewise.fitting.rehearsal import Memory, divergence
 from tunewise.fitting.scoring import loss
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import attach, encoder_for, fingerprint, fit, logits, tiny_base, tiny_task
 

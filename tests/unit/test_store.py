@@ -321,7 +321,7 @@ def test_space_is_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.Mo
 HOLD = """
 import sys, time
 from pathlib import Path
-from tunewise import store
+from tunewise.core import artifact_writer as store
 assert "torch" not in sys.modules
 with store.lock(Path(sys.argv[1])):
     print("held", flush=True)

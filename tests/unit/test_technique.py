@@ -6,10 +6,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from tunewise.contract.technique import Attachment, Study, Technique, learning_rate, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.study import Study
+from tunewise.contract.technique import Technique
 from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.core.seeds import generator
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import attach, encoder_for, fingerprint, fit, logits, tiny_base, tiny_task
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tunewise.comparison.budget import Budget
 from tunewise.comparison.compare import compare
-from tunewise.comparison.row import Budget
 from tunewise.core.errors import SettingError
 from tunewise.fitting.trackers import Trackers, check
 from tunewise.techniques.registry import make

@@ -9,7 +9,8 @@ from tunewise.comparison.context import Cache
 from tunewise.comparison.trial import Trial, gentler, run
 from tunewise.core.errors import DivergedError
 from tunewise.fitting.forgetting import Retention
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task
 

@@ -5,7 +5,8 @@ import torch
 
 from tunewise.engine.forward import why_not_packed
 from tunewise.fitting.frozen_trunk import trunk_of
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import _sequences, attach, tiny_base, tiny_task
 

@@ -18,7 +18,7 @@ from tunewise.data import world
 from tunewise.data.task import Task
 from tunewise.data.world import corpus, facts, patterns, tasks, words
 from tunewise.engine.encoding import Encoder
-from tunewise.engine.model import SHIPPED, load_base
+from tunewise.engine.model import load_base
 
 ALL = [*world.TASKS, *world.sources()]
 DIGEST = (
@@ -49,7 +49,7 @@ def test_same_seed_same_bytes_in_any_process():
 
 @pytest.mark.slow
 def test_no_name_of_a_test_in_the_training_text():
-    record = json.loads((SHIPPED / "pretraining.json").read_text())
+    record = json.loads((world.MODEL / "pretraining.json").read_text())
     seen = set()
     for text in corpus.documents(record["documents"], record["seed"]):
         seen |= words_of(text)
@@ -180,17 +180,17 @@ def test_tasks_are_written_as_files_that_read_back(tmp_path, monkeypatch, capsys
 
 @pytest.fixture(scope="module")
 def base():
-    return world.model(device="cpu")
+    return load_base("world", device="cpu")
 
 
 def test_the_shipped_weights_are_those_that_were_measured(base):
-    record = json.loads((SHIPPED / "pretraining.json").read_text())
-    weights = (SHIPPED / "model.safetensors").read_bytes()
+    record = json.loads((world.MODEL / "pretraining.json").read_text())
+    weights = (world.MODEL / "model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() == record["sha256"]
     assert base.fingerprint == record["fingerprint"]
     assert len(weights) <= 10_000_000
     assert 2e6 <= base.parameters == record["parameters"] <= 6e6
-    assert not list(SHIPPED.glob("*.bin")) + list(SHIPPED.glob("*.pt"))
+    assert not list(world.MODEL.glob("*.bin")) + list(world.MODEL.glob("*.pt"))
 
 
 def test_its_tokenizer_is_learned_and_loses_nothing(base):

@@ -27,7 +27,8 @@ from tunewise.data.task import Example, Task
 from tunewise.data.world import corpus
 from tunewise.engine.encoding import Encoder
 from tunewise.engine.model import Base, load_base
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 
 VOCABULARY, WINDOW = 2048, 512

@@ -18,14 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewise import __version__
-from tunewise.contract.technique import Attachment, Technique
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, RequestError, SettingError
 from tunewise.core.seeds import generator
+from tunewise.core.version import __version__
 from tunewise.data.task import Example, Message, Task
+from tunewise.engine.generation import generate, stop_of
 from tunewise.engine.model import Base, load_base
-from tunewise.fitting.scoring import answer, encoder_for, stop_of
+from tunewise.fitting.scoring import encoder_for
 from tunewise.techniques import peft_bridge
 from tunewise.techniques.registry import all_techniques, make
 
@@ -48,7 +50,7 @@ class Adaptation:
         example = self.attachment.render(Example((Message("user", prompt),), ""))
         encoder = encoder_for(self.attachment, self.style)
         stop = self.record["style"]["stop"] if "style" in self.record else None
-        return answer(self.attachment, encoder, [example], max_new_tokens, stop)[0][0]
+        return generate(self.attachment.base, encoder, [example], max_new_tokens, stop)[0][0]
 
 
 def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any] | None = None) -> None:

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tunewise.adaptation import artifact
-from tunewise.comparison.context import sample
-from tunewise.contract.technique import Report, Technique
+from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
+from tunewise.core.progress import Progress, silent
 from tunewise.core.seeds import generator
-from tunewise.data.task import Task
+from tunewise.data.task import Task, sample
 from tunewise.engine.model import Base
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
 from tunewise.fitting.rehearsal import Memory
 from tunewise.fitting.scoring import encoder_for, loss, study
+from tunewise.fitting.settings import TrainSettings
 
 
 def fit(
@@ -33,7 +34,7 @@ def fit(
     resume: bool = False,
     validation_examples: int = 128,
     remembered: Sequence[str] | None = None,
-    progress: Report = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Fit a technique on a task and write `out/adaptation`; return its record.
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from tunewise.comparison.context import sample
-from tunewise.contract.technique import Attachment
+from tunewise.contract.attachment import Attachment
 from tunewise.core.errors import TechniqueError
-from tunewise.data.task import Task
+from tunewise.core.progress import RowProgress, for_row, silent_row
+from tunewise.data.task import Task, sample
 from tunewise.fitting.forgetting import Retention
 from tunewise.fitting.scoring import score
 from tunewise.techniques.registry import make
@@ -61,7 +61,7 @@ def measured(
     alphas: Sequence[float],
     texts: Sequence[str] | None = None,
     examples: int = 200,
-    progress: Callable[[str, str, int, int], None] = lambda name, what, done, total: None,
+    progress: RowProgress = silent_row,
 ) -> list[dict[str, float]]:
     """Score on the test split and forgetting at each alpha; `texts` are those of `Retention`.
 
@@ -75,7 +75,7 @@ def measured(
         if not held:  # the first point is the base itself
             held.append(Retention.measure(base, texts))
             return {}
-        found = score(plain, task, chosen, progress=lambda done, total: progress(name, "scoring", done, total))
+        found = score(plain, task, chosen, progress=for_row(progress, name))
         return {"score": found.mean, "nll": found.nll, **held[0].compare(plain)}
 
     points = curve(attachment, measure, [0.0, *alphas])

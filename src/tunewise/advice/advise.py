@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunewise.advice.features import Features, loss_of, measure, texts_of
+from tunewise.advice.features import Features, measure, texts_of
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import RequestError
 from tunewise.core.seeds import generator
 
 if TYPE_CHECKING:
-    from tunewise.advice.forecast import Asked, Planner
+    from tunewise.advice.question import Asked, Planner
     from tunewise.data.task import Task
     from tunewise.engine.model import Base
 
@@ -42,7 +42,8 @@ def advise(
         ArtifactError: a file of the atlas is damaged.
     """
     from tunewise.advice import reply
-    from tunewise.advice.forecast import Advisor, Asked
+    from tunewise.advice.forecast import Advisor
+    from tunewise.advice.question import Asked
     from tunewise.techniques.registry import all_techniques, make
 
     recipes = [make(name) for name in all_techniques()] if recipes is None else recipes
@@ -98,3 +99,20 @@ def candidates(recipes: Sequence[Technique]) -> Mapping[str, Technique]:
 
 def _has_weights(base: Base) -> bool:
     return base.device.type != "meta"
+
+
+SCORED = 32  # validation examples that the base's loss is taken on
+
+
+def loss_of(base: Base, task: Task) -> float:
+    """Nats per answer token of the unadapted model on a few validation examples."""
+    from tunewise.core.seeds import generator
+    from tunewise.data.task import sample
+    from tunewise.fitting.scoring import loss
+    from tunewise.techniques.registry import make
+
+    bare = make("base").attach(base, generator(0, "attach"))
+    try:
+        return loss(bare, task, sample(task.validation, SCORED))
+    finally:
+        base.release()

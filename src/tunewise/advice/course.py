@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunewise.advice.advise import candidates, features_of, turned_down
-from tunewise.advice.forecast import Advisor, Asked, expected_seconds, situation
+from tunewise.advice.forecast import Advisor, expected_seconds, situation
 from tunewise.advice.gains import Belief
+from tunewise.advice.question import Asked
 from tunewise.advice.rules import refusal
 from tunewise.advice.stopping import Seen, move
 from tunewise.contract.technique import Technique

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
 SAMPLED = 200  # examples of a split that lengths and shares are taken from
-SCORED = 32  # validation examples that the base's loss is taken on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,20 +177,6 @@ def measure(
     )
 
 
-def loss_of(base: Base, task: Task) -> float:
-    """Nats per answer token of the unadapted model on a few validation examples."""
-    from tunewise.comparison.context import sample
-    from tunewise.core.seeds import generator
-    from tunewise.fitting.scoring import loss
-    from tunewise.techniques.registry import make
-
-    bare = make("base").attach(base, generator(0, "attach"))
-    try:
-        return loss(bare, task, sample(task.validation, SCORED))
-    finally:
-        base.release()
-
-
 def texts_of(where: str | None) -> list[str]:
     """The texts of the documents that `--knowledge` or a task names; an index is not read."""
     from tunewise.retrieval.index import FACTS
@@ -203,7 +188,7 @@ def texts_of(where: str | None) -> list[str]:
 
 
 def _some(examples: tuple[Example, ...]) -> tuple[Example, ...]:
-    from tunewise.comparison.context import sample
+    from tunewise.data.task import sample
 
     return sample(examples, SAMPLED)
 

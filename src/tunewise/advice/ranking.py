@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tunewise.advice.evidence import Sentence
-from tunewise.advice.forecast import Advisor, Situation, artifact, expected_rise, month
+from tunewise.advice.forecast import Advisor, artifact, expected_rise, month
 from tunewise.advice.gains import Belief
+from tunewise.advice.question import Situation
 from tunewise.advice.rules import refusal
 
 ALIKE = 0.02  # expected gains that differ by less are ordered by cost

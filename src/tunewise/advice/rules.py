@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from tunewise.advice.evidence import Link, Sentence, say
-from tunewise.advice.forecast import Advisor, Situation, artifact, prompt_tokens, reads_documents
-from tunewise.results.report.tables import size
+from tunewise.advice.forecast import Advisor, artifact, prompt_tokens, reads_documents
+from tunewise.advice.question import Situation
+from tunewise.core.units import size
 
 _PROBE = "retain"
 

@@ -10,7 +10,7 @@ from tunewise.advice.evidence import ALL, Link, Sentence, say
 from tunewise.advice.features import distance
 from tunewise.advice.forecast import Advisor, artifact, prompt_tokens
 from tunewise.advice.ranking import ALIKE, Ranking
-from tunewise.results.report.tables import size
+from tunewise.core.units import size
 
 _APART = 4.0  # distance from which on a published table says nothing
 _FAR = 0.2  # similarity below which a record is not spoken of

@@ -12,8 +12,8 @@ import sys
 import typer
 
 from tunewise.cli.commands import advising, comparing, documents, inspection, planning, serving, shipping, training
-from tunewise.cli.console import logs
 from tunewise.core.errors import RequestError, TunewiseError
+from tunewise.core.logs import logs
 
 app = typer.Typer(
     help="Every way to fine-tune a language model behind one interface, measured on your own task.",

@@ -23,20 +23,21 @@ import psutil
 import torch
 import transformers
 
-from tunewise import __version__
-from tunewise.comparison.clock import Clock
+from tunewise.comparison.budget import Budget, Clock
 from tunewise.comparison.context import Cache, OnTrial
-from tunewise.comparison.row import Budget, Progress, Runs, skipped
+from tunewise.comparison.row import Runs, skipped
 from tunewise.comparison.trial import ANSWERS
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
+from tunewise.core.progress import RowProgress, silent_row
+from tunewise.core.version import __version__
 from tunewise.data.task import Task
 from tunewise.engine.forward import why_not_packed
 from tunewise.engine.model import Base
 from tunewise.fitting import trackers
 from tunewise.fitting.forgetting import Retention
-from tunewise.fitting.loop import TrainSettings
+from tunewise.fitting.settings import TrainSettings
 from tunewise.results.needs import Need
 from tunewise.results.report.page import page
 from tunewise.results.report.tables import markdown
@@ -66,7 +67,7 @@ def compare(
     report_to: Sequence[str] = (),
     started: float | None = None,
     command: Sequence[str] | None = None,
-    progress: Progress = lambda row, what, done, total: None,
+    progress: RowProgress = silent_row,
     on_row: Callable[[dict[str, Any]], None] = lambda result: None,
     on_trial: OnTrial = lambda folder, identity: None,
     life: str | None = None,

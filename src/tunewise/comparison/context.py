@@ -8,17 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tunewise.contract.technique import Attachment
-from tunewise.core.seeds import generator
-from tunewise.data.task import Example, Task
+from tunewise.contract.attachment import Attachment
+from tunewise.data.task import Task, sample
 from tunewise.engine.encoding import Sequence as Tokens
 from tunewise.engine.model import Base
 from tunewise.fitting.forgetting import OnTask, Retention
-from tunewise.fitting.loop import TrainSettings
 from tunewise.fitting.rehearsal import Memory
 from tunewise.fitting.scoring import encoder_for
+from tunewise.fitting.settings import TrainSettings
 
 _PROBED = 200  # examples of a probe that are scored
 
@@ -96,11 +93,3 @@ class Cache:
         if room not in self._plain:
             self._plain[room] = encoder_for(attachment, self.task).encode(rendered)
         return self._plain[room]
-
-
-def sample(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:
-    """The same `count` examples for everyone, in their order."""
-    if len(examples) <= count:
-        return examples
-    chosen = torch.randperm(len(examples), generator=generator(0, "sample"))[:count].sort().values
-    return tuple(examples[index] for index in chosen.tolist())

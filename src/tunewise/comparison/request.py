@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunewise.cli.options import COMPARED, load_model, read_task, read_texts, recipes_of, settings_of
 from tunewise.core import artifact_writer
-
-Progress = Callable[[str, str, int, int], None]
-
+from tunewise.core.progress import RowProgress
+from tunewise.resolve import COMPARED, load_model, read_task, read_texts, recipes_of, settings_of
 
 # What has the same name and type as an option of `tunewise compare`.
 SAME = (
@@ -29,7 +26,7 @@ class Request:
     out: str
     techniques: str = COMPARED
     budget: dict[str, Any] = field(default_factory=dict)  # arguments of `tunewise.comparison.compare.Budget`
-    settings: dict[str, Any] = field(default_factory=dict)  # arguments of `tunewise.fitting.loop.TrainSettings`
+    settings: dict[str, Any] = field(default_factory=dict)  # arguments of `tunewise.fitting.settings.TrainSettings`
     retention: str | None = None
     probe: str | None = None
     columns: str | None = None
@@ -55,7 +52,7 @@ class Request:
         """The arguments of this class."""
         return asdict(self)
 
-    def run(self, progress: Progress, **watching: Any) -> dict[str, Any]:
+    def run(self, progress: RowProgress, **watching: Any) -> dict[str, Any]:
         """Carry it out in this process; `watching` are further arguments of `compare`.
 
         Raises:
@@ -68,9 +65,9 @@ class Request:
         held = [f"{name}.{setting}" for name, own in chosen.items() for setting in own]
         names = f"base,{self.techniques}" if self.advised and not self._has_base() else self.techniques
         recipes = recipes_of(names, chosen, self.sources, self.default_sources, self.knowledge)
+        from tunewise.comparison.budget import Budget
         from tunewise.comparison.compare import compare
-        from tunewise.comparison.row import Budget
-        from tunewise.fitting.loop import TrainSettings
+        from tunewise.fitting.settings import TrainSettings
 
         budget, settings = Budget(**self.budget), TrainSettings(**self.settings)
         progress(self.model, "loading", 0, 0)

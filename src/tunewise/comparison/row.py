@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tunewise.comparison.clock import Clock
+from tunewise.comparison.budget import Budget, Clock
 from tunewise.comparison.context import Cache
 from tunewise.comparison.search import find
 from tunewise.comparison.trial import Trial, run
 from tunewise.contract.technique import Technique
-from tunewise.core.errors import SettingError
-from tunewise.fitting.loop import TrainSettings
-
-Progress = Callable[[str, str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What every technique may spend.
-
-    `steps` optimiser steps, or `tokens` training tokens, for each trial, or `minutes` for all of them together, of
-    which every technique that trains gets an equal share; `search` trials' worth of training for each
-    technique's search and its winner's first seed (1: no search); `seeds` runs of the winner. Test examples: the
-    default is 500 for classification and 200 where answers are written; both samples are the same for every technique.
-    """
-
-    steps: int = 100
-    tokens: int | None = None
-    search: int = 1
-    seeds: int = 1
-    minutes: float | None = None
-    validation_examples: int = 128
-    test_examples: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "tokens", "search", "seeds", "validation_examples", "test_examples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"{name} is {value} but must be at least 1")
-        if self.minutes is not None and not self.minutes > 0:
-            raise SettingError(f"minutes is {self.minutes:g} but must be more than 0")
-        if self.minutes is not None and self.tokens is not None:
-            raise SettingError("a budget is in tokens or in minutes, not both")
+from tunewise.core.progress import RowProgress, for_row
+from tunewise.fitting.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -59,7 +28,7 @@ class Runs:
     settings: TrainSettings
     trials: Path
     held: Collection[str]
-    progress: Progress
+    progress: RowProgress
     clock: Clock | None
 
     def row(self, technique: Technique, rows_left: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -110,7 +79,7 @@ class Runs:
             self.trials,
             finish=until is None,
             until=until,
-            report=lambda what, n, total: self.progress(recipe.name, what, n, total),
+            report=for_row(self.progress, recipe.name),
         )
         return {**found, "folder": f"trials/{trial.key(self.cache)}"}
 

@@ -23,13 +23,13 @@ from uuid import uuid4
 from tunewise.comparison.request import Request
 from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError, TunewiseError
+from tunewise.core.progress import RowProgress, silent_row
 
 PATIENCE = 1800.0  # seconds without a sign of life after which a worker is said to hang
 _STARTING = 600  # seconds of silence that a worker may take outside of trials, to load libraries and a model
 _KILLS = 3  # times that a trial's worker may be killed from outside before the trial is given up
 _KERNEL_EVENTS = Path("/proc/vmstat")
 
-Progress = Callable[[str, str, int, int], None]
 OnRow = Callable[[dict[str, Any]], None]
 
 
@@ -37,7 +37,7 @@ def supervise(
     request: Request,
     *,
     patience: float = PATIENCE,
-    progress: Progress = lambda row, what, done, total: None,
+    progress: RowProgress = silent_row,
     on_row: OnRow = lambda result: None,
 ) -> dict[str, Any]:
     """Carry out a request in worker processes; the content of its `compare.json`.
@@ -63,7 +63,9 @@ def supervise(
         raise
 
 
-def _carried_out(request: Request, folder: Path, patience: float, progress: Progress, on_row: OnRow) -> dict[str, Any]:
+def _carried_out(
+    request: Request, folder: Path, patience: float, progress: RowProgress, on_row: OnRow
+) -> dict[str, Any]:
     life, killed = uuid4().hex, Counter[str]()
     while True:
         progress(request.model, "starting", 0, 0)
@@ -130,7 +132,7 @@ class _Worker:
             self._events.put(line)
         self._events.put(None)
 
-    def watch(self, folder: Path, patience: float, progress: Progress, on_row: OnRow) -> _End | None:
+    def watch(self, folder: Path, patience: float, progress: RowProgress, on_row: OnRow) -> _End | None:
         """Follow it to its end; None where all was done."""
         while True:
             try:

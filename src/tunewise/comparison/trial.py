@@ -19,21 +19,20 @@ import torch
 
 from tunewise.adaptation import artifact
 from tunewise.comparison.context import Cache
-from tunewise.contract.technique import Attachment, Report, Technique
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import DivergedError, TunewiseError
+from tunewise.core.progress import Progress, silent
 from tunewise.core.seeds import generator
 from tunewise.engine.forward import why_not_packed
 from tunewise.engine.memory import peak_memory, tidy
-from tunewise.fitting.loop import Trained, TrainSettings, steps_for_tokens, train
+from tunewise.fitting.loop import Trained, steps_for_tokens, train
 from tunewise.fitting.scoring import describe, loss, score, study
+from tunewise.fitting.settings import TrainSettings
 from tunewise.fitting.trackers import Trackers
 
 ANSWERS = 10  # test examples whose answers are kept to be shown
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def run(
     *,
     finish: bool,
     until: float | None = None,
-    report: Report = _silent,
+    report: Progress = silent,
 ) -> dict[str, Any]:
     """The record of a trial, from disk where it is there already. A failure is a record too, with its reason.
 
@@ -163,7 +162,7 @@ def _run(
     before: Mapping[str, Any],
     finish: bool,
     until: float | None,
-    report: Report,
+    report: Progress,
 ) -> dict[str, Any]:
     target = folder / "adaptation"
     try:
@@ -181,7 +180,7 @@ def _run(
 
 
 def _fitted(
-    trial: Trial, cache: Cache, folder: Path, until: float | None, report: Report
+    trial: Trial, cache: Cache, folder: Path, until: float | None, report: Progress
 ) -> tuple[Attachment, dict[str, Any]]:
     """Trained, with as little memory as it takes; where memory ran out before, there it begins."""
     note = folder / "memory.json"
@@ -211,7 +210,7 @@ def _fit(
     attachment: Attachment,
     folder: Path,
     until: float | None,
-    report: Report,
+    report: Progress,
 ) -> dict[str, Any]:
     base, task = cache.base, cache.task
     record: dict[str, Any] = {**_identity(trial), "status": "ok", "reason": None, "label": attachment.label}
@@ -302,9 +301,9 @@ def _curve(path: Path) -> list[list[float]]:
     return points[::-every][::-1]
 
 
-def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report: Report) -> dict[str, Any]:
+def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report: Progress) -> dict[str, Any]:
     with peak_memory(cache.base.device, cache.held_bytes) as memory:
-        found = score(attachment, cache.task, cache.test, progress=lambda done, total: report("scoring", done, total))
+        found = score(attachment, cache.task, cache.test, progress=report)
     forgetting: dict[str, Any] | None = cache.retention.compare(attachment) if cache.retention is not None else None
     if forgetting is not None:
         forgetting |= moved(attachment, cache)
@@ -313,7 +312,7 @@ def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report
             attachment,
             cache.probe,
             cache.probed,
-            progress=lambda done, total: report("probing", done, total),
+            progress=lambda what, done, total: report("probing", done, total),
             as_given=True,
         )
         forgetting["probe"] = found_again.mean

@@ -19,8 +19,8 @@ import time
 import traceback
 from typing import Any
 
-from tunewise.cli.console import logs
 from tunewise.core.errors import TunewiseError
+from tunewise.core.logs import logs
 
 _APART = 0.1  # seconds between reports of progress
 

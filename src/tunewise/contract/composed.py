@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from tunewise.contract.technique import Attachment, Study, Technique, strict
+from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.study import Study
+from tunewise.contract.technique import Technique
 from tunewise.core.errors import ArtifactError, TechniqueError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tunewise.core.errors import DataError
-from tunewise.data.readers import Table, kind_of, listed, show
+from tunewise.core.text import listed, show
+from tunewise.data.readers import Table, kind_of
 
 
 @dataclass(frozen=True)

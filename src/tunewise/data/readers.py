@@ -10,11 +10,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunewise.core.errors import DataError
+from tunewise.core.text import first_line, listed, show
 
 MAX_LINE = 10 * 1024 * 1024
 _BLOCK = 1024 * 1024
@@ -23,18 +24,6 @@ BOM = b"\xef\xbb\xbf"
 
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _SAVE = "save it as UTF-8 text"
-
-
-def show(name: str, limit: int = 60) -> str:
-    """A name from a file, safe to print: control characters and lone surrogates escaped, long ones cut."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name[:limit])
-    return text + "…" if len(name) > limit else text
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a message: quoted, in order, at most twelve."""
-    quoted = [f'"{show(name)}"' for name in names]
-    return ", ".join(quoted[:12]) + (f" and {len(quoted) - 12} more" if len(quoted) > 12 else "")
 
 
 @dataclass(frozen=True)
@@ -347,9 +336,3 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".parquet": _parquet,
     ".txt": _text_lines,
 }
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, as one sentence without its full stop."""
-    lines = str(error).strip().splitlines()
-    return show(lines[0], 200).rstrip(".") if lines else type(error).__name__

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from tunewise.core.errors import DataError
-from tunewise.data.readers import READERS, Table, first_line, listed, read_file, show
+from tunewise.core.text import first_line, listed, show
+from tunewise.data.readers import READERS, Table, read_file
 
 _SPLITS = {
     "train": "train",

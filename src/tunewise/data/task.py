@@ -14,9 +14,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from tunewise.core.addresses import Shipped, shipped
 from tunewise.core.errors import DataError, SettingError
+from tunewise.core.seeds import generator
+from tunewise.core.text import listed, show
 from tunewise.data.formats import Example, Layout, Message, convert, recognise, unused
-from tunewise.data.readers import Table, listed, show
+from tunewise.data.readers import Table
 from tunewise.data.sources import name_of, read_tables, sample_size
 
 __all__ = ["Example", "Message", "Task", "check", "split_by_content"]
@@ -24,7 +27,6 @@ __all__ = ["Example", "Message", "Task", "check", "split_by_content"]
 KINDS = ("classification", "generation", "text")
 SPLITS = ("train", "validation", "test")
 ONE_IN = 10
-SHIPPED = "world:"
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,8 @@ class Task:
             SettingError: `kind` or `template` is not usable.
         """
         _check_settings(kind, template)
-        if str(path).startswith(SHIPPED):
-            return _shipped(str(path), columns, template, metric, kind)
+        if (address := shipped(str(path))) is not None:
+            return _as_asked(*address, columns, template, metric, kind)
         source, size = sample_size(str(path))
         tables = read_tables(source)
         layout = _common_layout(tables, columns, kind)
@@ -132,15 +134,19 @@ class Task:
         )
 
 
-def _shipped(
-    path: str, columns: Mapping[str, str] | None, template: str | None, metric: str | None, kind: str | None
+def _as_asked(
+    place: Shipped,
+    name: str,
+    columns: Mapping[str, str] | None,
+    template: str | None,
+    metric: str | None,
+    kind: str | None,
 ) -> Task:
-    from tunewise.data.world import tasks
-
+    """A shipped task with the user's template and metric."""
+    task: Task = place.task(name)
     if columns or kind:
-        raise SettingError(f"{path}: is a task already; leave out {'columns' if columns else 'kind'}")
-    found = tasks.task(path.removeprefix(SHIPPED))
-    return replace(found, template=template, metric=metric or found.metric)
+        raise SettingError(f"{task.source}: is a task already; leave out {'columns' if columns else 'kind'}")
+    return replace(task, template=template, metric=metric or task.metric)
 
 
 def split_by_content(
@@ -343,3 +349,13 @@ def _complete(
         for split in wanted
     ]
     return {split: parts[split] if split in parts else examples[split] for split in SPLITS}
+
+
+def sample(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:
+    """The same `count` examples for everyone, in their order."""
+    if len(examples) <= count:
+        return examples
+    import torch
+
+    chosen = torch.randperm(len(examples), generator=generator(0, "sample"))[:count].sort().values
+    return tuple(examples[index] for index in chosen.tolist())

@@ -29,8 +29,8 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from tunewise.advice.plan.ledger import on_gpu
 from tunewise.core.seeds import strictly
+from tunewise.engine.device import on_gpu
 
 _NAME = "tunewise_packed"
 _WIDEST = 256  # features of a head that flash attention takes

@@ -1,11 +1,16 @@
-"""Devices in words: `cpu`, `cuda:1`, or a size such as `24GB`."""
+"""Devices: in words (`cpu`, `cuda:1`, or a size such as `24GB`), and which one a tensor is on or stands for."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tunewise.core.errors import SettingError
-from tunewise.results.needs import BYTES, quantity
+from tunewise.core.units import BYTES, quantity
 
 
 def device_of(words: str) -> tuple[str, float]:
@@ -31,3 +36,26 @@ def device_of(words: str) -> tuple[str, float]:
     if not size:
         raise SettingError(f'--device is "{words}" but must be cpu, cuda, cuda:1 and so on, or a size such as 24GB')
     return "cuda", size
+
+
+_simulated: list[str] = []  # kinds of the devices that fake tensors stand for, the innermost last
+
+
+@contextmanager
+def simulated(kind: str) -> Iterator[None]:
+    """Let fake tensors stand for tensors on a device of this kind, "cpu" or "cuda", within the block."""
+    _simulated.append(kind)
+    try:
+        yield
+    finally:
+        _simulated.pop()
+
+
+def is_ghost(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape and no contents."""
+    return isinstance(tensor, FakeTensor)
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether a tensor is on a GPU, or stands for one that would be."""
+    return tensor.is_cuda or (bool(_simulated) and _simulated[-1] == "cuda" and is_ghost(tensor))

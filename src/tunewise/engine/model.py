@@ -21,10 +21,10 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from tunewise.core.addresses import shipped_model
 from tunewise.core.errors import ModelError
 from tunewise.engine.anatomy import Anatomy
 
-SHIPPED = Path(__file__).parents[1] / "data" / "world" / "weights"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -125,7 +125,7 @@ def load_base(
         raise ModelError(f"max_length is {max_length}, and a window below 8 tokens leaves no room for examples")
     if dtype not in DTYPES:
         raise ModelError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
-    path = SHIPPED if name == "world" else Path(name).expanduser()
+    path = path_of(name)
     source = str(path) if path.exists() else str(name)
     if not path.exists() and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1):
         raise ModelError(f"{name}: there is no such folder; give a model folder or a Hub id (org/name)")
@@ -155,6 +155,11 @@ def load_base(
     base = Base(model, tokenizer, str(name), revision, max_length)
     base.anatomy  # noqa: B018 (an unknown layout is refused here, not after minutes of work)
     return base
+
+
+def path_of(name: str | Path) -> Path:
+    """The folder that a model's name stands for, whether it exists or not; "world" is the shipped one."""
+    return shipped_model(str(name)) or Path(name).expanduser()
 
 
 def _default_device() -> torch.device:

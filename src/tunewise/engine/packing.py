@@ -13,6 +13,7 @@ from torch import Tensor
 from tunewise.engine.attention import Segment
 from tunewise.engine.encoding import Sequence
 
+PASS_TOKENS = 4096  # real tokens of one scoring pass
 _WORTH = 16  # tokens in common from which on a beginning is shared
 _AGAIN = 20  # tokens of a pass for each that it reads again: a twentieth more work
 

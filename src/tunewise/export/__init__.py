@@ -1,5 +1,1 @@
 """Exports: an adaptation in a form that other programs read, and the proof that it is still the same model."""
-
-from tunewise.export.export import export
-
-__all__ = ["export"]

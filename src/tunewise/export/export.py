@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewise import __version__
 from tunewise.adaptation.artifact import Adaptation, load
-from tunewise.contract.technique import Attachment
+from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError, SettingError, TunewiseError
+from tunewise.core.progress import Progress, silent
+from tunewise.core.version import __version__
 from tunewise.data.task import Task
 from tunewise.engine.model import DTYPES, Base
 from tunewise.export.format import Asked, Format, Written, find, known
-from tunewise.export.parity import TOLERANCE, Measured, Progress, Prompts, Trained, measure, tokenizer_problem, verdict
+from tunewise.export.parity import TOLERANCE, Measured, Prompts, Trained, measure, tokenizer_problem, verdict
 from tunewise.export.provenance import facts_of
 
 
@@ -35,7 +36,7 @@ def export(
     error: float = 0.01,
     rank: int = 0,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Export an adaptation to a folder, read it back, and compare it with what was trained.
 

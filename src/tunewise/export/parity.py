@@ -13,29 +13,30 @@ weight. An approximation may be off by its own share of what training changed, b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tunewise.core.progress import Progress
 from tunewise.data.task import Example, Task
+from tunewise.engine.generation import answer_room
 from tunewise.export.readers import Causal, Reader
 from tunewise.fitting import metrics
 from tunewise.fitting.forgetting import own_text
-from tunewise.fitting.scoring import answer_room, encoder_for
+from tunewise.fitting.scoring import encoder_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tunewise.adaptation.artifact import Adaptation
-    from tunewise.contract.technique import Attachment
+    from tunewise.contract.attachment import Attachment
     from tunewise.engine.encoding import Encoder
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 PROMPTS, CONTINUED, POSITIONS = 64, 16, 4
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tunewise.contract.technique import Attachment
+    from tunewise.contract.attachment import Attachment
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 from transformers import GenerationConfig
 
-from tunewise.contract.technique import Attachment
+from tunewise.contract.attachment import Attachment
 from tunewise.core.seeds import derive
 from tunewise.data.task import Example, Task
 from tunewise.engine.encoding import Encoder

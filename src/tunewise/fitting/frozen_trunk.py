@@ -20,7 +20,7 @@ from tunewise.engine.forward import batch_of, layout, why_not_packed
 from tunewise.engine.packing import by_tokens
 
 if TYPE_CHECKING:
-    from tunewise.contract.technique import Attachment
+    from tunewise.contract.attachment import Attachment
 
 _TOKENS = 4096  # real tokens of one pass
 _WORTH = 1.5  # epochs from which on it pays

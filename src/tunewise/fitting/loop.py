@@ -19,79 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewise.advice.plan.ledger import on_gpu
-from tunewise.contract.technique import Attachment
+from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
-from tunewise.core.errors import ArtifactError, DivergedError, SettingError
+from tunewise.core.errors import DivergedError, SettingError
 from tunewise.core.seeds import derive, generator, repeatable
-from tunewise.engine.allocator import keep_freed_memory
+from tunewise.engine.device import on_gpu
 from tunewise.engine.encoding import Sequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing
+from tunewise.engine.memory import keep_freed_memory
 from tunewise.engine.packing import in_passes
+from tunewise.fitting import checkpoint
 from tunewise.fitting.frozen_trunk import Trunk, replaying, trunk_of
 from tunewise.fitting.rehearsal import Memory
+from tunewise.fitting.settings import TrainSettings
 
 PASS = 768  # tokens of one pass after which a processor gets no faster and only needs more memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """How a technique is trained; names are Hugging Face's.
-
-    `max_steps` counts optimiser steps over all phases. `save_steps` is the number of steps between checkpoints,
-    `eval_steps` that between validation losses in `metrics.jsonl` (0: none). With `gradient_checkpointing` the blocks'
-    activations are computed again in the backward pass instead of being kept. `replay`, `kl_to_base` and `l2_sp` are
-    weights of remedies for forgetting; see `tunewise.fitting.rehearsal`.
-    """
-
-    max_steps: int = 100
-    per_device_train_batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    warmup_ratio: float = 0.06
-    lr_scheduler_type: str = "cosine"
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    max_grad_norm: float = 1.0
-    save_steps: int = 500
-    eval_steps: int = 0
-    logging_steps: int = 1
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    replay: float = 0.0
-    kl_to_base: float = 0.0
-    l2_sp: float = 0.0
-
-    def __post_init__(self) -> None:
-        positive = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps")
-        for name in (*positive, "logging_steps"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)} but must be at least 1")
-        if self.eval_steps < 0:
-            raise SettingError(f"eval_steps is {self.eval_steps} but must be at least 0")
-        if self.lr_scheduler_type != TrainSettings.lr_scheduler_type:
-            from transformers import SchedulerType  # takes PEFT and bitsandbytes along: a quarter of starting
-
-            schedules = sorted(kind.value for kind in SchedulerType)
-            if self.lr_scheduler_type not in schedules:
-                raise SettingError(f'lr_scheduler_type "{self.lr_scheduler_type}" is not one of {", ".join(schedules)}')
-        if not 0 <= self.replay < 1:
-            raise SettingError(f"replay is {self.replay} but must be at least 0 and below 1, a share of the loss")
-        for name in ("kl_to_base", "l2_sp"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SettingError(f"{name} is {getattr(self, name)} but must be at least 0")
-        if not 0 <= self.warmup_ratio < 1:
-            raise SettingError(f"warmup_ratio is {self.warmup_ratio} but must be at least 0 and below 1")
-
-    @property
-    def remembers(self) -> bool:
-        """Whether training needs a memory of what the base knew."""
-        return bool(self.replay or self.kl_to_base)
-
-    @property
-    def rows(self) -> int:
-        """Sequences of one optimiser step."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
 @dataclass(frozen=True)
@@ -318,71 +260,36 @@ class _Run:
 
     # Checkpoints.
 
-    def _facts(self) -> dict[str, Any]:
+    def _request(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that resumes it; its schedule depends on the step limit."""
-        return {
+        request = {
             "technique": self.attachment.recipe.to_json(),
             "base": self.base.fingerprint,
             "seed": self.seed,
             "settings": asdict(self.settings),
             "sequences": len(self.sequences),
         }
+        return json.loads(json.dumps(request))
 
     def save(self) -> None:
         """Commit everything that continues this run to the same bits."""
         assert self.folder is not None
-        facts = json.loads(json.dumps(self._facts()))
-        state = {
-            **facts,
-            "phase": self.phase,
-            "step": self.step,
-            "tokens": self.tokens,
-            "labelled_tokens": self.labelled,
-            "seconds": self.seconds,
-            "threads": torch.get_num_threads(),
-        }
-        tensors = {
-            "weights.safetensors": self.attachment.state(),
-            "optimizer.safetensors": self._optimizer_state(),
-            "training.safetensors": self.attachment.training_state(),
-        }
-        artifact_writer.commit(
-            self.folder / f"checkpoint-{self.step}",
-            texts={"trainer_state.json": json.dumps(state, indent=2)},
-            tensors=tensors,
+        position = checkpoint.Position(
+            self.phase, self.step, self.tokens, self.labelled, self.seconds, torch.get_num_threads()
         )
-        artifact_writer.prune(self.folder)
-
-    def _names(self) -> dict[int, str]:
-        return {id(parameter): name for name, parameter in self.attachment.params().items()}
-
-    def _optimizer_state(self) -> dict[str, Tensor]:
-        names = self._names()
-        return {
-            f"{names[id(parameter)]}|{key}": torch.as_tensor(value)
-            for parameter, values in self.optimizer.state.items()
-            for key, value in values.items()
-            if value is not None
-        }
+        checkpoint.save(self.folder, self._request(), position, self.attachment, self.optimizer)
 
     def _restore(self, stored: artifact_writer.Stored) -> None:
-        state = stored.json("trainer_state.json")
-        facts = json.loads(json.dumps(self._facts()))
-        for key, value in facts.items():
-            if state.get(key) != value:
-                raise ArtifactError(
-                    f"{stored.folder}: was written by another run (its {key} differs); resume with the same request "
-                    "or choose another output folder"
-                )
-        torch.set_num_threads(int(state["threads"]))
-        for phase in range(int(state["phase"]) + 1):
+        position = checkpoint.position_of(stored, self._request())
+        torch.set_num_threads(position.threads)
+        for phase in range(position.phase + 1):
             self.attachment.start_phase(phase)
         self.attachment.load_training_state(stored.tensors("training.safetensors"))
         self.attachment.load(stored.tensors("weights.safetensors"))
-        self._prepare(int(state["phase"]))
-        self.step, self.tokens = int(state["step"]), int(state["tokens"])
-        self.labelled, self.seconds = int(state["labelled_tokens"]), float(state.get("seconds", 0.0))
-        self._restore_optimizer(stored)
+        self._prepare(position.phase)
+        self.step, self.tokens = position.step, position.tokens
+        self.labelled, self.seconds = position.labelled_tokens, position.seconds
+        checkpoint.restore_optimizer(stored, self.attachment, self.optimizer)
         done = self.step - (self.ends[self.phase - 1] if self.phase else 0)
         self.schedule.last_epoch = done
         rates = [
@@ -392,30 +299,4 @@ class _Run:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         assert self.folder is not None
-        self._trim_metrics()
-
-    def _restore_optimizer(self, stored: artifact_writer.Stored) -> None:
-        by_name, saved = self.attachment.params(), dict[int, dict[str, Tensor]]()
-        groups = self.optimizer.state_dict()["param_groups"]
-        places = {id(p): place for place, p in enumerate(p for g in self.optimizer.param_groups for p in g["params"])}
-        for key, value in stored.tensors("optimizer.safetensors").items():
-            name, _, slot = key.rpartition("|")
-            if name not in by_name:
-                raise ArtifactError(
-                    f'{stored.folder}: the optimizer holds "{name}", which this technique does not train'
-                )
-            saved.setdefault(places[id(by_name[name])], {})[slot] = value
-        self.optimizer.load_state_dict({"state": saved, "param_groups": groups})
-
-    def _trim_metrics(self) -> None:
-        """Drop the lines of steps after the checkpoint; they are about to be written again."""
-        assert self.folder is not None
-        path = self.folder / "metrics.jsonl"
-        kept = []
-        for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-            try:
-                if json.loads(line)["step"] <= self.step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # the line that was being written when the run was killed
-        artifact_writer.write_text(path, "".join(line + "\n" for line in kept))
+        checkpoint.trim_metrics(self.folder / "metrics.jsonl", self.step)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tunewise.contract.technique import Attachment
+from tunewise.contract.attachment import Attachment
 from tunewise.core.seeds import derive
 from tunewise.engine.encoding import Sequence as Tokens
 from tunewise.engine.forward import answer_states, batch_of, layout

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewise.core.errors import SettingError
+from tunewise.core.units import BYTES, SECONDS
 
 KEPT = 0.9  # share of its score on what the base could do that a technique must keep to be said to retain it
 ROSE = 0.1  # nats per token that the loss on retention text may rise where no such score was taken
 
 Row = Mapping[str, Any]
 
-# Where a quantity of a row stands, and what its units are worth.
-BYTES = {"": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
-SECONDS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _PLAIN = {"": 1.0, "k": 1e3, "M": 1e6}
 _QUANTITIES: dict[str, tuple[str, str, dict[str, float]]] = {
     "memory": ("cost", "peak_memory_bytes", BYTES),
@@ -52,18 +50,6 @@ _FLAGS: dict[str, Callable[[Row], bool]] = {
     "swappable": lambda row: bool(row["cost"].get("swappable")),
     "retain": retains,
 }
-
-
-def quantity(option: str, text: str, units: Mapping[str, float]) -> float:
-    """A number with a unit, such as 24GB.
-
-    Raises:
-        SettingError: another form, or none of these units; names the option.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if found is None or found[2] not in units:
-        raise SettingError(f'{option} is "{text}" but must be a number with one of {", ".join(filter(None, units))}')
-    return float(found[1]) * units[found[2]]
 
 
 @dataclass(frozen=True)

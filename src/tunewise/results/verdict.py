@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunewise.core.units import size
 from tunewise.results.needs import KEPT, Need, Row, retains
-from tunewise.results.report.tables import size
 from tunewise.results.statistics import LEVEL, Tables, against, luck, needed_examples
 
 _PROMPT = 1.5  # times the shortest prompt of the comparison: longer ones are said to be long

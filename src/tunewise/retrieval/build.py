@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunewise.contract.technique import Report
+from tunewise.core.progress import Progress
 from tunewise.retrieval import chunks
 from tunewise.retrieval.embedder import loaded
 from tunewise.retrieval.index import FACTS, Index, sync
@@ -15,7 +15,7 @@ from tunewise.retrieval.sources import gather
 
 
 def build(
-    source: str, place: str, embedder_name: str, dtype: str, chunk_size: int, chunk_overlap: int, report: Report
+    source: str, place: str, embedder_name: str, dtype: str, chunk_size: int, chunk_overlap: int, report: Progress
 ) -> dict[str, Any]:
     """Make the index at `place` hold the documents of `source`; counts of what was done.
 

@@ -17,10 +17,11 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from tokenizers import Tokenizer
 
 from tunewise.core.errors import SettingError
+from tunewise.core.progress import Progress, silent
 from tunewise.retrieval.passage import Document, Passage
 
 if TYPE_CHECKING:
-    from tunewise.contract.technique import Report
+    from tunewise.core.progress import Progress
 
 MIN_SIZE = 16
 MAX_HEADING = 200  # characters; a longer line is text
@@ -52,7 +53,7 @@ def split_all(
     tokenizer: Tokenizer,
     size: int = 256,
     overlap: int = 32,
-    report: Report = lambda what, done, total: None,
+    report: Progress = silent,
 ) -> list[Passage]:
     """Cut many documents; the passages of all in one list, document by document.
 

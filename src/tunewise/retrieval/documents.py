@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tunewise.core.errors import DataError, SettingError
-from tunewise.data.readers import first_line, kind_of, show
+from tunewise.core.text import first_line, show
+from tunewise.data.readers import kind_of
 from tunewise.retrieval.passage import Document
 
 MAX_BYTES = 100_000_000  # larger files are not opened

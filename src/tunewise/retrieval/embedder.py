@@ -17,7 +17,7 @@ import numpy as np
 from tunewise.core.errors import ModelError, SettingError
 
 if TYPE_CHECKING:
-    from tunewise.contract.technique import Report
+    from tunewise.core.progress import Progress
 
 BATCH_TOKENS = 4096
 DTYPES = ("float32", "bfloat16")
@@ -74,7 +74,7 @@ class Embedder:
         """What counts the model's tokens, a `tokenizers.Tokenizer`."""
         return _fast(self._model)
 
-    def encode(self, texts: Sequence[str], report: Report | None = None) -> np.ndarray:
+    def encode(self, texts: Sequence[str], report: Progress | None = None) -> np.ndarray:
         """The vectors of passages, in their order: (n, size) float32 of length 1."""
         known = [self._model.prompts.get(name) for name in DOCUMENT_PROMPTS]
         return self._batched(texts, next(filter(None, known), ""), report)
@@ -83,7 +83,7 @@ class Embedder:
         """The vectors of questions, which some models want introduced by a prompt of their own."""
         return self._batched(texts, self._model.prompts.get("query") or "", None)
 
-    def _batched(self, texts: Sequence[str], prompt: str, report: Report | None) -> np.ndarray:
+    def _batched(self, texts: Sequence[str], prompt: str, report: Progress | None) -> np.ndarray:
         vectors, done = np.empty((len(texts), self.size), dtype=np.float32), 0
         for places in batches(self._lengths(texts)):
             vectors[places] = self._encoded([texts[place] for place in places], prompt)

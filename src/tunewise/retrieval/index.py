@@ -34,7 +34,7 @@ from tunewise.retrieval.engines import POINTS, Folder, Point, Server, client_of,
 from tunewise.retrieval.passage import Document, Passage
 
 if TYPE_CHECKING:
-    from tunewise.contract.technique import Report
+    from tunewise.core.progress import Progress
     from tunewise.retrieval.embedder import Embedder
 
 Among: TypeAlias = str | Collection[str] | None  # what document names begin with, or the names themselves
@@ -282,7 +282,7 @@ def sync(
     documents: Iterable[Document],
     split: Callable[[Document], Iterable[Passage]],
     embedder: Embedder,
-    report: Report | None = None,
+    report: Progress | None = None,
     batch: int = BATCH,
 ) -> dict[str, int]:
     """Make the index hold these documents and no others; what is unchanged is not embedded again.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from tunewise.core.addresses import shipped
 from tunewise.retrieval.documents import Reading, read
 from tunewise.retrieval.passage import Document
-
-SHIPPED = "world:"
 
 
 def gather(where: str) -> Reading:
@@ -18,12 +17,11 @@ def gather(where: str) -> Reading:
         DataError: they cannot be read.
         SettingError: the world has none for this task, or a library is missing.
     """
-    if not where.startswith(SHIPPED):
+    address = shipped(where)
+    if address is None:
         return read(where)
-    from tunewise.data.world import documents
-
-    found = documents(where.removeprefix(SHIPPED))
-    return Reading(tuple(Document(row["id"], row["text"]) for row in found), ())
+    place, name = address
+    return Reading(tuple(Document(row["id"], row["text"]) for row in place.documents(name)), ())
 
 
 def stamp(where: str) -> str:

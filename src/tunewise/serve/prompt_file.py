@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from tunewise.core.addresses import shipped
 from tunewise.data.formats import Message, convert, recognise
 from tunewise.data.readers import Table, read_file
-from tunewise.data.task import SHIPPED, Task
+from tunewise.data.task import Task
 
 _UNKNOWN = "?"  # stands where an answer is missing; nobody sees it
 
@@ -21,7 +22,7 @@ def read_prompts(data: str, columns: Mapping[str, str] | None = None) -> list[tu
     Raises:
         DataError: the file cannot be read, or its columns are not known.
     """
-    if data.startswith(SHIPPED):
+    if shipped(data) is not None:
         return [example.messages for example in Task.read(data).test]
     table = read_file(Path(data).expanduser())
     table = replace(table, rows=[(number, _completed(row, columns or {})) for number, row in table.rows])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewise.core import artifact_writer
+from tunewise.core.addresses import shipped_model
 from tunewise.core.errors import SettingError
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank can be
@@ -30,11 +31,7 @@ def vllm_command(folders: Mapping[str, Path], model: str | None, host: str, port
     rank = next((size for size in _RANKS if size >= max(ranks)), None)
     if rank is None:
         raise SettingError(f"vLLM serves ranks up to {_RANKS[-1]}, and one here has {max(ranks)}; leave --engine out")
-    source = model or recorded
-    if source == "world":
-        from tunewise.engine.model import SHIPPED
-
-        source = str(SHIPPED)
+    source = shipped_model(str(model or recorded)) or model or recorded
     command = ["vllm", "serve", str(source), "--host", host, "--port", str(port)]
     command += ["--served-model-name", Path(str(model or recorded)).name]
     command += ["--revision", revision] if revision and not model else []

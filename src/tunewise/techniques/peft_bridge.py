@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.technique import Attachment, Citation, Report, Technique, learning_rate, setting, strict
+from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.core.progress import Progress, silent
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
@@ -123,7 +126,7 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bridg
     return recipe(name, {key: value for key, value in config.items() if key in known and value is not None})
 
 
-def survey(base: Base, report: Report = lambda what, done, total: None) -> list[dict[str, Any]]:
+def survey(base: Base, report: Progress = silent) -> list[dict[str, Any]]:
     """What each method does on this model with PEFT's defaults, found by trying: one row for each, with the reason.
 
     `trains` says whether a pass over packed text leaves gradients, `merges` whether PEFT can merge it.

@@ -51,7 +51,7 @@ def pack(
 def _features(
     result: Mapping[str, Any], named: tuple[str, str], wanted: tuple[str, str], words: list[str], path: Path
 ) -> Features:
-    from tunewise.cli.options import load_model, read_task
+    from tunewise.resolve import load_model, read_task
 
     option = _options(words)
     try:

@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from tunewise.engine.device import simulated
+
 _aten = torch.ops.aten
 _READ = (_aten._local_scalar_dense.default, _aten.item.default)
 _ORDERS = (_aten.sort, _aten.topk)
@@ -123,26 +125,9 @@ def _floating(out: Any) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(out))
 
 
-_entered: list[Ledger] = []
-
-
 @contextmanager
 def ghosts(device: str = "cpu") -> Iterator[Ledger]:
     """A ledger over code whose floating tensors have no contents, as on a device of this kind."""
     ledger = Ledger(device)
-    _entered.append(ledger)
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), ledger:
-            yield ledger
-    finally:
-        _entered.pop()
-
-
-def is_ghost(tensor: Tensor) -> bool:
-    """Whether a tensor has a shape and no contents."""
-    return isinstance(tensor, FakeTensor)
-
-
-def on_gpu(tensor: Tensor) -> bool:
-    """Whether a tensor is on a GPU, or stands for one that would be."""
-    return tensor.is_cuda or (bool(_entered) and _entered[-1].device == "cuda" and is_ghost(tensor))
+    with simulated(device), FakeTensorMode(allow_non_fake_inputs=True), ledger:
+        yield ledger

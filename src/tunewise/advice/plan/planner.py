@@ -19,15 +19,18 @@ from tunewise.adaptation.artifact import rows_text
 from tunewise.advice.plan.ledger import Ledger, ghosts
 from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.weightless import Sketch
-from tunewise.contract.technique import Attachment, Study, Technique
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.study import Study
+from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
 from tunewise.engine.encoding import Sequence as Tokens
 from tunewise.engine.forward import why_not_packed
-from tunewise.fitting.loop import PASS, TrainSettings, order, passes, train
+from tunewise.fitting.loop import PASS, order, passes, train
 from tunewise.fitting.scoring import encoder_for, loss
+from tunewise.fitting.settings import TrainSettings
 
 # From `benchmarks/plan.py`; what torch's allocator on a GPU keeps in reserve is not counted.
 RUNTIME = {"cpu": 125e6, "cuda": 80e6}  # bytes that the libraries take at their first step

@@ -9,12 +9,14 @@ from statistics import median
 from typing import Any
 
 from tunewise.advice.plan.planner import heaviest
-from tunewise.contract.technique import Study, Technique
+from tunewise.contract.study import Study
+from tunewise.contract.technique import Technique
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
 from tunewise.engine.memory import peak_memory, tidy
 from tunewise.engine.model import Base
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.settings import TrainSettings
 
 _STEPS = 3  # of each phase; the first one warms up and is not timed
 

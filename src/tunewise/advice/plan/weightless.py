@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from tunewise.advice.plan.ledger import ghosts
 from tunewise.core.errors import ModelError
 from tunewise.engine.forward import why_not_packed
-from tunewise.engine.model import DTYPES, SHIPPED, Base
+from tunewise.engine.model import DTYPES, Base, load_base, path_of
 from tunewise.engine.tiny import ARCHITECTURES, tiny_base
 
 
@@ -68,7 +70,7 @@ def configuration(name: str | Path, revision: str | None = None) -> tuple[Any, P
     Raises:
         ModelError: there is no such model, or remote code is wanted.
     """
-    path = SHIPPED if name == "world" else Path(name).expanduser()
+    path = path_of(name)
     if not path.exists() and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1):
         raise ModelError(f"{name}: there is no such folder; give a model folder or a Hub id (org/name)")
     source, common = str(path) if path.exists() else str(name), {"revision": revision, "trust_remote_code": False}
@@ -91,3 +93,47 @@ def readable(name: str | Path) -> Iterator[None]:
 def _unpacked(model_type: str) -> str | None:
     """Why this architecture cannot be packed, found on a tiny model of it; one that has none here is taken to pack."""
     return why_not_packed(tiny_base(model_type)) if model_type in ARCHITECTURES else None
+
+
+_LOADED = 2e9  # parameters up to which advice loads weights that are at hand
+
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def consulted(name: str, revision: str | None = None, max_length: int | None = None) -> Base:
+    """A base to ask for advice: with its weights where they are on this machine and not too large, else in outline.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    outlined = outline(name, revision, max_length)
+    small = outlined.parameters < min(_LOADED, psutil.virtual_memory().available / 8)
+    if small and _at_hand(name, revision):
+        return load_base(name, revision=revision, dtype="float32", max_length=max_length)
+    return outlined
+
+
+def outline(name: str, revision: str | None = None, max_length: int | None = None) -> Base:
+    """A base on no device: names and shapes, no values.
+
+    Raises:
+        ModelError: there is no such model, or its layout is not known.
+    """
+    config, tokenizer = configuration(name, revision)
+    with torch.device("meta"), readable(name):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    base = Base(model, tokenizer, name, revision, max_length)
+    base.anatomy  # noqa: B018 (an unknown layout is refused here)
+    return base
+
+
+def _at_hand(name: str, revision: str | None) -> bool:
+    path = path_of(name)
+    if path.is_dir():
+        return any(path.glob("*.safetensors"))
+    found = [
+        cached_file(name, file, revision=revision, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        for file in _WEIGHTS
+    ]
+    return any(found)

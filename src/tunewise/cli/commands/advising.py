@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress, quiet
+from tunewise.cli.console import console, print_json, progress
 from tunewise.cli.options import (
     BatchSize,
     Columns,
@@ -21,13 +21,13 @@ from tunewise.cli.options import (
     Revision,
     Sources,
     Template,
-    read_task,
-    recipes_of,
 )
 from tunewise.core.errors import ArtifactError
+from tunewise.core.logs import quiet
+from tunewise.resolve import read_task, recipes_of
 
 if TYPE_CHECKING:
-    from tunewise.advice.forecast import Planner
+    from tunewise.advice.question import Planner
     from tunewise.contract.technique import Technique
     from tunewise.data.task import Task
 
@@ -62,8 +62,8 @@ def advise(
     config: Config = None,
 ) -> None:
     """Say which technique to choose, why, on what evidence, and what would change the answer; nothing is trained."""
-    from tunewise.advice.forecast import Asked
-    from tunewise.results.needs import BYTES, SECONDS, quantity
+    from tunewise.advice.question import Asked
+    from tunewise.core.units import BYTES, SECONDS, quantity
 
     asked = Asked(
         memory=quantity("--memory", memory, BYTES) if memory is not None else None,
@@ -78,7 +78,7 @@ def advise(
     recipes = recipes_of("all", {}, sources, (), knowledge)
     quiet()
     from tunewise.advice import advise
-    from tunewise.advice.plan.outline import consulted
+    from tunewise.advice.plan.weightless import consulted
     from tunewise.cli.views.advice import page
 
     planner = read_plan(plan) if plan is not None else None
@@ -108,7 +108,7 @@ def _planned(
     from tunewise.advice.plan import planner as plans
     from tunewise.advice.plan.machine_rates import Rates
     from tunewise.advice.plan.weightless import sketch
-    from tunewise.fitting.loop import TrainSettings
+    from tunewise.fitting.settings import TrainSettings
 
     drawn = sketch(model, revision=revision, max_length=length)
     settings = TrainSettings(max_steps=steps, per_device_train_batch_size=size)

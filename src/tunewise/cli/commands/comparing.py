@@ -11,7 +11,6 @@ import typer
 
 from tunewise.cli.console import console, print_json, progress
 from tunewise.cli.options import (
-    COMPARED,
     Accumulate,
     BatchSize,
     Bf16,
@@ -41,6 +40,7 @@ from tunewise.cli.options import (
     train_arguments,
 )
 from tunewise.core.errors import ArtifactError, SettingError, TunewiseError
+from tunewise.resolve import COMPARED
 
 if TYPE_CHECKING:
     from tunewise.comparison.request import Request

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress, quiet
+from tunewise.cli.console import console, print_json, progress
 from tunewise.cli.options import Config, Json
 from tunewise.core.errors import SettingError
+from tunewise.core.logs import quiet
 
 
 def index(

@@ -6,20 +6,11 @@ from typing import Annotated
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress, quiet
-from tunewise.cli.options import (
-    Columns,
-    Config,
-    Data,
-    Json,
-    MaxLength,
-    Metric,
-    Revision,
-    Template,
-    load_model,
-    read_task,
-)
+from tunewise.cli.console import console, print_json, progress
+from tunewise.cli.options import Columns, Config, Data, Json, MaxLength, Metric, Revision, Template
 from tunewise.core.errors import SettingError
+from tunewise.core.logs import quiet
+from tunewise.resolve import load_model, read_task
 
 
 def techniques(
@@ -72,10 +63,10 @@ def check(
 ) -> None:
     """Detect the data's format, validate it, and show what a model would see."""
     task = read_task(data, columns, template, metric)
-    from tunewise.cli.views import techniques
+    from tunewise.cli.views import data_check
 
-    found = techniques.check(task, load_model(model, revision, "float32", "cpu", max_length) if model else None)
+    found = data_check.check(task, load_model(model, revision, "float32", "cpu", max_length) if model else None)
     if as_json:
         print_json(found)
     else:
-        console().print(techniques.check_page(found))
+        console().print(data_check.check_page(found))

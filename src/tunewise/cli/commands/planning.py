@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress, quiet
+from tunewise.cli.console import console, print_json, progress
 from tunewise.cli.options import (
     Accumulate,
     BatchSize,
@@ -24,11 +24,9 @@ from tunewise.cli.options import (
     Sets,
     Sources,
     Template,
-    load_model,
-    read_task,
-    recipes_of,
-    settings_of,
 )
+from tunewise.core.logs import quiet
+from tunewise.resolve import load_model, read_task, recipes_of, settings_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +68,7 @@ def plan(
     from tunewise.advice.plan.planner import Planner
     from tunewise.advice.plan.weightless import sketch
     from tunewise.engine.device import device_of
-    from tunewise.fitting.loop import TrainSettings
+    from tunewise.fitting.settings import TrainSettings
 
     kind, limit = device_of(device)
     settings = TrainSettings(
@@ -129,7 +127,7 @@ def _calibrate(
 def _table(rows: list[dict[str, Any]], limit: float) -> Table:
     from rich.table import Table
 
-    from tunewise.results.report.tables import count, size
+    from tunewise.core.units import count, size
 
     table = Table(
         title=f"what fits into {size(limit)}",

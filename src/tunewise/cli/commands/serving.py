@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
-from tunewise.cli.console import print_json, progress, quiet
-from tunewise.cli.options import Columns, Config, Data, Device, Json, pairs
+from tunewise.cli.console import print_json, progress
+from tunewise.cli.options import Columns, Config, Data, Device, Json
 from tunewise.core.errors import SettingError
+from tunewise.core.logs import quiet
+from tunewise.resolve import pairs
 
 Adaptations = Annotated[
     list[str], typer.Argument(help="Folders of adaptations or PEFT adapters of one base; NAME=FOLDER names one.")

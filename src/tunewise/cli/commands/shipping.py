@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from tunewise.cli.commands.training import folder_of
-from tunewise.cli.console import console, print_json, progress, quiet
-from tunewise.cli.options import Columns, Config, Json, Metric, Out, Sets, Template, read_task, settings_of
+from tunewise.cli.console import console, print_json, progress
+from tunewise.cli.options import Columns, Config, Json, Metric, Out, Sets, Template
 from tunewise.core.errors import SettingError
+from tunewise.core.logs import quiet
+from tunewise.resolve import read_task, settings_of
 
 
 def export(
@@ -41,7 +43,7 @@ def export(
         raise SettingError("--columns, --template and --metric say how to read --data, which is not given")
     folder = folder_of(adaptation)
     quiet()
-    from tunewise.export import export
+    from tunewise.export.export import export
     from tunewise.export.summary import text
 
     with progress() as show:

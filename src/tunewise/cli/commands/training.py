@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress, quiet
+from tunewise.cli.console import console, print_json, progress
 from tunewise.cli.options import (
     Accumulate,
     BatchSize,
@@ -37,14 +37,11 @@ from tunewise.cli.options import (
     Sets,
     Sources,
     Template,
-    load_model,
-    read_task,
-    read_texts,
-    recipes_of,
-    settings_of,
     train_arguments,
 )
 from tunewise.core.errors import SettingError
+from tunewise.core.logs import quiet
+from tunewise.resolve import load_model, read_task, read_texts, recipes_of, settings_of
 
 
 def fit(
@@ -96,7 +93,7 @@ def fit(
         recipe = recipes_of(technique, chosen, sources, knowledge=knowledge)[0]
     base = load_model(model, revision, dtype, device, max_length)
     from tunewise.adaptation.fit import fit
-    from tunewise.fitting.loop import TrainSettings
+    from tunewise.fitting.settings import TrainSettings
 
     settings = TrainSettings(**train_arguments(max_steps, context.params))
 
@@ -116,7 +113,7 @@ def fit(
     if as_json:
         print_json(record)
         return
-    from tunewise.results.report.tables import count
+    from tunewise.core.units import count
 
     console().print(
         f"{recipe.name}: validation loss {record['validation_loss_before']:.4f} before, "
@@ -155,20 +152,22 @@ def evaluate(
     folder = folder_of(adaptation)
     quiet()
     from tunewise.adaptation.artifact import load
-    from tunewise.comparison.context import sample
     from tunewise.core import artifact_writer
+    from tunewise.data.task import sample
     from tunewise.fitting.scoring import describe, score
 
     loaded = load(folder, model=model, settings=settings_of(sets))
     if task.template is None:
         task = replace(task, template=loaded.style.template if (folder / "adaptation.json").is_file() else None)
     chosen = sample(getattr(task, split), examples or (200 if task.kind == "generation" else 500))
+    from tunewise.core.progress import for_row
+
     with progress() as show:
         found = score(
             loaded.attachment,
             task,
             chosen,
-            progress=lambda done, total: show(loaded.attachment.recipe.name, "scoring", done, total),
+            progress=for_row(show, loaded.attachment.recipe.name),
         )
     if predictions is not None:
         rows = [

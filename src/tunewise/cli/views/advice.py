@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunewise.advice.atlas.schema import Record
-from tunewise.results.report.tables import count, size
+from tunewise.core.units import count, size
 
 
 def page(advice: Mapping[str, Any]) -> RenderableType:

@@ -19,12 +19,11 @@ from tunewise.export.format import Asked, Format, Written, not_in_weights
 from tunewise.export.formats.peft import write_adapter
 from tunewise.export.readers import Adapted, Reader
 from tunewise.export.weight_changes import changes
-from tunewise.techniques.building.lowrank import Factors
-from tunewise.techniques.building.peft_lora import portable
+from tunewise.techniques.building.peft_lora import Factors, portable
 
 if TYPE_CHECKING:
     from tunewise.adaptation.artifact import Adaptation
-    from tunewise.contract.technique import Attachment
+    from tunewise.contract.attachment import Attachment
     from tunewise.engine.model import Base
 
 _AMPLIFIED = 4.0  # an error of a weight's change shows in the logits as at most so many times its share of the effect

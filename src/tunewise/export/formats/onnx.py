@@ -22,7 +22,7 @@ from tunewise.export.readers import Reader
 
 if TYPE_CHECKING:
     from tunewise.adaptation.artifact import Adaptation
-    from tunewise.contract.technique import Attachment
+    from tunewise.contract.attachment import Attachment
     from tunewise.engine.model import Base
 
 FILE = "model.onnx"

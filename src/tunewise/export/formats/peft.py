@@ -11,7 +11,7 @@ from tunewise.export.readers import Adapted, Reader
 
 if TYPE_CHECKING:
     from tunewise.adaptation.artifact import Adaptation
-    from tunewise.contract.technique import Attachment
+    from tunewise.contract.attachment import Attachment
     from tunewise.engine.model import Base
 
 

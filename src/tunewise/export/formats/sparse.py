@@ -21,7 +21,7 @@ from tunewise.export.weight_changes import changes
 
 if TYPE_CHECKING:
     from tunewise.adaptation.artifact import Adaptation
-    from tunewise.contract.technique import Attachment
+    from tunewise.contract.attachment import Attachment
     from tunewise.engine.model import Base
 
 _MOST = 1 / 3  # share of the model from which on a whole copy is smaller: a place takes as much as a value

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tunewise.data.readers import show
-from tunewise.results.report.tables import size
+from tunewise.core.text import show
+from tunewise.core.units import size
 
 Row = Mapping[str, Any]
 Pair = tuple[float, float]

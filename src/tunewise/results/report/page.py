@@ -14,9 +14,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tunewise.core.units import count, size
 from tunewise.results.report.charts import charts, words
 from tunewise.results.report.plotly_charts import drawn, library
-from tunewise.results.report.tables import COLUMNS, columns, count, heading, legend, notes, rows, size, verdict_lines
+from tunewise.results.report.tables import COLUMNS, columns, heading, legend, notes, rows, verdict_lines
 
 Row = Mapping[str, Any]
 

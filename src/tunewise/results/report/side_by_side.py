@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunewise.results.report.tables import heading, size
+from tunewise.core.units import size
+from tunewise.results.report.tables import heading
 
 Result = Mapping[str, Any]
 

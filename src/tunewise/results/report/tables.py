@@ -11,6 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunewise.core.units import count, size
+
 COLUMNS = (
     "technique",
     "score",
@@ -198,21 +200,3 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def count(number: float) -> str:
-    """A number of parameters: 812, 24.6k, 3.1M."""
-    for unit in ("", "k", "M"):
-        if number < 1000:
-            return f"{number:.0f}" if not unit else f"{number:.3g}{unit}"
-        number /= 1000
-    return f"{number:.3g}B"
-
-
-def size(number: float) -> str:
-    """Bytes: 812 B, 24.6 kB, 3.1 MB."""
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"

@@ -20,7 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tunewise.contract.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.study import Study
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import SettingError
 from tunewise.techniques.building.structured_pruning import importance, prune
 

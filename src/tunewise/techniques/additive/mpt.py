@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.study import Study
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import TechniqueError
 from tunewise.core.seeds import derive
 from tunewise.core.seeds import generator as stream
@@ -117,7 +120,8 @@ class _Multitask(Attachment):
 
     def _teacher(self, rows: list[Sequence], study: Study, index: int) -> Tensor:
         """The prompt that ordinary prompt tuning finds for one source task."""
-        from tunewise.fitting.loop import TrainSettings, train
+        from tunewise.fitting.loop import train
+        from tunewise.fitting.settings import TrainSettings
 
         teacher = _Teacher(self, stream(study.seed, "mpt", "teacher", index))
         try:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.technique import Citation, Technique
 from tunewise.techniques.building.generated import Made
 from tunewise.techniques.building.virtual_tokens import Placeholders
 

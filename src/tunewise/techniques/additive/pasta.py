@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.study import Study
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.engine.encoding import Encoder
 
@@ -145,7 +148,7 @@ class _Special(Attachment):
         return {**super().state(), "tokens": self.ids}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        from tunewise.contract.technique import strict
+        from tunewise.contract.attachment import strict
 
         ids = state.get("tokens", self.ids)
         fits = ids.dim() == 1 and ids.dtype == torch.int64 and len(ids.unique()) == len(ids) > 0

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting, strict
+from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError
 from tunewise.techniques.building.generated import Made
 from tunewise.techniques.building.peft_lora import head

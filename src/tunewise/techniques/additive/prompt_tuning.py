@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from tunewise.contract.technique import Attachment, Citation, Study, Technique, learning_rate, setting, strict
+from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.study import Study
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.core.seeds import generator as stream
 from tunewise.engine.optimizers import build

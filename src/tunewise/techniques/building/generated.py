@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tunewise.contract.technique import Attachment, strict
+from tunewise.contract.attachment import Attachment, strict
 
 
 class Made(Attachment):

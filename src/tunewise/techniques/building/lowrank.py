@@ -12,35 +12,22 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, embedding, linear
 
-from tunewise.contract.technique import Attachment
+from tunewise.contract.attachment import Attachment
 from tunewise.core.errors import SettingError
 from tunewise.engine.anatomy import add_to_weight, oriented
-from tunewise.techniques.building.peft_lora import portable
+from tunewise.techniques.building.peft_lora import Factors, portable
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
 ALL_LINEAR = "all-linear"
-
-
-class Factors(NamedTuple):
-    """What is added to a weight: scale * b @ a."""
-
-    a: Tensor  # (r, in)
-    b: Tensor  # (out, r)
-    scale: float
-
-    @property
-    def delta(self) -> Tensor:
-        """The update of the weight, (out, in)."""
-        return self.scale * (self.b.detach() @ self.a.detach())
 
 
 class LowRank(Attachment):

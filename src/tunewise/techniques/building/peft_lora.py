@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.technique import strict
+from tunewise.contract.attachment import strict
 from tunewise.engine.anatomy import is_transposed
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
-    from tunewise.techniques.building.lowrank import Factors
 
 PEFT_PREFIX = "base_model.model."
 
@@ -85,3 +84,16 @@ def load_portable(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> N
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(tensors[key])
+
+
+class Factors(NamedTuple):
+    """What is added to a weight: scale * b @ a."""
+
+    a: Tensor  # (r, in)
+    b: Tensor  # (out, r)
+    scale: float
+
+    @property
+    def delta(self) -> Tensor:
+        """The update of the weight, (out, in)."""
+        return self.scale * (self.b.detach() @ self.a.detach())

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.advice.plan.ledger import is_ghost
-from tunewise.contract.technique import Attachment, strict
+from tunewise.contract.attachment import Attachment, strict
 from tunewise.core.errors import ArtifactError
+from tunewise.engine.device import is_ghost
 
 if TYPE_CHECKING:
     from tunewise.contract.technique import Technique

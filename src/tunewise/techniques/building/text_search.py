@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tunewise.contract.technique import Attachment, Technique
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.technique import Technique
 from tunewise.core.errors import ArtifactError
 
 if TYPE_CHECKING:

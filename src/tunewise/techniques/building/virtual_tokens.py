@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tunewise.core.errors import TechniqueError
 
 if TYPE_CHECKING:
-    from tunewise.contract.technique import Attachment
+    from tunewise.contract.attachment import Attachment
     from tunewise.engine.model import Base
 
 _FREQUENT = 5000  # ordinary tokens are drawn from the first entries of the vocabulary, as Lester et al. 2021

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tunewise.contract.technique import Attachment, Technique
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.technique import Technique
 
 if TYPE_CHECKING:
     import torch

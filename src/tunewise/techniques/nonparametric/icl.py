@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tunewise.contract.technique import Attachment, Citation, Study, Technique, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import setting
+from tunewise.contract.study import Study
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError, TechniqueError
 from tunewise.core.seeds import generator as stream
 from tunewise.data.task import Example, Message, Task

@@ -18,9 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tunewise.contract.technique import Attachment, Citation, Report, Study, Technique, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import setting
+from tunewise.contract.study import Study
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
-from tunewise.data.readers import show
+from tunewise.core.progress import Progress
+from tunewise.core.text import show
 from tunewise.data.task import Example, Message, Task
 from tunewise.engine.encoding import Encoder
 from tunewise.retrieval.embedder import DTYPES, loaded
@@ -146,7 +150,7 @@ class _Retrieving(Embedded):
 
     # Where passages come from.
 
-    def _open(self, where: str, task: Task, encoder: Encoder, report: Report) -> Store:
+    def _open(self, where: str, task: Task, encoder: Encoder, report: Progress) -> Store:
         self.own = not where
         if where.startswith("qdrant://") or (Path(where) / FACTS).is_file():
             self.place = where
@@ -181,7 +185,7 @@ class _Retrieving(Embedded):
             raise SettingError(f"{self.place} was built with {found.facts['embedder']}; leave rag.embedder out")
         return found
 
-    def _cut(self, where: str, report: Report) -> list[Passage]:
+    def _cut(self, where: str, report: Progress) -> list[Passage]:
         from tunewise.retrieval import chunks, sources
 
         recipe, reading = self.recipe, sources.gather(where)

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tunewise.contract.technique import Attachment, Citation, Study, Technique, learning_rate, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.study import Study
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.seeds import generator as stream
 from tunewise.techniques.building.fisher import fisher
 from tunewise.techniques.building.sparse_entries import Sparse, largest, weights_of

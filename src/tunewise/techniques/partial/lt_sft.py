@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
-from tunewise.engine.parking import unread
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.technique import Citation, Technique
+from tunewise.engine.memory import unread
 from tunewise.techniques.building.sparse_entries import Sparse, largest, weights_of
 
 if TYPE_CHECKING:

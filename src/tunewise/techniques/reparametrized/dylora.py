@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import SettingError
 from tunewise.engine.anatomy import features, oriented
-from tunewise.techniques.building.lowrank import ALL_LINEAR, Factors, LowRank, start, targets
+from tunewise.techniques.building.lowrank import ALL_LINEAR, LowRank, start, targets
+from tunewise.techniques.building.peft_lora import Factors
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.engine.anatomy import add_to_weight, features
-from tunewise.techniques.building.lowrank import ALL_LINEAR, Factors, targets
-from tunewise.techniques.building.peft_lora import portable
+from tunewise.techniques.building.lowrank import ALL_LINEAR, targets
+from tunewise.techniques.building.peft_lora import Factors, portable
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base

@@ -26,11 +26,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tunewise.contract.technique import Attachment, Citation, Technique, learning_rate, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import learning_rate, setting
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError, SettingError
 from tunewise.engine.anatomy import features, oriented
-from tunewise.techniques.building.lowrank import ALL_LINEAR, STARTED, Factors, LowRank, ends, named, start, targets
-from tunewise.techniques.building.peft_lora import PEFT_PREFIX, load_portable, peft_names, portable
+from tunewise.techniques.building.lowrank import ALL_LINEAR, STARTED, LowRank, ends, named, start, targets
+from tunewise.techniques.building.peft_lora import PEFT_PREFIX, Factors, load_portable, peft_names, portable
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base

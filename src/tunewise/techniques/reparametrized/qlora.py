@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from tunewise.advice.plan.ledger import is_ghost, on_gpu
-from tunewise.contract.technique import Attachment, Citation, setting
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.settings import setting
+from tunewise.contract.technique import Citation
 from tunewise.core.errors import TechniqueError
 from tunewise.engine.anatomy import is_transposed, oriented
+from tunewise.engine.device import is_ghost, on_gpu
+from tunewise.engine.memory import parked
 from tunewise.engine.optimizers import build
-from tunewise.engine.parking import parked
 from tunewise.techniques.building.nf4 import Foreign, Packed, dequantise, quantise, quantise_by_bitsandbytes
 from tunewise.techniques.reparametrized.lora import LoRA, Updates
 

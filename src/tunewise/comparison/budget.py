@@ -1,4 +1,4 @@
-"""A budget in minutes: how many steps each technique's share of the time that is left is good for."""
+"""What every technique of a comparison may spend: steps, tokens or minutes, a search and seeds."""
 
 from __future__ import annotations
 
@@ -11,11 +11,45 @@ from statistics import median
 from tunewise.comparison.context import Cache
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
+from tunewise.core.errors import SettingError
 from tunewise.core.seeds import generator
-from tunewise.fitting.loop import TrainSettings, train
+from tunewise.fitting.loop import train
 from tunewise.fitting.scoring import study
+from tunewise.fitting.settings import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every technique may spend.
+
+    `steps` optimiser steps, or `tokens` training tokens, for each trial, or `minutes` for all of them together, of
+    which every technique that trains gets an equal share; `search` trials' worth of training for each
+    technique's search and its winner's first seed (1: no search); `seeds` runs of the winner. Test examples: the
+    default is 500 for classification and 200 where answers are written; both samples are the same for every technique.
+    """
+
+    steps: int = 100
+    tokens: int | None = None
+    search: int = 1
+    seeds: int = 1
+    minutes: float | None = None
+    validation_examples: int = 128
+    test_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "tokens", "search", "seeds", "validation_examples", "test_examples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"{name} is {value} but must be at least 1")
+        if self.minutes is not None and not self.minutes > 0:
+            raise SettingError(f"minutes is {self.minutes:g} but must be more than 0")
+        if self.minutes is not None and self.tokens is not None:
+            raise SettingError("a budget is in tokens or in minutes, not both")
+
 
 _PROBE = 4  # steps that are timed; the first one warms up and is not counted
+
+
 _USED = 0.9  # share of the time that is planned; the rest is for what takes longer than it did at first
 
 

@@ -1,0 +1,321 @@
+"""An attachment: a technique living on one loaded model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tunewise.core.errors import ArtifactError, TechniqueError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from tunewise.contract.study import Study
+    from tunewise.contract.technique import Technique
+    from tunewise.data.task import Example, Task
+    from tunewise.engine.model import Base
+
+
+ModuleType = TypeVar("ModuleType", bound="nn.Module")
+
+
+class Attachment:
+    """A technique on one loaded model. `detach()` gives the base back, bit for bit."""
+
+    virtual_tokens: int = 0  # placeholders that the encoder puts at the head of every sequence
+    virtual_suffix: int = 0  # and between its prompt and its answer
+    phases: int = 1
+    label: str = ""  # what this row is called where it is not exactly the paper's technique
+
+    def __init__(self, base: Base, recipe: Technique) -> None:
+        self.base, self.recipe = base, recipe
+        base.fingerprint  # noqa: B018 (taken while the base is still bare)
+        base.attached.append(self)
+        self._params: dict[str, nn.Parameter] = {}
+        self._undo: list[Callable[[], object]] = []
+        self._kept: dict[int, Tensor] = {}
+
+    # What techniques build with.
+
+    def add(self, name: str, values: Tensor) -> nn.Parameter:
+        """A new trainable tensor, on the base's device, no less exact than fp32 or than the base."""
+        import torch
+
+        exact = torch.promote_types(values.dtype, torch.float32)
+        dtype = torch.promote_types(exact, self.base.model.dtype)
+        parameter = torch.nn.Parameter(values.to(self.base.device, dtype))
+        self._params[name] = parameter
+        return parameter
+
+    def adopt(self, name: str, build: Callable[[], ModuleType], generator: torch.Generator) -> ModuleType:
+        """A new module whose trainable parameters are trained, named below `name`; its start follows `generator`."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+            module = build()
+        if self.base.device.type != "cpu":
+            module = module.to(self.base.device)
+        self._params |= {f"{name}.{key}": p for key, p in module.named_parameters() if p.requires_grad}
+        return module
+
+    def train_existing(self, name: str, parameter: nn.Parameter, rounds: bool = False) -> None:
+        """Train a parameter of the base; its values come back at detach.
+
+        `rounds` says that its optimiser loses no small updates in half precision, by rounding at random.
+        """
+        import torch
+
+        if parameter.dtype in (torch.bfloat16, torch.float16) and not (rounds and parameter.dtype == torch.bfloat16):
+            raise TechniqueError(
+                f"{self.recipe.name} would train {name} in {parameter.dtype}, in which small updates are lost; "
+                "load the base in float32 (--dtype float32, with --bf16 for bf16 arithmetic)"
+            )
+        self._params[name] = parameter
+        self.keep(parameter)
+        parameter.requires_grad_(True)
+
+    def keep(self, parameter: nn.Parameter) -> None:
+        """Remember a base parameter's values and restore them at detach."""
+        import torch
+
+        from tunewise.engine.memory import parked
+
+        original = self._kept[id(parameter)] = parked(parameter)
+
+        def restore() -> None:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+            with torch.no_grad():
+                parameter.copy_(original)
+            self._kept.pop(id(parameter), None)
+
+        self._undo.append(restore)
+
+    def original(self, parameter: nn.Parameter) -> Tensor:
+        """The values of a kept parameter; on a processor they are read from disk."""
+        return self._kept[id(parameter)]
+
+    def divert(
+        self, parameter: nn.Parameter, shares: Callable[[Tensor], Iterable[tuple[nn.Parameter, Tensor]]]
+    ) -> None:
+        """Take the gradient of a base parameter as soon as it is whole: `shares(gradient)` says who gets what of it.
+
+        The base parameter keeps none; shares of several backward passes add up.
+        """
+
+        def hand_out(whole: Tensor) -> None:
+            gradient, whole.grad = whole.grad, None
+            for target, share in shares(gradient):  # type: ignore[arg-type]  # the hook runs when it has just been made
+                target.grad = share if target.grad is None else target.grad + share
+
+        parameter.requires_grad_(True)
+        self.hook(parameter.register_post_accumulate_grad_hook(hand_out))
+
+    def hook(self, handle: Any) -> None:
+        """A torch hook handle, removed at detach."""
+        self._undo.append(handle.remove)
+
+    def replace(self, module: object, attribute: str, value: Any) -> None:
+        """Set an attribute of a base module (or its configuration), set back at detach."""
+        before = getattr(module, attribute)
+        setattr(module, attribute, value)
+        self._undo.append(lambda: setattr(module, attribute, before))
+
+    # What the loop, the store and the evaluation ask for.
+
+    def params(self) -> dict[str, nn.Parameter]:
+        """Trainable tensors by stable name."""
+        return self._params
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups; several where a technique has several speeds."""
+        rate = getattr(self.recipe, "learning_rate", None)
+        return [{"params": list(self.params().values()), "lr": rate}] if self.params() else []
+
+    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+        """What moves the parameters: AdamW, fused where it can be."""
+        from tunewise.engine.optimizers import build
+
+        return build("adamw", groups, betas)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of several backward passes may be added up: the optimiser moves nothing inside of them."""
+        return True
+
+    def learn(self, study: Study) -> None:
+        """Take what is needed from the task before training."""
+
+    def rehearse(self, study: Study) -> None:
+        """Take the sizes that `learn` would give; a plan asks for them on a base without contents."""
+        self.learn(study)
+
+    def start_phase(self, phase: int) -> None:
+        """Called before each phase, the first included; the optimiser is rebuilt after it."""
+
+    def before_step(self, step: int, total: int) -> None:
+        """Called before the forward passes of each optimiser step."""
+
+    def after_backward(self, step: int, total: int) -> None:
+        """Called when the step's gradients are whole, before clipping."""
+
+    def after_step(self, step: int, total: int) -> None:
+        """Called when the optimiser has changed the parameters."""
+
+    def penalty(self) -> Tensor | None:
+        """A term added to the loss of each step, in training only."""
+        return None
+
+    def drift(self) -> Tensor:
+        """||W - W_0||^2 of the base's weights as they count now; differentiable.
+
+        Raises:
+            TechniqueError: the technique moves no weight of the base.
+        """
+        own = [(p, self._kept[id(p)]) for p in self.params().values() if id(p) in self._kept]
+        if not own:
+            raise TechniqueError(f"{self.recipe.name} moves no weight, so there is nothing that l2_sp could hold back")
+        terms = [(parameter - original).square().sum() for parameter, original in own]
+        return sum(terms[1:], terms[0])
+
+    def moved(self) -> float | None:
+        """||W - W_0|| of the base's weights as they count now; None where it moves none."""
+        import torch
+
+        with torch.no_grad():
+            own = [(p, self._kept[id(p)]) for p in self.base.model.parameters() if id(p) in self._kept]
+            if own:
+                return math.sqrt(sum(float((weight - before).float().square().sum()) for weight, before in own))
+            try:
+                return math.sqrt(float(self.drift()))
+            except TechniqueError:
+                return None
+
+    @property
+    def swappable(self) -> bool:
+        """Whether requests to one loaded base can each choose it or not: it leaves the base's own tensors alone."""
+        return not self.changed()
+
+    def changed(self) -> list[nn.Parameter]:
+        """Parameters in the model whose values are others than the base's, or stand in for them.
+
+        Serving exchanges them when the next request wants another adaptation (`tunewise.serve.adaptation_pool`).
+        """
+        own, touched = {*self._kept, *map(id, self.params().values())}, self.touched()
+        return [p for name, p in self.base.model.named_parameters() if id(p) in own or name in touched]
+
+    def render(self, example: Example) -> Example:
+        """The text side: an example with what this technique puts before it."""
+        return example
+
+    def sources(self, example: Example) -> list[str]:
+        """What this technique puts before the example, as an answer cites it: documents with their spans."""
+        return []
+
+    def label_bias(self) -> Tensor | None:
+        """What is taken off the negative log-likelihood of each label before the least is chosen, (labels,)."""
+        return None
+
+    def trunk(self) -> Sequence[int]:
+        """Numbers of frozen blocks whose outputs are all that training needs of the blocks up to the last of them.
+
+        Empty where gradients or changes reach below; see `tunewise.fitting.frozen_trunk`.
+        """
+        return ()
+
+    def touched(self) -> dict[str, Tensor]:
+        """Base tensors of which some entries are changed, by full name, with the flat places of these entries."""
+        return {}
+
+    def ground(self) -> dict[str, Tensor]:
+        """Weights that it stands on in place of the base's own, by full name: those of a base in fewer bits."""
+        return {}
+
+    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
+        """What a report should say of it after training, as JSON: ranks that it chose, losses at others."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that the artifact holds."""
+        return {name: parameter.detach() for name, parameter in self.params().items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `state()`. A missing, extra, mis-shaped, mis-typed or non-finite tensor is refused."""
+        import torch
+
+        own = self.state()
+        strict(own, state)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def memory(self) -> list[dict[str, Any]]:
+        """The JSON rows that the artifact holds (the examples of a technique that shows examples)."""
+        return []
+
+    def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
+        """Restore `memory()`; `style` is the task that it was learnt on, without its examples."""
+        if rows:
+            raise ArtifactError(f"{self.recipe.name} stores no rows, but the adaptation holds {len(rows)}")
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What exact resume needs beyond `state()`: the tensors themselves, not copies."""
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `training_state()` in place."""
+        import torch
+
+        own = self.training_state()
+        strict(own, state)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The adapter in PEFT's format (config, tensors), or None where PEFT cannot express it."""
+        return None
+
+    def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore from the tensors of a PEFT adapter of this kind."""
+        raise ArtifactError(f"{self.recipe.name} has no form in PEFT")
+
+    def merge(self) -> nn.Module:
+        """The base model with this technique folded into its weights; undone by `detach()`.
+
+        Raises:
+            TechniqueError: the maths does not allow it; the message says why.
+        """
+        raise TechniqueError(f"{self.recipe.name} cannot be merged into the base's weights; keep the adaptation")
+
+    def detach(self) -> None:
+        """Give the base back, bit for bit."""
+        while self._undo:
+            self._undo.pop()()
+        self._params = {}
+        if self in self.base.attached:
+            self.base.attached.remove(self)
+
+
+def strict(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not exactly those expected, by name, shape and type, or not finite.
+
+    Raises:
+        ArtifactError: names the first tensor at fault.
+    """
+    missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if missing or extra:
+        what = f'"{missing[0]}" is missing' if missing else f'"{extra[0]}" is not expected'
+        raise ArtifactError(f"the weights do not fit this technique and base: {what}")
+    for name, tensor in own.items():
+        found = given[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise ArtifactError(
+                f'the weights do not fit this technique and base: "{name}" is {tuple(found.shape)} {found.dtype}, '
+                f"expected {tuple(tensor.shape)} {tensor.dtype}"
+            )
+        if found.is_floating_point() and not bool(found.isfinite().all()):
+            raise ArtifactError(f'the weights hold a value that is not finite in "{name}"')

@@ -1,0 +1,67 @@
+"""Hyper-parameters of a recipe: their defaults, ranges and help, and how a value is checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, Field, field
+from typing import Any
+
+from tunewise.core.errors import SettingError
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    search: tuple[Any, ...] = (),
+) -> Any:
+    """A hyper-parameter: default, one sentence of help, its range or choices, and what a search tries beside it.
+
+    Only the one or two settings that matter most after the learning rate have something to try.
+    """
+    facts = {"help": help, "low": low, "high": high, "choices": choices, "search": search}
+    return field(default=default, metadata=facts)
+
+
+def learning_rate() -> Any:
+    """The learning rate of a technique that trains; None asks for the default for the model's width."""
+    return setting(None, "AdamW step size; default: see `reference_rate`.", low=0.0, high=100.0)
+
+
+def checked(technique: str, item: Field[Any], value: Any) -> Any:
+    """The value in the setting's type, or a SettingError that names setting, value and range."""
+    where = f"{technique}.{item.name}"
+    help_, low, high = item.metadata["help"], item.metadata["low"], item.metadata["high"]
+    choices, default = item.metadata["choices"], item.default
+    if value is None and default is None:
+        return None
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(default, tuple) or isinstance(value, tuple):
+        if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
+            return value
+        raise SettingError(f"{where} is {value!r} but must be a list of names ({help_})")
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise SettingError(f"{where} is {value!r} but must be true or false ({help_})")
+        return value
+    if isinstance(default, str):
+        if not isinstance(value, str) or (choices and value not in choices):
+            allowed = f"one of {', '.join(choices)}" if choices else "text"
+            raise SettingError(f"{where} is {value!r} but must be {allowed} ({help_})")
+        return value
+    number = int if isinstance(default, int) else float
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not right or (number is int and value != int(value)):
+        raise SettingError(f"{where} is {value!r} but must be {'a whole' if number is int else 'a'} number ({help_})")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise SettingError(f"{where} is {value!r} but must be between {low:g} and {high:g} ({help_})")
+    return number(value)
+
+
+def default_of(item: Field[Any]) -> Any:
+    """The default of a recipe's field, for listings."""
+    return None if item.default is MISSING else item.default
