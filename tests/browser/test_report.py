@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import made
+import comparison_result
 from tunewise.results.report.page import page
 
 CHROMIUM = os.environ.get("TUNEWISE_CHROMIUM") or shutil.which("chromium") or ""
@@ -53,18 +53,18 @@ def show(browser, tmp_path):
 
 
 def test_every_chart_is_drawn(show):
-    tab = show(made.result())
+    tab = show(comparison_result.result())
     for key in ("score-cost", "forgetting", "curves", "costs"):
         marks = tab.locator(f"figure[data-chart={key}] svg.main-svg :is(.trace.scatter, .trace.bars)")
-        assert marks.count() >= len(made.TRAINED)
+        assert marks.count() >= len(comparison_result.TRAINED)
     figure = tab.locator("figure[data-chart=score-cost]")
-    assert figure.locator(".errorbar").count() == len(made.FAMILIES)
+    assert figure.locator(".errorbar").count() == len(comparison_result.FAMILIES)
     figure.locator("select").select_option(label="prompt tokens")
     tab.wait_for_function("() => document.querySelector('.xtitle').textContent === 'prompt tokens'")
 
 
 def test_a_chart_is_saved_as_a_picture(show):
-    tab = show(made.result())
+    tab = show(comparison_result.result())
     tab.locator("figure[data-chart=costs] .plot").hover()
     with tab.expect_download() as saved:
         tab.locator("figure[data-chart=costs] .modebar-btn").click()
@@ -72,7 +72,7 @@ def test_a_chart_is_saved_as_a_picture(show):
 
 
 def test_the_table_is_sorted_by_click_and_by_keyboard(show):
-    tab = show(made.result())
+    tab = show(comparison_result.result())
     best_first = tab.evaluate(SCORES)
     assert best_first == sorted(best_first, reverse=True)
     head = tab.locator("#table thead th").nth(1)
@@ -91,7 +91,7 @@ def test_the_table_is_sorted_by_click_and_by_keyboard(show):
 
 
 def test_the_table_is_filtered(show):
-    tab = show(made.result())
+    tab = show(comparison_result.result())
     visible = tab.locator("#table tbody tr:visible")
     tab.locator("#find").fill("LAST")
     assert visible.count() == 1 and visible.inner_text().startswith("last_layers")
@@ -100,7 +100,7 @@ def test_the_table_is_filtered(show):
     assert visible.count() == 3 and tab.locator("#counted").inner_text() == "3 of 12 rows"
 
 
-@pytest.mark.parametrize("result", [made.result, made.hostile], ids=["made", "hostile"])
+@pytest.mark.parametrize("result", [comparison_result.result, comparison_result.hostile], ids=["made", "hostile"])
 def test_a_phone_needs_no_sideways_scroll(show, result):
     tab = show(result(), 375)
     tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
@@ -109,7 +109,7 @@ def test_a_phone_needs_no_sideways_scroll(show, result):
 
 
 def test_dark_is_dark_in_the_charts_too(show):
-    tab = show(made.result(), color_scheme="light")
+    tab = show(comparison_result.result(), color_scheme="light")
     ink = "getComputedStyle(document.querySelector('.xtitle')).fill"
     back = "getComputedStyle(document.body).backgroundColor"
     light = tab.evaluate(ink), tab.evaluate(back)
@@ -119,14 +119,14 @@ def test_dark_is_dark_in_the_charts_too(show):
 
 
 def test_no_text_of_data_runs(show):
-    tab = show(made.hostile())
+    tab = show(comparison_result.hostile())
     assert tab.evaluate("window.hit") is None
     assert tab.locator("script").count() == 4  # figures, library, ours, and Plotly, which ours adds
     assert tab.locator("svg a").count() == 0
 
 
 def test_print_is_light_open_and_within_the_paper(show):
-    tab = show(made.result(), color_scheme="dark")
+    tab = show(comparison_result.result(), color_scheme="dark")
     tab.emulate_media(media="print")
     tab.wait_for_function("() => getComputedStyle(document.querySelector('.xtitle')).fill === 'rgb(27, 31, 35)'")
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

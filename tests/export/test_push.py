@@ -6,7 +6,7 @@ import huggingface_hub
 import pytest
 import yaml
 
-from made import result
+from comparison_result import result
 from tunewise.adaptation.artifact import save
 from tunewise.core.artifact_writer import read
 from tunewise.core.errors import ArtifactError, SettingError, TunewiseError

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from markupsafe import escape
 
-import made
+import comparison_result
 from tunewise.cli.console import console
 from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
@@ -55,7 +55,7 @@ def old(result):
 
 
 def test_the_page_holds_everything_in_order():
-    text = page(made.result())
+    text = page(comparison_result.result())
     headings = [item.strip() for item in Reader(text).texts["h2"] if item.strip()]
     titles = ["Results", "Charts", "Answers to 10 test examples", "What was searched", "To make it again"]
     assert [item for item in headings if item in titles] == titles
@@ -68,16 +68,16 @@ def test_the_page_holds_everything_in_order():
 
 
 def test_it_loads_nothing_and_says_so_to_the_browser():
-    tags = Reader(page(made.result())).tags
+    tags = Reader(page(comparison_result.result())).tags
     links = [value for _, attrs in tags for name, value in attrs.items() if name in ("src", "href", "srcset", "action")]
     assert links == ["data:,"]
     policy = next(attrs["content"] for tag, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none';") and "http" not in policy and "eval" not in policy
-    assert page(made.result()).count('id="library"') == 1
+    assert page(comparison_result.result()).count('id="library"') == 1
 
 
 def test_hostile_text_stays_text():
-    clean, text = Reader(page(made.result())), page(made.hostile())
+    clean, text = Reader(page(comparison_result.result())), page(comparison_result.hostile())
     found = Reader(text)
     tags = [tag for tag, _ in clean.tags]
     assert [tag for tag, _ in found.tags if tag == "script"] == [tag for tag in tags if tag == "script"]
@@ -91,7 +91,7 @@ def test_hostile_text_stays_text():
 
 
 def test_a_file_of_the_first_version_still_has_its_page():
-    text = page(old(made.result()))
+    text = page(old(comparison_result.result()))
     assert "Recommended: icl." in text
     for part in ("test examples</h2>", "Each row by itself", "Further figures", 'data-chart="curves"'):
         assert part not in text
@@ -99,7 +99,7 @@ def test_a_file_of_the_first_version_still_has_its_page():
 
 
 def test_a_result_without_a_score_is_a_page_without_charts():
-    result = made.result()
+    result = comparison_result.result()
     result["rows"] = [row for row in result["rows"] if "score" not in row]
     result["verdict"] = {"best": None, "ties": [], "recommended": None, "reasons": ["no technique finished"]}
     result["answers"] = []
@@ -131,29 +131,29 @@ def test_cells_are_sorted_by_their_numbers(cell, value):
 
 
 def test_the_front_is_what_no_other_row_beats():
-    view = charts(made.result())[0].views[0]
+    view = charts(comparison_result.result())[0].views[0]
     front = next(series for series in view.series if series.style == "front")
     assert (front.x, front.y) == ([0.0, 23.5], [0.9, 0.9])
-    result = made.result()
+    result = comparison_result.result()
     result["rows"][0]["score"]["mean"] = 0.3
     front = charts(result)[0].views[0].series[0]
     assert front.x == [0.0, 1.0, 23.5] and front.y == pytest.approx([0.3, 0.83, 0.83])
 
 
 def test_charts_show_trials_and_leave_out_what_is_empty():
-    found = {chart.key: chart for chart in charts(made.result())}
+    found = {chart.key: chart for chart in charts(comparison_result.result())}
     assert list(found) == ["score-cost", "forgetting", "curves", "costs"]
     assert [view.name for view in found["forgetting"].views] == ["validation loss", "score"]
     trails = [series for series in found["forgetting"].views[0].series if series.style == "trail"]
-    assert len(trails) == len(made.TRAINED) and all(len(series.x) == 3 for series in trails)
-    result = made.result()
+    assert len(trails) == len(comparison_result.TRAINED) and all(len(series.x) == 3 for series in trails)
+    result = comparison_result.result()
     result["rows"] = [row for row in result["rows"] if row["family"] == "nonparametric"]
     assert [chart.key for chart in charts(result)] == ["score-cost", "costs"]
 
 
 def test_labels_do_not_cover_each_other():
-    view = charts(made.result())[0].views[0]
-    assert len(placed(view, 900, 330)) == len(made.FAMILIES)
+    view = charts(comparison_result.result())[0].views[0]
+    assert len(placed(view, 900, 330)) == len(comparison_result.FAMILIES)
     assert set(placed(view, 40, 20)) == set()
     starred = [series.labels for series in view.series if series.taken]
     assert starred == [["★ icl"]] and next(iter(placed(view, 900, 330))) == "icl"
@@ -161,7 +161,7 @@ def test_labels_do_not_cover_each_other():
 
 def test_pngs_of_a_hostile_result(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    result = made.hostile()
+    result = comparison_result.hostile()
     written = pngs(result, tmp_path / "pictures")
     assert [path.name for path in written] == ["score-cost.png", "forgetting.png", "curves.png", "costs.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
@@ -176,7 +176,7 @@ def shown(one, two, capsys):
 
 
 def test_beside_shows_differences_with_their_sign(capsys):
-    one, two = made.result(), made.result()
+    one, two = comparison_result.result(), comparison_result.result()
     two["rows"][3]["score"]["mean"] += 0.1
     two["rows"] = [row for row in two["rows"] if row["technique"] != "krona"]
     assert differences(one, two) == []
@@ -187,7 +187,7 @@ def test_beside_shows_differences_with_their_sign(capsys):
 
 
 def test_beside_says_first_what_cannot_be_compared(capsys):
-    one, two = made.result(), made.result()
+    one, two = comparison_result.result(), comparison_result.result()
     two["model"] |= {"fingerprint": "0", "name": "[bold]other"}
     two["task"] |= {"fingerprint": "0", "metric": "f1"}
     two["budget"]["steps"], two["machine"]["cores"] = 300, 64
@@ -208,10 +208,10 @@ def test_the_command_line_writes_them(tmp_path, monkeypatch, capsys):
         return 0
 
     for name in ("one", "two"):
-        artifact_writer.write_json(tmp_path / name / "compare.json", made.result())
+        artifact_writer.write_json(tmp_path / name / "compare.json", comparison_result.result())
     assert run(tmp_path / "one", "--html", tmp_path / "r.html", "--json") == 0
     assert json.loads(capsys.readouterr().out)["schema"] == 1
-    assert (tmp_path / "r.html").read_text("utf-8") == page(made.result())
+    assert (tmp_path / "r.html").read_text("utf-8") == page(comparison_result.result())
     assert run(tmp_path / "one", tmp_path / "two") == 0
     assert "B less A" in capsys.readouterr().out
     assert run(tmp_path / "one", tmp_path / "two", "--html", tmp_path / "s.html") == 2
