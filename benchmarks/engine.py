@@ -30,7 +30,7 @@ from rich.table import Column, Table
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from tunewise.core.seeds import generator
-from tunewise.engine.encoding import Sequence
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.model import Base
 from tunewise.fitting.loop import order, train
 from tunewise.fitting.settings import TrainSettings
@@ -73,7 +73,7 @@ COLUMNS = {  # heading, figure, its form
 }
 
 
-def draw_rows(count: int, name: str) -> list[Sequence]:
+def draw_rows(count: int, name: str) -> list[TokenSequence]:
     """Random rows whose lengths are the quantiles of the law, shuffled; prompts come first, unlabelled."""
     source = generator(0, name)
     normal = torch.special.ndtri((torch.arange(count) + 0.5) / count)
@@ -83,7 +83,7 @@ def draw_rows(count: int, name: str) -> list[Sequence]:
         share = LABELLED[0] + (LABELLED[1] - LABELLED[0]) * float(torch.rand((), generator=source))
         prompt = length - round(length * share)
         ids = torch.randint(3, SHAPE["vocab_size"], (length,), generator=source).tolist()
-        rows.append(Sequence(ids, [place >= prompt for place in range(length)], prompt))
+        rows.append(TokenSequence(ids, [place >= prompt for place in range(length)], prompt))
     return rows
 
 
@@ -183,7 +183,7 @@ def _sft(job: Job, rows: Dataset, config: SFTConfig) -> None:
     job.train(SFTTrainer(job.model, config, None, rows, processing_class=job.tokenizer, peft_config=PEFT[job.method]))
 
 
-def _table(rows: list[Sequence]) -> Dataset:
+def _table(rows: list[TokenSequence]) -> Dataset:
     labels = [[i if on else -100 for i, on in zip(row.ids, row.labelled, strict=True)] for row in rows]
     return Dataset.from_dict({"input_ids": [row.ids for row in rows], "labels": labels})
 

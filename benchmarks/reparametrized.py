@@ -29,7 +29,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunewise.core.seeds import generator
-from tunewise.engine.encoding import Sequence
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.model import Base
 from tunewise.fitting.loop import train
 from tunewise.fitting.settings import TrainSettings
@@ -58,11 +58,11 @@ def model(width: int, blocks: int) -> Base:
     return Base(LlamaForCausalLM(config), tiny_base().tokenizer)
 
 
-def rows() -> list[Sequence]:
+def rows() -> list[TokenSequence]:
     """Rows of random tokens, half of each labelled."""
     source = generator(0, "rows")
     ids = [torch.randint(2, 2048, (LENGTH,), generator=source).tolist() for _ in range(ROWS)]
-    return [Sequence(own, [place >= LENGTH // 2 for place in range(LENGTH)], LENGTH // 2) for own in ids]
+    return [TokenSequence(own, [place >= LENGTH // 2 for place in range(LENGTH)], LENGTH // 2) for own in ids]
 
 
 def step(base: Base, name: str, settings: dict[str, Any], **plan_settings: Any) -> float:

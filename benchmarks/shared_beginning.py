@@ -26,7 +26,7 @@ from rich.table import Table
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tunewise.core.seeds import generator
-from tunewise.engine.encoding import Sequence
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import layout, loss_sum, nll
 from tunewise.engine.model import Base
 from tunewise.engine.packing import by_beginning, packed_batch, padded_batch
@@ -58,7 +58,7 @@ def training(repeats: int) -> dict[str, Any]:
     attach(make("lora", {"lora": {"r": 16}}), base)
     head, length = tokens(HEAD, "head"), HEAD + TAIL
     marks = [place >= length - LABELLED for place in range(length)]
-    rows = [Sequence(head + tokens(TAIL, "tail", row), marks, length - LABELLED) for row in range(ROWS)]
+    rows = [TokenSequence(head + tokens(TAIL, "tail", row), marks, length - LABELLED) for row in range(ROWS)]
 
     def ours(share: bool) -> float:
         started = time.perf_counter()
@@ -90,7 +90,7 @@ def scoring(repeats: int) -> dict[str, Any]:
     base = model()
     head = tokens(SHOTS * SHOT, "shots")
     asked = [head + tokens(QUESTION, "question", index) for index in range(QUESTIONS)]
-    prompts = [Sequence(ids, [False] * len(ids), len(ids)) for ids in asked]
+    prompts = [TokenSequence(ids, [False] * len(ids), len(ids)) for ids in asked]
     answers = [[list(label) for label in LABELS]] * QUESTIONS
     config = GenerationConfig(max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
 
@@ -113,7 +113,7 @@ def scoring(repeats: int) -> dict[str, Any]:
             for label in LABELS:
                 whole = ids + list(label)
                 marks = [place >= len(ids) for place in range(len(whole))]
-                nll(base, padded_batch([Sequence(whole, marks, len(ids))], base.device))
+                nll(base, padded_batch([TokenSequence(whole, marks, len(ids))], base.device))
         return time.perf_counter() - started
 
     ways = {

@@ -26,7 +26,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunewise.core.seeds import generator
-from tunewise.engine.encoding import Sequence
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.model import Base
 from tunewise.fitting.loop import train
 from tunewise.fitting.settings import TrainSettings
@@ -49,7 +49,7 @@ def measure(name: str, reuse: bool) -> dict[str, Any]:
     for _ in range(ROWS):
         size = int(torch.randint(LENGTH // 2, 3 * LENGTH // 2, (), generator=source))
         ids = torch.randint(2, 2048, (size,), generator=source).tolist()
-        rows.append(Sequence(ids, [place >= size // 2 for place in range(size)], size // 2))
+        rows.append(TokenSequence(ids, [place >= size // 2 for place in range(size)], size // 2))
     attachment = attach(make(name, {name: METHODS[name]}), base)
     steps, clocks = EPOCHS * ROWS // BATCH, [time.perf_counter()]
     settings = TrainSettings(max_steps=steps, per_device_train_batch_size=BATCH)

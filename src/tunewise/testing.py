@@ -24,7 +24,7 @@ from tunewise.contract.technique import Technique
 from tunewise.core.errors import ArtifactError
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
-from tunewise.engine.encoding import Sequence
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum
 from tunewise.engine.generation import generate
 from tunewise.engine.model import Base
@@ -62,7 +62,7 @@ def fit(attachment: Attachment, steps: int = 4, task: Task | None = None, seed: 
         train(attachment, sequences, TrainSettings(max_steps=steps, **settings), seed=seed)
 
 
-def _sequences(attachment: Attachment, task: Task) -> list[Sequence]:
+def _sequences(attachment: Attachment, task: Task) -> list[TokenSequence]:
     examples = [attachment.render(example) for example in task.train]
     return encoder_for(attachment, task).encode(examples)
 

@@ -9,7 +9,7 @@ import torch
 
 from tunewise.core.seeds import generator, repeatable
 from tunewise.engine.attention import Segment, packed
-from tunewise.engine.encoding import Sequence
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, nll, why_not_packed
 from tunewise.engine.packing import packed_batch, padded_batch
 from tunewise.testing import tiny_base
@@ -23,7 +23,7 @@ def sequences(base, alike):
     rows = []
     for size in (5, 90, 17, 33, 8):
         ids = [*begin, *torch.randint(0, 300, (size,), generator=source).tolist()]
-        rows.append(Sequence(ids, [place >= len(begin) for place in range(len(ids))], max(len(begin), 1)))
+        rows.append(TokenSequence(ids, [place >= len(begin) for place in range(len(ids))], max(len(begin), 1)))
     return rows
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunewise.contract.attachment import Attachment
 from tunewise.data.task import Task, sample
-from tunewise.engine.encoding import Sequence as Tokens
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.model import Base
 from tunewise.fitting.forgetting import OnTask, Retention
 from tunewise.fitting.rehearsal import Memory
@@ -51,7 +51,7 @@ class Cache:
         self.probed = sample(probe.test, _PROBED) if probe is not None else ()
         self.validation = sample(task.validation, validation)
         self.test = sample(task.test, test)
-        self._plain: dict[tuple[int, int], list[Tokens]] = {}
+        self._plain: dict[tuple[int, int], list[TokenSequence]] = {}
         self.memory: Memory | None = None
         self.on_task: OnTask | None = None
         self.norm = 0.0
@@ -84,7 +84,7 @@ class Cache:
         finally:
             self._on_trial(None, None)
 
-    def train_sequences(self, attachment: Attachment) -> list[Tokens]:
+    def train_sequences(self, attachment: Attachment) -> list[TokenSequence]:
         """The training split for this attachment; shared by all that do not touch the text."""
         rendered = [attachment.render(example) for example in self.task.train]
         room = attachment.virtual_tokens, attachment.virtual_suffix

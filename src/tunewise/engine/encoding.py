@@ -7,7 +7,7 @@ says, and every cut sequence is marked, so that it can be counted and told.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -23,7 +23,7 @@ TURN = "\n\n"
 
 
 @dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """Token ids of one example; `labelled[i]` says whether token i is to be predicted; `prompt` tokens come first."""
 
     ids: list[int]
@@ -69,7 +69,7 @@ class Encoder:
         before, after, _ = self._render(example.messages, example.answer)
         return before, after
 
-    def encode(self, examples: Many[Example]) -> list[Sequence]:
+    def encode(self, examples: Sequence[Example]) -> list[TokenSequence]:
         """Sequences of whole examples, cut to the window."""
         rendered = [self._render(example.messages, example.answer) for example in examples]
         prompts = self._tokens([before for before, _, _ in rendered])
@@ -84,7 +84,7 @@ class Encoder:
             sequences.append(self._fit(prompt, marks, answer if self.chat else self._ended(answer)))
         return sequences
 
-    def answers(self, prompt: Example, answers: Many[str]) -> list[list[int]]:
+    def answers(self, prompt: Example, answers: Sequence[str]) -> list[list[int]]:
         """Token ids of several answers to one prompt, each with its end mark."""
         before = self._render(prompt.messages, "")[0]
         own = self._tokens([before])[0]
@@ -93,7 +93,7 @@ class Encoder:
         found = [self._continuation(own, whole, after) for whole, after in zip(wholes, afters, strict=True)]
         return found if self.chat else [self._ended(answer) for answer in found]
 
-    def prompts(self, examples: Many[Example], room: int) -> list[Sequence]:
+    def prompts(self, examples: Sequence[Example], room: int) -> list[TokenSequence]:
         """Sequences of prompts alone, cut so that `room` tokens can follow."""
         empty = [Example(example.messages, "") for example in examples]
         found = []
@@ -102,7 +102,7 @@ class Encoder:
                 ids = self._guarded(Example(example.messages, ""))[0]
             kept = self._keep_end(ids, max(self.limit - room, 1))
             whole = self.placeholders + kept + self.suffix
-            found.append(Sequence(whole, [False] * len(whole), len(whole), len(kept) < len(ids)))
+            found.append(TokenSequence(whole, [False] * len(whole), len(whole), len(kept) < len(ids)))
         return found
 
     def decode(self, ids: list[int], stop: str | None = None) -> str:
@@ -210,13 +210,13 @@ class Encoder:
         marks = [any(a <= start and end <= b and start < end for a, b in spans) for start, end in offsets]
         return [False] * (length - len(marks)) + marks[:length]
 
-    def _fit(self, prompt: list[int], marks: list[bool], answer: list[int]) -> Sequence:
+    def _fit(self, prompt: list[int], marks: list[bool], answer: list[int]) -> TokenSequence:
         kept, tail = fit_window(len(prompt), len(answer), self.limit)
         ids = self._keep_end(prompt, kept)
         labels = ([False] * kept + marks)[-kept:] if kept else []
         cut = kept < len(prompt) or tail < len(answer)
         head, foot = len(self.placeholders), len(self.suffix)
-        return Sequence(
+        return TokenSequence(
             self.placeholders + ids + self.suffix + answer[:tail],
             [False] * head + labels + [False] * foot + [True] * tail,
             head + len(ids) + foot,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tunewise.engine.attention import packed
-from tunewise.engine.encoding import Sequence
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.loss import head_loss, token_nll
 from tunewise.engine.model import Base
 from tunewise.engine.packing import Batch, packed_batch, padded_batch
@@ -107,7 +107,7 @@ def _logits(base: Base, batch: Batch) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def batch_of(base: Base, sequences: list[Sequence], *, share: bool = True) -> Batch:
+def batch_of(base: Base, sequences: list[TokenSequence], *, share: bool = True) -> Batch:
     """Packed where the base can be packed, else padded; with `share`, what sequences begin with alike is read once."""
     if why_not_packed(base):
         return padded_batch(sequences, base.device)
@@ -132,10 +132,10 @@ def _probe(base: Base) -> str | None:
     sizes = (7, min(max(11, window + 3), base.anatomy.context, 600))
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(0, base.anatomy.vocabulary, (size,), generator=generator).tolist() for size in sizes]
-    sequences = [Sequence(ids, [True] * len(ids), 0) for ids in rows]
+    sequences = [TokenSequence(ids, [True] * len(ids), 0) for ids in rows]
     alike = (rows[0] * 4)[: max(base.anatomy.context - 7, 1)]
     for end in (rows[0][:5], rows[0][::-1]):
-        sequences.append(Sequence(alike + end, [False] * len(alike) + [True] * len(end), len(alike)))
+        sequences.append(TokenSequence(alike + end, [False] * len(alike) + [True] * len(end), len(alike)))
     try:
         together = nll(base, packed_batch(sequences, base.device))
     except Exception as error:  # any failure means the same: this architecture cannot be packed

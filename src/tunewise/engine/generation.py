@@ -13,8 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from tunewise.core.progress import Progress, silent
 from tunewise.data.task import Example, Task
-from tunewise.engine.encoding import TURN, Encoder
-from tunewise.engine.encoding import Sequence as Tokens
+from tunewise.engine.encoding import TURN, Encoder, TokenSequence
 from tunewise.engine.forward import why_not_packed
 from tunewise.engine.model import Base
 from tunewise.engine.packing import PASS_TOKENS, beginning, by_tokens
@@ -53,7 +52,7 @@ def generate(
     room: int,
     stop: str | None = None,
     progress: Progress = silent,
-) -> tuple[list[str], list[Tokens]]:
+) -> tuple[list[str], list[TokenSequence]]:
     """Greedy answers of at most `room` tokens, in cached, left-padded batches; and the prompts as they were sent.
 
     What all prompts begin with is read once; its keys and values stand before the padding of every batch.
@@ -71,7 +70,7 @@ def generate(
     head = beginning(prompts) if prompts and not why_not_packed(base) else 0
     cache = _read(base, prompts[0].ids[:head]) if head else None
     head = head if cache is not None else 0
-    rests = [Tokens(prompt.ids[head:], [], 0) for prompt in prompts]
+    rests = [TokenSequence(prompt.ids[head:], [], 0) for prompt in prompts]
     groups = [group[s : s + 64] for group in by_tokens(rests, 2 * PASS_TOKENS) for s in range(0, len(group), 64)]
     done = 0
     for group in groups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
 from itertools import takewhile
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tunewise.engine.attention import Segment
-from tunewise.engine.encoding import Sequence
+from tunewise.engine.encoding import TokenSequence
 
 PASS_TOKENS = 4096  # real tokens of one scoring pass
 _WORTH = 16  # tokens in common from which on a beginning is shared
@@ -39,9 +39,9 @@ class Batch:
 
 
 def packed_batch(
-    sequences: Many[Sequence],
+    sequences: Sequence[TokenSequence],
     device: torch.device,
-    answers: Many[Many[list[int]]] = (),
+    answers: Sequence[Sequence[list[int]]] = (),
     *,
     share: bool = True,
 ) -> Batch:
@@ -99,13 +99,13 @@ class _Row:
         return Batch(ids, places, None, segments, positions, targets, owner, branch, tokens)
 
 
-def _unlabelled(sequence: Sequence) -> int:
+def _unlabelled(sequence: TokenSequence) -> int:
     """Tokens at the head of a sequence before its first label, and before its last token."""
     labelled = sequence.labelled
     return min(labelled.index(True, 1) if True in labelled[1:] else len(labelled), len(labelled) - 1)
 
 
-def beginnings(rows: Many[list[int]], most: Many[int]) -> list[tuple[int, list[int]]]:
+def beginnings(rows: Sequence[list[int]], most: Sequence[int]) -> list[tuple[int, list[int]]]:
     """Rows that begin alike, in their order: (tokens that they share, their indices), 0 tokens where one is alone.
 
     Of row i at most `most[i]` tokens are shared. Greedy over the sorted rows: one more joins the last group, or makes
@@ -133,7 +133,7 @@ def _common(first: list[int], second: list[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
-def padded_batch(sequences: Many[Sequence], device: torch.device) -> Batch:
+def padded_batch(sequences: Sequence[TokenSequence], device: torch.device) -> Batch:
     """One row a sequence, padded on the right: for architectures whose attention cannot be packed."""
     width = max(len(sequence.ids) for sequence in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -160,14 +160,14 @@ def padded_batch(sequences: Many[Sequence], device: torch.device) -> Batch:
     )
 
 
-def beginning(sequences: Many[Sequence]) -> int:
+def beginning(sequences: Sequence[TokenSequence]) -> int:
     """Tokens that all of these begin with, fewer than the shortest has; 0 where sharing them is not worth it."""
     rows = [sequence.ids for sequence in sequences]
     shared = min(_common(min(rows), max(rows)), min(map(len, rows)) - 1)
     return shared if shared >= _WORTH and len(sequences) > 1 else 0
 
 
-def in_passes(sequences: Many[Sequence], budget: int) -> list[list[int]]:
+def in_passes(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
     """Indices in groups of about `budget` tokens, as equal as can be: the longest first, each to the least group.
 
     What all begin with is read again by each group; where that is much, groups are larger.
@@ -181,7 +181,7 @@ def in_passes(sequences: Many[Sequence], budget: int) -> list[list[int]]:
     return [sorted(members) for _, _, members in sorted(heap, key=lambda own: own[1]) if members]
 
 
-def by_tokens(sequences: Many[Sequence], budget: int) -> list[list[int]]:
+def by_tokens(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
     """Indices in groups of at most `budget` tokens, similar lengths together; a longer one stands alone."""
     groups: list[list[int]] = []
     total = 0
@@ -195,7 +195,7 @@ def by_tokens(sequences: Many[Sequence], budget: int) -> list[list[int]]:
     return groups
 
 
-def by_beginning(sequences: Many[Sequence], budget: int) -> list[list[int]]:
+def by_beginning(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
     """Indices in groups of at most `budget` tokens; what begins alike is together, its beginning counted once."""
     groups: list[list[int]] = []
     total = 0

@@ -17,8 +17,7 @@ from transformers import GenerationConfig
 from tunewise.contract.attachment import Attachment
 from tunewise.core.seeds import derive
 from tunewise.data.task import Example, Task
-from tunewise.engine.encoding import Encoder
-from tunewise.engine.encoding import Sequence as Tokens
+from tunewise.engine.encoding import Encoder, TokenSequence
 from tunewise.engine.forward import batch_of, log_probabilities, nll
 from tunewise.engine.model import Base
 from tunewise.engine.packing import Batch, by_tokens
@@ -35,7 +34,7 @@ class Retention:
     The loss counts every token of the sequences; the divergence the first `kl_tokens` of them.
     """
 
-    sequences: list[Tokens]
+    sequences: list[TokenSequence]
     nll: float
     source: str
     log_p: list[Tensor] = field(repr=False)
@@ -94,10 +93,10 @@ class Retention:
         return [batch_of(base, [rows[index] for index in group]) for group in groups]
 
 
-def after_virtual(base: Base, sequence: Tokens, count: int) -> Tokens:
+def after_virtual(base: Base, sequence: TokenSequence, count: int) -> TokenSequence:
     """The sequence with `count` virtual tokens before it."""
     first = base.anatomy.vocabulary
-    return Tokens([*range(first, first + count), *sequence.ids], [False] * count + sequence.labelled, 0)
+    return TokenSequence([*range(first, first + count), *sequence.ids], [False] * count + sequence.labelled, 0)
 
 
 def _by_sequence(base: Base, batches: list[Batch]) -> tuple[Tensor, Tensor]:
@@ -153,7 +152,7 @@ class OnTask:
         return total / count if count else None
 
 
-def text_sequences(base: Base, texts: Sequence[str], most: int = 64, length: int = 256) -> list[Tokens]:
+def text_sequences(base: Base, texts: Sequence[str], most: int = 64, length: int = 256) -> list[TokenSequence]:
     """Up to `most` pieces of at most `length` tokens, the text's lines joined."""
     size = min(length, base.window // 2)  # half of the window stays free for virtual tokens
     ids: list[int] = []
@@ -163,10 +162,12 @@ def text_sequences(base: Base, texts: Sequence[str], most: int = 64, length: int
             break
     start = [base.tokenizer.bos_token_id] if base.tokenizer.bos_token_id is not None else []
     pieces = [start + ids[at : at + size - len(start)] for at in range(0, len(ids), size - len(start))][:most]
-    return [Tokens(piece, [False] + [True] * (len(piece) - 1), 0) for piece in pieces if len(piece) > len(start) + 1]
+    return [
+        TokenSequence(piece, [False] + [True] * (len(piece) - 1), 0) for piece in pieces if len(piece) > len(start) + 1
+    ]
 
 
-def own_text(base: Base, seed: int, rows: int = 32, length: int = 128) -> list[Tokens]:
+def own_text(base: Base, seed: int, rows: int = 32, length: int = 128) -> list[TokenSequence]:
     """Sequences sampled from the base at temperature 1: what it believes, without asking the user for text."""
     start = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else base.tokenizer.eos_token_id
     ids = torch.full((rows, 1), 0 if start is None else start, device=base.device)
@@ -186,5 +187,5 @@ def own_text(base: Base, seed: int, rows: int = 32, length: int = 128) -> list[T
     sequences = []
     for row in output.tolist():
         end = row.index(base.tokenizer.eos_token_id, 1) + 1 if base.tokenizer.eos_token_id in row[1:] else len(row)
-        sequences.append(Tokens(row[:end], [False] + [True] * (end - 1), 0))
+        sequences.append(TokenSequence(row[:end], [False] + [True] * (end - 1), 0))
     return sequences

@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from tunewise.engine.encoding import Sequence as Tokens
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, why_not_packed
 from tunewise.engine.packing import by_tokens
 
@@ -36,7 +36,7 @@ class Trunk:
         self.tuples = False
 
     @torch.no_grad()
-    def record(self, attachment: Attachment, sequences: Sequence[Tokens], precision: Any) -> None:
+    def record(self, attachment: Attachment, sequences: Sequence[TokenSequence], precision: Any) -> None:
         """One forward pass over all sequences."""
         base, found = attachment.base, dict[int, Tensor]()
         handles = [
@@ -90,7 +90,7 @@ class Trunk:
                     block.forward = own
 
 
-def trunk_of(attachment: Attachment, sequences: Sequence[Tokens], visits: int, precision: Any) -> Trunk | None:
+def trunk_of(attachment: Attachment, sequences: Sequence[TokenSequence], visits: int, precision: Any) -> Trunk | None:
     """The recorded trunk, or None where it does not pay, does not fit, or nothing below is frozen."""
     blocks, base = attachment.trunk(), attachment.base
     if not blocks or visits < _WORTH * len(sequences) or why_not_packed(base):

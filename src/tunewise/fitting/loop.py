@@ -24,7 +24,7 @@ from tunewise.core import artifact_writer
 from tunewise.core.errors import DivergedError, SettingError
 from tunewise.core.seeds import derive, generator, repeatable
 from tunewise.engine.device import on_gpu
-from tunewise.engine.encoding import Sequence
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing
 from tunewise.engine.memory import keep_freed_memory
 from tunewise.engine.packing import in_passes
@@ -61,14 +61,14 @@ def _epoch(examples: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(examples, generator=generator(seed, "order", epoch)).tolist()
 
 
-def passes(attachment: Attachment, sequences: list[Sequence], batch: list[int]) -> list[list[int]]:
+def passes(attachment: Attachment, sequences: list[TokenSequence], batch: list[int]) -> list[list[int]]:
     """A micro-batch as it goes through the model: on a GPU whole, on a processor in parts of about `PASS` tokens."""
     if on_gpu(next(attachment.base.model.parameters())) or not attachment.accumulates:
         return [batch]
     return [[batch[place] for place in part] for part in in_passes([sequences[index] for index in batch], PASS)]
 
 
-def steps_for_tokens(sequences: list[Sequence], settings: TrainSettings, seed: int, tokens: int) -> int:
+def steps_for_tokens(sequences: list[TokenSequence], settings: TrainSettings, seed: int, tokens: int) -> int:
     """Optimiser steps after which at least `tokens` tokens have been read."""
     steps = seen = 0
     while seen < tokens:
@@ -80,7 +80,7 @@ def steps_for_tokens(sequences: list[Sequence], settings: TrainSettings, seed: i
 
 def train(
     attachment: Attachment,
-    sequences: list[Sequence],
+    sequences: list[TokenSequence],
     settings: TrainSettings,
     *,
     seed: int = 0,
@@ -136,7 +136,7 @@ class _Run:
     def __init__(
         self,
         attachment: Attachment,
-        sequences: list[Sequence],
+        sequences: list[TokenSequence],
         settings: TrainSettings,
         seed: int,
         folder: Path | None,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tunewise.contract.attachment import Attachment
 from tunewise.core.seeds import derive
-from tunewise.engine.encoding import Sequence as Tokens
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import answer_states, batch_of, layout
 from tunewise.engine.model import Base
 from tunewise.fitting.forgetting import after_virtual, own_text, text_sequences
@@ -30,7 +30,7 @@ _TOP = 256  # tokens whose probabilities are remembered at each place
 class Memory:
     """Sequences with, for each labelled token, the base's most likely tokens (n, k) and their log-probabilities."""
 
-    sequences: list[Tokens]
+    sequences: list[TokenSequence]
     tokens: list[Tensor]
     log_p: list[Tensor]
 

@@ -16,8 +16,7 @@ from tunewise.contract.attachment import Attachment
 from tunewise.contract.study import Study
 from tunewise.core.progress import Progress, silent
 from tunewise.data.task import Example, Task
-from tunewise.engine.encoding import Encoder
-from tunewise.engine.encoding import Sequence as Tokens
+from tunewise.engine.encoding import Encoder, TokenSequence
 from tunewise.engine.forward import batch_of, nll, why_not_packed
 from tunewise.engine.generation import answer_room, generate, stop_of
 from tunewise.engine.model import Base
@@ -93,7 +92,7 @@ def _rendered(attachment: Attachment, examples: Sequence[Example]) -> list[Examp
     return [attachment.render(example) for example in examples]
 
 
-def _likelihood(attachment: Attachment, sequences: list[Tokens]) -> tuple[float, int, list[tuple[float, int]]]:
+def _likelihood(attachment: Attachment, sequences: list[TokenSequence]) -> tuple[float, int, list[tuple[float, int]]]:
     """(total nats, tokens, the same per sequence) over the answers' tokens."""
     found = [(0.0, 0)] * len(sequences)
     for group in _groups(attachment.base, sequences):
@@ -106,15 +105,15 @@ def _likelihood(attachment: Attachment, sequences: list[Tokens]) -> tuple[float,
     return sum(total for total, _ in found), sum(count for _, count in found), found
 
 
-def _groups(base: Base, sequences: list[Tokens]) -> list[list[int]]:
+def _groups(base: Base, sequences: list[TokenSequence]) -> list[list[int]]:
     """Indices of the sequences of each scoring pass."""
     return (by_tokens if why_not_packed(base) else by_beginning)(sequences, PASS_TOKENS)
 
 
-def _last_answer_only(sequence: Tokens) -> Tokens:
+def _last_answer_only(sequence: TokenSequence) -> TokenSequence:
     """The answer alone is scored, not the labelled turns before it."""
     labelled = [place >= sequence.prompt for place in range(len(sequence.ids))]
-    return Tokens(sequence.ids, labelled, sequence.prompt, sequence.cut)
+    return TokenSequence(sequence.ids, labelled, sequence.prompt, sequence.cut)
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class LabelTable:
 
     nll: list[list[float]]
     tokens: list[list[int]]
-    prompts: list[Tokens] = field(repr=False)
+    prompts: list[TokenSequence] = field(repr=False)
 
 
 @torch.no_grad()
@@ -179,7 +178,7 @@ def _label_ids(encoder: Encoder, examples: Sequence[Example], labels: tuple[str,
     return [ids[start : start + len(labels)] for start in range(0, len(ids), len(labels))]
 
 
-def label_nll(base: Base, prompts: list[Tokens], answers: list[list[list[int]]]) -> list[list[float]]:
+def label_nll(base: Base, prompts: list[TokenSequence], answers: list[list[list[int]]]) -> list[list[float]]:
     """Negative log-likelihood of every label, (prompts, labels)."""
     if why_not_packed(base):
         rows = [[_spelled(prompt, ids) for ids in row] for prompt, row in zip(prompts, answers, strict=True)]
@@ -192,11 +191,11 @@ def label_nll(base: Base, prompts: list[Tokens], answers: list[list[list[int]]])
     return [row[: len(own)] for row, own in zip(sums.view(-1, width).tolist(), answers, strict=True)]
 
 
-def _spelled(prompt: Tokens, answer: list[int]) -> Tokens:
-    return Tokens(prompt.ids + answer, [False] * len(prompt.ids) + [True] * len(answer), len(prompt.ids))
+def _spelled(prompt: TokenSequence, answer: list[int]) -> TokenSequence:
+    return TokenSequence(prompt.ids + answer, [False] * len(prompt.ids) + [True] * len(answer), len(prompt.ids))
 
 
-def _per_sequence(base: Base, sequences: list[Tokens]) -> list[float]:
+def _per_sequence(base: Base, sequences: list[TokenSequence]) -> list[float]:
     batch = batch_of(base, sequences)
     values = nll(base, batch).double()
     sums = torch.zeros(len(sequences), dtype=torch.float64, device=values.device)

@@ -150,10 +150,10 @@ def survey(base: Base, report: Progress = silent) -> list[dict[str, Any]]:
 
 
 def _trains(attachment: Attachment) -> bool:
-    from tunewise.engine.encoding import Sequence
+    from tunewise.engine.encoding import TokenSequence
     from tunewise.engine.forward import batch_of, layout, loss_sum
 
-    rows = [Sequence([*range(3, 3 + length)], [True] * length, 0) for length in (5, 7)]
+    rows = [TokenSequence([*range(3, 3 + length)], [True] * length, 0) for length in (5, 7)]
     batch = batch_of(attachment.base, rows)
     with layout(attachment.base, batch):
         loss_sum(attachment.base, batch).backward()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewise.data.task import Example, Message, Task
-from tunewise.engine.encoding import Encoder, Sequence, fit_window
+from tunewise.engine.encoding import Encoder, TokenSequence, fit_window
 from tunewise.engine.forward import layout, loss_sum, nll, why_not_packed
 from tunewise.engine.packing import (
     beginning,
@@ -143,7 +143,7 @@ def test_virtual_tokens_come_first_and_count():
 
 sequences = st.lists(
     st.lists(st.tuples(st.integers(0, 319), st.booleans()), min_size=1, max_size=30).map(
-        lambda pairs: Sequence([i for i, _ in pairs], [on for _, on in pairs], 0)
+        lambda pairs: TokenSequence([i for i, _ in pairs], [on for _, on in pairs], 0)
     ),
     min_size=1,
     max_size=5,
@@ -170,13 +170,13 @@ def test_packed_and_padded_agree(architecture):
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2"])
 def test_branches_score_as_they_would_alone(architecture):
     base = tiny_base(architecture, torch.float64)
-    prompts = [Sequence(list(range(5, 5 + n)), [False] * n, n) for n in (3, 21)]
+    prompts = [TokenSequence(list(range(5, 5 + n)), [False] * n, n) for n in (3, 21)]
     answers = [[[7], [8, 9, 10], [1, 2]], [[30, 31], [4]]]
     batch = packed_batch(prompts, base.device, answers)
     values = nll(base, batch)
     for index, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
         for number, answer in enumerate(row):
-            whole = Sequence(prompt.ids + answer, [False] * len(prompt.ids) + [True] * len(answer), 0)
+            whole = TokenSequence(prompt.ids + answer, [False] * len(prompt.ids) + [True] * len(answer), 0)
             alone = nll(base, padded_batch([whole], base.device)).sum()
             ours = values[(batch.owner == index) & (batch.branch == number)].sum()
             assert abs(float(ours - alone)) < 1e-6
@@ -185,9 +185,11 @@ def test_branches_score_as_they_would_alone(architecture):
 def shared_rows(size, tails):
     """Sequences that begin with the same `size` tokens, and two that do not, one of them with a label in its head."""
     head = [place * 7 % 290 + 3 for place in range(size)]
-    rows = [Sequence([*head, 300 + n, 9, 8 + n], [False] * (size + 1) + [True] * 2, size + 1) for n in range(tails)]
-    late = Sequence([*head, 5, 6], [False] * 20 + [True] * (size - 18), 20)
-    return [*rows, Sequence([11, 12, 13], [False, True, True], 1), late]
+    rows = [
+        TokenSequence([*head, 300 + n, 9, 8 + n], [False] * (size + 1) + [True] * 2, size + 1) for n in range(tails)
+    ]
+    late = TokenSequence([*head, 5, 6], [False] * 20 + [True] * (size - 18), 20)
+    return [*rows, TokenSequence([11, 12, 13], [False, True, True], 1), late]
 
 
 @pytest.mark.parametrize("size", [24, 240])  # one masked call; several calls that are merged
@@ -227,7 +229,7 @@ def test_gradients_through_a_shared_beginning_are_the_plain_ones(architecture, d
 def test_answers_after_prompts_that_begin_alike():
     """Two levels: what prompts share, and what their answers share."""
     base = tiny_base("llama", torch.float64)
-    prompts = [Sequence(row.ids, [False] * len(row.ids), len(row.ids)) for row in shared_rows(240, 9)]
+    prompts = [TokenSequence(row.ids, [False] * len(row.ids), len(row.ids)) for row in shared_rows(240, 9)]
     answers = [[[7], [8, 9, 10], [1, 2]]] * len(prompts)
     together = nll(base, packed_batch(prompts, base.device, answers))
     alone = [packed_batch([prompt], base.device, answers[:1]) for prompt in prompts]
@@ -255,7 +257,7 @@ def test_an_architecture_that_cannot_be_packed_says_so():
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 100))
 def test_groups_by_tokens(sizes, budget):
-    rows = [Sequence([0] * size, [False] * size, size) for size in sizes]
+    rows = [TokenSequence([0] * size, [False] * size, size) for size in sizes]
     groups = by_tokens(rows, budget)
     assert sorted(index for group in groups for index in group) == list(range(len(sizes)))
     assert all(len(group) == 1 or sum(sizes[i] for i in group) <= budget for group in groups)
@@ -278,7 +280,7 @@ def test_prompts_of_one_template_share_it():
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(20, 1000))
 def test_passes_hold_every_row_once_and_are_about_equal(sizes, budget):
-    rows = [Sequence([index + 3] * size, [True] * size, 0) for index, size in enumerate(sizes)]
+    rows = [TokenSequence([index + 3] * size, [True] * size, 0) for index, size in enumerate(sizes)]
     groups = in_passes(rows, budget)
     assert sorted(index for group in groups for index in group) == list(range(len(rows)))
     tokens = [sum(sizes[index] for index in group) for group in groups]
@@ -290,7 +292,7 @@ def test_passes_hold_every_row_once_and_are_about_equal(sizes, budget):
 
 def test_what_all_begin_with_is_not_read_again_and_again():
     template = list(range(3, 103))
-    rows = [Sequence([*template, index + 200, 1], [False] * 101 + [True], 100) for index in range(32)]
+    rows = [TokenSequence([*template, index + 200, 1], [False] * 101 + [True], 100) for index in range(32)]
     assert len(in_passes(rows, 1000)) == 2  # twenty times a hundred tokens
-    assert len(in_passes([Sequence(row.ids[50:], row.labelled[50:], 50) for row in rows], 1000)) == 2
-    assert len(in_passes([Sequence(row.ids[90:], row.labelled[90:], 10) for row in rows], 100)) == 4
+    assert len(in_passes([TokenSequence(row.ids[50:], row.labelled[50:], 50) for row in rows], 1000)) == 2
+    assert len(in_passes([TokenSequence(row.ids[90:], row.labelled[90:], 10) for row in rows], 100)) == 4

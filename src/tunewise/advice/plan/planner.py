@@ -26,7 +26,7 @@ from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
-from tunewise.engine.encoding import Sequence as Tokens
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import why_not_packed
 from tunewise.fitting.loop import PASS, order, passes, train
 from tunewise.fitting.scoring import encoder_for, loss
@@ -225,7 +225,7 @@ def _request(
     return sum(sizes) / len(sizes), seconds + written * rates.seconds(flops / len(whole.ids), weights, calls)
 
 
-def heaviest(attachment: Attachment, task: Task, settings: TrainSettings) -> tuple[list[Tokens], float]:
+def heaviest(attachment: Attachment, task: Task, settings: TrainSettings) -> tuple[list[TokenSequence], float]:
     """The micro-batch with the largest pass of the first steps, as seed 0 will read them, and a mean one's share."""
     rendered = [attachment.render(example) for example in task.train[:_LOOKED]]
     sequences = encoder_for(attachment, task).encode(rendered)
@@ -258,7 +258,7 @@ class _Trained:
 
 
 def _rehearse(
-    attachment: Attachment, rows: list[Tokens], settings: TrainSettings, ledger: Ledger, found: _Trained
+    attachment: Attachment, rows: list[TokenSequence], settings: TrainSettings, ledger: Ledger, found: _Trained
 ) -> None:
     """The training loop on one micro-batch, for a few steps of every phase."""
     before, marks = ledger.live, list[tuple[int, int, int]]()

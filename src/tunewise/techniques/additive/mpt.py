@@ -31,7 +31,7 @@ from tunewise.techniques.building.virtual_tokens import Placeholders
 
 if TYPE_CHECKING:
     from tunewise.data.task import Task
-    from tunewise.engine.encoding import Sequence
+    from tunewise.engine.encoding import TokenSequence
     from tunewise.engine.model import Base
 
 _ROWS = 8  # sequences of a source task in one step
@@ -118,7 +118,7 @@ class _Multitask(Attachment):
         """The sources must be there; its size does not depend on them."""
         self._sources(study)
 
-    def _teacher(self, rows: list[Sequence], study: Study, index: int) -> Tensor:
+    def _teacher(self, rows: list[TokenSequence], study: Study, index: int) -> Tensor:
         """The prompt that ordinary prompt tuning finds for one source task."""
         from tunewise.fitting.loop import train
         from tunewise.fitting.settings import TrainSettings
@@ -138,7 +138,7 @@ class _Multitask(Attachment):
         finally:
             teacher.detach()
 
-    def _distil(self, sequences: list[list[Sequence]], teachers: list[Tensor], study: Study) -> None:
+    def _distil(self, sequences: list[list[TokenSequence]], teachers: list[Tensor], study: Study) -> None:
         """Train P*, u_k and v_k on all sources against their teachers; leave the target's start in the parameters."""
         from tunewise.fitting.loop import order
 
@@ -164,7 +164,7 @@ class _Multitask(Attachment):
             own["u"].copy_(u.mean(0))
             own["v"].copy_(v.mean(0))
 
-    def _source_loss(self, rows: list[Sequence], student: Tensor, teacher: Tensor) -> Tensor:
+    def _source_loss(self, rows: list[TokenSequence], student: Tensor, teacher: Tensor) -> Tensor:
         from tunewise.engine.forward import answer_states, batch_of, layout
 
         batch = batch_of(self.base, rows)

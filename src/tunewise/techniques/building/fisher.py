@@ -11,11 +11,11 @@ from torch import Tensor
 from tunewise.engine.forward import batch_of, layout, loss_sum
 
 if TYPE_CHECKING:
-    from tunewise.engine.encoding import Sequence
+    from tunewise.engine.encoding import TokenSequence
     from tunewise.engine.model import Base
 
 
-def fisher(base: Base, parameters: Mapping[str, Tensor], rows: Iterable[Sequence]) -> dict[str, Tensor]:
+def fisher(base: Base, parameters: Mapping[str, Tensor], rows: Iterable[TokenSequence]) -> dict[str, Tensor]:
     """Sum over rows of (d log p(labelled tokens) / d parameter)^2, one row at a time: fp32, like the parameters.
 
     Squaring a batch's mean gradient would be another quantity (Sung, Nair, Raffel 2021, section 3.1). Nothing is left

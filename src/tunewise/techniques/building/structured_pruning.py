@@ -8,8 +8,7 @@ set, so that the residual stream of the narrow network means what the wide one's
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Sequence as Many
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,11 +18,11 @@ from tunewise.engine.anatomy import features, is_transposed
 from tunewise.techniques.building.fisher import fisher
 
 if TYPE_CHECKING:
-    from tunewise.engine.encoding import Sequence
+    from tunewise.engine.encoding import TokenSequence
     from tunewise.engine.model import Base
 
 
-def importance(base: Base, rows: Iterable[Sequence] | None = None) -> dict[str, Tensor]:
+def importance(base: Base, rows: Iterable[TokenSequence] | None = None) -> dict[str, Tensor]:
     """By full name of a parameter: its Fisher information on the rows; without rows, its size."""
     named = dict(base.model.named_parameters())
     if rows is not None:
@@ -37,7 +36,7 @@ def best(scores: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def prune(base: Base, side: Any, kept: Many[int], scores: dict[str, Tensor]) -> None:
+def prune(base: Base, side: Any, kept: Sequence[int], scores: dict[str, Tensor]) -> None:
     """Fill `side` (of `Anatomy.shrunk`), whose blocks stand for the base's blocks `kept`."""
     anatomy = base.anatomy
     scores = {name: score.cpu() for name, score in scores.items()}  # what is chosen by are places, not weights
