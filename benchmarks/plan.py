@@ -39,7 +39,7 @@ from tunewise.contract.study import Study
 from tunewise.core.seeds import generator
 from tunewise.data.task import Example, Message, Task
 from tunewise.engine.forward import why_not_packed
-from tunewise.engine.memory import peak_memory, tidy
+from tunewise.engine.memory import peak_memory, release_unused_memory
 from tunewise.engine.model import DTYPES, Base
 from tunewise.fitting.loop import train
 from tunewise.fitting.settings import TrainSettings
@@ -196,20 +196,20 @@ def trained_there(cells: list[Cell]) -> list[dict[str, Any]]:
     for shape, batch, name in cells:
         if shape not in bases:
             bases.clear()
-            tidy()
+            release_unused_memory()
             bases[shape] = real(shape, "cuda")
         base = bases[shape]
         row: dict[str, Any] = {"shape": shape, "batch": batch, "technique": name, "rates": rates}
         try:
             measured = trained(shape, batch, name, "cuda", base)
-            tidy()
+            release_unused_memory()
             tried = probe(base, task(batch, "cuda"), make(name, {}), settings(batch, "cuda"))
             row |= {f"real_{key}": value for key, value in measured.items()}
             row |= {"probed_peak": tried["peak"], "probed_step": tried["step"]}
         except Exception as error:  # the others go on; a row without figures is shown as such
             row["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             base.release()
-        tidy()
+        release_unused_memory()
         found.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
     return found

@@ -41,7 +41,7 @@ from tunewise.fitting.settings import TrainSettings
 from tunewise.results.needs import Need
 from tunewise.results.report.page import page
 from tunewise.results.report.tables import markdown
-from tunewise.results.statistics import against, interval, luck, ranks
+from tunewise.results.statistics import against, interval, ranks, seed_variance
 from tunewise.results.verdict import verdict
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _all_of(order: Sequence[Technique]) -> Iterator[tuple[Technique, int, str | 
 
 def _conclude(result: dict[str, Any], tables: dict[str, np.ndarray], needs: Sequence[Need]) -> None:
     """Each row's interval and its place among the others so far, and the verdict over them."""
-    usual, places = luck(tables), ranks(tables)
+    usual, places = seed_variance(tables), ranks(tables)
     for row in result["rows"]:
         if row["technique"] in tables:
             row["score"]["low"], row["score"]["high"] = interval(tables[row["technique"]], usual)

@@ -26,7 +26,7 @@ from tunewise.core.errors import DivergedError, TunewiseError
 from tunewise.core.progress import Progress, silent
 from tunewise.core.seeds import generator
 from tunewise.engine.forward import why_not_packed
-from tunewise.engine.memory import peak_memory, tidy
+from tunewise.engine.memory import peak_memory, release_unused_memory
 from tunewise.fitting.loop import Trained, steps_for_tokens, train
 from tunewise.fitting.scoring import describe, loss, score, study
 from tunewise.fitting.settings import TrainSettings
@@ -187,7 +187,7 @@ def _fitted(
     start = artifact_writer.read_json(note)["rung"] if note.is_file() else 0
     rungs = list(gentler(trial.settings))
     for rung, (settings, said) in enumerate(rungs[start:], start):
-        tidy()
+        release_unused_memory()
         attachment = trial.technique.attach(cache.base, generator(trial.seed, "attach"))
         try:
             record = _fit(trial, settings, cache, attachment, folder, until, report)

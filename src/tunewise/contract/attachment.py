@@ -81,9 +81,9 @@ class Attachment:
         """Remember a base parameter's values and restore them at detach."""
         import torch
 
-        from tunewise.engine.memory import parked
+        from tunewise.engine.memory import spill_to_disk
 
-        original = self._kept[id(parameter)] = parked(parameter)
+        original = self._kept[id(parameter)] = spill_to_disk(parameter)
 
         def restore() -> None:
             parameter.requires_grad_(False)

@@ -51,11 +51,11 @@ def simulated(kind: str) -> Iterator[None]:
         _simulated.pop()
 
 
-def is_ghost(tensor: Tensor) -> bool:
+def is_fake(tensor: Tensor) -> bool:
     """Whether a tensor has a shape and no contents."""
     return isinstance(tensor, FakeTensor)
 
 
 def on_gpu(tensor: Tensor) -> bool:
     """Whether a tensor is on a GPU, or stands for one that would be."""
-    return tensor.is_cuda or (bool(_simulated) and _simulated[-1] == "cuda" and is_ghost(tensor))
+    return tensor.is_cuda or (bool(_simulated) and _simulated[-1] == "cuda" and is_fake(tensor))

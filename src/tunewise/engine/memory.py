@@ -17,10 +17,10 @@ import psutil
 import torch
 from torch import Tensor
 
-from tunewise.engine.device import is_ghost, on_gpu
+from tunewise.engine.device import is_fake, on_gpu
 
 
-def tidy() -> None:
+def release_unused_memory() -> None:
     """Give freed memory back to the system, so that the next trial's peak is its own."""
     gc.collect()
     if sys.platform == "linux":
@@ -86,7 +86,7 @@ def keep_freed_memory() -> None:
 _SMALL = 1 << 16  # bytes that are not worth a file
 
 
-def parked(tensor: Tensor) -> Tensor:
+def spill_to_disk(tensor: Tensor) -> Tensor:
     """A copy of a tensor of a processor, read from disk when it is used; copied in memory on a GPU.
 
     The file has no name any more, so that it ends with the copy. Where the disk has no room the copy is in memory.
@@ -94,7 +94,7 @@ def parked(tensor: Tensor) -> Tensor:
     values = tensor.detach()
     if on_gpu(values) or values.nbytes < _SMALL:
         return values.clone()
-    if is_ghost(values):  # a plan counts memory, and this takes none
+    if is_fake(values):  # a plan counts memory, and this takes none
         return values
     try:
         return _mapped(values)
@@ -102,7 +102,7 @@ def parked(tensor: Tensor) -> Tensor:
         return values.clone()
 
 
-def unread(kept: Tensor) -> None:
+def release_pages(kept: Tensor) -> None:
     """Let go of the memory that reading a parked tensor took; it is read again when it is used."""
     mapping: mmap.mmap | None = getattr(kept, "mapping", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):

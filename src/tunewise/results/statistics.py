@@ -80,7 +80,7 @@ def _noise(table: np.ndarray) -> float:
     return float((rest**2).mean()) * table.shape[0] / ((table.shape[0] - 1) * (table.shape[1] - 1))
 
 
-def luck(tables: Tables) -> Luck | None:
+def seed_variance(tables: Tables) -> Luck | None:
     """How much the techniques' seeds differ; None where fewer than three techniques have several.
 
     Two or three seeds say little of how much a technique depends on them, those of all techniques say more: as much
@@ -126,7 +126,7 @@ def _winsorised(half: float) -> tuple[float, float]:
 def interval(table: np.ndarray, usual: Luck | None = None) -> tuple[float, float]:
     """95 % confidence interval of the mean of a table (seeds, examples), or of one seed's (examples,).
 
-    It stays inside [0, 1] for scores that do. `usual` is what `luck` says of the other tables.
+    It stays inside [0, 1] for scores that do. `usual` is what `seed_variance` says of the other tables.
     """
     table = np.atleast_2d(table)
     shares = bool((table >= 0).all() and (table <= 1).all())
@@ -153,7 +153,7 @@ def _shared(one: np.ndarray, other: np.ndarray, usual: Luck | None) -> Luck | No
 
 
 def p_value(one: np.ndarray, other: np.ndarray, usual: Luck | None = None) -> float:
-    """Of the paired, two-sided test that two tables have the same mean; `usual` is what `luck` says."""
+    """Of the paired, two-sided test that two tables have the same mean; `usual` is what `seed_variance` says."""
     table = _difference(one, other)
     if not table.any():
         return 1.0
@@ -179,7 +179,7 @@ def against(name: str, tables: Tables) -> dict[str, float]:
     Those of the best whose value is above 0.05, and the best itself, hold the truly best one in 95 of 100 comparisons:
     that one can only be left out by a false difference between itself and what came out best.
     """
-    usual = luck(tables)
+    usual = seed_variance(tables)
     return holm({other: p_value(tables[name], table, usual) for other, table in tables.items() if other != name})
 
 
@@ -188,7 +188,7 @@ def ranks(tables: Tables) -> dict[str, tuple[int, int]]:
 
     One technique's two ranks hold its true rank at the level (Mogstad, Romano, Shaikh & Wilhelm 2024).
     """
-    means, usual = {name: float(table.mean()) for name, table in tables.items()}, luck(tables)
+    means, usual = {name: float(table.mean()) for name, table in tables.items()}, seed_variance(tables)
     pairs = {frozenset(two): p_value(tables[two[0]], tables[two[1]], usual) for two in combinations(tables, 2)}
     found = {}
     for name in tables:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunewise.core.units import size
 from tunewise.results.needs import KEPT, Need, Row, retains
-from tunewise.results.statistics import LEVEL, Tables, against, luck, needed_examples
+from tunewise.results.statistics import LEVEL, Tables, against, needed_examples, seed_variance
 
 _PROMPT = 1.5  # times the shortest prompt of the comparison: longer ones are said to be long
 
@@ -100,7 +100,7 @@ def _second(best: str, rows: Mapping[str, Row]) -> str:
 
 
 def _needed(best: str, rows: Mapping[str, Row], tables: Tables) -> int | None:
-    return needed_examples(tables[best], tables[_second(best, rows)], luck(tables)) if len(rows) > 1 else None
+    return needed_examples(tables[best], tables[_second(best, rows)], seed_variance(tables)) if len(rows) > 1 else None
 
 
 def _nearest(rows: Mapping[str, Row], needs: Sequence[Need]) -> str:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunewise.adaptation.artifact import rows_text
-from tunewise.advice.plan.ledger import ghosts
+from tunewise.advice.plan.ledger import fake_tensors
 from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.planner import Planner, measure
 from tunewise.advice.plan.probe import probe
@@ -17,7 +17,7 @@ from tunewise.contract.study import Study
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ModelError, SettingError
 from tunewise.core.seeds import generator
-from tunewise.engine.device import device_of, is_ghost
+from tunewise.engine.device import device_of, is_fake
 from tunewise.engine.model import Base
 from tunewise.fitting.loop import train
 from tunewise.fitting.scoring import encoder_for
@@ -80,7 +80,7 @@ def test_weights_in_four_bits_are_foreseen_as_such(drawn, device):
     """The weights that four bits stand for are not there, on a GPU with its own kernels either."""
     large = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 320}
     config = AutoConfig.for_model("llama", **large, num_attention_heads=8, bos_token_id=0, eos_token_id=1)
-    with ghosts(device) as ledger:
+    with fake_tensors(device) as ledger:
         base = replace(drawn, config=config).build()
         whole = ledger.live
         attachment = make("qlora", {}).attach(base, generator(0, "attach"))
@@ -97,9 +97,9 @@ def test_a_gpu_starts_operations_while_others_work():
 
 
 def test_a_ledger_counts_what_lives_and_what_is_multiplied():
-    with ghosts() as ledger:
+    with fake_tensors() as ledger:
         a = torch.zeros(100, 200)
-        assert is_ghost(a) and ledger.live == 80_000
+        assert is_fake(a) and ledger.live == 80_000
         b = a @ torch.ones(200, 50)
         assert ledger.flops == 2 * 100 * 200 * 50 and ledger.live == 80_000 + 20_000  # the ones are gone
         del a

@@ -7,35 +7,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunewise.advice.plan.ledger import ghosts
-from tunewise.engine.memory import parked, unread
+from tunewise.advice.plan.ledger import fake_tensors
+from tunewise.engine.memory import release_pages, spill_to_disk
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(3, 5), (300, 500), ()])
 def test_values_come_back_and_are_their_own(dtype, shape):
     given = torch.randn(shape).to(dtype)
-    kept, before = parked(given), given.clone()
+    kept, before = spill_to_disk(given), given.clone()
     given.zero_()
     assert kept.shape == before.shape and kept.dtype == dtype and torch.equal(kept, before)
 
 
 def test_columns_that_do_not_follow_one_another_too():
     given = torch.randn(400, 300).T
-    assert torch.equal(parked(given), given)
+    assert torch.equal(spill_to_disk(given), given)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's list of mappings")
 def test_large_ones_are_mapped_and_have_no_name_left_and_take_memory_only_when_read():
     given = torch.randn(1000, 1000)
-    kept = parked(given)
+    kept = spill_to_disk(given)
     assert _resident() < kept.nbytes / 10
     assert torch.equal(kept, given) and _resident() >= kept.nbytes
-    unread(kept)
+    release_pages(kept)
     assert _resident() < kept.nbytes / 10
     assert torch.equal(kept, given)
-    alone = parked(torch.ones(3))
-    unread(alone)  # not in a file
+    alone = spill_to_disk(torch.ones(3))
+    release_pages(alone)  # not in a file
     assert alone.tolist() == [1, 1, 1]
 
 
@@ -55,13 +55,13 @@ def test_a_full_disk_keeps_them_in_memory(monkeypatch):
 
     given = torch.randn(300, 500)
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
-    assert torch.equal(parked(given), given)
+    assert torch.equal(spill_to_disk(given), given)
 
 
 def test_a_plan_counts_nothing_for_them_on_a_processor_and_a_copy_on_a_gpu():
     for device, copies in (("cpu", 0), ("cuda", 1)):
-        with ghosts(device) as ledger:
+        with fake_tensors(device) as ledger:
             given = torch.zeros(300, 500)
             before = ledger.live
-            kept = parked(given)
+            kept = spill_to_disk(given)
             assert ledger.live - before == copies * kept.nbytes

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tunewise.results.statistics import against, holm, interval, luck, needed_examples, p_value, ranks, spread
+from tunewise.results.statistics import against, holm, interval, needed_examples, p_value, ranks, seed_variance, spread
 
 TRIALS = 1000
 
@@ -25,7 +25,7 @@ def covered(cases, others):
     rng, held = np.random.default_rng(0), 0
     for _ in range(TRIALS):
         tables = {str(i): simulated(rng, mean, seeds, examples, of_seeds) for i in range(1 + others)}
-        low, high = interval(tables["0"], luck(tables))
+        low, high = interval(tables["0"], seed_variance(tables))
         held += low <= mean <= high
     return held / TRIALS
 
@@ -45,7 +45,7 @@ def test_a_technique_that_depends_on_its_seed_lends_nothing_to_one_that_does_not
     rng = np.random.default_rng(9)
     steady = {name: np.ones((2, 200)) for name in ("a", "b", "c")}
     shaky = {"d": np.repeat([[0.5], [0.9]], 200, axis=1), "e": simulated(rng, 0.7, 2, 200, 0.0)}
-    low, _ = interval(steady["a"], luck({**steady, **shaky}))
+    low, _ = interval(steady["a"], seed_variance({**steady, **shaky}))
     assert low > 0.9
 
 

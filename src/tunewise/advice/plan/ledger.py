@@ -29,7 +29,7 @@ _FLASH = (_aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_p
 
 
 class Ledger(TorchDispatchMode):
-    """Counts while it is entered; enter `ghosts()` rather than this alone.
+    """Counts while it is entered; enter `fake_tensors()` rather than this alone.
 
     `live` and `peak` are bytes of the storages that are alive now and were at most; `flops` are those of matrix
     products and attention, `moved` the bytes that all other operations read and write, `calls` their number. Tensors
@@ -126,7 +126,7 @@ def _floating(out: Any) -> bool:
 
 
 @contextmanager
-def ghosts(device: str = "cpu") -> Iterator[Ledger]:
+def fake_tensors(device: str = "cpu") -> Iterator[Ledger]:
     """A ledger over code whose floating tensors have no contents, as on a device of this kind."""
     ledger = Ledger(device)
     with simulated(device), FakeTensorMode(allow_non_fake_inputs=True), ledger:

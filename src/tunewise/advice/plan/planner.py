@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunewise.adaptation.artifact import rows_text
-from tunewise.advice.plan.ledger import Ledger, ghosts
+from tunewise.advice.plan.ledger import Ledger, fake_tensors
 from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.weightless import Sketch
 from tunewise.contract.attachment import Attachment
@@ -161,7 +161,7 @@ def measure(
     Raises:
         RequestError: the technique cannot work on this model or task; the message says why.
     """
-    with ghosts(device) as ledger:
+    with fake_tensors(device) as ledger:
         base = sketched.build()
         weights = ledger.live
         recipe = technique.resolved(base)

@@ -13,7 +13,7 @@ from tunewise.contract.study import Study
 from tunewise.contract.technique import Technique
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
-from tunewise.engine.memory import peak_memory, tidy
+from tunewise.engine.memory import peak_memory, release_unused_memory
 from tunewise.engine.model import Base
 from tunewise.fitting.loop import train
 from tunewise.fitting.settings import TrainSettings
@@ -31,7 +31,7 @@ def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings)
     """
     ends: list[float] = []
     held = sum(parameter.nbytes for parameter in base.model.parameters())
-    tidy()  # what the last one freed is not this one's
+    release_unused_memory()  # what the last one freed is not this one's
     try:
         with peak_memory(base.device) as memory:
             attachment = technique.resolved(base).attach(base, generator(0, "attach"))

@@ -1,6 +1,6 @@
 """A base without its weights: built from its configuration and its tokenizer alone, again for each thing that is tried.
 
-A sketch is built inside `tunewise.advice.plan.ledger.ghosts()`, so that a model of any size costs no memory.
+A sketch is built inside `tunewise.advice.plan.ledger.fake_tensors()`, so that a model of any size costs no memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from tunewise.advice.plan.ledger import ghosts
+from tunewise.advice.plan.ledger import fake_tensors
 from tunewise.core.errors import ModelError
 from tunewise.engine.forward import why_not_packed
 from tunewise.engine.model import DTYPES, Base, load_base, path_of
@@ -35,7 +35,7 @@ class Sketch:
     unpacked: str | None
 
     def build(self) -> Base:
-        """The base, bare and without contents; call inside `ghosts()`."""
+        """The base, bare and without contents; call inside `fake_tensors()`."""
         model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=False)
         base = Base(model, self.tokenizer, self.name, None, self.max_length)
         vars(base)["fingerprint"] = "sketch"  # there is nothing to take it of
@@ -59,7 +59,7 @@ def sketch(
         raise ModelError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
     config, tokenizer = configuration(name, revision)
     found = Sketch(str(name), config, tokenizer, DTYPES[dtype], max_length, _unpacked(config.model_type))
-    with ghosts(), readable(name):
+    with fake_tensors(), readable(name):
         found.build().anatomy  # noqa: B018 (an unknown layout is refused here)
     return found
 

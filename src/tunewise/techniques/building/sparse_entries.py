@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tunewise.contract.attachment import Attachment, strict
 from tunewise.core.errors import ArtifactError
-from tunewise.engine.device import is_ghost
+from tunewise.engine.device import is_fake
 
 if TYPE_CHECKING:
     from tunewise.contract.technique import Technique
@@ -43,7 +43,7 @@ def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     Scores are at least zero; never are all of them copied, as there is one for each weight. Where they have no contents
     (see `tunewise.advice.plan.ledger`), each tensor has its share of places.
     """
-    if all(is_ghost(score) for score in scores.values()):
+    if all(is_fake(score) for score in scores.values()):
         share = count / sum(score.numel() for score in scores.values())
         return {name: torch.arange(max(1, round(share * score.numel()))) for name, score in scores.items()}
     least = _least(scores.values(), count)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
-from tunewise.engine.memory import unread
+from tunewise.engine.memory import release_pages
 from tunewise.techniques.building.sparse_entries import Sparse, largest, weights_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class _Lottery(Sparse):
     def _moved(self, parameter: nn.Parameter) -> Tensor:
         original = self.original(parameter)
         found = (parameter.detach().float() - original.float()).abs_()
-        unread(original)
+        release_pages(original)
         return found
 
     def penalty(self) -> Tensor | None:

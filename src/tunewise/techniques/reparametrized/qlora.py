@@ -26,8 +26,8 @@ from tunewise.contract.settings import setting
 from tunewise.contract.technique import Citation
 from tunewise.core.errors import TechniqueError
 from tunewise.engine.anatomy import is_transposed, oriented
-from tunewise.engine.device import is_ghost, on_gpu
-from tunewise.engine.memory import parked
+from tunewise.engine.device import is_fake, on_gpu
+from tunewise.engine.memory import spill_to_disk
 from tunewise.engine.optimizers import build
 from tunewise.techniques.building.nf4 import Foreign, Packed, dequantise, quantise, quantise_by_bitsandbytes
 from tunewise.techniques.reparametrized.lora import LoRA, Updates
@@ -107,12 +107,12 @@ class _Quantised(Updates):
     def _park(self, module: nn.Module) -> None:
         """Leave a weight without values in the module; detaching reads them back from a temporary file."""
         whole = cast(nn.Parameter, module.weight)
-        if is_ghost(whole):
+        if is_fake(whole):
             module.weight = nn.Parameter(
                 torch.empty(whole.shape, dtype=whole.dtype, device="meta"), requires_grad=False
             )
             return
-        shape, dtype, device, aside = whole.shape, whole.dtype, whole.device, parked(whole.cpu())
+        shape, dtype, device, aside = whole.shape, whole.dtype, whole.device, spill_to_disk(whole.cpu())
 
         def restore() -> None:
             whole.data = aside.clone().to(device)
