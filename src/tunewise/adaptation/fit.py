@@ -17,7 +17,7 @@ from tunewise.core.seeds import generator
 from tunewise.data.task import Task, sample
 from tunewise.engine.model import Base
 from tunewise.fitting.loop import train
-from tunewise.fitting.rehearsal import Memory
+from tunewise.fitting.rehearsal import Rehearsal
 from tunewise.fitting.scoring import encoder_for, loss, study
 from tunewise.fitting.settings import TrainSettings
 
@@ -74,7 +74,7 @@ def fit(
     recipe = technique.resolved(base)
     with artifact_writer.lock(folder):
         try:
-            memory = Memory.of(base, remembered) if settings.remembers else None
+            rehearsal = Rehearsal.of(base, remembered) if settings.remembers else None
             attachment = recipe.attach(base, generator(seed, "attach"))
             started = time.perf_counter()
             before = loss(attachment, task, validation)
@@ -92,7 +92,7 @@ def fit(
                     resume=resume,
                     on_step=lambda step, value: progress(f"loss {value:.3f}", step, total),
                     evaluate=lambda: loss(attachment, task, validation),
-                    memory=memory,
+                    rehearsal=rehearsal,
                 )
                 record |= {"training": asdict(done), "train_settings": asdict(settings)}
                 record["training"]["cut"] = sum(sequence.cut for sequence in sequences)

@@ -97,7 +97,7 @@ class Clock:
                 replace(settings, max_steps=_PROBE * attachment.phases),
                 on_step=lambda step, value: ends.append(time.perf_counter()),
                 reuse_trunk=False,
-                memory=cache.memory,
+                rehearsal=cache.rehearsal,
             )
         finally:
             cache.base.release()

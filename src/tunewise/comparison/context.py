@@ -13,7 +13,7 @@ from tunewise.data.task import Task, sample
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.model import Base
 from tunewise.fitting.forgetting import OnTask, Retention
-from tunewise.fitting.rehearsal import Memory
+from tunewise.fitting.rehearsal import Rehearsal
 from tunewise.fitting.scoring import encoder_for
 from tunewise.fitting.settings import TrainSettings
 
@@ -52,14 +52,14 @@ class Cache:
         self.validation = sample(task.validation, validation)
         self.test = sample(task.test, test)
         self._plain: dict[tuple[int, int], list[TokenSequence]] = {}
-        self.memory: Memory | None = None
+        self.rehearsal: Rehearsal | None = None
         self.on_task: OnTask | None = None
         self.norm = 0.0
 
     def measure_bare(self, settings: TrainSettings) -> None:
         """What must be known of the base before anything is attached to it; taken once."""
-        if settings.remembers and self.memory is None:
-            self.memory = Memory.of(self.base, self.remembered)
+        if settings.remembers and self.rehearsal is None:
+            self.rehearsal = Rehearsal.of(self.base, self.remembered)
         if self.retention is not None and self.on_task is None:
             self.on_task = OnTask.measure(self.base, self.task, self.validation)
         if not self.norm:

@@ -242,7 +242,7 @@ def _fit(
                     resume=True,
                     until=max(int(steps * until), 1) if until is not None else None,
                     on_step=on_step,
-                    memory=cache.memory,
+                    rehearsal=cache.rehearsal,
                 )
             finally:
                 trackers.finish()

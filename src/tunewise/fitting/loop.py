@@ -30,7 +30,7 @@ from tunewise.engine.memory import keep_freed_memory
 from tunewise.engine.packing import in_passes
 from tunewise.fitting import checkpoint
 from tunewise.fitting.frozen_trunk import Trunk, replaying, trunk_of
-from tunewise.fitting.rehearsal import Memory
+from tunewise.fitting.rehearsal import Rehearsal
 from tunewise.fitting.settings import TrainSettings
 
 PASS = 768  # tokens of one pass after which a processor gets no faster and only needs more memory
@@ -90,7 +90,7 @@ def train(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     evaluate: Callable[[], float] | None = None,
     reuse_trunk: bool = True,
-    memory: Memory | None = None,
+    rehearsal: Rehearsal | None = None,
 ) -> Trained:
     """Train an attachment's parameters on encoded sequences.
 
@@ -108,10 +108,10 @@ def train(
         raise SettingError("no training sequence has a labelled token inside the window; raise --max-length")
     if attachment.base.device.type == "cpu":
         keep_freed_memory()
-    if settings.remembers and memory is None:
+    if settings.remembers and rehearsal is None:
         raise SettingError("replay and kl_to_base need a memory of what the base knew")
     run = _Run(attachment, sequences, settings, seed, folder)
-    run.memory = memory
+    run.rehearsal = rehearsal
     run.begin(resume)
     visits = settings.max_steps * settings.rows
     run.trunk = trunk_of(attachment, sequences, visits, run.precision()) if reuse_trunk else None
@@ -148,7 +148,7 @@ class _Run:
         self.loss: float | None = None
         self.phase = -1
         self.trunk: Trunk | None = None
-        self.memory: Memory | None = None
+        self.rehearsal: Rehearsal | None = None
         # The last step of each phase; earlier phases take the larger share of what does not divide.
         phases = attachment.phases
         self.ends = [-(-settings.max_steps * (index + 1) // phases) for index in range(phases)]
@@ -240,11 +240,11 @@ class _Run:
         penalty, settings = self.attachment.penalty(), self.settings
         if penalty is not None:
             yield penalty
-        if settings.remembers and self.memory is not None:
+        if settings.remembers and self.rehearsal is not None:
             count = settings.per_device_train_batch_size
             seed = derive(self.seed, "memory")
-            chosen = order(len(self.memory.sequences), seed, self.step * count, count)
-            with self.precision(), self.memory.losses(self.attachment, chosen) as (nll, kl):
+            chosen = order(len(self.rehearsal.sequences), seed, self.step * count, count)
+            with self.precision(), self.rehearsal.losses(self.attachment, chosen) as (nll, kl):
                 yield settings.replay * nll + settings.kl_to_base * kl
         if settings.l2_sp:
             yield settings.l2_sp / 2 * self.attachment.drift()

@@ -27,7 +27,7 @@ _TOP = 256  # tokens whose probabilities are remembered at each place
 
 
 @dataclass(frozen=True)
-class Memory:
+class Rehearsal:
     """Sequences with, for each labelled token, the base's most likely tokens (n, k) and their log-probabilities."""
 
     sequences: list[TokenSequence]
@@ -35,7 +35,7 @@ class Memory:
     log_p: list[Tensor]
 
     @classmethod
-    def of(cls, base: Base, texts: Sequence[str] | None, seed: int = 0) -> Memory:
+    def of(cls, base: Base, texts: Sequence[str] | None, seed: int = 0) -> Rehearsal:
         """What the bare base says of these texts, or of what it writes itself."""
         sequences = text_sequences(base, texts) if texts else own_text(base, derive(seed, "memory"))
         tokens, log_p = [], []

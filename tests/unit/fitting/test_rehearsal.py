@@ -9,7 +9,7 @@ from tunewise.comparison.compare import compare
 from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.fitting.forgetting import Retention
 from tunewise.fitting.loop import train
-from tunewise.fitting.rehearsal import Memory, divergence
+from tunewise.fitting.rehearsal import Rehearsal, divergence
 from tunewise.fitting.scoring import loss
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
@@ -20,13 +20,13 @@ def technique(name, **settings):
     return make(name, {name: settings})
 
 
-def trained(name="full", steps=12, memory=True, **settings):
+def trained(name="full", steps=12, rehearsal=True, **settings):
     """The rise of the loss on other text and the task's loss, after a fit with these remedies."""
     base, task = tiny_base(), tiny_task()
-    held, remembered = Retention.measure(base, None), Memory.of(base, None) if memory else None
+    held, remembered = Retention.measure(base, None), Rehearsal.of(base, None) if rehearsal else None
     attachment = attach(technique(name, learning_rate=3e-3), base, task)
     rows = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])
-    train(attachment, rows, TrainSettings(max_steps=steps, **settings), memory=remembered)
+    train(attachment, rows, TrainSettings(max_steps=steps, **settings), rehearsal=remembered)
     return held.compare(attachment), loss(attachment, task, task.train), attachment
 
 
@@ -41,9 +41,9 @@ def test_a_known_partition_gives_the_divergence():
 @pytest.mark.parametrize("name", ["full", "lora", "prompt_tuning"])
 def test_a_fresh_attachment_is_where_the_base_was(name):
     base = tiny_base()
-    memory = Memory.of(base, None)
+    rehearsal = Rehearsal.of(base, None)
     attachment = attach(technique(name), base)
-    with memory.losses(attachment, [0, 1, 2]) as (nll, kl):
+    with rehearsal.losses(attachment, [0, 1, 2]) as (nll, kl):
         if attachment.recipe.identity_at_start:
             assert abs(float(kl)) < 1e-5
         (nll + kl).backward()
@@ -53,7 +53,7 @@ def test_a_fresh_attachment_is_where_the_base_was(name):
 def test_memory_is_not_the_text_that_forgetting_is_measured_on():
     base = tiny_base()
     seen = {tuple(sequence.ids) for sequence in Retention.measure(base, None).sequences}
-    assert not seen & {tuple(sequence.ids) for sequence in Memory.of(base, None).sequences}
+    assert not seen & {tuple(sequence.ids) for sequence in Rehearsal.of(base, None).sequences}
 
 
 @pytest.mark.parametrize("remedy", [{"replay": 0.5}, {"kl_to_base": 2.0}, {"l2_sp": 1.0}])
@@ -65,7 +65,7 @@ def test_each_remedy_forgets_less(name, remedy):
 
 
 def test_remedies_of_no_weight_change_nothing():
-    one, other = trained(steps=4)[2], trained(steps=4, replay=0.0, kl_to_base=0.0, l2_sp=0.0, memory=False)[2]
+    one, other = trained(steps=4)[2], trained(steps=4, replay=0.0, kl_to_base=0.0, l2_sp=0.0, rehearsal=False)[2]
     assert all(torch.equal(tensor, other.state()[name]) for name, tensor in one.state().items())
 
 
