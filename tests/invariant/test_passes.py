@@ -28,7 +28,8 @@ def test_several_passes_are_one(name, architecture, monkeypatch):
         return batch_of(*args, **given)
 
     monkeypatch.setattr(loop, "batch_of", counted)
-    monkeypatch.setattr(packing, "_AGAIN", 1)  # or virtual tokens, which all begin with, would keep them together
+    # Virtual tokens are a prefix of all sequences, and would keep them together in one pass.
+    monkeypatch.setattr(packing, "_PASS_PER_PREFIX", 1)
     plain = {"lora_dropout": 0.0} if hasattr(make(name), "lora_dropout") else SOURCES.get(name, {})
     for most in (1 << 20, 24):
         monkeypatch.setattr(loop, "PASS", most)

@@ -1,17 +1,17 @@
-"""Attention over a packed row: many sequences side by side, no padding, no N-by-N mask.
+"""Attention over a packed row: many sequences side by side, without padding and without an N-by-N mask.
 
-A row is described by its `Segment`s, trees of tokens: what several sequences begin with stands in the row once, and
-their continuations see it and not one another. A query's attention to a shared beginning and to its own continuation
-are two kernel calls, merged by their log-sum-exp:
+A row is described by its `Segment`s, which are trees of tokens. A prefix that several sequences share stands in the row
+once. Their continuations attend to it and not to one another. A query's attention to a shared prefix and to its own
+continuation are two kernel calls, merged by their log-sum-exp:
 
     out = sum_i exp(l_i - l) out_i        l = log sum_i exp(l_i)
 
-On a GPU with flash attention, in half precision, the whole row is one kernel call over sequences of any lengths
-(`_varlen`), in which a continuation's keys are gathered: those of its beginning, then its own.
+On a GPU with flash attention, in half precision, the whole row is one kernel call over sequences of varying length
+(`_varlen`). There the keys of a continuation are gathered: those of its prefix, then its own.
 
-Inside `packed(model, segments)` every attention layer of a Hugging Face model works like that; outside it the model is
-untouched. The layout travels beside the model and not through its arguments, because several architectures drop
-unknown arguments on the way to their attention layers.
+Inside `packed(model, segments)` every attention layer of a Hugging Face model works like that. Outside it the model is
+untouched. The segments are kept in a global and not passed as an argument, because several architectures drop unknown
+arguments on the way to their attention layers.
 
 Shapes: query (1, H, T, D), key and value (1, G, T, D) with G key/value heads; out (1, T, H, D).
 """
@@ -33,17 +33,18 @@ from tunewise.core.seeds import strictly
 from tunewise.engine.device import on_gpu
 
 _NAME = "tunewise_packed"
-_WIDEST = 256  # features of a head that flash attention takes
-_SMALL = 256  # tokens up to which a tree is one kernel call with a mask
+_MAX_HEAD_SIZE = 256  # of torch's flash attention
+_MAX_MASKED_TOKENS = 256  # a tree of up to so many tokens is one kernel call with a mask
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A tree of tokens: `prefix` in causal order, then branches that each see them and themselves.
+    """Describes a tree of tokens: `prefix` tokens in causal order, then branches.
 
-    Branches are the sequences that begin alike, or continuations of one prompt to be scored.
+    Each branch attends to the prefix and to itself. The branches are sequences with a shared prefix, or answers to one
+    prompt that are scored against each other.
     """
 
     prefix: int
@@ -51,37 +52,37 @@ class Segment:
 
     @cached_property
     def length(self) -> int:
-        """Tokens of this tree in the row."""
+        """Number of tokens that this tree takes up in the row."""
         return self.prefix + sum(branch.length for branch in self.branches)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One kernel call: the queries of a part of the row on the keys of another.
+    """Describes one kernel call: the queries of one part of the row attend to the keys of another part.
 
-    `tree` is the order within a part that looks at itself; None where all queries come after all keys. `before` are
-    the parts of the row that a part which looks at itself comes after.
+    Where a part attends to itself, `tree` is its structure, and `prefixes` are the parts of the row that it comes
+    after. `tree` is None where all queries come after all keys.
     """
 
     queries: slice
     keys: slice
     tree: Segment | None
-    before: tuple[slice, ...] = ()
+    prefixes: tuple[slice, ...] = ()
 
 
-_row: tuple[Segment, ...] = ()
+_row: tuple[Segment, ...] = ()  # the row on which the model runs now; set by `packed`
 
 
 @contextmanager
 def packed(model: PreTrainedModel, segments: Sequence[Segment]) -> Iterator[None]:
-    """Run `model` on a packed row of these segments; keep the backward pass inside too (checkpointing re-runs it)."""
+    """Run `model` on a packed row of these segments; run backward inside too, since checkpointing re-runs the model."""
     global _row
-    before, implementation = _row, model.config._attn_implementation
+    row_before, implementation_before = _row, model.config._attn_implementation
     _row, model.config._attn_implementation = tuple(segments), _NAME
     try:
         yield
     finally:
-        _row, model.config._attn_implementation = before, implementation
+        _row, model.config._attn_implementation = row_before, implementation_before
 
 
 def _attend(
@@ -97,27 +98,27 @@ def _attend(
 ) -> tuple[Tensor, None]:
     unsupported = [name for name in ("softcap", "s_aux", "position_bias") if other.get(name) is not None]
     if unsupported or dropout or query.shape[0] != 1:
-        raise NotImplementedError(f"packed attention has no {', '.join(unsupported) or 'dropout or batches'}")
+        raise NotImplementedError(f"packed attention does not support {', '.join(unsupported) or 'dropout or batches'}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    gpu, same = on_gpu(query), query.shape[-1] == value.shape[-1]
-    kind = query.device.type
-    if (gpu or kind != "cpu") and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)  # as torch's own attention does; rotary leaves float32 behind
+    gpu, same_size = on_gpu(query), query.shape[-1] == value.shape[-1]
+    device_type = query.device.type
+    if (gpu or device_type != "cpu") and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)  # as torch's own attention does: rotary returns float32
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if gpu and same and _flashes(query):
+    if gpu and same_size and _supports_flash(query):
         return _varlen(query, key, value, _row, scale, sliding_window), None
-    if kind == "cpu" and same:
-        # In bfloat16 the processor's backward kernel takes two and a half times as long as in float32.
+    if device_type == "cpu" and same_size:
+        # In bfloat16 the CPU's backward kernel takes two and a half times as long as in float32.
         exact = torch.promote_types(query.dtype, torch.float32)
         out = _PerSegment.apply(query.to(exact), key.to(exact), value.to(exact), _row, scale, sliding_window)
         return out.to(value.dtype), None
     outputs = []
-    for call in _calls(_row, sliding_window):
-        if call.tree is None:
+    for call in _kernel_calls(_row, sliding_window):
+        if call.tree is None:  # its keys are among the `prefixes` of other calls
             continue
-        parts = (*call.before, call.keys)
-        keys, values = (torch.cat([whole[:, :, part] for part in parts], dim=2) for whole in (key, value))
-        mask = _mask(call.tree, sliding_window, query.device)
+        parts = (*call.prefixes, call.keys)
+        keys, values = (torch.cat([tensor[:, :, part] for part in parts], dim=2) for tensor in (key, value))
+        mask = _tree_mask(call.tree, sliding_window, query.device)
         past = keys.shape[2] - call.tree.length
         if mask is not None and past:
             mask = torch.cat([mask.new_ones(len(mask), past), mask], dim=1)
@@ -135,38 +136,40 @@ def _attend(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def _flashes(query: Tensor) -> bool:
-    """Whether torch's flash kernel takes these heads on this GPU; one that is only planned for is taken to have it."""
-    fits = query.element_size() == 2 and query.shape[-1] % 8 == 0 and query.shape[-1] <= _WIDEST
+def _supports_flash(query: Tensor) -> bool:
+    """Whether torch's flash kernel supports these heads on this GPU; a simulated GPU is assumed to have the kernel."""
+    fits = query.element_size() == 2 and query.shape[-1] % 8 == 0 and query.shape[-1] <= _MAX_HEAD_SIZE
     return fits and (not query.is_cuda or _has_flash(query.device))
 
 
 @lru_cache
 def _has_flash(device: torch.device) -> bool:
-    """NVIDIA's from Ampere on; what torch was built without is not there either."""
-    new = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
-    return new and torch.backends.cuda.is_flash_attention_available()
+    """Whether this is an NVIDIA GPU from Ampere on, and torch was built with flash attention."""
+    recent = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return recent and torch.backends.cuda.is_flash_attention_available()
 
 
 @dataclass(frozen=True)
-class _Paths:
-    """A row as sequences of any lengths: where each part's queries and keys end, and which tokens its keys are."""
+class _VarlenLayout:
+    """Describes a row as N sequences of varying length, as flash attention takes them.
+
+    Each part of a tree is one such sequence of queries. Its keys are those of all its prefixes, then its own.
+    """
 
     queries: Tensor  # (N + 1,) cumulative, int32
     keys: Tensor  # (N + 1,) cumulative, int32
-    most: tuple[int, int]  # queries and keys of the longest
-    gather: Tensor | None  # (sum of keys,) places in the row; None where these are the row itself
+    longest: tuple[int, int]  # the largest number of queries, and of keys
+    gather: Tensor | None  # (sum of keys,) each key's position in the row; None where the keys are the row as it is
 
 
 @lru_cache(maxsize=8)
-def _paths(row: tuple[Segment, ...], device: torch.device) -> _Paths:
-    """Each part of a tree comes after what it continues: its queries are the last of its keys."""
-    found: list[tuple[int, list[range]]] = []
+def _varlen_layout(row: tuple[Segment, ...], device: torch.device) -> _VarlenLayout:
+    parts: list[tuple[int, list[range]]] = []  # (number of queries, the ranges of the row that are its keys)
 
-    def walk(tree: Segment, start: int, before: list[range]) -> None:
-        path = [*before, range(start, start + tree.prefix)] if tree.prefix else before
+    def walk(tree: Segment, start: int, prefixes: list[range]) -> None:
+        path = [*prefixes, range(start, start + tree.prefix)] if tree.prefix else prefixes
         if tree.prefix:
-            found.append((tree.prefix, path))
+            parts.append((tree.prefix, path))
         start += tree.prefix
         for branch in tree.branches:
             walk(branch, start, path)
@@ -176,79 +179,84 @@ def _paths(row: tuple[Segment, ...], device: torch.device) -> _Paths:
     for segment in row:
         walk(segment, start, [])
         start += segment.length
-    queries, keys = [length for length, _ in found], [sum(map(len, path)) for _, path in found]
+    queries, keys = [length for length, _ in parts], [sum(map(len, path)) for _, path in parts]
     ends = torch.tensor([[0, *queries], [0, *keys]]).cumsum(1).to(device, torch.int32)
-    places = [place for _, path in found for part in path for place in part]
-    gather = None if keys == queries else torch.tensor(places, device=device)
-    return _Paths(ends[0], ends[1], (max(queries), max(keys)), gather)
+    positions = [position for _, path in parts for span in path for position in span]
+    gather = None if keys == queries else torch.tensor(positions, device=device)
+    return _VarlenLayout(ends[0], ends[1], (max(queries), max(keys)), gather)
 
 
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, row: tuple[Segment, ...], scale: float, window: int | None
 ) -> Tensor:
-    """The whole row in one kernel call; causal order counts from the end, so that it holds for gathered keys."""
-    paths = _paths(row, query.device)
-    query, key, value = (whole[0].transpose(0, 1) for whole in (query, key, value))
-    if paths.gather is not None:
-        key, value = key.index_select(0, paths.gather), value.index_select(0, paths.gather)
-    out: Tensor = _Varlen.apply(query, key, value, paths, scale, window)
+    """Compute the whole row in one kernel call.
+
+    The kernel aligns the causal order at the end of each sequence, so that it is right for gathered keys too.
+    """
+    layout = _varlen_layout(row, query.device)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, H, D), (T, G, D)
+    if layout.gather is not None:
+        key, value = key.index_select(0, layout.gather), value.index_select(0, layout.gather)  # (S, G, D)
+    out: Tensor = _Varlen.apply(query, key, value, layout, scale, window)
     return out[None]
 
 
 class _Varlen(torch.autograd.Function):
-    """Flash attention of torch over sequences of any lengths; query (T, H, D), key and value (S, G, D)."""
+    """Runs torch's flash attention over sequences of varying length; query (T, H, D), key and value (S, G, D)."""
 
     @staticmethod
-    def forward(ctx, query, key, value, paths, scale, window):  # type: ignore[no-untyped-def]
-        ctx.given = (paths.queries, paths.keys, *paths.most, 0.0, window is None)
+    def forward(ctx, query, key, value, layout, scale, window):  # type: ignore[no-untyped-def]
+        ctx.positional = (layout.queries, layout.keys, *layout.longest, 0.0, window is None)
         left = -1 if window is None else window - 1
-        ctx.named = {"scale": scale, "window_size_left": left, "window_size_right": 0}
+        ctx.keywords = {"scale": scale, "window_size_left": left, "window_size_right": 0}
         attend = torch.ops.aten._flash_attention_forward
-        out, total, seed, unused, _ = attend(query, key, value, *ctx.given, return_debug_mask=False, **ctx.named)
-        ctx.save_for_backward(query, key, value, out, total, seed, unused)
+        out, logsumexp, seed, unused, _ = attend(
+            query, key, value, *ctx.positional, return_debug_mask=False, **ctx.keywords
+        )
+        ctx.save_for_backward(query, key, value, out, logsumexp, seed, unused)
         return out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        query, key, value, out, total, seed, unused = ctx.saved_tensors
+        query, key, value, out, logsumexp, seed, unused = ctx.saved_tensors
         attend = torch.ops.aten._flash_attention_backward
         with strictly():
-            grads = attend(grad, query, key, value, out, total, *ctx.given, seed, unused, **ctx.named)
+            grads = attend(grad, query, key, value, out, logsumexp, *ctx.positional, seed, unused, **ctx.keywords)
         return *grads, None, None, None
 
 
 @lru_cache(maxsize=64)
-def _calls(row: tuple[Segment, ...], window: int | None) -> tuple[_Call, ...]:
-    """The kernel calls of a row in its order; those of a part on itself come before those on what precedes it."""
-    found: list[_Call] = []
+def _kernel_calls(row: tuple[Segment, ...], window: int | None) -> tuple[_Call, ...]:
+    """List a row's kernel calls in its order, calls of a part on itself before calls on a part's prefix."""
+    calls: list[_Call] = []
 
-    def split(tree: Segment, start: int, before: tuple[slice, ...]) -> None:
+    def split(tree: Segment, start: int, prefixes: tuple[slice, ...]) -> None:
         end, inner = start + tree.length, start + tree.prefix
-        slides = window is not None and tree.length > window
-        if not tree.branches or tree.length <= _SMALL or slides:
-            found.append(_Call(slice(start, end), slice(start, end), tree, before))
+        window_slides = window is not None and tree.length > window
+        if not tree.branches or tree.length <= _MAX_MASKED_TOKENS or window_slides:
+            calls.append(_Call(slice(start, end), slice(start, end), tree, prefixes))
             return
         if tree.prefix:
-            found.append(_Call(slice(start, inner), slice(start, inner), Segment(tree.prefix), before))
-        own = (*before, slice(start, inner)) if tree.prefix else before
-        for group in _groups(tree.branches):
-            split(group, inner, own)
+            calls.append(_Call(slice(start, inner), slice(start, inner), Segment(tree.prefix), prefixes))
+        inner_prefixes = (*prefixes, slice(start, inner)) if tree.prefix else prefixes
+        for group in _merge_small(tree.branches):
+            split(group, inner, inner_prefixes)
             inner += group.length
         if tree.prefix:
-            found.append(_Call(slice(start + tree.prefix, end), slice(start, start + tree.prefix), None))
+            calls.append(_Call(slice(start + tree.prefix, end), slice(start, start + tree.prefix), None))
 
     start = 0
     for segment in row:
         split(segment, start, ())
         start += segment.length
-    return tuple(sorted(found, key=lambda call: call.tree is None))
+    return tuple(sorted(calls, key=lambda call: call.tree is None))
 
 
-def _groups(branches: Sequence[Segment]) -> Iterator[Segment]:
-    """Neighbours that are small enough together for one call, as branches of nothing."""
+def _merge_small(branches: Sequence[Segment]) -> Iterator[Segment]:
+    """Merge neighbours that are small enough for one masked call into a segment without a prefix."""
     group: list[Segment] = []
     for branch in branches:
-        if group and sum(other.length for other in group) + branch.length > _SMALL:
+        if group and sum(other.length for other in group) + branch.length > _MAX_MASKED_TOKENS:
             yield group[0] if len(group) == 1 else Segment(0, tuple(group))
             group = []
         group.append(branch)
@@ -257,8 +265,8 @@ def _groups(branches: Sequence[Segment]) -> Iterator[Segment]:
 
 
 @lru_cache(maxsize=256)
-def _mask(tree: Segment, window: int | None, device: torch.device) -> Tensor | None:
-    """Boolean mask (length, length) of one tree, or None where plain causal order says it all."""
+def _tree_mask(tree: Segment, window: int | None, device: torch.device) -> Tensor | None:
+    """Return the boolean mask (length, length) of one tree, or None where plain causal order is the same."""
     window = window if window is not None and tree.length > window else None
     if not tree.branches and window is None:
         return None
@@ -281,19 +289,20 @@ def _mask(tree: Segment, window: int | None, device: torch.device) -> Tensor | N
 
 
 class _PerSegment(torch.autograd.Function):
-    """CPU flash kernels that write into one output, so that no slice gradient is ever zero-filled.
+    """Runs the CPU's flash kernel per part of the row and writes into one output.
 
-    A kernel's backward pass needs the output and log-sum-exp of whole rows of attention only, so that the merged ones
-    give each call's exact share of the gradients.
+    Autograd's own slices would each fill a gradient of the whole row with zeros. The kernel's backward pass uses only
+    the output and log-sum-exp over all keys of a query, so with the merged ones each call gives its exact share of the
+    gradients.
     """
 
     @staticmethod
     def forward(ctx, query, key, value, row, scale, window):  # type: ignore[no-untyped-def]
         out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-        total = query.new_empty(1, query.shape[1], query.shape[2])  # log-sum-exp of each query's scores
-        for call in _calls(row, window):
-            mask = _additive(call.tree, window, query)
-            piece, logsumexp = _flash(
+        logsumexp = query.new_empty(1, query.shape[1], query.shape[2])  # of each query's scores, (1, H, T)
+        for call in _kernel_calls(row, window):
+            mask = _additive_mask(call.tree, window, query)
+            call_out, call_logsumexp = _flash(
                 query[:, :, call.queries],
                 key[:, :, call.keys],
                 value[:, :, call.keys],
@@ -302,51 +311,55 @@ class _PerSegment(torch.autograd.Function):
                 attn_mask=mask,
                 scale=scale,
             )
-            piece = piece.transpose(1, 2)
+            call_out = call_out.transpose(1, 2)  # (1, T, H, D)
             if call.tree is not None:
-                out[:, call.queries], total[:, :, call.queries] = piece, logsumexp
+                out[:, call.queries], logsumexp[:, :, call.queries] = call_out, call_logsumexp
                 continue
-            before, own = total[:, :, call.queries], out[:, call.queries]
-            whole = torch.logaddexp(before, logsumexp)
-            own.mul_(_share(before, whole)).addcmul_(piece, _share(logsumexp, whole))
-            before.copy_(whole)
-        ctx.save_for_backward(query, key, value, out, total)
+            merged_out, merged_logsumexp = (
+                out[:, call.queries],
+                logsumexp[:, :, call.queries],
+            )  # views
+            total = torch.logaddexp(merged_logsumexp, call_logsumexp)
+            merged_out.mul_(_share(merged_logsumexp, total)).addcmul_(call_out, _share(call_logsumexp, total))
+            merged_logsumexp.copy_(total)
+        ctx.save_for_backward(query, key, value, out, logsumexp)
         ctx.row, ctx.scale, ctx.window = row, scale, window
         return out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        query, key, value, out, total = ctx.saved_tensors
+        query, key, value, out, logsumexp = ctx.saved_tensors
         grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        for call in _calls(ctx.row, ctx.window):
-            mask = _additive(call.tree, ctx.window, query)
-            pieces = _flash_backward(
+        for call in _kernel_calls(ctx.row, ctx.window):
+            mask = _additive_mask(call.tree, ctx.window, query)
+            call_grads = _flash_backward(
                 grad[:, call.queries].transpose(1, 2),
                 query[:, :, call.queries],
                 key[:, :, call.keys],
                 value[:, :, call.keys],
                 out[:, call.queries].transpose(1, 2),
-                total[:, :, call.queries].contiguous(),
+                logsumexp[:, :, call.queries].contiguous(),
                 0.0,
                 mask is None and call.tree is not None,
                 attn_mask=mask,
                 scale=ctx.scale,
             )
-            for whole, piece, part in zip(grads, pieces, (call.queries, call.keys, call.keys), strict=True):
+            for total, call_grad, part in zip(grads, call_grads, (call.queries, call.keys, call.keys), strict=True):
                 if call.tree is not None:
-                    whole[:, :, part] = piece
+                    total[:, :, part] = call_grad
                 else:
-                    whole[:, :, part] += piece
+                    total[:, :, part] += call_grad
         return *grads, None, None, None
 
 
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """What each query (1, H, T) gives to a part of its keys, as (1, T, H, 1)."""
-    return (part - whole).exp().transpose(1, 2)[..., None]
+def _share(part: Tensor, total: Tensor) -> Tensor:
+    """Return the attention that each query gives to a part of its keys, (1, T, H, 1), from log-sum-exps (1, H, T)."""
+    return (part - total).exp().transpose(1, 2)[..., None]
 
 
-def _additive(tree: Segment | None, window: int | None, like: Tensor) -> Tensor | None:
-    mask = _mask(tree, window, like.device) if tree is not None else None
+def _additive_mask(tree: Segment | None, window: int | None, like: Tensor) -> Tensor | None:
+    """Return the tree's mask as 0 and -inf, to be added to scores of `like`'s type; None where none is needed."""
+    mask = _tree_mask(tree, window, like.device) if tree is not None else None
     if mask is None:
         return None
     return torch.zeros(mask.shape, dtype=like.dtype).masked_fill_(~mask, float("-inf"))

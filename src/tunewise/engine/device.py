@@ -1,4 +1,4 @@
-"""Devices: in words (`cpu`, `cuda:1`, or a size such as `24GB`), and which one a tensor is on or stands for."""
+"""Reads a device from text (`cpu`, `cuda:1`, or a size such as `24GB`), and says which device a tensor is on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tunewise.core.units import BYTES, quantity
 
 
 def device_of(words: str) -> tuple[str, float]:
-    """("cpu" or "cuda", bytes of it); a bare size is a GPU's.
+    """Return ("cpu" or "cuda", its bytes of memory); a size alone is that of a GPU.
 
     Raises:
-        SettingError: neither a device nor a size, or a GPU that is not there.
+        SettingError: `words` is neither a device nor a size, or torch does not see that GPU.
     """
     import psutil
     import torch
@@ -38,12 +38,12 @@ def device_of(words: str) -> tuple[str, float]:
     return "cuda", size
 
 
-_simulated: list[str] = []  # kinds of the devices that fake tensors stand for, the innermost last
+_simulated: list[str] = []  # device types that fake tensors stand for, one per nested `simulated`
 
 
 @contextmanager
 def simulated(kind: str) -> Iterator[None]:
-    """Let fake tensors stand for tensors on a device of this kind, "cpu" or "cuda", within the block."""
+    """Within the block, let fake tensors stand for tensors on a device of this type ("cpu" or "cuda")."""
     _simulated.append(kind)
     try:
         yield
@@ -52,10 +52,10 @@ def simulated(kind: str) -> Iterator[None]:
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """Whether a tensor has a shape and no contents."""
+    """Whether a tensor is fake: it has a shape and no contents."""
     return isinstance(tensor, FakeTensor)
 
 
 def on_gpu(tensor: Tensor) -> bool:
-    """Whether a tensor is on a GPU, or stands for one that would be."""
+    """Whether a tensor is on a GPU, or is fake and stands for one on a GPU."""
     return tensor.is_cuda or (bool(_simulated) and _simulated[-1] == "cuda" and is_fake(tensor))

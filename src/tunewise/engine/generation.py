@@ -1,4 +1,4 @@
-"""Greedy answers, in cached, left-padded batches."""
+"""Generates greedy answers, in left-padded batches with a key/value cache."""
 
 from __future__ import annotations
 
@@ -18,27 +18,36 @@ from tunewise.engine.forward import why_not_packed
 from tunewise.engine.model import Base
 from tunewise.engine.packing import PASS_TOKENS, beginning, by_tokens
 
+_STOP_TOKENS = 4  # newest tokens that are searched for the text that ends an answer
+_MAX_ROWS = 64  # prompts per batch
+
 
 def answer_room(encoder: Encoder, task: Task) -> int:
-    """Tokens that a generated answer may have: a quarter more than training's longest, at most half of the window."""
+    """Return how many tokens a generated answer may have.
+
+    That is a quarter more than the longest answer of the training split has, at most half of the window.
+    """
     longest = sorted(task.train, key=lambda example: -len(example.answer))[:32]
     sizes = [len(sequence.ids) - sequence.prompt for sequence in encoder.encode(longest)] if longest else [64]
     return max(1, min(max(sizes) * 5 // 4 + 4, encoder.limit // 2))
 
 
 def stop_of(task: Task) -> str | None:
-    """What ends an answer beside the end mark: the blank line between worked examples, unless answers have such."""
+    """Return the text that ends an answer besides the end-of-sequence token, or None.
+
+    It is the blank line that separates worked examples, unless a training answer contains one.
+    """
     return None if any(TURN in example.answer for example in task.train) else TURN
 
 
-class _Stopped(StoppingCriteria):
-    """Rows of a batch whose newest text, after `width` tokens of prompt, holds the stop."""
+class _StopAtText(StoppingCriteria):
+    """Stops the rows of a batch whose newest text, after `width` tokens of prompt, contains `stop`."""
 
     def __init__(self, encoder: Encoder, stop: str, width: int) -> None:
         self.encoder, self.stop, self.width = encoder, stop, width
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        newest = input_ids[:, max(self.width, input_ids.shape[1] - 4) :].tolist()
+        newest = input_ids[:, max(self.width, input_ids.shape[1] - _STOP_TOKENS) :].tolist()
         return torch.tensor(
             [self.stop in self.encoder.tokenizer.decode(row) for row in newest], device=input_ids.device
         )
@@ -53,10 +62,20 @@ def generate(
     stop: str | None = None,
     progress: Progress = silent,
 ) -> tuple[list[str], list[TokenSequence]]:
-    """Greedy answers of at most `room` tokens, in cached, left-padded batches; and the prompts as they were sent.
+    """Generate greedy answers in left-padded batches with a key/value cache.
 
-    What all prompts begin with is read once; its keys and values stand before the padding of every batch.
-    A model that ends its turns by no mark of a chat template ends an answer at `stop` too.
+    A prefix that all prompts share is read once, and its key/value cache stands before the padding of every batch.
+
+    Args:
+        base: the model, with whatever is attached to it.
+        encoder: renders and tokenizes the prompts.
+        rendered: examples whose prompts are answered; their own answers are not looked at.
+        room: the largest number of tokens in an answer.
+        stop: text that ends an answer too; ignored for chat models, which end their turns with a control token.
+        progress: called after every batch.
+
+    Returns:
+        The answers, and the prompts as the model read them.
     """
     stop = None if encoder.chat else stop
     prompts = encoder.prompts(rendered, room)
@@ -67,24 +86,26 @@ def generate(
         pad_token_id=encoder.eos if encoder.eos is not None else 0,
     )
     texts = [""] * len(prompts)
-    head = beginning(prompts) if prompts and not why_not_packed(base) else 0
-    cache = _read(base, prompts[0].ids[:head]) if head else None
-    head = head if cache is not None else 0
-    rests = [TokenSequence(prompt.ids[head:], [], 0) for prompt in prompts]
-    groups = [group[s : s + 64] for group in by_tokens(rests, 2 * PASS_TOKENS) for s in range(0, len(group), 64)]
+    shared = beginning(prompts) if prompts and not why_not_packed(base) else 0
+    cache = _prefix_cache(base, prompts[0].ids[:shared]) if shared else None
+    shared = shared if cache is not None else 0
+    rests = [TokenSequence(prompt.ids[shared:], [], 0) for prompt in prompts]
+    groups = [
+        group[s : s + _MAX_ROWS] for group in by_tokens(rests, 2 * PASS_TOKENS) for s in range(0, len(group), _MAX_ROWS)
+    ]
     done = 0
     for group in groups:
         width = max(len(prompts[index].ids) for index in group)
         pads = [width - len(prompts[index].ids) for index in group]
         rows = [(prompts[index].ids, pad) for pad, index in zip(pads, group, strict=True)]
-        ids = torch.tensor([row[:head] + [0] * pad + row[head:] for row, pad in rows])
-        mask = torch.tensor([[1] * head + [0] * pad + [1] * (width - head - pad) for _, pad in rows])
+        ids = torch.tensor([row[:shared] + [0] * pad + row[shared:] for row, pad in rows])
+        mask = torch.tensor([[1] * shared + [0] * pad + [1] * (width - shared - pad) for _, pad in rows])
         output = base.generate(
             input_ids=ids.to(base.device),
             attention_mask=mask.to(base.device),
             generation_config=config,
-            past_key_values=_repeated(cache, len(group)),
-            stopping_criteria=[_Stopped(encoder, stop, width)] if stop else [],
+            past_key_values=_repeat_cache(cache, len(group)),
+            stopping_criteria=[_StopAtText(encoder, stop, width)] if stop else [],
         )
         for index, row in zip(group, output[:, width:].tolist(), strict=True):
             end = row.index(encoder.eos) if encoder.eos in row else len(row)
@@ -94,15 +115,15 @@ def generate(
     return texts, prompts
 
 
-def _read(base: Base, ids: list[int]) -> DynamicCache | None:
-    """The keys and values of a beginning, or None where layers forget some of them (a sliding window)."""
+def _prefix_cache(base: Base, ids: list[int]) -> DynamicCache | None:
+    """Return the key/value cache of a prefix, or None where some layer drops a part of it (a sliding window)."""
     cache = DynamicCache(config=base.model.config)
     base.anatomy.inner(input_ids=torch.tensor([ids], device=base.device), past_key_values=cache, use_cache=True)
     return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None
 
 
-def _repeated(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
-    """A copy for so many rows, of caches that a technique hung on it too."""
+def _repeat_cache(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
+    """Copy a cache of one row for several rows, with any caches that a technique keeps as its attributes."""
     copy = deepcopy(cache)
     for part in (copy, *vars(copy).values()) if copy is not None else ():
         if isinstance(part, DynamicCache):

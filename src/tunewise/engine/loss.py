@@ -1,4 +1,4 @@
-"""Cross-entropy at labelled positions only, in chunks, with its gradient made in the forward pass.
+"""Cross-entropy at labelled positions only, in chunks, with its gradient computed in the forward pass.
 
     nll_i = logsumexp(W h_i + b) - (W h_i + b)[y_i]        d nll_i / d logits = softmax - onehot(y_i)
 
@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MB in float32
+_CHUNK_ELEMENTS = 1 << 22  # logits that exist at once: 16 MB in float32
 
 
 def head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, scale: float | None = None) -> Tensor:
-    """Sum of negative log-likelihoods (nats) of `targets` under `head(hidden)`; differentiable, fp32 or better.
+    """Return the sum of the negative log-likelihoods (nats) of `targets` under `head(hidden)`.
 
-    With `scale` it is the sum times that, and `backward()` must be called on it as it is: the gradient of a plain
-    head's weight is added to its `grad` already here, since one as large as a vocabulary should not exist twice.
+    It is differentiable, and in float32 or better. With `scale` the sum is multiplied by it, and `backward()` must be
+    called on the result as it is: the gradient of a plain head's weight is added to `weight.grad` already here, since a
+    gradient as large as the vocabulary should not exist twice.
     """
     if _is_plain(head):
         return _LinearLoss.apply(hidden, head.weight, head.bias, targets, scale)
-    rows = _rows(head)
+    rows = _chunk_rows(head)
     parts = [
         checkpoint(_chunk_loss, head, part, target, use_reentrant=False)
         for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
@@ -34,8 +35,8 @@ def head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, scale: float | N
 
 @torch.no_grad()
 def token_nll(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood (nats) of each target, shape (N,)."""
-    rows = _rows(head)
+    """Return the negative log-likelihood (nats) of each target, shape (N,)."""
+    rows = _chunk_rows(head)
     parts = [
         nn.functional.cross_entropy(_at_least_float32(head(part)), target, reduction="none")
         for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
@@ -52,60 +53,66 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _is_plain(head: nn.Module) -> bool:
-    """Whether the head is nothing but its weight and bias: no hook, no subclass, no parametrisation."""
+    """Whether the head computes W h + b and nothing else: no hook, no subclass, no parametrisation."""
     return type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
 
 
-def _rows(head: nn.Module) -> int:
+def _chunk_rows(head: nn.Module) -> int:
+    """Return how many positions are computed at once."""
     return max(16, _CHUNK_ELEMENTS // next(head.parameters()).shape[0])
 
 
 class _LinearLoss(torch.autograd.Function):
+    """Computes the loss of a plain linear head, and its gradients, chunk by chunk."""
+
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, scale):  # type: ignore[no-untyped-def]
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         total = torch.zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         total = total.to(hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        at_once = scale is not None and needs_weight and _is_unwatched(weight)
-        grad_weight = (_grad(weight) if at_once else torch.zeros_like(weight)) if needs_weight else None
+        accumulate = scale is not None and needs_weight and _has_no_hooks(weight)
+        grad_weight = (_grad(weight) if accumulate else torch.zeros_like(weight)) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         matrix = weight.to(hidden.dtype)  # under autocast the states are bf16 over fp32 weights
         offset = bias.to(hidden.dtype) if bias is not None else None
         rows = max(16, _CHUNK_ELEMENTS // weight.shape[0])
         for start in range(0, len(targets), rows):
-            part, target = hidden[start : start + rows], targets[start : start + rows, None]
-            logits = _at_least_float32(nn.functional.linear(part, matrix, offset))
-            top, wanted = logits.amax(1, keepdim=True), logits.gather(1, target)
+            part, target = hidden[start : start + rows], targets[start : start + rows, None]  # (n, d), (n, 1)
+            logits = _at_least_float32(nn.functional.linear(part, matrix, offset))  # (n, V)
+            top, target_logit = logits.amax(1, keepdim=True), logits.gather(1, target)  # (n, 1) each
             mass = logits.sub_(top).exp_().sum(1, keepdim=True)  # one exponential for value and gradient
-            total += (mass.log() + top - wanted).sum()
+            total += (mass.log() + top - target_logit).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
-            logits.scatter_add_(1, target, -mass)  # mass * (softmax - onehot); divided where the tensor is small
+            # This makes logits = mass * (softmax - onehot). The division by mass is left to smaller tensors.
+            logits.scatter_add_(1, target, -mass)
             slope = logits.to(hidden.dtype)
-            each = (mass.reciprocal() * (1.0 if scale is None else scale)).to(hidden.dtype)
+            factor = (mass.reciprocal() * (1.0 if scale is None else scale)).to(hidden.dtype)  # (n, 1)
             if grad_hidden is not None:
                 torch.mm(slope, matrix, out=grad_hidden[start : start + rows])
-                grad_hidden[start : start + rows] *= each
+                grad_hidden[start : start + rows] *= factor
             if grad_weight is not None:
-                grad_weight.addmm_(slope.T.to(weight.dtype), (part * each).to(weight.dtype))
+                grad_weight.addmm_(slope.T.to(weight.dtype), (part * factor).to(weight.dtype))
             if grad_bias is not None:
-                grad_bias += (slope.T.to(bias.dtype) @ each.to(bias.dtype))[:, 0]
-        ctx.save_for_backward(grad_hidden, None if at_once else grad_weight, grad_bias)
+                grad_bias += (slope.T.to(bias.dtype) @ factor.to(bias.dtype))[:, 0]
+        ctx.save_for_backward(grad_hidden, None if accumulate else grad_weight, grad_bias)
         return total if scale is None else total * scale
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        # In place, for a head's gradient is large; autograd refuses a second backward through a changed tensor.
+        # In place, since a head's gradient is large. A second backward pass is refused by autograd, which sees that the
+        # saved tensors were changed.
         return *(None if g is None else g.mul_(grad.to(g.dtype)) for g in ctx.saved_tensors), None, None
 
 
-def _is_unwatched(weight: Tensor) -> bool:
-    """Whether nobody waits for this gradient to come out of a backward pass."""
+def _has_no_hooks(weight: Tensor) -> bool:
+    """Whether this is a leaf whose gradient no hook waits for in the backward pass."""
     return weight.is_leaf and not weight._backward_hooks and not weight._post_accumulate_grad_hooks
 
 
 def _grad(weight: Tensor) -> Tensor:
+    """Return the weight's gradient, which is made of zeros where there is none yet."""
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     return weight.grad

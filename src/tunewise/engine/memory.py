@@ -1,4 +1,4 @@
-"""Memory of this machine: what a trial takes of it, what waits on disk instead, and what the allocator keeps."""
+"""Measures the peak of memory, spills tensors to disk, and sets what the allocator does with freed memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tunewise.engine.device import is_fake, on_gpu
 
 
 def release_unused_memory() -> None:
-    """Give freed memory back to the system, so that the next trial's peak is its own."""
+    """Return freed memory to the system, so that it does not count in the next trial's peak."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -34,26 +34,35 @@ _BASELINE = psutil.Process().memory_info().rss  # before any base is loaded: the
 
 @contextmanager
 def peak_memory(device: torch.device, held: int = 0) -> Iterator[list[int]]:
-    """Fills its one-item list with the peak in bytes: of the device, or of this process beyond its own start.
+    """Measure the peak of memory within the block, in bytes.
 
-    `held` bytes were there before and are not counted: what measuring keeps, not what is measured.
-    On Linux the kernel's own high-water mark is reset and read; elsewhere it covers the process's whole life.
+    On a GPU it is the peak of the device's allocated memory. On a CPU it is this process's resident memory beyond what
+    the interpreter and its libraries take. Linux's high-water mark is reset first; on other systems it covers the whole
+    life of the process.
+
+    Args:
+        device: what runs the block.
+        held: bytes of tensors that exist only because something is measured; they are not counted.
+
+    Yields:
+        A list of one number, which holds the peak after the block.
     """
-    found = [0]
+    peak = [0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        yield found
-        found[0] = max(torch.cuda.max_memory_allocated(device) - held, 0)
+        yield peak
+        peak[0] = max(torch.cuda.max_memory_allocated(device) - held, 0)
         return
-    mark = Path("/proc/self/clear_refs")
-    if mark.exists():
+    clear_refs = Path("/proc/self/clear_refs")
+    if clear_refs.exists():
         with suppress(OSError):  # a container may forbid it; the mark then covers the process's whole life
-            mark.write_text("5")
-    yield found
-    found[0] = max(_high_water() - _BASELINE - held, 0)
+            clear_refs.write_text("5")  # 5 resets the high-water mark; see proc(5)
+    yield peak
+    peak[0] = max(_high_water() - _BASELINE - held, 0)
 
 
 def _high_water() -> int:
+    """Return the largest resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -64,17 +73,18 @@ def _high_water() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-# The numbers are those of <malloc.h>. Nothing is mapped: glibc takes no threshold above 32 MB, and a vocabulary's
-# gradient is larger.
+# Parameters of mallopt, from <malloc.h>. Mapping is turned off altogether: glibc accepts no mapping threshold above
+# 32 MB, and the gradient of a large vocabulary's embeddings exceeds that.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 @cache
 def keep_freed_memory() -> None:
-    """For the rest of this process, reuse freed memory; does nothing where the C library is not glibc.
+    """Reuse freed memory for the rest of this process; do nothing where the C library is not glibc.
 
-    glibc maps every large tensor afresh and gives it back when it is freed, so each step pays for page faults and
-    zeroed pages again: 8 % of full fine-tuning's CPU time and 2 % of LoRA's in `benchmarks/engine.py`'s model.
+    By default glibc maps every large tensor anew and unmaps it when it is freed, so each step pays for page faults and
+    zeroed pages again: 8 % of the CPU time of full fine-tuning and 2 % of LoRA's, with the model of
+    `benchmarks/engine.py`.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -83,37 +93,38 @@ def keep_freed_memory() -> None:
     mallopt(_MMAP_MAX, 0)
 
 
-_SMALL = 1 << 16  # bytes that are not worth a file
+_MIN_FILE_BYTES = 1 << 16  # a smaller tensor is not worth a file
 
 
 def spill_to_disk(tensor: Tensor) -> Tensor:
-    """A copy of a tensor of a processor, read from disk when it is used; copied in memory on a GPU.
+    """Copy a CPU tensor into a file that is mapped into memory, so that pages are read when they are used.
 
-    The file has no name any more, so that it ends with the copy. Where the disk has no room the copy is in memory.
+    The file is unlinked, so that it vanishes with the copy. The copy is in memory if the tensor is on a GPU or small,
+    or if the disk is full. A fake tensor is returned as it is.
     """
     values = tensor.detach()
-    if on_gpu(values) or values.nbytes < _SMALL:
+    if on_gpu(values) or values.nbytes < _MIN_FILE_BYTES:
         return values.clone()
-    if is_fake(values):  # a plan counts memory, and this takes none
+    if is_fake(values):  # a plan counts memory, and a mapped file takes none
         return values
     try:
-        return _mapped(values)
+        return _map_file(values)
     except OSError:
         return values.clone()
 
 
-def release_pages(kept: Tensor) -> None:
-    """Let go of the memory that reading a parked tensor took; it is read again when it is used."""
-    mapping: mmap.mmap | None = getattr(kept, "mapping", None)
+def release_pages(spilled: Tensor) -> None:
+    """Drop the pages of a spilled tensor from memory; they are read from disk again when they are used."""
+    mapping: mmap.mmap | None = getattr(spilled, "mapping", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def _mapped(values: Tensor) -> Tensor:
+def _map_file(values: Tensor) -> Tensor:
     with tempfile.NamedTemporaryFile(prefix="tunewise-") as file:
         file.write(values.contiguous().view(torch.uint8).numpy().data)
         file.flush()
         mapping = mmap.mmap(file.fileno(), values.nbytes, access=mmap.ACCESS_COPY)
-    kept = torch.frombuffer(mapping, dtype=values.dtype).view(values.shape)
-    kept.mapping = mapping  # type: ignore[attr-defined]
-    return kept
+    spilled = torch.frombuffer(mapping, dtype=values.dtype).view(values.shape)
+    spilled.mapping = mapping  # type: ignore[attr-defined]
+    return spilled

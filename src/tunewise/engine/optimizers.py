@@ -1,10 +1,9 @@
-"""Optimisers by name: torch's AdamW, Adafactor, bitsandbytes' in eight bits, and those that save memory otherwise.
+"""Builds optimisers by name: torch's AdamW, Adafactor, those of bitsandbytes in 8 bits, and others that save memory.
 
-adamw_bf16   AdamW on bf16 weights and moments, each rounded up or down at random in proportion, so that small
-             updates are not lost on average
+adamw_bf16   AdamW on bf16 weights and moments with stochastic rounding, so that small updates are right on average
 galore       AdamW in the r largest singular directions of each matrix's gradient (Zhao et al. 2024)
 lomo         SGD inside the backward pass, each gradient freed at once (Lv et al. 2023)
-adalomo      the same with Adafactor's second moments and update clipping (Lv et al. 2023, algorithm 1)
+adalomo      LOMO with Adafactor's second moments and update clipping (Lv et al. 2023, algorithm 1)
 """
 
 from __future__ import annotations
@@ -19,14 +18,19 @@ from torch import Tensor
 from tunewise.core.errors import TechniqueError
 
 Groups = list[dict[str, Any]]
-IN_BACKWARD = ("lomo", "adalomo")  # no gradient is left to be clipped or accumulated
+IN_BACKWARD = ("lomo", "adalomo")  # they update in the backward pass: no gradient is left to clip or accumulate
 
 
 def build(name: str, groups: Groups, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """The optimiser of this name over parameter groups with their learning rates and weight decays.
+    """Build the optimiser of this name.
+
+    Args:
+        name: "adamw", "adafactor", one of the names above, or "adamw8bit", "paged_adamw8bit", "paged_adamw".
+        groups: torch's parameter groups, with their learning rates and weight decays.
+        betas: decay rates of Adam's two moments; ignored by optimisers without them.
 
     Raises:
-        TechniqueError: bitsandbytes is wanted and not installed.
+        TechniqueError: the optimiser needs bitsandbytes, which is not installed.
     """
     if name == "adamw":
         tensors = [p for group in groups for p in group["params"]]
@@ -36,16 +40,16 @@ def build(name: str, groups: Groups, betas: tuple[float, float]) -> torch.optim.
         from transformers.optimization import Adafactor
 
         return Adafactor(groups, scale_parameter=False, relative_step=False, warmup_init=False)
-    own: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    classes: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "adamw_bf16": StochasticAdamW,
         "galore": GaLore,
         "lomo": Lomo,
         "adalomo": AdaLomo,
     }
-    return own[name](groups, betas) if name in own else _eight_bits(name, groups, betas)
+    return classes[name](groups, betas) if name in classes else _bitsandbytes(name, groups, betas)
 
 
-def _eight_bits(name: str, groups: Groups, betas: tuple[float, float]) -> torch.optim.Optimizer:
+def _bitsandbytes(name: str, groups: Groups, betas: tuple[float, float]) -> torch.optim.Optimizer:
     try:
         import bitsandbytes
     except ImportError as error:
@@ -56,15 +60,15 @@ def _eight_bits(name: str, groups: Groups, betas: tuple[float, float]) -> torch.
     return cast(torch.optim.Optimizer, getattr(bitsandbytes.optim, kind)(groups, betas=betas))
 
 
-class _Own(torch.optim.Optimizer, ABC):
-    """The loop over parameters that have a gradient; `move` is given each with its group and state."""
+class _PerParameter(torch.optim.Optimizer, ABC):
+    """Updates one parameter at a time: `move` is called for each that has a gradient, with its group and state."""
 
     def __init__(self, groups: Groups, betas: tuple[float, float]) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "betas": betas, "eps": 1e-8})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -72,11 +76,14 @@ class _Own(torch.optim.Optimizer, ABC):
 
     @abstractmethod
     def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
-        """One parameter's update."""
+        """Update one parameter."""
 
 
 def _adam(gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> Tensor:
-    """Adam's direction in fp32, bias-corrected; the moments are kept in `state`, of the gradient's shape."""
+    """Return m / (sqrt(v) + eps), Adam's bias-corrected direction, in fp32.
+
+    The moments m and v are kept in `state`, in the gradient's shape and type.
+    """
     if "exp_avg" not in state:
         state["step"] = torch.zeros(())
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
@@ -85,13 +92,13 @@ def _adam(gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> 
     count = float(state["step"])
     mean = state["exp_avg"].float().lerp(g, 1 - beta1)
     square = state["exp_avg_sq"].float().lerp(g * g, 1 - beta2)
-    _put(state["exp_avg"], mean)
-    _put(state["exp_avg_sq"], square)
+    _write_rounded(state["exp_avg"], mean)
+    _write_rounded(state["exp_avg_sq"], square)
     return mean / (1 - beta1**count) / ((square / (1 - beta2**count)).sqrt() + group["eps"])
 
 
-def _put(target: Tensor, values: Tensor) -> None:
-    """Write fp32 values, into bf16 by rounding at random, right on average."""
+def _write_rounded(target: Tensor, values: Tensor) -> None:
+    """Write fp32 values into a tensor; bf16 is rounded up or down at random, so that it is right on average."""
     if target.dtype != torch.bfloat16:
         target.copy_(values)
         return
@@ -100,24 +107,27 @@ def _put(target: Tensor, values: Tensor) -> None:
     target.copy_(bits.view(torch.float32))
 
 
-class StochasticAdamW(_Own):
-    """AdamW with stochastic rounding where weights are bf16."""
+class StochasticAdamW(_PerParameter):
+    """Runs AdamW with stochastic rounding of bf16 weights and moments."""
 
     def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
-        """Theta <- theta (1 - lr wd) - lr m / (sqrt(v) + eps), rounded at random."""
+        """Set theta <- theta (1 - lr wd) - lr m / (sqrt(v) + eps), rounded stochastically."""
         direction = _adam(gradient, group, state)
-        _put(parameter, parameter.float() * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * direction)
+        _write_rounded(
+            parameter, parameter.float() * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * direction
+        )
 
 
-class GaLore(_Own):
-    """AdamW in a low-rank projection of each gradient; groups with a `rank` are projected, others are not.
+class GaLore(_PerParameter):
+    """Runs AdamW in a low-rank projection of each gradient, for groups that have a `rank`; others are not projected.
 
-    Every `update_proj_gap` steps: P = the first r right (of tall matrices) or left singular vectors of G; the update is
-    scale * Adam(G P) P^T. The moments are not turned when P changes, as in the authors' code.
+    For a tall gradient G (m, n), m >= n, the update is scale * Adam(G P) P^T with P (n, r); for a wide one it is
+    scale * P Adam(P^T G) with P (m, r). Every `update_proj_gap` steps P becomes the first r right (tall) or left (wide)
+    singular vectors of G. The moments are not rotated when P changes, as in the authors' code.
     """
 
     def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
-        """Theta <- theta (1 - lr wd) - lr scale P Adam(P^T G)."""
+        """Set theta <- theta (1 - lr wd) - lr scale P Adam(P^T G), or its transpose for a tall gradient."""
         rank = group.get("rank", 0)
         if rank and gradient.dim() == 2:
             tall = gradient.shape[0] >= gradient.shape[1]
@@ -125,43 +135,43 @@ class GaLore(_Own):
                 u, _, v = torch.linalg.svd(gradient.float(), full_matrices=False)
                 state["projector"] = (v[:rank].T if tall else u[:, :rank]).contiguous()
             p = state["projector"]
-            low = _adam(gradient.float() @ p if tall else p.T @ gradient.float(), group, state)
-            direction = group["scale"] * (low @ p.T if tall else p @ low)
+            low_rank = _adam(gradient.float() @ p if tall else p.T @ gradient.float(), group, state)  # (m, r) or (r, n)
+            direction = group["scale"] * (low_rank @ p.T if tall else p @ low_rank)  # (m, n)
         else:
             direction = _adam(gradient, group, state)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * direction.to(parameter.dtype))
 
 
-class Lomo(_Own):
-    """SGD in the backward pass: a parameter moves as soon as its gradient is whole, which is then freed."""
+class Lomo(_PerParameter):
+    """Runs SGD in the backward pass: a parameter is updated once its gradient is complete, which is then freed."""
 
     def __init__(self, groups: Groups, betas: tuple[float, float]) -> None:
         super().__init__(groups, betas)
         self.handles = [
-            parameter.register_post_accumulate_grad_hook(self._hook(place))
-            for place, group in enumerate(self.param_groups)
+            parameter.register_post_accumulate_grad_hook(self._hook(index))
+            for index, group in enumerate(self.param_groups)
             for parameter in group["params"]
         ]
 
-    def _hook(self, place: int) -> Callable[[Tensor], None]:
+    def _hook(self, index: int) -> Callable[[Tensor], None]:
         @torch.no_grad()
         def move(parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
-            group = self.param_groups[place]  # loading a state puts new groups here
+            group = self.param_groups[index]  # looked up now, since loading a state replaces the groups
             self.move(parameter, cast(Tensor, gradient), group, self.state[parameter])
 
         return move
 
     def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
-        """Theta <- theta (1 - lr wd) - lr g."""
+        """Set theta <- theta (1 - lr wd) - lr g."""
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * gradient)
 
 
 class AdaLomo(Lomo):
-    """Adafactor's factored second moments and update clipping in the backward pass, the rate in parts of RMS(theta)."""
+    """Runs LOMO with Adafactor's factored second moments and update clipping; steps are relative to RMS(theta)."""
 
     def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
-        """U = g / sqrt(v), u / max(1, RMS(u)); theta <- theta - lr max(1e-3, RMS(theta)) u."""
+        """Set theta <- theta (1 - lr wd) - lr max(1e-3, RMS(theta)) u / max(1, RMS(u)) with u = g / sqrt(v)."""
         square = gradient.float().square() + 1e-30
         matrix = gradient.dim() > 1
         if "step" not in state:
@@ -169,10 +179,10 @@ class AdaLomo(Lomo):
             state["row"] = torch.zeros_like(square.mean(-1) if matrix else square)
             state["column"] = torch.zeros_like(square.mean(-2) if matrix else square)
         state["step"] += 1
-        share = float(state["step"]) ** -0.8
-        state["row"].lerp_(square.mean(-1) if matrix else square, share)
+        weight = float(state["step"]) ** -0.8  # of the newest gradient in the moving average
+        state["row"].lerp_(square.mean(-1) if matrix else square, weight)
         if matrix:
-            state["column"].lerp_(square.mean(-2), share)
+            state["column"].lerp_(square.mean(-2), weight)
             row = state["row"] / state["row"].mean(-1, keepdim=True)
             update = gradient.float() * row.rsqrt()[..., None] * state["column"].rsqrt()[..., None, :]
         else:

@@ -1,4 +1,7 @@
-"""Sequences to batches: packed rows without padding, or padded where a model cannot; and which go together."""
+"""Turns token sequences into batches, and decides which sequences go into one forward pass together.
+
+A batch is one packed row without padding, or padded rows where a model cannot run packed ones.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,19 @@ from torch import Tensor
 from tunewise.engine.attention import Segment
 from tunewise.engine.encoding import TokenSequence
 
-PASS_TOKENS = 4096  # real tokens of one scoring pass
-_WORTH = 16  # tokens in common from which on a beginning is shared
-_AGAIN = 20  # tokens of a pass for each that it reads again: a twentieth more work
+PASS_TOKENS = 4096  # real tokens per scoring pass
+_MIN_SHARED_TOKENS = 16  # a shorter common prefix is not worth sharing
+_PASS_PER_PREFIX = 20  # a pass is at least this many times the prefix it reads again: at most 5 % more work
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences ready for one forward pass.
+    """Holds sequences ready for one forward pass.
 
-    ids and position_ids (rows, T); `positions` (N,) index the flattened (rows * T) hidden states from which
-    `targets` (N,) are predicted; `owner` (N,) says to which sequence (and `branch` to which answer) each belongs, in
-    the order of the sequences; `tokens` counts these, padding left out and what they share once for each.
+    `ids` and `position_ids` are (rows, T). `positions` (N,) index the flattened (rows * T) hidden states from which
+    `targets` (N,) are predicted. `owner` (N,) says which sequence each target belongs to, in the order of the
+    sequences, and `branch` (N,) which of its answers. `tokens` counts the sequences' tokens: no padding, and a shared
+    prefix once per sequence.
     """
 
     ids: Tensor
@@ -45,47 +49,54 @@ def packed_batch(
     *,
     share: bool = True,
 ) -> Batch:
-    """All sequences in one row; labels are predicted within their own sequence.
+    """Pack all sequences into one row; labels are predicted within their own sequence.
 
-    With `answers`, each sequence is a prompt that stands before all of its answers, for scoring them against each
-    other; the last token of an answer is only predicted, never read, so it is left out of the row. What sequences begin
-    with alike stands in the row once too, unless `share` is off.
+    Args:
+        sequences: what to pack; each a prompt where there are `answers`.
+        device: where the batch's tensors are made.
+        answers: token ids of several answers to each sequence, to be scored against each other. A prompt stands in the
+            row once, before all of its answers. The last token of an answer is only predicted and never read, so it is
+            left out of the row.
+        share: whether a prefix that several sequences have in common stands in the row once.
     """
-    row = _Row([], [], [[] for _ in sequences])
-    rows, unlabelled = [sequence.ids for sequence in sequences], [_unlabelled(sequence) for sequence in sequences]
-    groups = beginnings(rows, unlabelled) if share else [(0, [index]) for index in range(len(rows))]
+    row = _RowBuilder([], [], [[] for _ in sequences])
+    rows = [sequence.ids for sequence in sequences]
+    shareable = [_unlabelled_prefix(sequence) for sequence in sequences]
+    groups = beginnings(rows, shareable) if share else [(0, [index]) for index in range(len(rows))]
     segments = []
     for shared, members in groups:
-        start = row.put(rows[members[0]][:shared], 0)
+        prefix_start = row.append(rows[members[0]][:shared], 0)
         branches = []
         for index in members:
-            own, sequence = row.put(rows[index][shared:], shared) - shared, sequences[index]
+            # Token i of this sequence stands at `prefix_start + i` in the row if it is shared, else at `start + i`.
+            start, sequence = row.append(rows[index][shared:], shared) - shared, sequences[index]
             for place, labelled in enumerate(sequence.labelled[1:]):
                 if labelled:
-                    row.predict(index, 0, place + (start if place < shared else own), sequence.ids[place + 1])
-            last, continued = own + len(sequence.ids) - 1, []
+                    position = place + (prefix_start if place < shared else start)
+                    row.predict(index, 0, position, sequence.ids[place + 1])
+            last, continuations = start + len(sequence.ids) - 1, []
             for number, answer in enumerate(answers[index] if answers else ()):
-                at = row.put(answer[:-1], len(sequence.ids))
-                for place, target in zip((last, *range(at, at + len(answer))), answer, strict=False):
-                    row.predict(index, number, place, target)
-                continued += [Segment(len(answer) - 1)] if len(answer) > 1 else []
-            branches.append(Segment(len(sequence.ids) - shared, tuple(continued)))
+                first = row.append(answer[:-1], len(sequence.ids))
+                for position, target in zip((last, *range(first, first + len(answer))), answer, strict=False):
+                    row.predict(index, number, position, target)
+                continuations += [Segment(len(answer) - 1)] if len(answer) > 1 else []
+            branches.append(Segment(len(sequence.ids) - shared, tuple(continuations)))
         segments += [Segment(shared, tuple(branches))] if shared else branches
     return row.batch(tuple(segments), sum(map(len, rows)), device)
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A packed row while it is filled; `targets[i]` are (branch, position, target) of sequence i."""
+class _RowBuilder:
+    """Collects the tokens of a packed row; `targets[i]` are (branch, position, target) of sequence i."""
 
     ids: list[int]
-    places: list[int]
+    position_ids: list[int]
     targets: list[list[tuple[int, int, int]]]
 
-    def put(self, ids: list[int], place: int) -> int:
-        """Append tokens, the first of which is the `place`th of its sequence; where they begin."""
+    def append(self, ids: list[int], position_id: int) -> int:
+        """Append tokens, the first of which has this position id, and return where they start in the row."""
         self.ids.extend(ids)
-        self.places.extend(range(place, place + len(ids)))
+        self.position_ids.extend(range(position_id, position_id + len(ids)))
         return len(self.ids) - len(ids)
 
     def predict(self, sequence: int, branch: int, position: int, target: int) -> None:
@@ -93,48 +104,51 @@ class _Row:
         self.targets[sequence].append((branch, position, target))
 
     def batch(self, segments: tuple[Segment, ...], tokens: int, device: torch.device) -> Batch:
-        flat = [(index, *found) for index, own in enumerate(self.targets) for found in own]
+        """Make the batch's tensors."""
+        flat = [(index, *target) for index, targets in enumerate(self.targets) for target in targets]
         owner, branch, positions, targets = torch.tensor(flat, dtype=torch.long, device=device).reshape(-1, 4).unbind(1)
-        ids, places = (torch.tensor([values], device=device) for values in (self.ids, self.places))
-        return Batch(ids, places, None, segments, positions, targets, owner, branch, tokens)
+        ids, position_ids = (torch.tensor([values], device=device) for values in (self.ids, self.position_ids))
+        return Batch(ids, position_ids, None, segments, positions, targets, owner, branch, tokens)
 
 
-def _unlabelled(sequence: TokenSequence) -> int:
-    """Tokens at the head of a sequence before its first label, and before its last token."""
+def _unlabelled_prefix(sequence: TokenSequence) -> int:
+    """Count the tokens before a sequence's first label and before its last token."""
     labelled = sequence.labelled
     return min(labelled.index(True, 1) if True in labelled[1:] else len(labelled), len(labelled) - 1)
 
 
 def beginnings(rows: Sequence[list[int]], most: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Rows that begin alike, in their order: (tokens that they share, their indices), 0 tokens where one is alone.
+    """Group rows by shared prefix: (length of the prefix, indices of its rows); length 0 for a row on its own.
 
-    Of row i at most `most[i]` tokens are shared. Greedy over the sorted rows: one more joins the last group, or makes
-    one with that group's last row, or stands alone, whichever saves most tokens.
+    Of row i at most `most[i]` tokens are shared. This is greedy over the sorted rows: the next row joins the last
+    group, or forms a group with that group's last row, or stands alone, whichever saves most tokens.
     """
-    found: list[tuple[int, list[int]]] = []
+    groups: list[tuple[int, list[int]]] = []
     for index in sorted(range(len(rows)), key=rows.__getitem__):
-        if found:
-            shared, members = found[-1]
+        if groups:
+            shared, members = groups[-1]
             last = members[-1]
-            pair = min(_common(rows[last], rows[index]), most[last], most[index])
-            group = min(pair, shared) if shared else pair
-            if group >= _WORTH and group * len(members) - shared * (len(members) - 1) >= max(pair - shared, 1):
-                found[-1] = group, [*members, index]
+            with_last = min(_common_prefix(rows[last], rows[index]), most[last], most[index])
+            with_group = min(with_last, shared) if shared else with_last
+            saved = with_group * len(members) - shared * (len(members) - 1)  # by joining, compared with standing alone
+            if with_group >= _MIN_SHARED_TOKENS and saved >= max(with_last - shared, 1):
+                groups[-1] = with_group, [*members, index]
                 continue
-            if pair >= _WORTH and pair > shared:
-                found[-1] = (shared, members[:-1]) if len(members) > 2 else (0, members[:-1])
-                found.append((pair, [last, index]))
+            if with_last >= _MIN_SHARED_TOKENS and with_last > shared:
+                groups[-1] = (shared, members[:-1]) if len(members) > 2 else (0, members[:-1])
+                groups.append((with_last, [last, index]))
                 continue
-        found.append((0, [index]))
-    return sorted(((shared, sorted(members)) for shared, members in found), key=lambda group: group[1][0])
+        groups.append((0, [index]))
+    return sorted(((shared, sorted(members)) for shared, members in groups), key=lambda group: group[1][0])
 
 
-def _common(first: list[int], second: list[int]) -> int:
+def _common_prefix(first: list[int], second: list[int]) -> int:
+    """Count the tokens that two rows have in common at their start."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def padded_batch(sequences: Sequence[TokenSequence], device: torch.device) -> Batch:
-    """One row a sequence, padded on the right: for architectures whose attention cannot be packed."""
+    """Give each sequence a row, padded on the right: for architectures whose attention cannot be packed."""
     width = max(len(sequence.ids) for sequence in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -161,28 +175,29 @@ def padded_batch(sequences: Sequence[TokenSequence], device: torch.device) -> Ba
 
 
 def beginning(sequences: Sequence[TokenSequence]) -> int:
-    """Tokens that all of these begin with, fewer than the shortest has; 0 where sharing them is not worth it."""
+    """Return the length of the prefix that all sequences share, less than the shortest; 0 if not worth sharing."""
     rows = [sequence.ids for sequence in sequences]
-    shared = min(_common(min(rows), max(rows)), min(map(len, rows)) - 1)
-    return shared if shared >= _WORTH and len(sequences) > 1 else 0
+    shared = min(_common_prefix(min(rows), max(rows)), min(map(len, rows)) - 1)
+    return shared if shared >= _MIN_SHARED_TOKENS and len(sequences) > 1 else 0
 
 
 def in_passes(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
-    """Indices in groups of about `budget` tokens, as equal as can be: the longest first, each to the least group.
+    """Divide sequences into groups of about `budget` tokens, as equal as possible; return the groups' indices.
 
-    What all begin with is read again by each group; where that is much, groups are larger.
+    The longest come first, each put into the group with the fewest tokens. A prefix that all sequences share is read
+    again by each group, so groups are larger than `budget` where that prefix is long.
     """
     sizes = [len(sequence.ids) for sequence in sequences]
-    groups = max(round(sum(sizes) / max(budget, _AGAIN * beginning(sequences))), 1)
+    groups = max(round(sum(sizes) / max(budget, _PASS_PER_PREFIX * beginning(sequences))), 1)
     heap = [(0, group, list[int]()) for group in range(groups)]
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         tokens, group, members = heap[0]
         heapreplace(heap, (tokens + sizes[index], group, [*members, index]))
-    return [sorted(members) for _, _, members in sorted(heap, key=lambda own: own[1]) if members]
+    return [sorted(members) for _, _, members in sorted(heap, key=lambda entry: entry[1]) if members]
 
 
 def by_tokens(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
-    """Indices in groups of at most `budget` tokens, similar lengths together; a longer one stands alone."""
+    """Group indices of sequences of similar length, at most `budget` tokens per group; a longer one stands alone."""
     groups: list[list[int]] = []
     total = 0
     for index in sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids)):
@@ -196,13 +211,13 @@ def by_tokens(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]
 
 
 def by_beginning(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
-    """Indices in groups of at most `budget` tokens; what begins alike is together, its beginning counted once."""
+    """Group indices of sequences with a shared prefix, at most `budget` tokens per group, the prefix counted once."""
     groups: list[list[int]] = []
     total = 0
     for index in sorted(range(len(sequences)), key=lambda i: sequences[i].ids):
         ids = sequences[index].ids
-        shared = _common(sequences[groups[-1][-1]].ids, ids) if groups else 0
-        size = len(ids) - (shared if shared >= _WORTH else 0)
+        shared = _common_prefix(sequences[groups[-1][-1]].ids, ids) if groups else 0
+        size = len(ids) - (shared if shared >= _MIN_SHARED_TOKENS else 0)
         if not groups or total + size > budget:
             groups.append([])
             size, total = len(ids), 0

@@ -1,4 +1,4 @@
-"""Tiny random models, one per architecture, and a tiny task: made on the spot, for tests of techniques."""
+"""Builds tiny random models, one per architecture, and a tiny task, for tests of techniques."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _LLAMA = {
     "head_dim": 8,
     "max_position_embeddings": 256,
 }
-_FLAT = {"max_position_embeddings": 256}
-_QUIET = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+_CONTEXT = {"max_position_embeddings": 256}
+_NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {**_LLAMA, "tie_word_embeddings": False},
     "llama-tied": {**_LLAMA, "tie_word_embeddings": True, "model_type": "llama"},
@@ -32,12 +32,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {**_LLAMA, "tie_word_embeddings": True},
     "gemma": {**_LLAMA},
     "phi3": {**_LLAMA, "pad_token_id": 0},
-    "phi": {**_SMALL, **_FLAT, "intermediate_size": 48, "partial_rotary_factor": 0.5},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, **_QUIET},
-    "gpt_neox": {**_SMALL, **_FLAT, "intermediate_size": 48, "hidden_dropout": 0.0, "attention_dropout": 0.0},
+    "phi": {**_SMALL, **_CONTEXT, "intermediate_size": 48, "partial_rotary_factor": 0.5},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, **_NO_DROPOUT},
+    "gpt_neox": {**_SMALL, **_CONTEXT, "intermediate_size": 48, "hidden_dropout": 0.0, "attention_dropout": 0.0},
     "gpt_neox-tied": {
         **_SMALL,
-        **_FLAT,
+        **_CONTEXT,
         "intermediate_size": 48,
         "tie_word_embeddings": True,
         "model_type": "gpt_neox",
@@ -48,12 +48,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "num_heads": 4,
         "attention_types": [[["global", "local"], 1]],
         "window_size": 16,
-        **_FLAT,
+        **_CONTEXT,
         **{"resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0},
     },
     "opt": {
         **_SMALL,
-        **_FLAT,
+        **_CONTEXT,
         "ffn_dim": 48,
         "word_embed_proj_dim": 32,
         "dropout": 0.0,
@@ -65,18 +65,18 @@ _TEXT = "the cat sat on a mat and the dog ran to town while small birds sing in 
 
 @cache
 def _tokenizer() -> PreTrainedTokenizerFast:
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator([_TEXT], trainer)
-    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+    bpe.train_from_iterator([_TEXT], trainer)
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
 
 
 @cache
@@ -86,7 +86,8 @@ def _model(architecture: str, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     common = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**common, **settings}))
-    with torch.no_grad():  # larger than the usual start, and biases not zero, so that nothing cancels by chance
+    # Larger than the usual initialisation, and with biases other than zero, so that nothing cancels by chance.
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator(0, architecture, name)) * 0.15
             parameter.copy_(parameter + noise if parameter.dim() == 1 else noise)
@@ -94,13 +95,13 @@ def _model(architecture: str, dtype: torch.dtype) -> Any:
 
 
 def tiny_base(architecture: str = "llama", dtype: torch.dtype = torch.float32, device: str = "cpu") -> Base:
-    """A fresh tiny random model of one of `ARCHITECTURES`, with a byte-level tokenizer of 320 entries."""
+    """Return a fresh tiny random model of one of `ARCHITECTURES`, with a byte-level tokenizer of 320 entries."""
     model = copy.deepcopy(_model(architecture, dtype)).to(device)
     return Base(model, _tokenizer(), f"tiny-{architecture}")
 
 
 def tiny_task(kind: str = "classification") -> Task:
-    """Twelve training and four validation and test examples of a learnable task."""
+    """Return a learnable task of twelve training, four validation and four test examples."""
     words = ["cat", "dog", "bird", "tree", "town", "mat"]
 
     def example(index: int) -> Example:
@@ -111,5 +112,7 @@ def tiny_task(kind: str = "classification") -> Task:
 
     examples = [example(index) for index in range(20)]
     labels = ("old", "small") if kind == "classification" else ()
-    metric, form = ("accuracy", "classification") if labels else ("rouge_l", "prompt-completion")
-    return Task("tiny", kind, form, tuple(examples[:12]), tuple(examples[12:16]), tuple(examples[16:]), labels, metric)
+    metric, format_ = ("accuracy", "classification") if labels else ("rouge_l", "prompt-completion")
+    return Task(
+        "tiny", kind, format_, tuple(examples[:12]), tuple(examples[12:16]), tuple(examples[16:]), labels, metric
+    )

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tunewise.engine.attention import Segment, _flashes, _mask, _paths
+from tunewise.engine.attention import Segment, _supports_flash, _tree_mask, _varlen_layout
 
 LEAF = Segment(3)
 TREES = {
@@ -18,11 +18,11 @@ TREES = {
 
 @pytest.mark.parametrize("row", TREES.values(), ids=TREES)
 def test_a_part_sees_what_it_continues_and_itself(row):
-    paths = _paths(row, torch.device("cpu"))
+    layout = _varlen_layout(row, torch.device("cpu"))
     total = sum(segment.length for segment in row)
-    places = torch.arange(total) if paths.gather is None else paths.gather
+    places = torch.arange(total) if layout.gather is None else layout.gather
     seen = torch.zeros(total, total, dtype=torch.bool)
-    queries, keys = paths.queries.tolist(), paths.keys.tolist()
+    queries, keys = layout.queries.tolist(), layout.keys.tolist()
     for part in range(len(queries) - 1):
         own = places[keys[part] : keys[part + 1]]
         past = len(own) - (queries[part + 1] - queries[part])
@@ -30,14 +30,16 @@ def test_a_part_sees_what_it_continues_and_itself(row):
             seen[query, own[: past + turn + 1]] = True
     expected = torch.block_diag(
         *(
-            torch.ones(tree.length, tree.length).tril() if (mask := _mask(tree, None, seen.device)) is None else mask
+            torch.ones(tree.length, tree.length).tril()
+            if (mask := _tree_mask(tree, None, seen.device)) is None
+            else mask
             for tree in row
         )
     )
     assert torch.equal(seen, expected.bool())
     longest = (max(after - before for before, after in pairwise(ends)) for ends in (queries, keys))
-    assert paths.most == tuple(longest)
-    assert (paths.gather is None) == all(not tree.branches or not tree.prefix for tree in row)
+    assert layout.longest == tuple(longest)
+    assert (layout.gather is None) == all(not tree.branches or not tree.prefix for tree in row)
 
 
 @pytest.mark.parametrize(
@@ -51,4 +53,4 @@ def test_a_part_sees_what_it_continues_and_itself(row):
     ],
 )
 def test_heads_that_flash_attention_does_not_take_go_another_way(size, dtype, takes):
-    assert _flashes(torch.empty(1, 2, 3, size, dtype=dtype)) is takes
+    assert _supports_flash(torch.empty(1, 2, 3, size, dtype=dtype)) is takes

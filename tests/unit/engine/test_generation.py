@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tunewise.data.task import Example, Message, Task
-from tunewise.engine.generation import _Stopped, generate, stop_of
+from tunewise.engine.generation import _StopAtText, generate, stop_of
 from tunewise.engine.model import Base
 from tunewise.fitting.scoring import Scores, encoder_for, score
 from tunewise.techniques.registry import make
@@ -57,5 +57,5 @@ def test_generation_stops_row_by_row():
     rows = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the cat dog", "the cat\n\n")]
     width = min(map(len, rows))
     ids = torch.tensor([row[-width:] for row in rows])
-    assert _Stopped(encoder, "\n\n", 0)(ids, None).tolist() == [False, True]
-    assert _Stopped(encoder, "\n\n", width)(ids, None).tolist() == [False, False]  # all of it is prompt
+    assert _StopAtText(encoder, "\n\n", 0)(ids, None).tolist() == [False, True]
+    assert _StopAtText(encoder, "\n\n", width)(ids, None).tolist() == [False, False]  # all of it is prompt

@@ -1,4 +1,4 @@
-"""Values that are put aside come back bit for bit, and are in no memory meanwhile."""
+"""Spilled tensors come back bit for bit, and take no memory until they are read."""
 
 import errno
 import tempfile
@@ -40,7 +40,7 @@ def test_large_ones_are_mapped_and_have_no_name_left_and_take_memory_only_when_r
 
 
 def _resident():
-    """Bytes in memory of what has been parked."""
+    """Bytes of spilled tensors that are resident in memory."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
     starts = [place for place, line in enumerate(lines) if "tunewise-" in line and line.endswith("(deleted)")]
     assert starts

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tunewise.core.errors import SettingError, TechniqueError
-from tunewise.engine.optimizers import GaLore, _put, build
+from tunewise.engine.optimizers import GaLore, _write_rounded, build
 from tunewise.fitting.loop import train
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
@@ -87,11 +87,11 @@ def test_rounding_at_random_is_right_on_average_and_exact_where_it_can_be():
     torch.manual_seed(0)
     value = torch.full((40_000,), 1.0 + 2**-10)  # a third of an eighth between two bf16 numbers
     target = torch.empty(40_000, dtype=torch.bfloat16)
-    _put(target, value)
+    _write_rounded(target, value)
     assert set(target.tolist()) == {1.0, 1.0 + 2**-7}
     assert float(target.float().mean()) == pytest.approx(1.0 + 2**-10, abs=1e-4)
     exact = torch.tensor([1.5, -2.0, 0.0, -3.25])
-    _put(target[:4], exact)
+    _write_rounded(target[:4], exact)
     assert torch.equal(target[:4].float(), exact)
 
 
