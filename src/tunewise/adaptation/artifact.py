@@ -1,12 +1,12 @@
-"""What a fit leaves on disk, and how it comes back.
+"""Saves and loads adaptations.
 
-An adaptation is a folder of these files:
+An adaptation, the result of a fit, is a folder of these files:
 
     adaptation.json      format version, technique, settings, base, prompt style, metrics
     weights.safetensors  the attachment's tensors
     rows.jsonl           the examples of techniques that show examples
-    adapter_config.json, adapter_model.safetensors: the same in PEFT's format, where PEFT can express it
-    manifest.json        bytes and sha256 of the others
+    adapter_config.json, adapter_model.safetensors: the weights in PEFT's format, where PEFT can express them
+    manifest.json        size and sha256 of the other files
 """
 
 from __future__ import annotations
@@ -39,14 +39,17 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A loaded adaptation: the attachment on its base, the style of its prompts, and its record."""
+    """Holds a loaded adaptation: the attachment on its base, and the record of its folder.
+
+    `style` is the task without its examples; it says how prompts are rendered.
+    """
 
     attachment: Attachment
     style: Task
     record: dict[str, Any]
 
     def generate(self, prompt: str, max_new_tokens: int = 128) -> str:
-        """The greedy answer to one prompt, given in the task's own format."""
+        """Return the greedy answer to one prompt, which is rendered in the format of the task."""
         example = self.attachment.render(Example((Message("user", prompt),), ""))
         encoder = encoder_for(self.attachment, self.style)
         stop = self.record["style"]["stop"] if "style" in self.record else None
@@ -54,7 +57,7 @@ class Adaptation:
 
 
 def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any] | None = None) -> None:
-    """Write an adaptation, all or nothing; `record` adds what is known about it (metrics, budget)."""
+    """Write an adaptation, all or nothing; `record` is stored with it (metrics, budget)."""
     base = attachment.base
     facts = {
         "format": FORMAT,
@@ -79,15 +82,15 @@ def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any
     rows = attachment.memory()
     if rows:
         texts["rows.jsonl"] = rows_text(rows)
-    portable = attachment.peft()
-    if portable is not None:
-        texts["adapter_config.json"] = json.dumps(portable[0], indent=2)
-        tensors["adapter_model.safetensors"] = portable[1]
+    peft_adapter = attachment.peft()
+    if peft_adapter is not None:
+        texts["adapter_config.json"] = json.dumps(peft_adapter[0], indent=2)
+        tensors["adapter_model.safetensors"] = peft_adapter[1]
     artifact_writer.commit(folder, texts=texts, tensors=tensors)
 
 
 def rows_text(rows: list[dict[str, Any]]) -> str:
-    """An attachment's rows as `rows.jsonl` holds them."""
+    """Return an attachment's rows as the text of `rows.jsonl`."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -102,33 +105,33 @@ def load(
 
     Args:
         path: the folder.
-        base: the loaded base; or `model`, where to load it from; default: the name that the folder records.
-        model: folder or Hub id of the base.
+        base: the loaded base; default: it is loaded from `model`.
+        model: folder or Hub id of the base; default: the name that the folder records.
         settings: settings[technique][setting] to change, of those that can be changed after training (dylora's rank).
 
     Raises:
-        SettingError: a setting that is fixed by training.
-        ArtifactError: a damaged, altered or foreign file, or another base than the one it was made on.
+        SettingError: `settings` names one that is fixed by training.
+        ArtifactError: a file is damaged, altered or foreign, or the adaptation was made on another base.
     """
     folder = Path(path)
-    ours = (folder / "adaptation.json").exists() or (folder / "manifest.json").exists()
-    if not ours and (folder / "adapter_config.json").is_file():
+    is_adaptation = (folder / "adaptation.json").exists() or (folder / "manifest.json").exists()
+    if not is_adaptation and (folder / "adapter_config.json").is_file():
         if settings:
             raise SettingError("a PEFT adapter has no settings that can be changed when it is loaded")
         return _load_peft(folder, base, model)
     stored = artifact_writer.read(folder)
     facts = stored.json("adaptation.json")
     try:
-        return _restore(stored, facts, base, model, settings or {})
+        return _restore_adaptation(stored, facts, base, model, settings or {})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{folder / 'adaptation.json'}: is not as tunewise writes it ({error!r})") from error
 
 
 def base_of(path: str | Path, *, model: str | None = None, device: str | None = None) -> Base:
-    """The bare base of an adaptation or a PEFT adapter, as its folder records it; or `model` in its place.
+    """Load the bare base of an adaptation or a PEFT adapter: the one that its folder records, or `model` in its place.
 
     Raises:
-        ArtifactError: a damaged, altered or foreign file, or an adapter that does not name its base.
+        ArtifactError: a file is damaged, altered or foreign, or an adapter does not name its base.
     """
     folder = Path(path)
     if not (folder / "manifest.json").exists() and (folder / "adapter_config.json").is_file():
@@ -142,44 +145,44 @@ def base_of(path: str | Path, *, model: str | None = None, device: str | None = 
         raise ArtifactError(f"{folder / 'adaptation.json'}: is not as tunewise writes it ({error!r})") from error
 
 
-def _recorded_base(wanted: dict[str, Any], model: str | None, device: str | None = None) -> Base:
+def _recorded_base(record: dict[str, Any], model: str | None, device: str | None = None) -> Base:
     return load_base(
-        model or wanted["name"],
-        revision=None if model else wanted["revision"],
-        dtype=wanted["dtype"],
+        model or record["name"],
+        revision=None if model else record["revision"],
+        dtype=record["dtype"],
         device=device,
-        max_length=wanted["max_length"],
+        max_length=record["max_length"],
     )
 
 
 def _peft_base(folder: Path, config: Mapping[str, Any], model: str | None) -> str:
-    named = model or config.get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
+    name = model or config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
         raise ArtifactError(f"{folder}: the adapter does not name its base; give it with --model")
-    return named
+    return name
 
 
-def _restore(
+def _restore_adaptation(
     stored: artifact_writer.Stored,
     facts: dict[str, Any],
     base: Base | None,
     model: str | None,
-    late: Mapping[str, Mapping[str, Any]],
+    changes: Mapping[str, Mapping[str, Any]],
 ) -> Adaptation:
     if facts["format"] != FORMAT:
         raise ArtifactError(
             f"{stored.folder}: has format {facts['format']}, this tunewise reads {FORMAT}; use the one that wrote it"
         )
-    wanted, style = facts["base"], _style(facts["style"])
+    recorded, style = facts["base"], _style(facts["style"])
     if base is None:
-        base = _recorded_base(wanted, model)
-    if base.fingerprint != wanted["fingerprint"]:
+        base = _recorded_base(recorded, model)
+    if base.fingerprint != recorded["fingerprint"]:
         raise ArtifactError(
             f"{stored.folder}: was made on another base than {base.name} (its weights have fingerprint "
-            f"{base.fingerprint[:12]}, expected {wanted['fingerprint'][:12]} of {wanted['name']})"
+            f"{base.fingerprint[:12]}, expected {recorded['fingerprint'][:12]} of {recorded['name']})"
         )
     name, settings = str(facts["technique"]), facts["settings"]
-    recipe = make(name, _changed(settings if "+" in name else {name: settings}, late))
+    recipe = make(name, _change_settings(settings if "+" in name else {name: settings}, changes))
     with _attached(recipe, base) as attachment:
         attachment.load(stored.tensors("weights.safetensors"))
         rows = stored.text("rows.jsonl").split("\n")[:-1] if "rows.jsonl" in stored.names else []
@@ -189,31 +192,32 @@ def _restore(
 
 @contextmanager
 def _attached(recipe: Technique, base: Base) -> Iterator[Attachment]:
-    """The recipe on the base; where anything fails inside, the base is given back as it was."""
-    held = len(base.attached)
+    """Attach the recipe to the base; where anything fails inside the block, detach it again."""
+    attached_before = len(base.attached)
     try:
         yield recipe.attach(base, generator(0, "load"))
     except BaseException:
-        base.release(held)
+        base.release(attached_before)
         raise
 
 
-def _changed(settings: dict[str, Any], late: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The stored settings with those of `late` in their place."""
-    for technique, own in late.items():
+def _change_settings(settings: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the stored settings with `changes` in their place, each by technique."""
+    for technique, changed in changes.items():
         if technique not in settings:
             raise SettingError(f"the adaptation has no part called {technique}; it has {', '.join(settings)}")
-        free = all_techniques()[technique].late_settings
-        fixed = sorted(set(own) - free)
+        changeable = all_techniques()[technique].late_settings
+        fixed = sorted(set(changed) - changeable)
         if fixed:
-            can = f"only {', '.join(sorted(free))} can" if free else "nothing of it can"
+            can = f"only {', '.join(sorted(changeable))} can" if changeable else "none of its settings can"
             raise SettingError(f"{technique}.{fixed[0]} is fixed by training; {can} be changed when it is loaded")
-    return {name: {**stored, **late.get(name, {})} for name, stored in settings.items()}
+    return {name: {**stored, **changes.get(name, {})} for name, stored in settings.items()}
 
 
 def _style(facts: dict[str, Any]) -> Task:
+    """Return the recorded task, without its examples."""
     if not isinstance(facts["stop"], str | None):
-        raise TypeError("style.stop is no text")
+        raise TypeError("style.stop is neither text nor null")
     return Task(
         name=str(facts["name"]),
         kind=str(facts["kind"]),
@@ -228,8 +232,8 @@ def _style(facts: dict[str, Any]) -> Task:
 
 
 def _load_peft(folder: Path, base: Base | None, model: str | None) -> Adaptation:
-    """A PEFT adapter: its configuration is read as data alone, checked, and its tensors loaded strictly."""
-    # The Hub's cache is a folder of links into its blob store, so they are followed here, for these two names.
+    """Load a PEFT adapter: its configuration is read as data only and checked, and its tensors are loaded strictly."""
+    # The Hub's cache is a folder of links into its blob store, so links are followed here, for these two files.
     config = artifact_writer.read_json((folder / "adapter_config.json").resolve())
     tensors = artifact_writer.read_tensors((folder / "adapter_model.safetensors").resolve())
     if base is None:
@@ -245,10 +249,9 @@ def _load_peft(folder: Path, base: Base | None, model: str | None) -> Adaptation
 def _from_peft(config: dict[str, Any], tensors: dict[str, Tensor], base: Base) -> Attachment:
     if not tensors:
         raise ArtifactError("it holds no tensors")
-    made = (cls.from_peft(config, tensors) for cls in all_techniques().values())
-    recipe: Technique = next((found for found in made if found is not None), None) or peft_bridge.from_peft(
-        config, tensors
-    )
+    recipes = (cls.from_peft(config, tensors) for cls in all_techniques().values())
+    ours = next((recipe for recipe in recipes if recipe is not None), None)
+    recipe: Technique = ours or peft_bridge.from_peft(config, tensors)
     with _attached(recipe, base) as attachment:
         attachment.load_peft(tensors)
     return attachment

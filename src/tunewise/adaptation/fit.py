@@ -1,4 +1,4 @@
-"""Fits one technique and leaves an adaptation."""
+"""Fits one technique on a task and writes the adaptation."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ def fit(
 ) -> dict[str, Any]:
     """Fit a technique on a task and write `out/adaptation`; return its record.
 
-    Checkpoints and `metrics.jsonl` go to `out`. `resume` continues from the newest whole checkpoint, to the same
-    bits as an uninterrupted run.
+    Checkpoints and `metrics.jsonl` are written to `out`. `resume` continues from the newest complete checkpoint, to the
+    same bits as an uninterrupted run.
 
     Args:
-        base: the bare model; it is given back bare.
+        base: the bare model; it is bare again afterwards.
         task: the data.
-        technique: the recipe.
-        out: the folder.
+        technique: the technique with its settings.
+        out: the folder of the run.
         settings: steps, batch size, schedule.
         num_train_epochs: passes over the training split; replaces `settings.max_steps`.
         seed: everything random follows from it.
         resume: continue a run that was stopped.
-        validation_examples: how many are scored before and after.
-        remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: what the base writes.
+        validation_examples: how many validation examples are scored before and after training.
+        remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: sampled from the base.
         progress: called as progress(what, done, total).
 
     Raises:
         SettingError: `out` holds a finished adaptation already.
-        DivergedError: the loss stopped being finite.
+        DivergedError: the loss is no longer finite.
     """
     folder, settings = artifact_writer.output_folder(out), settings or TrainSettings()
     target = folder / "adaptation"
@@ -77,13 +77,13 @@ def fit(
             rehearsal = Rehearsal.of(base, remembered) if settings.remembers else None
             attachment = recipe.attach(base, generator(seed, "attach"))
             started = time.perf_counter()
-            before = loss(attachment, task, validation)
+            loss_before = loss(attachment, task, validation)
             attachment.learn(study(attachment, task, validation, seed, progress))
-            record: dict[str, Any] = {"seed": seed, "validation_loss_before": before}
+            record: dict[str, Any] = {"seed": seed, "validation_loss_before": loss_before}
             if recipe.trains:
                 sequences = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])
                 total = settings.max_steps
-                done = train(
+                trained = train(
                     attachment,
                     sequences,
                     settings,
@@ -94,7 +94,7 @@ def fit(
                     evaluate=lambda: loss(attachment, task, validation),
                     rehearsal=rehearsal,
                 )
-                record |= {"training": asdict(done), "train_settings": asdict(settings)}
+                record |= {"training": asdict(trained), "train_settings": asdict(settings)}
                 record["training"]["cut"] = sum(sequence.cut for sequence in sequences)
             record |= {
                 "validation_loss": loss(attachment, task, validation),

@@ -1,9 +1,11 @@
-"""Checkpoints: everything that continues a training run to the same bits, written all or nothing.
+"""Writes and reads checkpoints: everything that continues a training run to the same bits, written all or nothing.
 
-checkpoint-<step>/trainer_state.json       the request that the run serves, and where it is
-weights.safetensors      the attachment's `state()`
-training.safetensors     its `training_state()`
-optimizer.safetensors    the optimiser's state, as "parameter|slot"
+A folder `checkpoint-<step>` holds:
+
+    trainer_state.json       the run's request, and its position
+    weights.safetensors      the attachment's `state()`
+    training.safetensors     the attachment's `training_state()`
+    optimizer.safetensors    the optimiser's state, under keys "parameter|slot"
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ from tunewise.core.errors import ArtifactError
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is: counts so far, seconds of training so far, and the number of threads, which bits depend on."""
+    """Says how far a run is.
+
+    `phase` is the current one. The other numbers count from the start of the run, and `seconds` is training time.
+    `threads` is the number of torch's CPU threads, which the bits of sums depend on.
+    """
 
     phase: int
     step: int
@@ -41,14 +47,14 @@ def save(
     attachment: Attachment,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write `folder/checkpoint-<step>`; older checkpoints are removed when it is whole.
+    """Write `folder/checkpoint-<step>`, then remove older checkpoints.
 
     Args:
-        folder: the run's.
-        request: what a run that resumes must have asked for too, in JSON's types.
-        position: where the run is.
-        attachment: what is trained.
-        optimizer: what moves its parameters.
+        folder: the run's folder.
+        request: technique, base, seed and settings, in JSON's types; a run that resumes must have the same.
+        position: how far the run is.
+        attachment: the attachment that is trained.
+        optimizer: the optimiser of its parameters.
     """
     state = {
         **request,
@@ -72,10 +78,10 @@ def save(
 
 
 def position_of(stored: artifact_writer.Stored, request: Mapping[str, Any]) -> Position:
-    """Where the run of a checkpoint was.
+    """Read how far the run of a checkpoint was.
 
     Raises:
-        ArtifactError: the checkpoint was written by a run that was asked for something else.
+        ArtifactError: the checkpoint was written by a run with another request.
     """
     state = stored.json("trainer_state.json")
     for key, value in request.items():
@@ -105,29 +111,30 @@ def _optimizer_state(attachment: Attachment, optimizer: torch.optim.Optimizer) -
 
 
 def restore_optimizer(stored: artifact_writer.Stored, attachment: Attachment, optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimiser the state that a checkpoint holds.
+    """Load the optimiser's state from a checkpoint.
 
     Raises:
-        ArtifactError: it is the state of a parameter that this technique does not train.
+        ArtifactError: the state names a parameter that this technique does not train.
     """
-    parameters, saved = attachment.params(), dict[int, dict[str, Tensor]]()
+    parameters, slots = attachment.params(), dict[int, dict[str, Tensor]]()
     groups = optimizer.state_dict()["param_groups"]
-    places = {id(p): place for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    number = {id(p): index for index, p in enumerate(ordered)}  # how torch's state dicts name parameters
     for key, value in stored.tensors("optimizer.safetensors").items():
         name, _, slot = key.rpartition("|")
         if name not in parameters:
             raise ArtifactError(f'{stored.folder}: the optimizer holds "{name}", which this technique does not train')
-        saved.setdefault(places[id(parameters[name])], {})[slot] = value
-    optimizer.load_state_dict({"state": saved, "param_groups": groups})
+        slots.setdefault(number[id(parameters[name])], {})[slot] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 
 def trim_metrics(path: Path, step: int) -> None:
-    """Drop the lines of steps after this one from a `metrics.jsonl`; they are about to be written again."""
-    kept = []
+    """Drop the lines of later steps from a `metrics.jsonl`, since those steps are run again."""
+    lines = []
     for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line)
+                lines.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # the line that was being written when the run was killed
-    artifact_writer.write_text(path, "".join(line + "\n" for line in kept))
+    artifact_writer.write_text(path, "".join(line + "\n" for line in lines))

@@ -1,6 +1,6 @@
-"""What was forgotten: the loss on text that the base knew, and how far predictions there moved from the base's.
+"""Measures forgetting: the rise of the loss on text that the base knew, and the divergence of predictions there.
 
-The same arithmetic is done for the base and for what was tuned, so that the unadapted base forgets exactly 0.
+The same arithmetic is done for the base and for the tuned model, so that the unadapted base forgets exactly 0.
 """
 
 from __future__ import annotations
@@ -22,85 +22,89 @@ from tunewise.engine.forward import batch_of, log_probabilities, nll
 from tunewise.engine.model import Base
 from tunewise.engine.packing import Batch, by_tokens
 
-_TOKENS = 4096  # real tokens of one pass
-_ON_TASK = 64  # examples that the divergence on a task is averaged over
-_KL_ENTRIES = 1 << 26  # log-probabilities of the base that are kept: 256 MB
+_PASS_TOKENS = 4096  # real tokens per forward pass
+_TASK_EXAMPLES = 64  # at most; the divergence on a task is averaged over them
+_KL_ENTRIES = 1 << 26  # log-probabilities of the base that are kept, at most: 256 MB
 
 
 @dataclass
 class Retention:
-    """Text that the base knew before: its loss there, and its probabilities, to compare a tuned model with.
+    """Holds text that the base knew, with the base's loss and probabilities there, to compare a tuned model with.
 
-    The loss counts every token of the sequences; the divergence the first `kl_tokens` of them.
+    `nll` is the base's loss over all tokens of the sequences, in nats per token. `log_p` are its log-probabilities,
+    per batch (positions, V), of the first `kl_tokens` positions.
     """
 
     sequences: list[TokenSequence]
     nll: float
     source: str
     log_p: list[Tensor] = field(repr=False)
-    sums: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)  # nats of each sequence, batch by batch
+    sums: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)  # nats per sequence, in the batches' order
 
     @classmethod
     def measure(cls, base: Base, texts: Sequence[str] | None, seed: int = 0) -> Retention:
-        """Measure the bare base on the given texts, or on text that it writes itself."""
+        """Measure the bare base on the given texts, or on text that is sampled from it."""
         source = "given text" if texts else "text sampled from the base"
         sequences = text_sequences(base, texts) if texts else own_text(base, seed)
-        held = cls(sequences, 0.0, source, [])
-        batches = held._batches(base)
-        held.sums, counts = _by_sequence(base, batches)
-        held.nll = float(held.sums.sum() / counts.sum())
-        left = max(64, _KL_ENTRIES // base.anatomy.vocabulary)
+        retention = cls(sequences, 0.0, source, [])
+        batches = retention._batches(base)
+        retention.sums, counts = _nats_by_sequence(base, batches)
+        retention.nll = float(retention.sums.sum() / counts.sum())
+        positions_left = max(64, _KL_ENTRIES // base.anatomy.vocabulary)
         for batch in batches:
-            if left > 0:
-                held.log_p.append(log_probabilities(base, batch, left))
-                left -= len(held.log_p[-1])
-        return held
+            if positions_left > 0:
+                retention.log_p.append(log_probabilities(base, batch, positions_left))
+                positions_left -= len(retention.log_p[-1])
+        return retention
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the sequences."""
+        """Return the sha256 of the sequences' token ids."""
         return hashlib.sha256(repr([sequence.ids for sequence in self.sequences]).encode()).hexdigest()
 
     @property
     def kl_tokens(self) -> int:
-        """Positions that the divergence is averaged over."""
+        """Return the number of positions that the divergence is averaged over."""
         return sum(len(part) for part in self.log_p)
 
     def compare(self, attachment: Attachment) -> dict[str, float]:
-        """How far the base was left: `nll_rise` in nats per token, `kl` in nats per position.
+        """Compare the adapted model with the base.
 
-        The rise comes with its 95 % interval over sequences; kl is KL(base || adapted). Virtual tokens are put before.
+        Returns:
+            `nll_rise`, the rise of the loss in nats per token, with the ends of its 95 % interval over sequences
+            (`nll_rise_low`, `nll_rise_high`); and `kl`, KL(base || adapted) in nats per position. An attachment's
+            virtual tokens stand before each sequence.
         """
         base = attachment.base
         total = torch.zeros((), dtype=torch.float64)
         batches = self._batches(base, attachment.virtual_tokens)
-        for batch, before in zip(batches, self.log_p, strict=False):
-            after = log_probabilities(base, batch, len(before))
-            total += (before.exp() * (before - after)).double().sum().cpu()
-        after_all = _by_sequence(base, batches)
-        rise, half = _ratio(after_all[0] - self.sums, after_all[1])
+        for batch, log_p in zip(batches, self.log_p, strict=False):
+            log_q = log_probabilities(base, batch, len(log_p))
+            total += (log_p.exp() * (log_p - log_q)).double().sum().cpu()
+        sums, counts = _nats_by_sequence(base, batches)
+        rise, half_width = _mean_change(sums - self.sums, counts)
         return {
             "nll_rise": rise,
-            "nll_rise_low": rise - half,
-            "nll_rise_high": rise + half,
+            "nll_rise_low": rise - half_width,
+            "nll_rise_high": rise + half_width,
             "kl": float(total) / max(self.kl_tokens, 1),
         }
 
     def _batches(self, base: Base, virtual_tokens: int = 0) -> list[Batch]:
-        """The same groups whatever is put before the sequences, so that positions line up with the base's."""
+        """Batch the sequences in the same groups with or without virtual tokens, so that positions line up."""
         rows = [after_virtual(base, sequence, virtual_tokens) for sequence in self.sequences]
-        groups = by_tokens(self.sequences, _TOKENS)
+        groups = by_tokens(self.sequences, _PASS_TOKENS)
         return [batch_of(base, [rows[index] for index in group]) for group in groups]
 
 
 def after_virtual(base: Base, sequence: TokenSequence, count: int) -> TokenSequence:
-    """The sequence with `count` virtual tokens before it."""
+    """Return the sequence with `count` virtual tokens before it."""
     first = base.anatomy.vocabulary
     return TokenSequence([*range(first, first + count), *sequence.ids], [False] * count + sequence.labelled, 0)
 
 
-def _by_sequence(base: Base, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-    """Nats of each sequence, and the tokens that they are of, in the batches' order."""
+def _nats_by_sequence(base: Base, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+    """Return each sequence's total of nats and its number of predicted tokens, in the batches' order."""
     sums, counts = [], []
     for batch in batches:
         values, owner = nll(base, batch).double().cpu(), batch.owner.cpu()
@@ -109,8 +113,12 @@ def _by_sequence(base: Base, batches: list[Batch]) -> tuple[Tensor, Tensor]:
     return torch.cat(sums), torch.cat(counts)
 
 
-def _ratio(change: Tensor, counts: Tensor) -> tuple[float, float]:
-    """Mean change per token and half of its 95 % interval; sequences are what was drawn (Cochran 1977, section 6.3)."""
+def _mean_change(change: Tensor, counts: Tensor) -> tuple[float, float]:
+    """Return sum(change) / sum(counts), the mean change per token, and half the width of its 95 % interval.
+
+    It is a ratio estimate over sampled sequences (Cochran 1977, section 6.3): tokens of one sequence depend on one
+    another.
+    """
     mean, sequences = float(change.sum() / counts.sum()), len(counts)
     if sequences < 2:
         return mean, 0.0
@@ -120,40 +128,43 @@ def _ratio(change: Tensor, counts: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class OnTask:
-    """The base's probabilities where a task's answers are predicted, to say how far a tuned model's are from them."""
+    """Holds the base's probabilities at the answer tokens of a task's examples, to compare a tuned model's with."""
 
     examples: tuple[Example, ...]
-    log_p: list[Tensor] = field(repr=False)  # of each example, (answer tokens, V)
+    log_p: list[Tensor] = field(repr=False)  # per example, (answer tokens, V)
 
     @classmethod
     def measure(cls, base: Base, task: Task, examples: Sequence[Example]) -> OnTask:
-        """On as many of the examples as fit 256 MB."""
-        left = max(64, _KL_ENTRIES // base.anatomy.vocabulary)
-        chosen = examples[:_ON_TASK]
-        found: list[Tensor] = []
+        """Measure the bare base on the first 64 examples, or on as many of them as fit 256 MB."""
+        positions_left = max(64, _KL_ENTRIES // base.anatomy.vocabulary)
+        chosen = examples[:_TASK_EXAMPLES]
+        log_p: list[Tensor] = []
         for sequence in Encoder(base, task).encode(chosen):
-            if left <= 0:
+            if positions_left <= 0:
                 break
-            found.append(log_probabilities(base, batch_of(base, [sequence]), left))
-            left -= len(found[-1])
-        return cls(tuple(chosen[: len(found)]), found)
+            log_p.append(log_probabilities(base, batch_of(base, [sequence]), positions_left))
+            positions_left -= len(log_p[-1])
+        return cls(tuple(chosen[: len(log_p)]), log_p)
 
     def divergence(self, attachment: Attachment, task: Task) -> float | None:
-        """KL(base || adapted) in nats per answer token; None where the window leaves them other tokens."""
+        """Return KL(base || adapted) in nats per answer token.
+
+        None where the attachment's text or virtual tokens leave an answer less of the window than the base had for it.
+        """
         base, total, count = attachment.base, 0.0, 0
         encoder = Encoder(base, task, attachment.virtual_tokens, attachment.virtual_suffix)
         sequences = encoder.encode([attachment.render(example) for example in self.examples])
-        for sequence, before in zip(sequences, self.log_p, strict=True):
-            after = log_probabilities(base, batch_of(base, [sequence]), len(before))
-            if len(after) != len(before):
+        for sequence, log_p in zip(sequences, self.log_p, strict=True):
+            log_q = log_probabilities(base, batch_of(base, [sequence]), len(log_p))
+            if len(log_q) != len(log_p):
                 return None
-            total += float((before.exp() * (before - after)).double().sum())
-            count += len(before)
+            total += float((log_p.exp() * (log_p - log_q)).double().sum())
+            count += len(log_p)
         return total / count if count else None
 
 
 def text_sequences(base: Base, texts: Sequence[str], most: int = 64, length: int = 256) -> list[TokenSequence]:
-    """Up to `most` pieces of at most `length` tokens, the text's lines joined."""
+    """Split texts, joined by line feeds, into up to `most` sequences of at most `length` tokens each."""
     size = min(length, base.window // 2)  # half of the window stays free for virtual tokens
     ids: list[int] = []
     for text in texts:
@@ -161,14 +172,15 @@ def text_sequences(base: Base, texts: Sequence[str], most: int = 64, length: int
         if len(ids) >= most * size:
             break
     start = [base.tokenizer.bos_token_id] if base.tokenizer.bos_token_id is not None else []
-    pieces = [start + ids[at : at + size - len(start)] for at in range(0, len(ids), size - len(start))][:most]
+    step = size - len(start)
+    pieces = [start + ids[offset : offset + step] for offset in range(0, len(ids), step)][:most]
     return [
         TokenSequence(piece, [False] + [True] * (len(piece) - 1), 0) for piece in pieces if len(piece) > len(start) + 1
     ]
 
 
 def own_text(base: Base, seed: int, rows: int = 32, length: int = 128) -> list[TokenSequence]:
-    """Sequences sampled from the base at temperature 1: what it believes, without asking the user for text."""
+    """Sample sequences from the base at temperature 1: text that the base knows, where the user gives none."""
     start = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else base.tokenizer.eos_token_id
     ids = torch.full((rows, 1), 0 if start is None else start, device=base.device)
     torch.manual_seed(derive(seed, "retention"))

@@ -1,8 +1,8 @@
-"""The frozen lower part of a model, computed once for every training sequence and replayed in later epochs.
+"""Computes the frozen lower part of a model once per training sequence and replays it in later epochs.
 
-Below the lowest trained block nothing changes between epochs. Where a technique says so (`Attachment.trunk`), and
-where more than an epoch and a half is trained and the states fit the budget, the outputs of the blocks that it needs
-are kept for every sequence before the first step, in one fixed order, so that a resumed run sees the same bits.
+Below the lowest trained block nothing changes between epochs. Before the first step, the outputs of the blocks that a
+technique names (`Attachment.trunk`) are recorded for every sequence, in one fixed order, so that a resumed run sees the
+same bits. This is done where training takes at least an epoch and a half and the outputs fit an eighth of all memory.
 """
 
 from __future__ import annotations
@@ -22,81 +22,89 @@ from tunewise.engine.packing import by_tokens
 if TYPE_CHECKING:
     from tunewise.contract.attachment import Attachment
 
-_TOKENS = 4096  # real tokens of one pass
-_WORTH = 1.5  # epochs from which on it pays
-_SHARE = 1 / 8  # of all memory; by what is free, a resumed run might decide otherwise
+_PASS_TOKENS = 4096  # real tokens per forward pass
+_MIN_EPOCHS = 1.5  # fewer do not repay the recording
+_MEMORY_SHARE = 1 / 8  # of all memory, not of free memory, by which a resumed run might decide otherwise
 
 
 class Trunk:
-    """Outputs of some frozen blocks for every sequence: `states[block][sequence]` is (tokens, d)."""
+    """Holds outputs of frozen blocks for every sequence: `states[block][sequence]` is (tokens, d)."""
 
     def __init__(self, attachment: Attachment, blocks: Sequence[int]) -> None:
         self.blocks: list[nn.Module] = attachment.base.anatomy.blocks[: max(blocks) + 1]
         self.states: dict[int, list[Tensor]] = {block: [] for block in blocks}
-        self.tuples = False
+        self.tuples = False  # whether these blocks return their output as a tuple
 
     @torch.no_grad()
     def record(self, attachment: Attachment, sequences: Sequence[TokenSequence], precision: Any) -> None:
-        """One forward pass over all sequences."""
-        base, found = attachment.base, dict[int, Tensor]()
+        """Record the blocks' outputs for all sequences; `precision` is the context of the forward passes."""
+        base, outputs = attachment.base, dict[int, Tensor]()
         handles = [
             self.blocks[block].register_forward_hook(
-                lambda m, a, output, b=block: found.update({b: self._plain(output)})
+                lambda m, a, output, b=block: outputs.update({b: self._hidden(output)})
             )
             for block in self.states
         ]
         try:
-            places: dict[int, list[Tensor]] = {block: [torch.empty(0)] * len(sequences) for block in self.states}
-            for group in by_tokens(list(sequences), _TOKENS):
+            states: dict[int, list[Tensor]] = {block: [torch.empty(0)] * len(sequences) for block in self.states}
+            for group in by_tokens(list(sequences), _PASS_TOKENS):
                 batch = batch_of(base, [sequences[index] for index in group], share=False)
                 with layout(base, batch), precision:
                     base.anatomy.inner(input_ids=batch.ids, position_ids=batch.position_ids, use_cache=False)
                 sizes = [len(sequences[index].ids) for index in group]
-                for block, output in found.items():
+                for block, output in outputs.items():  # (1, tokens of the group, d)
                     for index, part in zip(group, output[0].split(sizes), strict=True):
-                        places[block][index] = part.clone()
-            self.states = places
+                        states[block][index] = part.clone()
+            self.states = states
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _plain(self, output: Any) -> Tensor:
+    def _hidden(self, output: Any) -> Tensor:
+        """Return the hidden states of a block's output, and remember whether it was a tuple."""
         self.tuples = isinstance(output, tuple)
-        plain: Tensor = output[0] if self.tuples else output
-        return plain
+        hidden: Tensor = output[0] if self.tuples else output
+        return hidden
 
     @contextmanager
     def replay(self, rows: Sequence[int]) -> Iterator[None]:
-        """Let the frozen blocks answer for these sequences, packed in this order, with what was recorded."""
-        kept = {block: torch.cat([states[index] for index in rows])[None] for block, states in self.states.items()}
+        """Let the frozen blocks return what was recorded for these sequences, packed in this order."""
+        recorded = {block: torch.cat([states[index] for index in rows])[None] for block, states in self.states.items()}
 
-        def answer(block: int) -> Any:
+        def replayed(block: int) -> Any:
             def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-                output = kept.get(block, hidden_states)
+                output = recorded.get(block, hidden_states)
                 return (output,) if self.tuples else output
 
             return forward
 
-        before = [vars(block).get("forward") for block in self.blocks]
+        overrides = [vars(block).get("forward") for block in self.blocks]  # that a technique may have set
         try:
             for number, block in enumerate(self.blocks):
-                block.forward = answer(number)
+                block.forward = replayed(number)
             yield
         finally:
-            for block, own in zip(self.blocks, before, strict=True):
-                if own is None:
+            for block, override in zip(self.blocks, overrides, strict=True):
+                if override is None:
                     del block.forward
                 else:
-                    block.forward = own
+                    block.forward = override
 
 
 def trunk_of(attachment: Attachment, sequences: Sequence[TokenSequence], visits: int, precision: Any) -> Trunk | None:
-    """The recorded trunk, or None where it does not pay, does not fit, or nothing below is frozen."""
+    """Record the frozen trunk; None where it does not pay, does not fit, or no block below is frozen.
+
+    Args:
+        attachment: says by `trunk()` which blocks' outputs it needs.
+        sequences: the training sequences.
+        visits: how many sequences the whole training reads, repetitions included.
+        precision: the context of the forward passes.
+    """
     blocks, base = attachment.trunk(), attachment.base
-    if not blocks or visits < _WORTH * len(sequences) or why_not_packed(base):
+    if not blocks or visits < _MIN_EPOCHS * len(sequences) or why_not_packed(base):
         return None
-    size = sum(len(sequence.ids) for sequence in sequences) * base.anatomy.width * 4 * len(blocks)
-    if size > _SHARE * psutil.virtual_memory().total:
+    size = sum(len(sequence.ids) for sequence in sequences) * base.anatomy.width * 4 * len(blocks)  # bytes in float32
+    if size > _MEMORY_SHARE * psutil.virtual_memory().total:
         return None
     trunk = Trunk(attachment, blocks)
     trunk.record(attachment, sequences, precision)
@@ -104,5 +112,5 @@ def trunk_of(attachment: Attachment, sequences: Sequence[TokenSequence], visits:
 
 
 def replaying(trunk: Trunk | None, rows: Sequence[int]) -> AbstractContextManager[None]:
-    """The context in which a batch of these sequences runs."""
+    """Return the context in which a batch of these sequences runs: the trunk's replay, or none."""
     return trunk.replay(rows) if trunk is not None else nullcontext()

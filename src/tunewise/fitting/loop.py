@@ -1,8 +1,8 @@
-"""The only training loop.
+"""Trains attachments; there is no other training loop.
 
-A step's data and randomness are functions of (seed, step), so a run killed at any moment continues from its newest
-whole checkpoint to the same bits: the step number is the state, beside the technique's tensors and the optimiser's.
-The thread count is part of that promise; a checkpoint carries it and resuming restores it.
+The data and randomness of a step are functions of (seed, step). The state of a run is therefore the step number, the
+technique's tensors and the optimiser's, and a run killed at any moment continues from its newest complete checkpoint to
+the same bits. Bits also depend on the number of CPU threads, so a checkpoint holds it and resuming restores it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,16 @@ from tunewise.fitting.frozen_trunk import Trunk, replaying, trunk_of
 from tunewise.fitting.rehearsal import Rehearsal
 from tunewise.fitting.settings import TrainSettings
 
-PASS = 768  # tokens of one pass after which a processor gets no faster and only needs more memory
+PASS = 768  # tokens per forward pass beyond which a CPU gets no faster and only needs more memory
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training run did. `seconds` count steps, also before a resumption; losses are nats a labelled token."""
+    """Reports what a training run did.
+
+    The numbers include steps before a resumption. `seconds` is the time of the steps, and `final_loss` the last step's
+    loss in nats per labelled token.
+    """
 
     steps: int
     tokens: int
@@ -48,32 +52,32 @@ class Trained:
 
 
 def order(examples: int, seed: int, start: int, count: int) -> list[int]:
-    """Indices of the `count` sequences from place `start` on in an endless row of shuffled epochs."""
-    found: list[int] = []
-    while len(found) < count:
-        epoch, offset = divmod(start + len(found), examples)
-        found += _epoch(examples, seed, epoch)[offset : offset + count - len(found)]
-    return found
+    """Return `count` indices, from position `start` on, of an endless run of shuffled epochs of `examples` indices."""
+    indices: list[int] = []
+    while len(indices) < count:
+        epoch, offset = divmod(start + len(indices), examples)
+        indices += _shuffled_epoch(examples, seed, epoch)[offset : offset + count - len(indices)]
+    return indices
 
 
 @lru_cache(maxsize=2)  # a step reads one epoch or crosses into the next
-def _epoch(examples: int, seed: int, epoch: int) -> list[int]:
+def _shuffled_epoch(examples: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(examples, generator=generator(seed, "order", epoch)).tolist()
 
 
 def passes(attachment: Attachment, sequences: list[TokenSequence], batch: list[int]) -> list[list[int]]:
-    """A micro-batch as it goes through the model: on a GPU whole, on a processor in parts of about `PASS` tokens."""
+    """Divide a micro-batch into forward passes: one on a GPU, several of about `PASS` tokens each on a CPU."""
     if on_gpu(next(attachment.base.model.parameters())) or not attachment.accumulates:
         return [batch]
-    return [[batch[place] for place in part] for part in in_passes([sequences[index] for index in batch], PASS)]
+    return [[batch[position] for position in part] for part in in_passes([sequences[i] for i in batch], PASS)]
 
 
 def steps_for_tokens(sequences: list[TokenSequence], settings: TrainSettings, seed: int, tokens: int) -> int:
-    """Optimiser steps after which at least `tokens` tokens have been read."""
-    steps = seen = 0
-    while seen < tokens:
+    """Return the number of optimiser steps after which at least `tokens` tokens have been read."""
+    steps = tokens_read = 0
+    while tokens_read < tokens:
         chosen = order(len(sequences), seed, steps * settings.rows, settings.rows)
-        seen += sum(len(sequences[index].ids) for index in chosen)
+        tokens_read += sum(len(sequences[index].ids) for index in chosen)
         steps += 1
     return max(steps, 1)
 
@@ -94,14 +98,22 @@ def train(
 ) -> Trained:
     """Train an attachment's parameters on encoded sequences.
 
-    With a folder, `metrics.jsonl` and `checkpoint-<step>` folders are written there, and `resume` continues from
-    the newest whole one. With `until`, training stops after so many steps, with a checkpoint, to be resumed.
-    `on_step(step, loss)` is called after each step; `evaluate()` every `eval_steps` steps.
-    With `reuse_trunk`, states below the lowest trained block are computed once (see
-    `tunewise.fitting.frozen_trunk`). `memory` is what `replay` and `kl_to_base` rehearse.
+    Args:
+        attachment: what is trained.
+        sequences: the training sequences.
+        settings: steps, batch size, schedule.
+        seed: everything random follows from it and the step.
+        folder: where `metrics.jsonl` and `checkpoint-<step>` folders are written; None: nowhere.
+        resume: continue from the folder's newest complete checkpoint.
+        until: stop after so many steps, with a checkpoint, to be resumed later.
+        on_step: called as on_step(step, loss) after each step.
+        evaluate: called every `eval_steps` steps; returns the validation loss for `metrics.jsonl`.
+        reuse_trunk: compute states below the lowest trained block only once (`tunewise.fitting.frozen_trunk`).
+        rehearsal: the text that `replay` and `kl_to_base` rehearse.
 
     Raises:
-        DivergedError: a loss or gradient stopped being finite; the last good checkpoint stays.
+        SettingError: no token is labelled, or `replay` or `kl_to_base` is set and there is no rehearsal.
+        DivergedError: a loss or gradient is no longer finite; the last good checkpoint stays.
         ArtifactError: the checkpoint belongs to another request.
     """
     if not any(any(sequence.labelled[1:]) for sequence in sequences):
@@ -109,14 +121,14 @@ def train(
     if attachment.base.device.type == "cpu":
         keep_freed_memory()
     if settings.remembers and rehearsal is None:
-        raise SettingError("replay and kl_to_base need a memory of what the base knew")
+        raise SettingError("replay and kl_to_base need text to rehearse; pass rehearsal=Rehearsal.of(base, texts)")
     run = _Run(attachment, sequences, settings, seed, folder)
     run.rehearsal = rehearsal
     run.begin(resume)
     visits = settings.max_steps * settings.rows
     run.trunk = trunk_of(attachment, sequences, visits, run.precision()) if reuse_trunk else None
     last = min(until or settings.max_steps, settings.max_steps)
-    begun = run.step
+    first = run.step
     while run.step < last:
         started = time.perf_counter()
         with repeatable(attachment.base.device), recomputing(attachment.base, settings.gradient_checkpointing):
@@ -127,12 +139,14 @@ def train(
         run.seconds += time.perf_counter() - started
         if folder is not None and (run.step % settings.save_steps == 0 and run.step < last):
             run.save()
-    if folder is not None and begun < run.step < settings.max_steps:
+    if folder is not None and first < run.step < settings.max_steps:
         run.save()
     return Trained(run.step, run.tokens, run.labelled, run.seconds, run.loss)
 
 
 class _Run:
+    """Holds the state of a training run: its position, the optimiser and the schedule of the current phase."""
+
     def __init__(
         self,
         attachment: Attachment,
@@ -149,31 +163,32 @@ class _Run:
         self.phase = -1
         self.trunk: Trunk | None = None
         self.rehearsal: Rehearsal | None = None
-        # The last step of each phase; earlier phases take the larger share of what does not divide.
+        # The last step of each phase; where the steps do not divide evenly, earlier phases are longer.
         phases = attachment.phases
-        self.ends = [-(-settings.max_steps * (index + 1) // phases) for index in range(phases)]
+        self.phase_ends = [-(-settings.max_steps * (index + 1) // phases) for index in range(phases)]
 
     def begin(self, resume: bool) -> None:
-        found = (
+        """Start anew, or continue from the newest complete checkpoint where there is one and `resume` says so."""
+        newest = (
             artifact_writer.latest(self.folder) if resume and self.folder is not None and self.folder.is_dir() else None
         )
-        if found is None:
-            self._enter(0)
+        if newest is None:
+            self._start_phase(0)
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 weights = sum(tensor.nbytes for tensor in self.attachment.state().values())
                 artifact_writer.check_space(self.folder, 3 * weights)  # the weights and AdamW's two moments
                 artifact_writer.write_text(self.folder / "metrics.jsonl", "")
             return
-        self._restore(found[1])
+        self._restore(newest[1])
 
-    def _enter(self, phase: int) -> None:
+    def _start_phase(self, phase: int) -> None:
         """Start a phase with a fresh optimiser and schedule."""
         self.attachment.start_phase(phase)
-        self._prepare(phase)
+        self._build_optimizer(phase)
 
-    def _prepare(self, phase: int) -> None:
-        """The optimiser and schedule of a phase, over the parameters that the attachment has now."""
+    def _build_optimizer(self, phase: int) -> None:
+        """Build the optimiser and schedule of a phase, over the parameters that the attachment has now."""
         from transformers import get_scheduler
 
         self.phase = phase
@@ -184,7 +199,7 @@ class _Run:
                 f"{type(self.optimizer).__name__} moves weights inside the backward pass, which cannot accumulate; "
                 "give a larger batch instead of gradient_accumulation_steps"
             )
-        steps = self.ends[phase] - (self.ends[phase - 1] if phase else 0)
+        steps = self.phase_ends[phase] - (self.phase_ends[phase - 1] if phase else 0)
         self.schedule = get_scheduler(
             self.settings.lr_scheduler_type,
             self.optimizer,
@@ -193,29 +208,29 @@ class _Run:
         )
 
     def advance(self) -> float:
-        """One optimiser step; its loss in nats per labelled token."""
-        if self.step >= self.ends[self.phase]:
-            self._enter(self.phase + 1)
+        """Take one optimiser step and return its loss in nats per labelled token."""
+        if self.step >= self.phase_ends[self.phase]:
+            self._start_phase(self.phase + 1)
         torch.manual_seed(derive(self.seed, "step", self.step))
         self.attachment.before_step(self.step, self.settings.max_steps)
         chosen = order(len(self.sequences), self.seed, self.step * self.settings.rows, self.settings.rows)
         size = self.settings.per_device_train_batch_size
-        batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        rows = [part for batch in batches for part in passes(self.attachment, self.sequences, batch)]
-        share = self.trunk is None  # what is replayed was recorded for whole sequences
-        ready = [batch_of(self.base, [self.sequences[index] for index in row], share=share) for row in rows]
-        labelled = max(sum(len(batch.targets) for batch in ready), 1)
+        micro_batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        groups = [group for batch in micro_batches for group in passes(self.attachment, self.sequences, batch)]
+        share = self.trunk is None  # the trunk's states were recorded for whole sequences, without a shared prefix
+        batches = [batch_of(self.base, [self.sequences[index] for index in group], share=share) for group in groups]
+        labelled = max(sum(len(batch.targets) for batch in batches), 1)
         weight = 1 - self.settings.replay
-        losses: list[Tensor] = []  # read after the backward pass: a GPU need not be waited for before it
-        for row, batch in zip(rows, ready, strict=True):
-            with layout(self.base, batch), self.precision(), replaying(self.trunk, row):
+        losses: list[Tensor] = []  # read after the backward passes, so that a GPU is not waited for in between
+        for group, batch in zip(groups, batches, strict=True):
+            with layout(self.base, batch), self.precision(), replaying(self.trunk, group):
                 loss = loss_sum(self.base, batch, weight / labelled)
                 losses.append(loss.detach())
                 loss.backward()
-        for term in self._beside():
+        for term in self._further_terms():
             term.backward()
         self.attachment.after_backward(self.step, self.settings.max_steps)
-        norm, total = self._clip(), sum(float(loss) for loss in losses) / weight
+        norm, total = self._clip_gradients(), sum(float(loss) for loss in losses) / weight
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise DivergedError(
                 f"step {self.step + 1}: loss {total:g}, gradient norm {norm:g}; lower the learning rate "
@@ -227,7 +242,7 @@ class _Run:
         self.attachment.after_step(self.step, self.settings.max_steps)
         self.schedule.step()
         self.step += 1
-        self.tokens += sum(batch.tokens for batch in ready)
+        self.tokens += sum(batch.tokens for batch in batches)
         self.labelled += labelled
         self.loss = total
         if self.folder is not None and self.step % self.settings.logging_steps == 0:
@@ -235,8 +250,8 @@ class _Run:
             artifact_writer.append_line(self.folder / "metrics.jsonl", line)
         return total
 
-    def _beside(self) -> Iterator[Tensor]:
-        """The terms of the loss that are not the task's, each to be followed by its backward pass."""
+    def _further_terms(self) -> Iterator[Tensor]:
+        """Yield the terms of the loss besides the task's; each one's backward pass must follow before the next."""
         penalty, settings = self.attachment.penalty(), self.settings
         if penalty is not None:
             yield penalty
@@ -249,19 +264,20 @@ class _Run:
         if settings.l2_sp:
             yield settings.l2_sp / 2 * self.attachment.drift()
 
-    def _clip(self) -> float:
+    def _clip_gradients(self) -> float:
+        """Clip the gradients to `max_grad_norm` and return their norm before that."""
         params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         limit = self.settings.max_grad_norm or math.inf
         return float(torch.nn.utils.clip_grad_norm_(params, limit)) if params else 0.0
 
     def precision(self) -> Any:
-        """The context of forward passes."""
+        """Return the context of forward passes: bf16 autocast, where settings say so."""
         return torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.settings.bf16)
 
     # Checkpoints.
 
     def _request(self) -> dict[str, Any]:
-        """What a checkpoint must agree on with the run that resumes it; its schedule depends on the step limit."""
+        """Return what a run must have in common with the checkpoint that it resumes, `max_steps` included."""
         request = {
             "technique": self.attachment.recipe.to_json(),
             "base": self.base.fingerprint,
@@ -272,7 +288,7 @@ class _Run:
         return json.loads(json.dumps(request))
 
     def save(self) -> None:
-        """Commit everything that continues this run to the same bits."""
+        """Write a checkpoint."""
         assert self.folder is not None
         position = checkpoint.Position(
             self.phase, self.step, self.tokens, self.labelled, self.seconds, torch.get_num_threads()
@@ -280,20 +296,23 @@ class _Run:
         checkpoint.save(self.folder, self._request(), position, self.attachment, self.optimizer)
 
     def _restore(self, stored: artifact_writer.Stored) -> None:
+        """Set attachment, optimiser and schedule to where the run of a checkpoint was."""
         position = checkpoint.position_of(stored, self._request())
         torch.set_num_threads(position.threads)
         for phase in range(position.phase + 1):
             self.attachment.start_phase(phase)
         self.attachment.load_training_state(stored.tensors("training.safetensors"))
         self.attachment.load(stored.tensors("weights.safetensors"))
-        self._prepare(position.phase)
+        self._build_optimizer(position.phase)
         self.step, self.tokens = position.step, position.tokens
         self.labelled, self.seconds = position.labelled_tokens, position.seconds
         checkpoint.restore_optimizer(stored, self.attachment, self.optimizer)
-        done = self.step - (self.ends[self.phase - 1] if self.phase else 0)
-        self.schedule.last_epoch = done
+        steps_done = self.step - (self.phase_ends[self.phase - 1] if self.phase else 0)
+        # A schedule has no state but the number of steps, from which the learning rates follow.
+        self.schedule.last_epoch = steps_done
         rates = [
-            rate * factor(done) for rate, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+            rate * factor(steps_done)
+            for rate, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
         ]
         self.schedule._last_lr = rates
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):

@@ -1,6 +1,6 @@
-"""Scores an attachment on a task: label likelihoods, greedy answers, loss per answer token.
+"""Scores an attachment on a task: by label likelihoods, by greedy answers, and by the loss per answer token.
 
-Everything here runs without gradients and does the same arithmetic for the base and for what was tuned.
+Everything here runs without gradients and does the same arithmetic for the base and for a tuned model.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from tunewise.fitting import metrics
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a split is answered.
+    """Says how well a split is answered.
 
-    `per_example` holds the metric in [0, 1]; `nll` is in nats per answer token over the whole split; `others` are the
-    further metrics; `cut` counts examples that did not fit the window whole.
+    `per_example` is the metric in [0, 1] per example. `nll` is in nats per answer token over the whole split. `others`
+    are further metrics by name. `prompt_tokens` is a mean. `cut` counts examples that were truncated to fit the window.
     """
 
     metric: str
@@ -43,28 +43,31 @@ class Scores:
 
     @property
     def mean(self) -> float:
-        """The metric's mean."""
+        """Return the mean of the metric over the examples."""
         return sum(self.per_example) / len(self.per_example)
 
 
 def encoder_for(attachment: Attachment, task: Task) -> Encoder:
-    """The encoder that leaves room for this attachment's virtual tokens."""
+    """Return the task's encoder, which leaves room for this attachment's virtual tokens."""
     return Encoder(attachment.base, task, attachment.virtual_tokens, attachment.virtual_suffix)
 
 
 @torch.no_grad()
 def loss(attachment: Attachment, task: Task, examples: Sequence[Example]) -> float:
-    """Mean negative log-likelihood in nats per answer token."""
-    total, count, _ = _likelihood(attachment, encoder_for(attachment, task).encode(_rendered(attachment, examples)))
+    """Return the mean negative log-likelihood in nats per answer token."""
+    total, count, _ = _answer_nats(attachment, encoder_for(attachment, task).encode(_rendered(attachment, examples)))
     return total / max(count, 1)
 
 
 def study(
     attachment: Attachment, task: Task, validation: Sequence[Example], seed: int, report: Progress = silent
 ) -> Study:
-    """What a technique may look at before training: of validation, the sample alone that all choices are made on."""
-    shown = replace(task, validation=tuple(validation))
-    return Study(shown, seed, lambda: loss(attachment, shown, shown.validation), report)
+    """Return what a technique may look at before training.
+
+    Of the validation split that is only the sample `validation`, on which all choices are made.
+    """
+    visible = replace(task, validation=tuple(validation))
+    return Study(visible, seed, lambda: loss(attachment, visible, visible.validation), report)
 
 
 @torch.no_grad()
@@ -82,43 +85,46 @@ def score(
     """
     rendered = list(examples) if as_given else _rendered(attachment, examples)
     if task.kind == "classification":
-        return _classify(attachment, task, examples, rendered, progress)
+        return _score_labels(attachment, task, examples, rendered, progress)
     if task.kind == "text":
-        return _likeliness(attachment, task, rendered)
-    return _generate(attachment, task, examples, rendered, progress)
+        return _score_text(attachment, task, rendered)
+    return _score_generated(attachment, task, examples, rendered, progress)
 
 
 def _rendered(attachment: Attachment, examples: Sequence[Example]) -> list[Example]:
     return [attachment.render(example) for example in examples]
 
 
-def _likelihood(attachment: Attachment, sequences: list[TokenSequence]) -> tuple[float, int, list[tuple[float, int]]]:
-    """(total nats, tokens, the same per sequence) over the answers' tokens."""
-    found = [(0.0, 0)] * len(sequences)
+def _answer_nats(attachment: Attachment, sequences: list[TokenSequence]) -> tuple[float, int, list[tuple[float, int]]]:
+    """Return (total nats, number of tokens, the same two per sequence) over the answers' tokens."""
+    per_sequence = [(0.0, 0)] * len(sequences)
     for group in _groups(attachment.base, sequences):
         batch = batch_of(attachment.base, [_last_answer_only(sequences[index]) for index in group])
         values = nll(attachment.base, batch).double()
         sums = torch.zeros(len(group), dtype=torch.float64, device=values.device).index_add_(0, batch.owner, values)
         counts = torch.bincount(batch.owner, minlength=len(group))
         for index, total, count in zip(group, sums.tolist(), counts.tolist(), strict=True):
-            found[index] = total, count
-    return sum(total for total, _ in found), sum(count for _, count in found), found
+            per_sequence[index] = total, count
+    return sum(total for total, _ in per_sequence), sum(count for _, count in per_sequence), per_sequence
 
 
 def _groups(base: Base, sequences: list[TokenSequence]) -> list[list[int]]:
-    """Indices of the sequences of each scoring pass."""
+    """Return the indices of the sequences of each scoring pass."""
     return (by_tokens if why_not_packed(base) else by_beginning)(sequences, PASS_TOKENS)
 
 
 def _last_answer_only(sequence: TokenSequence) -> TokenSequence:
-    """The answer alone is scored, not the labelled turns before it."""
-    labelled = [place >= sequence.prompt for place in range(len(sequence.ids))]
+    """Label the answer alone, and not the labelled turns before it."""
+    labelled = [position >= sequence.prompt for position in range(len(sequence.ids))]
     return TokenSequence(sequence.ids, labelled, sequence.prompt, sequence.cut)
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Negative log-likelihoods of labels: `nll[example][label]` in nats, end mark included, over `tokens` tokens."""
+    """Holds negative log-likelihoods of labels: `nll[example][label]` in nats, over `tokens[example][label]` tokens.
+
+    The end-of-sequence token is one of them. `prompts` are the prompts as the model read them.
+    """
 
     nll: list[list[float]]
     tokens: list[list[int]]
@@ -132,7 +138,10 @@ def label_table(
     rendered: Sequence[Example],
     progress: Progress = silent,
 ) -> LabelTable:
-    """Each label's likelihood after prompts that are computed once for all labels, and what they share once for all."""
+    """Compute each label's likelihood after each prompt.
+
+    A prompt is computed once for all its labels, and a prefix that prompts share once for all of them.
+    """
     encoder = encoder_for(attachment, task)
     answers = _label_ids(encoder, rendered, task.labels)
     room = max((len(ids) for row in answers for ids in row), default=0)
@@ -148,84 +157,84 @@ def label_table(
     return LabelTable(table, [[len(ids) for ids in row] for row in answers], prompts)
 
 
-def _classify(
+def _score_labels(
     attachment: Attachment, task: Task, examples: Sequence[Example], rendered: list[Example], progress: Progress
 ) -> Scores:
     started = time.perf_counter()
-    found, shift = label_table(attachment, task, rendered, progress), attachment.label_bias()
+    table, bias = label_table(attachment, task, rendered, progress), attachment.label_bias()
     seconds = (time.perf_counter() - started) / len(examples)
-    nll = torch.tensor(found.nll, dtype=torch.float64)
-    chosen = [task.labels[place] for place in (nll if shift is None else nll - shift).argmin(1).tolist()]
+    nats = torch.tensor(table.nll, dtype=torch.float64)  # (examples, labels)
+    predictions = [task.labels[index] for index in (nats if bias is None else nats - bias).argmin(1).tolist()]
     gold = [task.labels.index(example.answer) for example in examples]
-    tokens = sum(row[label] for row, label in zip(found.tokens, gold, strict=True))
-    own = metrics.find(task.metric) if task.metric != "accuracy" else lambda label, answers: float(label in answers)
+    tokens = sum(row[label] for row, label in zip(table.tokens, gold, strict=True))
+    metric = metrics.find(task.metric) if task.metric != "accuracy" else lambda label, answers: float(label in answers)
     return Scores(
-        task.metric,
-        [own(label, (example.answer,)) for label, example in zip(chosen, examples, strict=True)],
-        sum(row[label] for row, label in zip(found.nll, gold, strict=True)) / max(tokens, 1),
-        {"macro_f1": metrics.macro_f1(chosen, [example.answer for example in examples], task.labels)},
-        chosen,
-        seconds,
-        sum(len(prompt.ids) for prompt in found.prompts) / len(found.prompts),
-        sum(prompt.cut for prompt in found.prompts),
+        metric=task.metric,
+        per_example=[metric(label, (example.answer,)) for label, example in zip(predictions, examples, strict=True)],
+        nll=sum(row[label] for row, label in zip(table.nll, gold, strict=True)) / max(tokens, 1),
+        others={"macro_f1": metrics.macro_f1(predictions, [example.answer for example in examples], task.labels)},
+        predictions=predictions,
+        seconds_per_example=seconds,
+        prompt_tokens=sum(len(prompt.ids) for prompt in table.prompts) / len(table.prompts),
+        cut=sum(prompt.cut for prompt in table.prompts),
     )
 
 
 def _label_ids(encoder: Encoder, examples: Sequence[Example], labels: tuple[str, ...]) -> list[list[list[int]]]:
-    """Token ids of every label after every prompt."""
-    flat = [Example(example.messages, label) for example in examples for label in labels]
-    ids = [sequence.ids[sequence.prompt :] for sequence in encoder.encode(flat)]
+    """Return the token ids of every label after every prompt, (examples, labels)."""
+    with_labels = [Example(example.messages, label) for example in examples for label in labels]
+    ids = [sequence.ids[sequence.prompt :] for sequence in encoder.encode(with_labels)]
     return [ids[start : start + len(labels)] for start in range(0, len(ids), len(labels))]
 
 
 def label_nll(base: Base, prompts: list[TokenSequence], answers: list[list[list[int]]]) -> list[list[float]]:
-    """Negative log-likelihood of every label, (prompts, labels)."""
+    """Return the negative log-likelihood of every answer in nats, (prompts, answers)."""
     if why_not_packed(base):
-        rows = [[_spelled(prompt, ids) for ids in row] for prompt, row in zip(prompts, answers, strict=True)]
-        return [_per_sequence(base, row) for row in rows]
+        rows = [[_with_answer(prompt, ids) for ids in row] for prompt, row in zip(prompts, answers, strict=True)]
+        return [_sequence_nll(base, row) for row in rows]
     batch = packed_batch(prompts, base.device, answers)
     values = nll(base, batch).double()
     width = max(len(row) for row in answers)
     sums = torch.zeros(len(prompts) * width, dtype=torch.float64, device=values.device)
     sums.index_add_(0, batch.owner * width + batch.branch, values)
-    return [row[: len(own)] for row, own in zip(sums.view(-1, width).tolist(), answers, strict=True)]
+    return [row[: len(ids)] for row, ids in zip(sums.view(-1, width).tolist(), answers, strict=True)]
 
 
-def _spelled(prompt: TokenSequence, answer: list[int]) -> TokenSequence:
+def _with_answer(prompt: TokenSequence, answer: list[int]) -> TokenSequence:
     return TokenSequence(prompt.ids + answer, [False] * len(prompt.ids) + [True] * len(answer), len(prompt.ids))
 
 
-def _per_sequence(base: Base, sequences: list[TokenSequence]) -> list[float]:
+def _sequence_nll(base: Base, sequences: list[TokenSequence]) -> list[float]:
     batch = batch_of(base, sequences)
     values = nll(base, batch).double()
     sums = torch.zeros(len(sequences), dtype=torch.float64, device=values.device)
     return list(sums.index_add_(0, batch.owner, values).tolist())
 
 
-def _likeliness(attachment: Attachment, task: Task, rendered: list[Example]) -> Scores:
-    """Plain text: the geometric mean probability of a token, so that higher is better as everywhere."""
+def _score_text(attachment: Attachment, task: Task, rendered: list[Example]) -> Scores:
+    """Score plain text by exp(-nll), the geometric mean of its tokens' probabilities, so that higher is better."""
     started = time.perf_counter()
     sequences = encoder_for(attachment, task).encode(rendered)
-    total, count, each = _likelihood(attachment, sequences)
-    mean = torch.tensor([nats / max(tokens, 1) for nats, tokens in each])
+    total, count, per_sequence = _answer_nats(attachment, sequences)
+    mean = torch.tensor([nats / max(tokens, 1) for nats, tokens in per_sequence])
     return Scores(
-        "likelihood",
-        torch.exp(-mean).tolist(),
-        total / max(count, 1),
-        {"perplexity": float(torch.tensor(total / max(count, 1)).exp())},
-        [""] * len(rendered),
-        (time.perf_counter() - started) / len(rendered),
-        sum(sequence.prompt for sequence in sequences) / len(sequences),
-        sum(sequence.cut for sequence in sequences),
+        metric="likelihood",
+        per_example=torch.exp(-mean).tolist(),
+        nll=total / max(count, 1),
+        others={"perplexity": float(torch.tensor(total / max(count, 1)).exp())},
+        predictions=[""] * len(rendered),
+        seconds_per_example=(time.perf_counter() - started) / len(rendered),
+        prompt_tokens=sum(sequence.prompt for sequence in sequences) / len(sequences),
+        cut=sum(sequence.cut for sequence in sequences),
     )
 
 
-def _generate(
+def _score_generated(
     attachment: Attachment, task: Task, examples: Sequence[Example], rendered: list[Example], progress: Progress
 ) -> Scores:
     encoder = encoder_for(attachment, task)
     sequences = encoder.encode(rendered)
-    total, count, _ = _likelihood(attachment, sequences)
+    total, count, _ = _answer_nats(attachment, sequences)
     started = time.perf_counter()
     room = answer_room(encoder, task)
     predictions, prompts = generate(attachment.base, encoder, rendered, room, stop_of(task), progress)
@@ -236,19 +245,19 @@ def _generate(
     others = {name: sum(values) / len(values) for name, values in table.items() if name != task.metric}
     others["bleu"] = metrics.corpus_bleu(predictions, references)
     return Scores(
-        task.metric,
-        table[task.metric],
-        total / max(count, 1),
-        others,
-        predictions,
-        seconds,
-        sum(len(prompt.ids) for prompt in prompts) / len(prompts),
-        sum(prompt.cut for prompt in prompts),
+        metric=task.metric,
+        per_example=table[task.metric],
+        nll=total / max(count, 1),
+        others=others,
+        predictions=predictions,
+        seconds_per_example=seconds,
+        prompt_tokens=sum(len(prompt.ids) for prompt in prompts) / len(prompts),
+        cut=sum(prompt.cut for prompt in prompts),
     )
 
 
 def describe(scores: Scores) -> dict[str, Any]:
-    """The record of scores in files, without the per-example parts."""
+    """Return the scores as files record them, without the per-example parts."""
     return {
         "metric": scores.metric,
         "mean": scores.mean,

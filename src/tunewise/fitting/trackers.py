@@ -10,52 +10,51 @@ from tunewise.core.errors import SettingError
 
 PROJECT = "tunewise"
 
-
-# What names one run in each service; the first argument names the project, or for TensorBoard the run.
-_RUN = {"tensorboard": None, "wandb": "name", "mlflow": "run_name", "trackio": "name"}
+# The keyword that names a run in each service, after the project; None: TensorBoard takes the run's name alone.
+_RUN_KEYWORD = {"tensorboard": None, "wandb": "name", "mlflow": "run_name", "trackio": "name"}
 
 
 def check(names: Sequence[str]) -> None:
-    """Refuse services that are not known or whose library is missing.
+    """Refuse services that are unknown or whose library is not installed.
 
     Raises:
-        SettingError: names the service and what to install.
+        SettingError: the message names the service and what to install.
     """
     from accelerate.tracking import get_available_trackers
 
     available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
     for name in names:
-        if name not in _RUN:
-            raise SettingError(f'--report-to names "{name}" but must name {", ".join(_RUN)}')
+        if name not in _RUN_KEYWORD:
+            raise SettingError(f'--report-to names "{name}" but must name {", ".join(_RUN_KEYWORD)}')
         if name not in available:
             raise SettingError(f"--report-to {name} needs its library: pip install {name}")
 
 
 class Trackers:
-    """One run for each trial at each of the named services; those that keep files keep them in `folder`."""
+    """Logs one trial as a run at each of the named services; services that write files write them to `folder`."""
 
     def __init__(self, names: Sequence[str], folder: Path, run: str, config: Mapping[str, Any]) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        classes = {str(getattr(kind, "value", kind)): found for kind, found in LOGGER_TYPE_TO_CLASS.items()}
-        self._open: list[Any] = []
+        classes = {str(getattr(kind, "value", kind)): tracker for kind, tracker in LOGGER_TYPE_TO_CLASS.items()}
+        self._trackers: list[Any] = []
         for name in names:
-            word = _RUN[name]
-            tracker = classes[name](PROJECT, **{word: run}) if word else classes[name](run, logging_dir=str(folder))
+            keyword, make = _RUN_KEYWORD[name], classes[name]
+            tracker = make(PROJECT, **{keyword: run}) if keyword else make(run, logging_dir=str(folder))
             tracker.start()
-            tracker.store_init_configuration({key: _plain(value) for key, value in config.items()})
-            self._open.append(tracker)
+            tracker.store_init_configuration({key: _config_value(value) for key, value in config.items()})
+            self._trackers.append(tracker)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers at a step."""
-        for tracker in self._open:
+        """Send the values of one step."""
+        for tracker in self._trackers:
             tracker.log(dict(values), step=step)
 
     def finish(self) -> None:
-        """Close the runs."""
-        for tracker in self._open:
+        """Close the runs at all services."""
+        for tracker in self._trackers:
             tracker.finish()
 
 
-def _plain(value: Any) -> Any:
+def _config_value(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else str(value)
