@@ -1,1 +1,1 @@
-"""What a fit leaves on disk, and how it comes back."""
+"""Fits, saves, loads and interpolates adaptations."""

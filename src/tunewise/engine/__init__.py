@@ -1,1 +1,1 @@
-"""One base model: loading, anatomy, tokens, packed rows, forward passes, loss and memory."""
+"""Handles one base model: loading, anatomy, tokens, packed rows, forward passes, loss and memory."""

@@ -107,9 +107,9 @@ class Encoder:
         for example, ids in zip(examples, rendered, strict=True):
             if self.chat and self._spells_control_token(example):
                 ids = self._tokenize_apart(Example(example.messages, ""))[0]
-            kept = self._truncate_start(ids, max(self.limit - room, 1))
-            whole = self.placeholders + kept + self.suffix
-            sequences.append(TokenSequence(whole, [False] * len(whole), len(whole), len(kept) < len(ids)))
+            truncated = self._truncate_start(ids, max(self.limit - room, 1))
+            whole = self.placeholders + truncated + self.suffix
+            sequences.append(TokenSequence(whole, [False] * len(whole), len(whole), len(truncated) < len(ids)))
         return sequences
 
     def decode(self, ids: list[int], stop: str | None = None) -> str:
@@ -248,8 +248,8 @@ def fit_window(prompt: int, answer: int, limit: int) -> tuple[int, int]:
     """
     if prompt + answer <= limit:
         return prompt, answer
-    kept = min(prompt, max(limit - answer, limit // 2))
-    return kept, min(answer, limit - kept)
+    prompt_size = min(prompt, max(limit - answer, limit // 2))
+    return prompt_size, min(answer, limit - prompt_size)
 
 
 def _separator(before: str, after: str) -> str:

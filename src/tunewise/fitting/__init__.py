@@ -1,1 +1,1 @@
-"""The training loop, and the scoring of an attachment."""
+"""Trains attachments, scores them and measures what the base forgot."""

@@ -123,6 +123,6 @@ def test_a_rank_is_chosen_when_loading_and_what_training_fixed_is_not(tmp_path):
     loaded = load(tmp_path / "adaptation", base=base, settings={"dylora": {"rank": 2}})
     assert torch.equal(logits(loaded.attachment, task), expected)
     loaded.attachment.detach()
-    for wrong, said in (({"dylora": {"r": 2}}, "only rank can"), ({"lora": {"r": 2}}, "no part called lora")):
-        with pytest.raises(SettingError, match=said):
+    for wrong, message in (({"dylora": {"r": 2}}, "only rank can"), ({"lora": {"r": 2}}, "no part called lora")):
+        with pytest.raises(SettingError, match=message):
             load(tmp_path / "adaptation", base=base, settings=wrong)

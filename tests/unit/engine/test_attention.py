@@ -20,14 +20,14 @@ TREES = {
 def test_a_part_sees_what_it_continues_and_itself(row):
     layout = _varlen_layout(row, torch.device("cpu"))
     total = sum(segment.length for segment in row)
-    places = torch.arange(total) if layout.gather is None else layout.gather
+    positions = torch.arange(total) if layout.gather is None else layout.gather
     seen = torch.zeros(total, total, dtype=torch.bool)
     queries, keys = layout.queries.tolist(), layout.keys.tolist()
     for part in range(len(queries) - 1):
-        own = places[keys[part] : keys[part + 1]]
-        past = len(own) - (queries[part + 1] - queries[part])
+        part_keys = positions[keys[part] : keys[part + 1]]
+        past = len(part_keys) - (queries[part + 1] - queries[part])
         for turn, query in enumerate(range(queries[part], queries[part + 1])):
-            seen[query, own[: past + turn + 1]] = True
+            seen[query, part_keys[: past + turn + 1]] = True
     expected = torch.block_diag(
         *(
             torch.ones(tree.length, tree.length).tril()

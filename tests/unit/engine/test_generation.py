@@ -46,9 +46,9 @@ def test_a_blank_line_ends_an_answer_where_no_training_answer_has_one(writes):
 def test_scores_see_the_shortened_answer(writes):
     attachment = writes("dog\n\nQuestion: the cat")
     task = task_of("dog")
-    found = score(attachment, task, task.train)
-    assert isinstance(found, Scores)
-    assert found.mean == 1.0, found.predictions
+    scores = score(attachment, task, task.train)
+    assert isinstance(scores, Scores)
+    assert scores.mean == 1.0, scores.predictions
 
 
 def test_generation_stops_row_by_row():

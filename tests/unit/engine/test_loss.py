@@ -1,4 +1,4 @@
-"""The chunked loss against torch's own."""
+"""The chunked loss equals torch's."""
 
 import pytest
 import torch
@@ -27,8 +27,8 @@ def test_value_and_gradients_equal_torch(monkeypatch, rows, hooked, bias):
         grads.append([value.detach(), *torch.autograd.grad(value * 0.3, inputs)])
     for ours, theirs in zip(*grads, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
-    each = nn.functional.cross_entropy(head(hidden), targets, reduction="none")
-    assert torch.allclose(loss.token_nll(head, hidden, targets), each, rtol=1e-12)
+    nll = nn.functional.cross_entropy(head(hidden), targets, reduction="none")
+    assert torch.allclose(loss.token_nll(head, hidden, targets), nll, rtol=1e-12)
 
 
 def test_no_labels_is_zero_and_harmless():
@@ -45,8 +45,8 @@ def test_no_gradient_is_made_for_a_frozen_head():
     hidden = torch.randn(5, 4, requires_grad=True)
     targets = torch.tensor([0, 3, 8, 1, 1])
     value = loss.head_loss(head, hidden, targets)
-    made = value.grad_fn.saved_tensors  # gradients are made in the forward pass: of hidden, weight and bias
-    assert [part is not None for part in made] == [True, False, False]
+    gradients = value.grad_fn.saved_tensors  # computed in the forward pass: of hidden, weight and bias
+    assert [part is not None for part in gradients] == [True, False, False]
     expected = torch.autograd.grad(nn.functional.cross_entropy(head(hidden), targets, reduction="sum"), hidden)[0]
     assert torch.allclose(torch.autograd.grad(value, hidden)[0], expected, atol=1e-6)
 
@@ -62,7 +62,7 @@ def test_a_second_backward_is_refused():
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_scaled_loss_adds_up_the_same_gradients(monkeypatch, watched, frozen):
-    """The head's own are added at once, unless somebody waits for them to come out of the backward pass."""
+    """The head's gradient is accumulated in the forward pass, unless a hook waits for it in the backward pass."""
     monkeypatch.setattr(loss, "_CHUNK_ELEMENTS", 40 * 16)
     torch.manual_seed(0)
     heads, seen = [nn.Linear(12, 40).double() for _ in range(2)], []

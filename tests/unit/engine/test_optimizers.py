@@ -97,8 +97,8 @@ def test_rounding_at_random_is_right_on_average_and_exact_where_it_can_be():
 
 def test_small_updates_are_lost_by_nearest_rounding_and_not_here():
     def moved(name):
-        found, _ = run(name, steps=20, lr=1e-5, shape=(64, 64), dtype=torch.bfloat16)
-        return float((found != run(name, steps=0, shape=(64, 64), dtype=torch.bfloat16)[0]).float().mean())
+        parameter, _ = run(name, steps=20, lr=1e-5, shape=(64, 64), dtype=torch.bfloat16)
+        return float((parameter != run(name, steps=0, shape=(64, 64), dtype=torch.bfloat16)[0]).float().mean())
 
     assert moved("adamw_bf16") > moved("adamw")
 
@@ -113,7 +113,7 @@ def test_bf16_weights_are_trained_by_the_optimiser_that_can():
     fit(attachment)
     assert any(not torch.equal(p, before[name]) for name, p in attachment.params().items())
     states = attachment.mover.state.values()
-    assert {s.dtype for own in states for k, s in own.items() if k != "step"} == {torch.bfloat16}
+    assert {s.dtype for slots in states for k, s in slots.items() if k != "step"} == {torch.bfloat16}
 
 
 def test_eight_bits_take_two_bytes_a_parameter():
@@ -156,20 +156,20 @@ def test_settings_that_cannot_be_are_refused():
 @pytest.mark.parametrize("name", ["full", "lora", "prefix_tuning", "lst", "krona", "last_layers"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_recomputed_activations_leave_the_same_bits(name, architecture):
-    found = []
+    states = []
     for recompute in (False, True):
         base, task = tiny_base(architecture), tiny_task()
         attachment = attach(make(name), base, task)
         rows = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])
         settings = TrainSettings(max_steps=3, gradient_checkpointing=recompute)
         train(attachment, rows, settings, reuse_trunk=False)
-        found.append(attachment.state())
+        states.append(attachment.state())
         assert not any(module.training for module in base.model.modules())
-    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def test_recomputed_activations_are_not_kept():
-    base, kept = tiny_base(), []
+    base, saved_bytes = tiny_base(), []
     task = tiny_task()
     attachment = attach(technique(), base, task)
     rows = encoder_for(attachment, task).encode(task.train)
@@ -177,5 +177,5 @@ def test_recomputed_activations_are_not_kept():
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.nbytes) or t, lambda t: t):
             train(attachment, rows, TrainSettings(max_steps=1, gradient_checkpointing=recompute))
-        kept.append(sum(sizes))
-    assert kept[1] < kept[0]
+        saved_bytes.append(sum(sizes))
+    assert saved_bytes[1] < saved_bytes[0]

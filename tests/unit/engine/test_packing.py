@@ -1,4 +1,4 @@
-"""Rendering, masking, cutting and packing."""
+"""Examples are rendered, labelled, truncated and packed as they should be."""
 
 import pytest
 import torch
@@ -113,13 +113,13 @@ def test_chat_uses_the_tokenizers_own_template():
 
 @given(st.integers(0, 400), st.integers(0, 400), st.integers(8, 300))
 def test_fit_window(prompt, answer, limit):
-    kept, tail = fit_window(prompt, answer, limit)
-    assert kept <= prompt and tail <= answer and kept + tail <= limit
+    prompt_size, answer_size = fit_window(prompt, answer, limit)
+    assert prompt_size <= prompt and answer_size <= answer and prompt_size + answer_size <= limit
     if prompt + answer <= limit:
-        assert (kept, tail) == (prompt, answer)
+        assert (prompt_size, answer_size) == (prompt, answer)
     else:
-        assert kept + tail == limit or kept == prompt
-        assert tail == answer or kept <= max(limit // 2, 0)
+        assert prompt_size + answer_size == limit or prompt_size == prompt
+        assert answer_size == answer or prompt_size <= max(limit // 2, 0)
 
 
 def test_cut_examples_keep_start_answer_and_are_marked():
@@ -239,9 +239,9 @@ def test_answers_after_prompts_that_begin_alike():
 @given(st.lists(st.lists(st.integers(0, 1), min_size=2, max_size=60), min_size=1, max_size=8))
 def test_beginnings_hold_every_row_once_and_save_tokens(rows):
     most = [len(row) - 1 for row in rows]
-    found = beginnings(rows, most)
-    assert sorted(index for _, members in found for index in members) == list(range(len(rows)))
-    for shared, members in found:
+    groups = beginnings(rows, most)
+    assert sorted(index for _, members in groups for index in members) == list(range(len(rows)))
+    for shared, members in groups:
         assert (shared == 0) == (len(members) == 1)
         assert all(rows[index][:shared] == rows[members[0]][:shared] and shared <= most[index] for index in members)
 

@@ -17,8 +17,8 @@ def run(name, architecture, reuse, **settings):
     base, losses = tiny_base(architecture), []
     attachment = attach(make(name, LOWER if "+" not in name else {**LOWER, "icl": {"k": 1}}), base)
     rows = _sequences(attachment, tiny_task())
-    found = TrainSettings(max_steps=8, **settings)
-    train(attachment, rows, found, on_step=lambda step, loss: losses.append(loss), reuse_trunk=reuse)
+    train_settings = TrainSettings(max_steps=8, **settings)
+    train(attachment, rows, train_settings, on_step=lambda step, loss: losses.append(loss), reuse_trunk=reuse)
     return losses, {key: tensor.clone() for key, tensor in attachment.state().items()}
 
 
@@ -53,8 +53,8 @@ def test_it_is_used_where_it_pays(name, visits, expected):
 
     base = tiny_base("llama")
     attachment = attach(make(name), base)
-    found = trunk_of(attachment, _sequences(attachment, tiny_task()), visits, nullcontext())
-    assert (found is not None) == expected
+    trunk = trunk_of(attachment, _sequences(attachment, tiny_task()), visits, nullcontext())
+    assert (trunk is not None) == expected
 
 
 def test_embeddings_trained_with_a_tied_head_have_no_trunk():
@@ -82,6 +82,6 @@ def test_what_is_free_does_not_decide(monkeypatch):
     attachment = attach(make("last_layers"), base)
     rows = _sequences(attachment, tiny_task())
     for total, free, used in ((1 << 33, 0, True), (1 << 33, 1 << 40, True), (1 << 12, 1 << 40, False)):
-        found = SimpleNamespace(total=total, available=free)
-        monkeypatch.setattr("tunewise.fitting.frozen_trunk.psutil.virtual_memory", lambda found=found: found)
+        memory = SimpleNamespace(total=total, available=free)
+        monkeypatch.setattr("tunewise.fitting.frozen_trunk.psutil.virtual_memory", lambda memory=memory: memory)
         assert (trunk_of(attachment, rows, 100, nullcontext()) is not None) == used

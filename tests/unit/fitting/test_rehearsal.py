@@ -23,18 +23,18 @@ def technique(name, **settings):
 def trained(name="full", steps=12, rehearsal=True, **settings):
     """The rise of the loss on other text and the task's loss, after a fit with these remedies."""
     base, task = tiny_base(), tiny_task()
-    held, remembered = Retention.measure(base, None), Rehearsal.of(base, None) if rehearsal else None
+    retention, remembered = Retention.measure(base, None), Rehearsal.of(base, None) if rehearsal else None
     attachment = attach(technique(name, learning_rate=3e-3), base, task)
     rows = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])
     train(attachment, rows, TrainSettings(max_steps=steps, **settings), rehearsal=remembered)
-    return held.compare(attachment), loss(attachment, task, task.train), attachment
+    return retention.compare(attachment), loss(attachment, task, task.train), attachment
 
 
 def test_a_known_partition_gives_the_divergence():
     torch.manual_seed(0)
     p, q = torch.randn(5, 9).log_softmax(1), torch.randn(5, 9).log_softmax(1)
     whole = (p.exp() * (p - q)).sum(1).mean()
-    assert torch.isclose(divergence(p[:, :8], q[:, :8]), whole, atol=1e-5)  # eight known, the ninth is the rest
+    assert torch.isclose(divergence(p[:, :8], q[:, :8]), whole, atol=1e-5)  # eight listed, the ninth is the rest
     assert divergence(p[:, :3], q[:, :3]) <= whole and divergence(p[:, :3], p[:, :3]).abs() < 1e-6
 
 
@@ -59,8 +59,8 @@ def test_memory_is_not_the_text_that_forgetting_is_measured_on():
 @pytest.mark.parametrize("remedy", [{"replay": 0.5}, {"kl_to_base": 2.0}, {"l2_sp": 1.0}])
 @pytest.mark.parametrize("name", ["full", "lora"])
 def test_each_remedy_forgets_less(name, remedy):
-    (without, _, _), (held, task, _) = trained(name), trained(name, **remedy)
-    assert held["kl"] < 0.9 * without["kl"]
+    (without, _, _), (with_remedy, task, _) = trained(name), trained(name, **remedy)
+    assert with_remedy["kl"] < 0.9 * without["kl"]
     assert task < loss(attach(make("base"), tiny_base()), tiny_task(), tiny_task().train)
 
 
@@ -101,9 +101,9 @@ def test_interpolation_runs_from_the_base_to_the_tuned_model(name):
     attachment = attach(technique(name), base)
     fit(attachment, steps=8)
     tuned = logits(attachment)
-    found = dict(curve(attachment, logits, (0.0, 0.5, 1.0)))
-    assert torch.equal(found[0.0], bare) and torch.allclose(found[1.0], tuned, atol=1e-4)
-    assert not torch.allclose(found[0.5], bare) and not torch.allclose(found[0.5], tuned)
+    points = dict(curve(attachment, logits, (0.0, 0.5, 1.0)))
+    assert torch.equal(points[0.0], bare) and torch.allclose(points[1.0], tuned, atol=1e-4)
+    assert not torch.allclose(points[0.5], bare) and not torch.allclose(points[0.5], tuned)
     assert fingerprint(base) == before
 
 

@@ -15,11 +15,11 @@ def test_tensorboard_holds_every_loss(tmp_path):
     budget = Budget(steps=3)
     result = compare(tiny_base(), tiny_task(), [make("lora", {})], tmp_path, budget=budget, report_to=["tensorboard"])
     (run,) = (tmp_path / "logs").iterdir()
-    found = events.EventAccumulator(str(run))
-    found.Reload()
+    log = events.EventAccumulator(str(run))
+    log.Reload()
     steps, losses = zip(*result["rows"][0]["curve"], strict=True)
-    assert [event.step for event in found.Scalars("loss")] == list(steps)
-    assert [event.value for event in found.Scalars("loss")] == pytest.approx(list(losses))
+    assert [event.step for event in log.Scalars("loss")] == list(steps)
+    assert [event.value for event in log.Scalars("loss")] == pytest.approx(list(losses))
 
 
 def test_services_that_are_not_known_or_not_installed(monkeypatch):
@@ -35,8 +35,8 @@ def test_each_service_gets_one_run_a_trial(monkeypatch, tmp_path, name):
     calls = []
 
     class Fake:
-        def __init__(self, project, **given):
-            calls.append((project, sorted(given.values())))
+        def __init__(self, project, **keywords):
+            calls.append((project, sorted(keywords.values())))
 
         def start(self):
             calls.append("start")
