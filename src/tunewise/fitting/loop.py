@@ -257,7 +257,7 @@ class _Run:
             yield penalty
         if settings.remembers and self.rehearsal is not None:
             count = settings.per_device_train_batch_size
-            seed = derive(self.seed, "memory")
+            seed = derive(self.seed, "memory")  # this name is part of every run's bits, so it stays
             chosen = order(len(self.rehearsal.sequences), seed, self.step * count, count)
             with self.precision(), self.rehearsal.losses(self.attachment, chosen) as (nll, kl):
                 yield settings.replay * nll + settings.kl_to_base * kl
