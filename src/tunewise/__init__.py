@@ -29,12 +29,14 @@ _HOMES = {
     "adaptation.artifact": ("Adaptation", "load"),
     "adaptation.fit": ("fit",),
     "advice.advise": ("advise",),
+    "comparison.budget": ("Budget",),
     "comparison.compare": ("compare",),
-    "comparison.row": ("Budget",),
-    "contract.technique": ("Attachment", "Citation", "Technique", "setting"),
+    "contract.attachment": ("Attachment",),
+    "contract.settings": ("setting",),
+    "contract.technique": ("Citation", "Technique"),
     "data.task": ("Example", "Message", "Task"),
     "engine.model": ("Base", "load_base"),
-    "fitting.loop": ("TrainSettings",),
+    "fitting.settings": ("TrainSettings",),
     "techniques.registry": ("all_techniques", "make"),
 }
 register("world", lambda: import_module("tunewise.data.world"))

@@ -4,11 +4,21 @@ import json
 
 import pytest
 
+from tunewise.cli.commands import comparing
+
 
 def test_demo_takes_known_techniques_and_tasks(refused, tmp_path):
     assert "did you mean" in refused("demo", "--out", tmp_path / "demo", "--techniques", "lorra")
     assert "town, reviews" in refused("demo", "--out", tmp_path / "demo", "--task", "review")
     assert not (tmp_path / "demo").exists()
+
+
+def test_demo_runs_the_task_whose_techniques_differ(run, monkeypatch, tmp_path):
+    """The default is the task that README shows; on `reviews` five rows tie at 1.000."""
+    requests = []
+    monkeypatch.setattr(comparing, "_compare", lambda request, *_: requests.append(request))
+    assert run("demo", "--out", tmp_path).code == 0
+    assert (requests[0].data, requests[0].out) == ("world:town", str(tmp_path / "town"))
 
 
 @pytest.mark.slow

@@ -176,7 +176,7 @@ def _comparison(folder: Path) -> dict[str, Any]:
 
 def demo(
     out: Out = Path("tunewise-demo"),
-    task: Annotated[str, typer.Option(help="town, reviews, records, skill or letters.")] = "reviews",
+    task: Annotated[str, typer.Option(help="town, reviews, records, skill or letters.")] = "town",
     techniques: Annotated[str, typer.Option("--techniques", "-t", help="Names joined by commas, or all.")] = COMPARED,
     all_techniques: Annotated[bool, typer.Option("--all", help="Every technique that there is.")] = False,
     as_json: Json = False,
