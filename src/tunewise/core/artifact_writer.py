@@ -239,8 +239,8 @@ def output_folder(path: str | Path) -> Path:
 
 def check_space(folder: Path, needed_bytes: int) -> None:
     """Raise `TunewiseError` unless the disk has room for twice the needed bytes and 64 MiB."""
-    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
-    free, required = shutil.disk_usage(place).free, 2 * needed_bytes + SPARE_BYTES
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free, required = shutil.disk_usage(existing).free, 2 * needed_bytes + SPARE_BYTES
     if free < required:
         raise TunewiseError(
             f"{folder}: saving {needed_bytes} bytes needs {required} bytes of free space, but only {free} are free; "
@@ -339,10 +339,10 @@ def _explain_os_errors(path: Path, action: str) -> Iterator[None]:
 
 
 def _make_folder(folder: Path) -> None:
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for place in missing:
-        _sync_folder(place.parent)
+    for path in missing:
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -83,10 +83,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = offset = 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK) + file.readline(MAX_LINE + 1):
-            for place, raw in enumerate(io.BytesIO(block) if len(block) > MAX_LINE else (), number + 1):
+            for raw_line, raw in enumerate(io.BytesIO(block) if len(block) > MAX_LINE else (), number + 1):
                 if len(raw) > MAX_LINE:
                     raise DataError(
-                        "the line is longer than 10 MB", path=path, line=place, remedy="write one row per line"
+                        "the line is longer than 10 MB", path=path, line=raw_line, remedy="write one row per line"
                     )
             for line in io.StringIO(_decode(block, path, number + 1, offset), newline="\n"):
                 number += 1

@@ -100,8 +100,8 @@ class _Cutter:
         splitter = self.markdown if headings else self.plain
         passages: list[Passage] = []
         for offset, piece in _pieces(text, starts, _PIECE * self.size):
-            for place, chunk in splitter.chunk_indices(piece):
-                start, end = offset + place, offset + place + len(chunk)
+            for position, chunk in splitter.chunk_indices(piece):
+                start, end = offset + position, offset + position + len(chunk)
                 first, above = _first_character(text, start, end, starts)
                 while above >= 0 and first < headings[above].end:  # it starts with a heading, or in the middle of one
                     start = headings[above].end
