@@ -34,8 +34,8 @@ def test_an_index_is_made_updated_and_searched(run, manual, tmp_path):
     assert "skipped broken.pdf" in again.err
     hits = run("search", place, "how much oil", "--json").json()
     assert hits[0]["source"] == "oil.txt:0-36" and "five" in hits[0]["text"]
-    shown = run("search", place, "fluid in the stopping system", "--mode", "dense", "--k", 1)
-    assert shown.out.startswith("[1] brakes.md:") and "Bleed the brakes" in shown.out
+    result = run("search", place, "fluid in the stopping system", "--mode", "dense", "--k", 1)
+    assert result.out.startswith("[1] brakes.md:") and "Bleed the brakes" in result.out
     assert "nothing fits" in run("search", place, "neutrino", "--mode", "bm25", "--floor", 0.2).out
     other = run("index", manual, "--out", place, "--embedder", embedder, "--chunk-size", 64)
     assert other.code == 2
@@ -55,8 +55,8 @@ def test_a_comparison_reads_documents(run, model, manual, tmp_path):
     (manual / "notes.docx").write_bytes(b"PK\x03\x04")
     out = tmp_path / "out"
     words = ["compare", "--model", model, "--data", data, "--knowledge", manual, "--out", out, "-t", "base,rag"]
-    found = run(*words, "--json").json()
-    row = next(row for row in found["rows"] if row["technique"] == "rag")
+    comparison = run(*words, "--json").json()
+    row = next(row for row in comparison["rows"] if row["technique"] == "rag")
     assert row["settings"]["knowledge"] == str(manual) and row["findings"]["right passage found"] > 0.5
     assert "notes.docx" in row["findings"]["1 files skipped"]
     answers = tmp_path / "answers.jsonl"
@@ -69,17 +69,17 @@ def test_a_comparison_reads_documents(run, model, manual, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["search", "nowhere", "x"], "is no index"),
+        (["search", "nowhere", "x"], "is not an index"),
         (["search", "nowhere", "x", "--mode", "magic"], "must be bm25, dense or hybrid"),
         (["index", "nowhere", "--out", "i", "--embedder", "e"], "no such file or folder"),
     ],
 )
-def test_wrong_requests(run, tmp_path, monkeypatch, words, said):
+def test_wrong_requests(run, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     done = run(*words)
-    assert done.code == 2 and said in done.err and "Traceback" not in done.err
+    assert done.code == 2 and message in done.err and "Traceback" not in done.err
 
 
 def test_documents_are_for_techniques_that_search_them(run, model, labels, manual, tmp_path):

@@ -35,14 +35,14 @@ def test_bm25_is_as_good_as_its_library_and_the_others_are_better(cranfield, rea
     """In bfloat16 too where the processor has such numbers; others take a quarter of an hour for that."""
     dtypes = ("float32", "bfloat16") if "bf16" in CPU.read_text() else ("float32",)
     embedders = {dtype: Embedder(str(get_model_path()), dtype) for dtype in dtypes}
-    found = cranfield.measured(real / "retrieval" / "cranfield", embedders)
+    scores = cranfield.measured(real / "retrieval" / "cranfield", embedders)
     for measure in ("nDCG@10", "R@100"):
-        assert abs(found["bm25"][measure] - found["bm25s itself"][measure]) < 0.01
-        assert found["hybrid"][measure] > found["bm25"][measure]
-        assert found["dense"][measure] > found["bm25"][measure]
+        assert abs(scores["bm25"][measure] - scores["bm25s itself"][measure]) < 0.01
+        assert scores["hybrid"][measure] > scores["bm25"][measure]
+        assert scores["dense"][measure] > scores["bm25"][measure]
         if "bfloat16" in dtypes:
-            assert abs(found["hybrid, bfloat16"][measure] - found["hybrid"][measure]) < 0.01
-    assert found["hybrid"]["nDCG@10"] > 0.54
+            assert abs(scores["hybrid, bfloat16"][measure] - scores["hybrid"][measure]) < 0.01
+    assert scores["hybrid"]["nDCG@10"] > 0.54
 
 
 def test_the_right_passage_is_found_among_real_ones(real):
@@ -54,8 +54,8 @@ def test_the_right_passage_is_found_among_real_ones(real):
     for mode, least in (("bm25", 0.7), ("hybrid", 0.75)):
         settings = {"k": 3, "retrieval": mode, "chunk_size": 96}
         settings |= {"embedder": str(get_model_path())} if mode == "hybrid" else {}
-        found = attach(make("rag", {"rag": settings}), base, task)
-        assert found.facts["right passage found"] >= least
+        attachment = attach(make("rag", {"rag": settings}), base, task)
+        assert attachment.facts["right passage found"] >= least
         base.release()
 
 

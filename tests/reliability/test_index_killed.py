@@ -98,35 +98,35 @@ class Promises:
                 self.exactly[name] = None
 
     def check(self, index):
-        held, told = defaultdict(set), index.documents()
+        stored, fingerprints = defaultdict(set), index.documents()
         for passage in index.passages():
-            assert passage not in held[passage.document], "no passage is there twice"
-            held[passage.document].add(passage)
-        assert index.count() == sum(map(len, held.values()))
-        assert held.keys() <= told.keys(), "every passage belongs to a known document"
+            assert passage not in stored[passage.document], "no passage is there twice"
+            stored[passage.document].add(passage)
+        assert index.count() == sum(map(len, stored.values()))
+        assert stored.keys() <= fingerprints.keys(), "every passage belongs to a known document"
         for name, fingerprint in self.exactly.items():
-            assert told.get(name) == fingerprint, "what was acknowledged is so"
-        for name, fingerprint in told.items():
+            assert fingerprints.get(name) == fingerprint, "what was acknowledged is so"
+        for name, fingerprint in fingerprints.items():
             if fingerprint:
-                assert held[name] == set(split(self.known[fingerprint])), "a document is whole or known not to be"
+                assert stored[name] == set(split(self.known[fingerprint])), "a document is whole or known not to be"
         for name, versions in self.owed.items():
-            assert any(set(split(self.known[version])) <= held[name] for version in versions), "no chunk is lost"
+            assert any(set(split(self.known[version])) <= stored[name] for version in versions), "no chunk is lost"
 
 
 def live(folder, step, lines, share):
     """A life that ends so many lines and a share of the longest wait for one later: what it told in whole lines."""
     arguments = [sys.executable, "-c", LIFE, __file__.rpartition("/")[0], str(folder), str(step)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
-        told, waits = process.stdout.readline(), [0.02]
+        output, waits = process.stdout.readline(), [0.02]
         for _ in range(lines):
             started = time.perf_counter()
-            told += process.stdout.readline()
+            output += process.stdout.readline()
             waits.append(time.perf_counter() - started)
         time.sleep(share * max(waits))
         process.kill()
-        told += process.stdout.read()
+        output += process.stdout.read()
     assert process.returncode == -signal.SIGKILL
-    return [json.loads(line) for line in told[: told.rfind(b"\n") + 1].splitlines()]
+    return [json.loads(line) for line in output[: output.rfind(b"\n") + 1].splitlines()]
 
 
 @pytest.mark.slow

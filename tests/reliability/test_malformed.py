@@ -33,14 +33,14 @@ Row = dict[str, object]
 
 
 def row_of(format_: str, i: int, rng: random.Random) -> Row:
-    said, told = f"{i} {rng.choice(WORDS)}", f"{rng.choice(WORDS)} {i}"
+    prompt, answer = f"{i} {rng.choice(WORDS)}", f"{rng.choice(WORDS)} {i}"
     if format_ == "classification":
-        return {"text": said, "label": "ab"[i % 2]}
+        return {"text": prompt, "label": "ab"[i % 2]}
     if format_ == "question-answer":
-        return {"question": said, "answers": {"text": [told, "x"], "answer_start": [1, 2]}}
+        return {"question": prompt, "answers": {"text": [answer, "x"], "answer_start": [1, 2]}}
     if format_ == "messages":
-        return {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": told}]}
-    return {"prompt": said, "completion": told}
+        return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+    return {"prompt": prompt, "completion": answer}
 
 
 def csv_text(rows: list[list[str]], delimiter: str) -> str:

@@ -60,9 +60,9 @@ def snapshot(stored: artifact_writer.Stored) -> Snapshot:
 
 
 def newest(root: Path) -> Snapshot:
-    found = artifact_writer.latest(root)
-    assert found is not None
-    return snapshot(found[1])
+    newest_checkpoint = artifact_writer.latest(root)
+    assert newest_checkpoint is not None
+    return snapshot(newest_checkpoint[1])
 
 
 def names(root: Path) -> list[str]:
@@ -128,9 +128,9 @@ def test_killed_at_every_event_of_a_save(tmp_path: Path, new_step: int, caplog: 
             artifact_writer.prune(root)
 
         finished = ends_by_itself(act, len(seen) + 1)
-        found = newest(root)
-        assert found in (old, new)
-        seen.append(found)
+        snapshot_now = newest(root)
+        assert snapshot_now in (old, new)
+        seen.append(snapshot_now)
         save(root, new_step, mark=3)  # the run goes on
         artifact_writer.prune(root)
         assert newest(root) == new

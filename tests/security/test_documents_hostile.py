@@ -14,7 +14,7 @@ import pytest
 from pypdf import PdfWriter
 
 from tunewise.core.errors import DataError
-from tunewise.retrieval import documents
+from tunewise.retrieval import documents, parsers
 from tunewise.retrieval.documents import read
 
 
@@ -26,8 +26,8 @@ def skipped(folder: Path, name: str, content: bytes) -> str:
     reading = read(folder)
     assert time.monotonic() - start < 20
     assert [document.text for document in reading.documents] == ["good"]
-    ((found, why),) = reading.skipped
-    assert found == name and why.isprintable() and len(why) < 400
+    ((skipped_name, why),) = reading.skipped
+    assert skipped_name == name and why.isprintable() and len(why) < 400
     with pytest.raises(DataError) as caught:
         read(folder / name)
     # What a reader says in brackets can depend on how deep the stack was when it gave up.
@@ -36,14 +36,14 @@ def skipped(folder: Path, name: str, content: bytes) -> str:
 
 
 def writer() -> PdfWriter:
-    made = PdfWriter()
-    made.add_blank_page(100, 100)
-    return made
+    pdf_writer = PdfWriter()
+    pdf_writer.add_blank_page(100, 100)
+    return pdf_writer
 
 
-def saved(made: PdfWriter) -> bytes:
+def saved(pdf_writer: PdfWriter) -> bytes:
     file = io.BytesIO()
-    made.write(file)
+    pdf_writer.write(file)
     return file.getvalue()
 
 
@@ -75,11 +75,11 @@ def stream(data: bytes, filters: bytes = b"") -> bytes:
 )
 @pytest.mark.parametrize("name", ["bad.txt", "bad.md", "bad.html", "bad.jsonl"])
 def test_what_is_not_text_is_skipped(tmp_path: Path, name: str, content: bytes, why: str) -> None:
-    found = skipped(tmp_path, name, content)
+    reason = skipped(tmp_path, name, content)
     if name == "bad.jsonl" and content == b"\x01\x02":
-        assert found == "line 1: not valid JSON"
+        assert reason == "line 1: not valid JSON"
     else:
-        assert found == why
+        assert reason == why
 
 
 @pytest.mark.parametrize("name", ["bad.txt", "bad.html", "bad.pdf", "bad.jsonl"])
@@ -276,9 +276,9 @@ def test_pypdf_is_as_loud_as_before(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("password", ["secret", ""])
 def test_encrypted_pdfs_are_skipped(tmp_path: Path, password: str) -> None:
-    made = writer()
-    made.encrypt(password, owner_password="owner", algorithm="RC4-128")
-    assert skipped(tmp_path, "bad.pdf", saved(made)) == "it is encrypted"
+    pdf_writer = writer()
+    pdf_writer.encrypt(password, owner_password="owner", algorithm="RC4-128")
+    assert skipped(tmp_path, "bad.pdf", saved(pdf_writer)) == "it is encrypted"
 
 
 def test_a_pdf_of_scans_is_skipped(tmp_path: Path) -> None:
@@ -286,8 +286,8 @@ def test_a_pdf_of_scans_is_skipped(tmp_path: Path) -> None:
 
 
 def test_a_pdf_that_takes_too_long_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "MAX_SECONDS", -1.0)
-    assert skipped(tmp_path, "bad.pdf", saved(writer())) == "its pages unfold to too much to read"
+    monkeypatch.setattr(parsers, "MAX_SECONDS", -1.0)
+    assert skipped(tmp_path, "bad.pdf", saved(writer())) == "its pages hold too much text"
 
 
 def test_control_characters_are_dropped(tmp_path: Path) -> None:

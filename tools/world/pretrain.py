@@ -1,7 +1,7 @@
 """Pretrains the world's model: `python -m tools.world.pretrain OUT`.
 
-Writes a Hugging Face folder (bf16 safetensors, tokenizer) and `pretraining.json`, the run's log and what the model
-can do. It continues where it was stopped. `--steps 20` is a quick try.
+It writes a Hugging Face folder (bf16 safetensors, tokenizer) and `pretraining.json`, which holds the log of the run and
+what the model can do. A stopped run continues where it was. `--steps 20` is a quick try.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from tunewise.fitting.loop import train
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 
-VOCABULARY, WINDOW = 2048, 512
+VOCABULARY, WINDOW = 2048, 512  # tokens
 SHAPE: dict[str, Any] = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6}
-RATE = 2e-3
+LEARNING_RATE = 2e-3
 _EOS, _BOS = "</s>", "<s>"
 
 
 def make_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer learned from 20,000 documents; digits stand alone."""
+    """Train a byte-level BPE tokenizer on 20,000 documents; every digit is a token of its own."""
     raw = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"), "isolated")
     raw.pre_tokenizer = pre_tokenizers.Sequence(
@@ -55,7 +55,7 @@ def make_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
 
 
 def make_model(seed: int = 0) -> LlamaForCausalLM:
-    """A random Llama of the world's shape."""
+    """Make a randomly initialised Llama of the shape of the world's model."""
     torch.manual_seed(derive(seed, "init"))
     fixed: dict[str, Any] = {
         "max_position_embeddings": WINDOW,
@@ -67,7 +67,7 @@ def make_model(seed: int = 0) -> LlamaForCausalLM:
 
 
 def pretrain(out: Path, steps: int, batch: int, seed: int = 0) -> dict[str, Any]:
-    """Train, save, measure; returns what `pretraining.json` holds."""
+    """Train, save and measure the model, and return what `pretraining.json` holds."""
     tokenizer = make_tokenizer(seed)
     base = Base(make_model(seed), tokenizer, "world")
     texts = tuple(Example((), text, (text,)) for text in corpus.documents(steps * batch, seed))
@@ -82,37 +82,37 @@ def pretrain(out: Path, steps: int, batch: int, seed: int = 0) -> dict[str, Any]
         save_steps=250,
         bf16=True,
     )
-    attachment = make("full", {"full": {"learning_rate": RATE}}).attach(base, generator(seed, "pretrain"))
+    attachment = make("full", {"full": {"learning_rate": LEARNING_RATE}}).attach(base, generator(seed, "pretrain"))
     log: list[dict[str, float]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as live:
         bar = live.add_task("pretraining", total=steps)
 
-        def stepped(step: int, loss: float) -> None:
+        def show_step(step: int, loss: float) -> None:
             live.update(bar, completed=step, description=f"loss {loss:.3f}")
 
         started = time.perf_counter()
-        done = train(attachment, sequences, settings, seed=seed, folder=out / "run", resume=True, on_step=stepped)
+        trained = train(attachment, sequences, settings, seed=seed, folder=out / "run", resume=True, on_step=show_step)
     for line in (out / "run" / "metrics.jsonl").read_text().splitlines():
-        found = json.loads(line)
-        if found["step"] % 50 == 0:
-            log.append({"step": found["step"], "loss": round(found["loss"], 4)})
+        metrics = json.loads(line)
+        if metrics["step"] % 50 == 0:
+            log.append({"step": metrics["step"], "loss": round(metrics["loss"], 4)})
     save(base, out)
-    stored = load_base(str(out))
+    saved = load_base(str(out))
     record = {
         "seed": seed,
-        "parameters": stored.parameters,
+        "parameters": saved.parameters,
         "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
-        "fingerprint": stored.fingerprint,
+        "fingerprint": saved.fingerprint,
         "documents": len(sequences),
-        "tokens": done.tokens,
+        "tokens": trained.tokens,
         "steps": steps,
         "batch": batch,
-        "learning_rate": RATE,
+        "learning_rate": LEARNING_RATE,
         "seconds": round(time.perf_counter() - started),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
-        "abilities": {name: round(value, 4) for name, value in abilities.measure(stored).items()},
+        "abilities": {name: round(value, 4) for name, value in abilities.measure(saved).items()},
         "log": log,
     }
     artifact_writer.write_text(out / "pretraining.json", json.dumps(record, indent=1) + "\n")
@@ -120,18 +120,18 @@ def pretrain(out: Path, steps: int, batch: int, seed: int = 0) -> dict[str, Any]
 
 
 def save(base: Base, out: Path) -> None:
-    """A Hugging Face folder with bf16 weights."""
+    """Write a Hugging Face folder with bf16 weights."""
     base.model.to(torch.bfloat16)  # type: ignore[arg-type]
     base.model.save_pretrained(out)
     base.tokenizer.save_pretrained(out)
 
 
 def main() -> None:
-    """Read the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=32, help="documents of a step")
+    parser.add_argument("--batch", type=int, default=32, help="documents per step")
     options = parser.parse_args()
     record = pretrain(options.out, options.steps, options.batch)
     print(json.dumps({name: value for name, value in record.items() if name != "log"}, indent=1))

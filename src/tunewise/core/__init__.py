@@ -1,1 +1,1 @@
-"""Errors, seeds, units, text for people, and files on disk: what knows nothing of models."""
+"""Errors, seeds, units, text for people, and files on disk. Nothing here knows about models."""

@@ -1,7 +1,7 @@
-"""Addresses of what is shipped with the package: `world` is a model, `world:reviews` a task of that world.
+"""Resolves addresses of what is shipped with the package: `world` is a model, `world:reviews` a task of that world.
 
-One place knows the scheme. Who owns a name registers it (`tunewise/__init__.py` does so for `world`); readers of tasks,
-documents, texts and models ask here before they take an address for a path or a Hub id.
+Only this module knows the scheme. The owner of a name registers it (`tunewise/__init__.py` does so for `world`).
+Readers of tasks, documents, texts and models ask here before they treat an address as a path or a Hub id.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from typing import Any, Protocol
 
 
 class Shipped(Protocol):
-    """What a registered name must offer; `tunewise.data.world` is one."""
+    """Describes what a registered loader must return; the module `tunewise.data.world` is one example."""
 
     MODEL: Path
 
     def task(self, name: str) -> Any:
-        """The `Task` called `name`."""
+        """Return the `Task` called `name`."""
 
     def documents(self, name: str) -> list[dict[str, str]]:
-        """The documents that go with a task, as {"id", "text"}."""
+        """Return the documents that go with a task, each with the keys "id" and "text"."""
 
     def retention(self) -> list[str]:
-        """Text that the model should not forget."""
+        """Return texts that the model should not forget."""
 
 
 _registered: dict[str, Callable[[], Shipped]] = {}
 
 
 def register(scheme: str, load: Callable[[], Shipped]) -> None:
-    """Let `scheme` and `scheme:...` be addresses of what `load()` returns; it is called when one is asked for."""
+    """Make `scheme` and `scheme:...` addresses of what `load()` returns; `load` is called when one is first used."""
     _registered[scheme] = load
 
 
 def shipped(address: str) -> tuple[Shipped, str] | None:
-    """What `world:reviews` belongs to and the name within it ("reviews"), or None for any other address."""
+    """Return what `world:reviews` belongs to and the name in it ("reviews"), or None for any other address."""
     scheme, colon, name = address.partition(":")
     return (_registered[scheme](), name) if colon and scheme in _registered else None
 
 
 def shipped_model(address: str) -> Path | None:
-    """The folder of the model that a bare scheme such as `world` names, or None for any other address."""
+    """Return the folder of the model that a bare scheme such as `world` names, or None for any other address."""
     return _registered[address]().MODEL if address in _registered else None

@@ -1,7 +1,8 @@
 """Reads files that may be hostile: nothing is trusted before it is checked.
 
-Only plain files that a manifest lists, with the bytes and SHA-256 that it says; no links, no formats that can hold
-code, JSON and safetensors headers within limits. `store` writes what this reads.
+A file is read only if it is a plain file that the manifest lists, with the size and SHA-256 that the manifest gives.
+Links and formats that can hold code are refused, and JSON files and safetensors headers must stay within limits.
+`artifact_writer` writes what this module reads.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
-_HUB = ("README.md", ".gitattributes")  # what the Hub keeps beside an adaptation; never read
+_HUB_FILES = ("README.md", ".gitattributes")  # the Hub adds these to an adaptation; they are never read
 JSON_BYTES, JSON_DEPTH = 1 << 20, 32
 HEADER_BYTES, TENSOR_COUNT = 10_000_000, 100_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
@@ -50,32 +51,32 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive: linear on
 
 @dataclass(frozen=True)
 class Stored:
-    """The checked contents of a folder; a file that changes after the check is refused, not read."""
+    """Gives access to the checked files of a folder; a file that changes after the check is refused, not read."""
 
     folder: Path
     names: tuple[str, ...]
-    _stamps: Mapping[str, tuple[int, int, int]] = field(repr=False, compare=False)
+    _identities: Mapping[str, tuple[int, int, int]] = field(repr=False, compare=False)  # inode, size, change time
 
     def text(self, name: str) -> str:
-        """The text of a file; raises `ArtifactError` if it is absent, changed or not UTF-8."""
+        """Return the text of a file; raises `ArtifactError` if it is absent, changed or not UTF-8."""
         with self._open(name) as file:
             return _decode(file.read(), self.folder / name)
 
     def json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file; raises `ArtifactError` as `read_json` does."""
+        """Return the JSON object in a file; raises `ArtifactError` as `read_json` does."""
         with self._open(name) as file:
             return _parse(file, self.folder / name, JSON_BYTES)
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of a file, on the CPU; raises `ArtifactError` if they cannot be read."""
+        """Return the tensors of a file, on the CPU; raises `ArtifactError` if they cannot be read."""
         with self._open(name) as file:
             return _load(file, self.folder / name)
 
     def _open(self, name: str) -> BufferedReader:
-        if name not in self._stamps:
+        if name not in self._identities:
             raise refusal(self.folder, f"has no file {name[:80]!r}")
         file = _open(self.folder / name)
-        if _stamp(file) != self._stamps[name]:
+        if _identity(file) != self._identities[name]:
             file.close()
             raise refusal(self.folder / name, "changed after it was checked")
         return file
@@ -85,8 +86,8 @@ def read_json(path: Path, *, limit_bytes: int = JSON_BYTES) -> dict[str, Any]:
     """Read one JSON object from an untrusted file.
 
     Raises:
-        ArtifactError: it is unreadable, a link or no plain file, above the limit, deeper than 32, not an
-            object, or has a duplicate key or a number that is not finite.
+        ArtifactError: the file is unreadable, a link, not a plain file, above the limit, nested deeper than 32, not
+            an object, or has a duplicate key or a number that is not finite.
     """
     with _open(path) as file:
         return _parse(file, path, limit_bytes)
@@ -96,66 +97,66 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read an untrusted safetensors file that no manifest covers (another tool's adapter).
 
     Raises:
-        ArtifactError: it is unreadable, a link or no plain file, or not a safetensors file within the limits.
+        ArtifactError: the file is unreadable, a link, not a plain file, or not a safetensors file within the limits.
     """
     with _open(path) as file:
         return _load(file, path)
 
 
 def refusal(path: Path, problem: str) -> ArtifactError:
-    """The error for a file that must not be used."""
-    return ArtifactError(f"{path} {problem}; use a good copy of it or make it again")
+    """Make the error for a file that must not be used."""
+    return ArtifactError(f"{path} {problem}; use an undamaged copy or create it again")
 
 
 def verified(folder: Path) -> Stored:
-    """The folder's contents, checked against its manifest; raises `ArtifactError`."""
-    stamps = {}
+    """Check a folder's files against its manifest and return them; raises `ArtifactError`."""
+    identities = {}
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
             raise refusal(folder, "is not a folder")
         present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
     except OSError as error:
         raise refusal(folder, f"cannot be read ({error.strerror})") from error
-    listed = _read_manifest(folder / MANIFEST)
-    present -= {*_HUB} - listed.keys()
-    for name in sorted({*present, *listed}):
+    entries = _read_manifest(folder / MANIFEST)
+    present -= {*_HUB_FILES} - entries.keys()
+    for name in sorted({*present, *entries}):
         if problem := name_problem(name):
             raise refusal(folder, f"has {name[:80]!r}, which {problem}")
-        if name not in listed or name not in present:
+        if name not in entries or name not in present:
             raise refusal(folder, f"{'holds' if name in present else 'lacks'} {name!r}, unlike its manifest")
         with _open(folder / name) as file:
-            _check_file(file, folder / name, listed[name])
-            stamps[name] = _stamp(file)
-    return Stored(folder, tuple(stamps), stamps)
+            _check_file(file, folder / name, entries[name])
+            identities[name] = _identity(file)
+    return Stored(folder, tuple(identities), identities)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     with _open(path) as file:
-        listed = _parse(file, path, JSON_BYTES).get("files")
+        entries = _parse(file, path, JSON_BYTES).get("files")
         file.seek(0)
-        # Byte for byte what `commit` writes, so that no change to it goes unseen.
-        if not isinstance(listed, dict) or file.read() != manifest_bytes(listed):
+        # It must be byte for byte what `commit` writes, so that every change to it is noticed.
+        if not isinstance(entries, dict) or file.read() != manifest_bytes(entries):
             raise refusal(path, "was altered")
-    return listed
+    return entries
 
 
-def _check_file(file: BufferedReader, path: Path, listed: object) -> None:
-    # Cheap checks first: a bomb must not be hashed, nor a header parsed before its length is known.
+def _check_file(file: BufferedReader, path: Path, entries: object) -> None:
+    # Cheap checks come first: a huge file must not be hashed, nor a header parsed before its length is checked.
     size = os.fstat(file.fileno()).st_size
-    if not isinstance(listed, dict) or listed.get("bytes") != size:
-        raise refusal(path, f"has {size} bytes, not what its manifest says")
+    if not isinstance(entries, dict) or entries.get("bytes") != size:
+        raise refusal(path, f"has {size} bytes, which is not the size in its manifest")
     if path.suffix == ".safetensors":
         with _parsed(file, path, "numpy"):
             pass
     elif file.read(4).startswith(_CODE_STARTS):
         raise refusal(path, "is a pickle or an archive under another name")
     file.seek(0)
-    if listed != {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}:
+    if entries != {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}:
         raise refusal(path, "was altered: its SHA-256 is not the one in its manifest")
 
 
 def name_problem(name: str) -> str | None:
-    """Why a file of this name is not stored or read, or None."""
+    """Say why a file of this name is not stored or read, or return None."""
     if name.lower().endswith(_CODE_SUFFIXES):
         return "is of a format that can hold code"
     return None if _NAME.fullmatch(name) and name != MANIFEST else "is not a plain file name"
@@ -172,7 +173,7 @@ def _open(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def _stamp(file: BufferedReader) -> tuple[int, int, int]:
+def _identity(file: BufferedReader) -> tuple[int, int, int]:
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_ctime_ns
 
@@ -189,9 +190,9 @@ def _parse(file: BufferedReader, path: Path, limit: int) -> dict[str, Any]:
     if len(raw) > limit:
         raise refusal(path, f"has more than {limit} bytes")
     text, depth = _decode(raw, path), 0
-    for mark in re.finditer(r"[\[\]{}]", _STRING.sub("", text)):
-        depth += 1 if mark[0] in "[{" else -1
-        if depth > JSON_DEPTH:  # found before the parser recurses
+    for bracket in re.finditer(r"[\[\]{}]", _STRING.sub("", text)):
+        depth += 1 if bracket[0] in "[{" else -1
+        if depth > JSON_DEPTH:  # checked before the parser recurses
             raise refusal(path, f"is nested deeper than {JSON_DEPTH}")
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
@@ -203,10 +204,10 @@ def _parse(file: BufferedReader, path: Path, limit: int) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         raise ValueError("a key occurs twice")
-    return found
+    return value
 
 
 def _finite(literal: str) -> float:
@@ -216,7 +217,7 @@ def _finite(literal: str) -> float:
 
 
 def _quoted(error: Exception) -> str:
-    """A parser's message, which can quote the hostile file: one printable line."""
+    """Turn a parser's message, which can quote the hostile file, into one printable line."""
     return ascii(str(error))[1:-1][:200]
 
 
@@ -229,21 +230,21 @@ def _parsed(file: BufferedReader, path: Path, framework: str) -> Iterator[Any]:
             if len(tensors.keys()) > TENSOR_COUNT:
                 raise ValueError(f"more than {TENSOR_COUNT} tensors")
             yield tensors
-    except Exception as error:  # the parser's own type, but also torch's for odd types and shapes
+    except Exception as error:  # the parser's own type, and torch's for odd types and shapes
         raise refusal(path, f"is not a safetensors file ({_quoted(error)})") from error
 
 
 def _load(file: BufferedReader, path: Path) -> dict[str, torch.Tensor]:
     with _parsed(file, path, "pt") as tensors:
-        return {name: tensors.get_tensor(name).clone() for name in list(tensors.keys())}  # not the file's memory
+        return {name: tensors.get_tensor(name).clone() for name in list(tensors.keys())}  # a copy: the file may change
 
 
 def dump(value: object, indent: int | None = None) -> str:
-    """JSON text; raises `ValueError` for NaN and infinities."""
+    """Return a value as JSON text; raises `ValueError` for NaN and infinities."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
     return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes its JSON escape
 
 
-def manifest_bytes(listed: Mapping[str, object]) -> bytes:
-    """What `manifest.json` holds, byte for byte."""
-    return (dump({"files": listed}, indent=2) + "\n").encode()
+def manifest_bytes(entries: Mapping[str, object]) -> bytes:
+    """Return the exact bytes of a `manifest.json` with these entries."""
+    return (dump({"files": entries}, indent=2) + "\n").encode()

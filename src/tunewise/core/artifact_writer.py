@@ -1,19 +1,19 @@
-"""The one place that writes artifacts.
+"""Writes artifacts; no other module does.
 
-Order of writes in `commit`, each step durable before the next relies on it:
+`commit` writes in this order, and each step is durable before the next one relies on it:
 
-1. every file into a hidden sibling folder, each flushed to the disk: no reader looks there;
-2. `manifest.json` (bytes and SHA-256 of each file), then the sibling folder itself: from here it is whole;
-3. rename to the final name, which is atomic, and flush the parent: from here it is found.
+1. every file into a hidden sibling folder, where no reader looks, each flushed to the disk;
+2. `manifest.json` (bytes and SHA-256 of each file), then the sibling folder itself: from now on it is complete;
+3. an atomic rename to the final name and a flush of the parent: from now on readers find it.
 
 A folder already under that name is renamed to `.<name>.old` just before step 3 and removed after it. A
 process killed between the two renames leaves only `.<name>.old`; `read` and `latest` look there when the
-name itself is missing, so at every moment one whole version is found. What is not whole is never deleted:
+name itself is missing, so at every moment one complete version is found. An incomplete folder is never deleted:
 `commit` moves it to `.<name>.<token>.damaged`. One writer per output folder is assumed: hold `lock`.
 
-Tensors are laid out here rather than by safetensors so that one loop writes, hashes and flushes every byte, with
-one tensor in memory at a time. What is read back is checked first, by `checked`. POSIX only: it relies on flushing
-folders and on renames that replace.
+safetensors files are laid out here rather than by the library, so that one loop writes, hashes and flushes every byte
+with one tensor in memory at a time. `artifact_reader` checks everything that is read back. This works on POSIX only: it
+relies on flushing folders and on renames that replace.
 """
 
 from __future__ import annotations
@@ -79,32 +79,32 @@ _log = logging.getLogger("tunewise")
 
 
 def commit(folder: Path, *, texts: Mapping[str, str] = {}, tensors: Mapping[str, Tensors] = {}) -> None:
-    """Write a folder all at once: after any crash the old one or the new one is found, whole.
+    """Write a folder all at once: after any crash either the old or the new one is there, complete.
 
     Args:
-        folder: the final place; one already there is replaced, or moved aside if it is not whole.
-        texts: file name to content, written as it is in UTF-8.
+        folder: the final path; a folder already there is replaced, or moved aside if it is not complete.
+        texts: file name to content, written unchanged in UTF-8.
         tensors: file name ending in `.safetensors` to tensors.
 
     Raises:
-        TunewiseError: it could not be written; what was there is untouched.
-        ValueError: a file name is not plain or does not suit its content, or a tensor type cannot be stored.
+        TunewiseError: the folder could not be written; what was there is untouched.
+        ValueError: a file name is not plain or has the wrong suffix, or a tensor type cannot be stored.
     """
     for name in (*texts, *tensors):
         if (problem := name_problem(name)) or (name in tensors) != name.endswith(".safetensors"):
             raise ValueError(f"{name!r} cannot be stored: it {problem or 'has a suffix for other content'}")
     raw = {name: text.encode() for name, text in texts.items()}
     needed = sum(map(len, raw.values())) + sum(t.nbytes for group in tensors.values() for t in group.values())
-    stage = _sibling(folder, "tmp")
-    with _naming(folder, f"be written, which takes {needed} bytes"):
+    stage = _hidden_sibling(folder, "tmp")
+    with _explain_os_errors(folder, f"be written, which takes {needed} bytes"):
         _make_folder(folder.parent)
         try:
             stage.mkdir()
-            listed = {name: _write_file(stage / name, [content]) for name, content in raw.items()}
-            listed |= {name: _write_file(stage / name, _laid_out(group)) for name, group in tensors.items()}
-            _write_file(stage / MANIFEST, [manifest_bytes(listed)])
+            entries = {name: _write_file(stage / name, [content]) for name, content in raw.items()}
+            entries |= {name: _write_file(stage / name, _file_parts(group)) for name, group in tensors.items()}
+            _write_file(stage / MANIFEST, [manifest_bytes(entries)])
             _sync_folder(stage)
-            _move_in(stage, folder)
+            _move_into_place(stage, folder)
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             raise
@@ -112,18 +112,18 @@ def commit(folder: Path, *, texts: Mapping[str, str] = {}, tensors: Mapping[str,
 
 @contextmanager
 def filled(folder: Path) -> Iterator[Path]:
-    """A hidden sibling folder for a library to write to; it becomes `folder`, all of it or nothing, when all is well.
+    """Yield a hidden folder for a library to write to; it becomes `folder`, all or nothing, if no error is raised.
 
-    For other programs' formats: no manifest is written.
+    This is for other programs' formats: no manifest is written.
 
     Raises:
-        RequestError: `folder` is there and not empty.
-        TunewiseError: it could not be written.
+        RequestError: `folder` exists and is not empty.
+        TunewiseError: the folder could not be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"{folder} is not empty; choose another folder")
-    stage = _sibling(folder, "tmp")
-    with _naming(folder, "be written"):
+    stage = _hidden_sibling(folder, "tmp")
+    with _explain_os_errors(folder, "be written"):
         _make_folder(folder.parent)
         try:
             stage.mkdir()
@@ -141,15 +141,15 @@ def read(folder: Path) -> Stored:
     """Check a folder's names, sizes and hashes against its manifest.
 
     Raises:
-        ArtifactError: it is missing, damaged, altered, or holds what the manifest does not list.
+        ArtifactError: the folder is missing, damaged, altered, or holds a file that the manifest does not list.
     """
-    interrupted = not os.path.lexists(folder) and _aside(folder).is_dir()
-    return verified(_aside(folder) if interrupted else folder)
+    interrupted = not os.path.lexists(folder) and _moved_aside(folder).is_dir()
+    return verified(_moved_aside(folder) if interrupted else folder)
 
 
 def latest(root: Path, prefix: str = "checkpoint-") -> tuple[int, Stored] | None:
-    """The newest whole checkpoint and its number; damaged ones are skipped with a warning, never deleted."""
-    for step, folder in _steps(root, prefix):
+    """Return the newest complete checkpoint and its step; damaged ones are skipped with a warning, never deleted."""
+    for step, folder in _checkpoints(root, prefix):
         try:
             return step, read(folder)
         except ArtifactError as error:
@@ -158,26 +158,26 @@ def latest(root: Path, prefix: str = "checkpoint-") -> tuple[int, Stored] | None
 
 
 def prune(root: Path, keep: int = 2, prefix: str = "checkpoint-") -> None:
-    """Remove all but the `keep` newest whole checkpoints, and what killed writers left behind.
+    """Remove all but the `keep` newest complete checkpoints, and what killed writers left behind.
 
-    Damaged ones stay. Raises `TunewiseError` if a folder cannot be removed.
+    Damaged checkpoints stay. Raises `TunewiseError` if a folder cannot be removed.
     """
-    kept = 0
-    for _, folder in _steps(root, prefix):
+    complete = 0
+    for _, folder in _checkpoints(root, prefix):
         with suppress(ArtifactError):
-            _discard(folder, read(folder).folder, all_of_it=kept >= keep)
-            kept += 1
-    _sweep(root, re.escape(prefix) + "[0-9]+")
+            _discard(folder, read(folder).folder, all_of_it=complete >= keep)
+            complete += 1
+    _remove_leftovers(root, re.escape(prefix) + "[0-9]+")
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder that `commit` wrote; one that is missing or not whole is left as it is."""
+    """Remove a folder that `commit` wrote; one that is missing or not complete is left as it is."""
     with suppress(ArtifactError):
         _discard(folder, read(folder).folder, all_of_it=True)
 
 
 def give_back(folders: Sequence[Path]) -> None:
-    """Remove the folders, innermost first, if the first one holds nothing but what `lock` left in it."""
+    """Remove nested folders, innermost first, if the innermost one holds nothing but what `lock` left in it."""
     if folders and folders[0].is_dir() and {path.name for path in folders[0].iterdir()} <= {".lock", ".lock-holder"}:
         for path in [*folders[0].iterdir()]:
             path.unlink()
@@ -187,9 +187,9 @@ def give_back(folders: Sequence[Path]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write one file atomically: after a crash it holds the old text or the new; raises `TunewiseError`."""
-    content, stage = text.encode(), _sibling(path, "tmp")
-    with _naming(path, f"be written, which takes {len(content)} bytes"):
+    """Write one file atomically: after a crash it holds the old or the new text; raises `TunewiseError`."""
+    content, stage = text.encode(), _hidden_sibling(path, "tmp")
+    with _explain_os_errors(path, f"be written, which takes {len(content)} bytes"):
         _make_folder(path.parent)
         try:
             _write_file(stage, [content])
@@ -198,7 +198,7 @@ def write_text(path: Path, text: str) -> None:
             stage.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
-        _sweep(path.parent, re.escape(path.name))
+        _remove_leftovers(path.parent, re.escape(path.name))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -209,49 +209,51 @@ def write_json(path: Path, value: object) -> None:
 def append_line(path: Path, value: object) -> None:
     """Append one line of JSON; raises `ValueError` for NaN and infinities, `TunewiseError` if it cannot."""
     line = (dump(value) + "\n").encode()
-    with _naming(path, f"be written, which takes {len(line)} bytes"):
+    with _explain_os_errors(path, f"be written, which takes {len(line)} bytes"):
         _make_folder(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                line = b"\n" + line  # a crash tore the last line: do not lose this one with it
+                line = b"\n" + line  # a crash cut the last line short: keep this one apart from it
             _write(descriptor, line)
         finally:
             os.close(descriptor)
 
 
 def output_folder(path: str | Path) -> Path:
-    """The folder for results, made if it is missing.
+    """Return the folder for results and create it if it is missing.
 
     Raises:
-        RequestError: something else has that name, or it cannot be made.
+        RequestError: something else has that name, or the folder cannot be created.
     """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"{folder} cannot be used as a folder for results ({error.strerror})") from error
+        raise RequestError(
+            f"{folder} cannot be used as a folder for results ({error.strerror}); choose another one"
+        ) from error
     return folder
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
-    """Raise `TunewiseError` unless the disk has twice the bytes needed and 64 MB free."""
-    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
-    free, wanted = shutil.disk_usage(place).free, 2 * needed_bytes + SPARE_BYTES
-    if free < wanted:
+    """Raise `TunewiseError` unless the disk has room for twice the needed bytes and 64 MiB."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free, required = shutil.disk_usage(existing).free, 2 * needed_bytes + SPARE_BYTES
+    if free < required:
         raise TunewiseError(
-            f"{folder}: saving needs {needed_bytes} bytes, for which {wanted} must be free, and {free} are; "
+            f"{folder}: saving {needed_bytes} bytes needs {required} bytes of free space, but only {free} are free; "
             "free some space or choose another folder"
         )
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold an output folder for one process; the kernel lets go of it when the process dies.
+    """Hold an output folder for one process; the kernel releases it when the process dies.
 
     Raises:
-        RequestError: a live process holds it (named by its pid), or it cannot be locked.
+        RequestError: a live process holds the folder (the message has its pid), or it cannot be locked.
     """
     guard, holder = FileLock(folder / ".lock", timeout=0), folder / ".lock-holder"
     try:
@@ -259,7 +261,7 @@ def lock(folder: Path) -> Iterator[None]:
         guard.acquire()
     except Timeout:
         pid = "unknown"
-        with suppress(OSError, ValueError):  # the note is a courtesy: its loss must not hide the refusal
+        with suppress(OSError, ValueError):  # the pid only helps the user: failing to read it must not hide the error
             pid = str(int(holder.read_text()))
         raise RequestError(f"{folder} is in use by process {pid}; wait for it or choose another folder") from None
     except OSError as error:
@@ -274,7 +276,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def _header(group: Tensors) -> tuple[bytes, list[tuple[str, torch.Tensor]]]:
-    """The beginning of a safetensors file, and its tensors in their order: widest types first, to keep alignment."""
+    """Return the header of a safetensors file, and its tensors in order: widest types first, to keep alignment."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     ordered, end = sorted(group.items(), key=lambda item: (-item[1].element_size(), item[0])), 0
     for name, tensor in ordered:
@@ -291,22 +293,22 @@ def _header(group: Tensors) -> tuple[bytes, list[tuple[str, torch.Tensor]]]:
 
 
 def file_bytes(group: Tensors) -> int:
-    """The size of the file of these tensors; their values are not read."""
+    """Return the size of the safetensors file of these tensors; their values are not read."""
     return len(_header(group)[0]) + sum(tensor.nbytes for tensor in group.values())
 
 
-def _laid_out(group: Tensors) -> Iterator[Any]:
-    """The parts of a safetensors file: the header, then each tensor."""
+def _file_parts(group: Tensors) -> Iterator[Any]:
+    """Yield the parts of a safetensors file: the header, then each tensor as bytes."""
     import torch
 
-    head, ordered = _header(group)
-    yield head
+    header, ordered = _header(group)
+    yield header
     for _, tensor in ordered:
         yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _write_file(path: Path, parts: Iterable[Any]) -> dict[str, int | str]:
-    """Write and flush a new file; returns its entry in the manifest."""
+    """Write and flush a new file, and return its entry in the manifest."""
     size, digest = 0, hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -320,26 +322,27 @@ def _write_file(path: Path, parts: Iterable[Any]) -> dict[str, int | str]:
 
 
 def _write(descriptor: int, part: Any) -> int:
-    view, done = memoryview(part), 0
-    while done < len(view):  # a write can be cut short
-        done += os.write(descriptor, view[done:])
-    return done
+    view, written = memoryview(part), 0
+    while written < len(view):  # one call may write only a part
+        written += os.write(descriptor, view[written:])
+    return written
 
 
 @contextmanager
-def _naming(path: Path, what: str) -> Iterator[None]:
+def _explain_os_errors(path: Path, action: str) -> Iterator[None]:
+    """Turn an `OSError` into the sentence "PATH could not ACTION"."""
     try:
         yield
     except OSError as error:
         remedy = "free some space there or choose another place"
-        raise TunewiseError(f"{path} could not {what} ({error.strerror}); {remedy}") from error
+        raise TunewiseError(f"{path} could not {action} ({error.strerror}); {remedy}") from error
 
 
 def _make_folder(folder: Path) -> None:
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for place in missing:
-        _sync_folder(place.parent)
+    for path in missing:
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -353,50 +356,50 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _move_in(stage: Path, folder: Path) -> None:
-    moved = None
+def _move_into_place(stage: Path, folder: Path) -> None:
+    old = None
     if os.path.lexists(folder):
-        moved = _aside(folder)
+        old = _moved_aside(folder)
         try:
             verified(folder)
-            shutil.rmtree(moved, ignore_errors=True)  # older than the whole one that is here
+            shutil.rmtree(old, ignore_errors=True)  # older than the complete one at `folder`
         except ArtifactError as error:
-            moved = _sibling(folder, "damaged")
-            _log.warning("moved a damaged folder to %s: %s", moved, error)
-        folder.rename(moved)
+            old = _hidden_sibling(folder, "damaged")
+            _log.warning("moved a damaged folder to %s: %s", old, error)
+        folder.rename(old)
     try:
         stage.rename(folder)
     except OSError:
-        if moved:
-            moved.rename(folder)
+        if old:
+            old.rename(folder)
         raise
     _sync_folder(folder.parent)
-    shutil.rmtree(_aside(folder), ignore_errors=True)
-    _sweep(folder.parent, re.escape(folder.name))
+    shutil.rmtree(_moved_aside(folder), ignore_errors=True)
+    _remove_leftovers(folder.parent, re.escape(folder.name))
 
 
-def _discard(folder: Path, home: Path, *, all_of_it: bool) -> None:
-    """Remove an outdated moved-aside version and, if `all_of_it`, the whole one that is at `home`."""
-    if home == folder:
-        shutil.rmtree(_aside(folder), ignore_errors=True)
+def _discard(folder: Path, location: Path, *, all_of_it: bool) -> None:
+    """Remove an outdated moved-aside version and, if `all_of_it`, the complete one that is at `location`."""
+    if location == folder:
+        shutil.rmtree(_moved_aside(folder), ignore_errors=True)
     if all_of_it:
-        gone = _sibling(folder, "tmp")
-        with _naming(folder, "be removed"):
-            home.rename(gone)  # first: a half-removed folder must not be taken for a damaged one
+        trash = _hidden_sibling(folder, "tmp")
+        with _explain_os_errors(folder, "be removed"):
+            location.rename(trash)  # first: a half-removed folder must not be taken for a damaged one
             _sync_folder(folder.parent)
-            shutil.rmtree(gone)
+            shutil.rmtree(trash)
 
 
-def _aside(folder: Path) -> Path:
+def _moved_aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _sibling(path: Path, kind: str) -> Path:
+def _hidden_sibling(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")
 
 
-def _sweep(root: Path, names: str) -> None:
-    """Remove what killed writers left under the given names, a regular expression."""
+def _remove_leftovers(root: Path, names: str) -> None:
+    """Remove what killed writers left behind; `names` is a regular expression of the final names."""
     for entry in root.iterdir() if root.is_dir() else ():
         if re.fullmatch(rf"\.{names}\.[0-9a-f]{{16}}\.tmp", entry.name):
             shutil.rmtree(entry, ignore_errors=True)
@@ -404,13 +407,13 @@ def _sweep(root: Path, names: str) -> None:
                 entry.unlink(missing_ok=True)
 
 
-def _steps(root: Path, prefix: str) -> list[tuple[int, Path]]:
-    """Every checkpoint, newest first, also one of which only the moved-aside version is there."""
+def _checkpoints(root: Path, prefix: str) -> list[tuple[int, Path]]:
+    """List every checkpoint, newest first, also one of which only the moved-aside version is there."""
     pattern = re.compile(rf"(\.?)({re.escape(prefix)}([0-9]{{1,18}}))((?:\.old)?)")
     try:
-        found = [pattern.fullmatch(entry.name) for entry in root.iterdir()]
+        matches = [pattern.fullmatch(entry.name) for entry in root.iterdir()]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise refusal(root, f"cannot be read ({error.strerror})") from error
-    return sorted({(int(m[3]), root / m[2]) for m in found if m and bool(m[1]) == bool(m[4])}, reverse=True)
+    return sorted({(int(m[3]), root / m[2]) for m in matches if m and bool(m[1]) == bool(m[4])}, reverse=True)

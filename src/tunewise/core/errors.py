@@ -1,13 +1,13 @@
-"""The error family and its exit codes.
+"""Defines the errors of the package and their exit codes.
 
-    TunewiseError                exit 1: it ran and failed
-    ├── DivergedError            a loss, gradient or weight stopped being finite
-    └── RequestError             exit 2: the request was wrong; nothing was run
+    TunewiseError                exit 1: the work started and failed
+    ├── DivergedError            a loss, gradient or weight is no longer finite
+    └── RequestError             exit 2: the request was wrong; nothing was started
         ├── DataError            a data file cannot be read as a task
         ├── SettingError         a setting is unknown, mistyped or out of range
-        ├── ModelError           a base model cannot be loaded or lacks what was asked of it
-        ├── TechniqueError       a technique cannot work on this model or task
-        └── ArtifactError        a saved file is damaged, altered, foreign or belongs to another base
+        ├── ModelError           a base model cannot be loaded or lacks what the request needs
+        ├── TechniqueError       a technique cannot work on this model, this task or beside another one
+        └── ArtifactError        a saved file is damaged, altered, unknown or belongs to another base
 
 A message is one sentence that says what is wrong, where, and what to do.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 class TunewiseError(Exception):
-    """Something ran and failed."""
+    """The work started and failed; base class of all errors of the package."""
 
     exit_code = 1
 
@@ -63,12 +63,12 @@ class SettingError(RequestError):
 
 
 class ModelError(RequestError):
-    """A base model cannot be loaded or lacks what was asked of it."""
+    """A base model cannot be loaded or lacks what the request needs."""
 
 
 class TechniqueError(RequestError):
-    """A technique cannot work on this model, task or company of techniques."""
+    """A technique cannot work on this model, on this task or beside another technique."""
 
 
 class ArtifactError(RequestError):
-    """A saved file is damaged, altered, foreign or belongs to another base."""
+    """A saved file is damaged, altered, of an unknown format or belongs to another base."""

@@ -1,4 +1,4 @@
-"""What libraries may say on the screen: warnings and worse, on stderr."""
+"""Limits what libraries print: warnings and errors only, on stderr."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 
 
 def quiet() -> None:
-    """Keep libraries' own chatter off the screen."""
+    """Turn off the progress bars and informational messages of libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package of kernels when it is imported
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it suggests a package of kernels
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -19,7 +19,7 @@ def quiet() -> None:
 
 
 def logs() -> None:
-    """Warnings and worse on stderr, without decoration."""
+    """Send warnings and errors to stderr, as plain messages."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.WARNING)  # on the handler, because some libraries set their own loggers to debug
+    handler.setLevel(logging.WARNING)  # on the handler: some libraries set their own loggers to DEBUG
     logging.basicConfig(format="%(message)s", handlers=[handler])

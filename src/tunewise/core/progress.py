@@ -1,4 +1,4 @@
-"""How long work reports how far it is."""
+"""Defines the callbacks through which long work reports its progress."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told what is being done, and how much of it is done out of how much; a total of 0 is not known."""
+    """Receives what is being done, how much of it is done, and the total; a total of 0 means unknown."""
 
     def __call__(self, what: str, done: int, total: int, /) -> None:
-        """Take a report."""
+        """Receive one report."""
 
 
 class RowProgress(Protocol):
-    """The same for one of several rows: a technique of a comparison, or a file that is loaded."""
+    """Receives the same for one of several rows: a technique of a comparison, or a file that is loaded."""
 
     def __call__(self, row: str, what: str, done: int, total: int, /) -> None:
-        """Take a report."""
+        """Receive one report."""
 
 
 def silent(what: str, done: int, total: int, /) -> None:
@@ -24,9 +24,9 @@ def silent(what: str, done: int, total: int, /) -> None:
 
 
 def silent_row(row: str, what: str, done: int, total: int, /) -> None:
-    """Report nothing of any row."""
+    """Report nothing about any row."""
 
 
 def for_row(progress: RowProgress, row: str) -> Progress:
-    """Progress that reports for this row."""
+    """Return a callback that reports progress for this row."""
     return lambda what, done, total: progress(row, what, done, total)

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, names): any step can be replayed alone, and no generator state is stored."""
+"""Derives randomness from (seed, names), so that any step can be replayed alone and no generator state is stored."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# Read once, when CUDA starts: with less, products of matrices may differ from run to run.
+# CUDA reads this once, when it starts. Without it, matrix products may differ from run to run.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def derive(seed: int, *names: object) -> int:
-    """A 63-bit seed for the stream that `names` names."""
+    """Return a 63-bit seed for the random stream that `names` identify."""
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator(seed: int, *names: object) -> torch.Generator:
-    """A CPU generator for the stream that `names` names."""
+    """Return a CPU generator for the random stream that `names` identify."""
     import torch
 
     return torch.Generator().manual_seed(derive(seed, *names))
@@ -30,31 +30,34 @@ def generator(seed: int, *names: object) -> torch.Generator:
 
 @contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """On a GPU, sums in one order in every run, as they are on a processor anyway; what cannot be so warns."""
+    """Make results on a GPU repeatable from run to run, as they are on a CPU; operations that cannot be only warn."""
     import torch
 
     if device.type != "cuda":
         yield
         return
     options: Any = torch.utils.deterministic
-    before, fill = torch.are_deterministic_algorithms_enabled(), options.fill_uninitialized_memory
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    enabled, fill_memory = torch.are_deterministic_algorithms_enabled(), options.fill_uninitialized_memory
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        options.fill_uninitialized_memory = False  # nothing reads it
+        options.fill_uninitialized_memory = False  # costs time, and nothing reads uninitialised memory
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=only_warns)
-        options.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        options.fill_uninitialized_memory = fill_memory
 
 
 @contextmanager
 def strictly() -> Iterator[None]:
-    """Inside `repeatable`, around kernels that keep an order only where nothing else is allowed (flash attention)."""
+    """Allow deterministic algorithms only, where `repeatable` would only warn.
+
+    Flash attention picks its deterministic kernel in this mode alone.
+    """
     import torch
 
-    warns = torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
-    if not warns:
+    warn_only = torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+    if not warn_only:
         yield
         return
     torch.use_deterministic_algorithms(True)

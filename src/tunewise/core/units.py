@@ -1,4 +1,4 @@
-"""Units, read and written in this file alone."""
+"""Reads and writes numbers with units; no other module does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tunewise.core.errors import SettingError
 
 
 def count(number: float) -> str:
-    """A number of parameters: 812, 24.6k, 3.1M."""
+    """Write a number of parameters: 812, 24.6k, 3.1M."""
     for unit in ("", "k", "M"):
         if number < 1000:
             return f"{number:.0f}" if not unit else f"{number:.3g}{unit}"
@@ -18,7 +18,7 @@ def count(number: float) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes: 812 B, 24.6 kB, 3.1 MB."""
+    """Write a number of bytes: 812 B, 24.6 kB, 3.1 MB."""
     for unit in ("B", "kB", "MB"):
         if number < 1000:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.3g} {unit}"
@@ -26,20 +26,18 @@ def size(number: float) -> str:
     return f"{number:.3g} GB"
 
 
-# Where a quantity of a row stands, and what its units are worth.
+# The value of each unit, in bytes and in seconds.
 BYTES = {"": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
-
-
 SECONDS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def quantity(option: str, text: str, units: Mapping[str, float]) -> float:
-    """A number with a unit, such as 24GB.
+    """Read a number with a unit, such as "24GB".
 
     Raises:
-        SettingError: another form, or none of these units; names the option.
+        SettingError: the text has another form or another unit; the message names the option.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if found is None or found[2] not in units:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2] not in units:
         raise SettingError(f'{option} is "{text}" but must be a number with one of {", ".join(filter(None, units))}')
-    return float(found[1]) * units[found[2]]
+    return float(match[1]) * units[match[2]]

@@ -1,3 +1,3 @@
-"""The version of the package, as files and reports record it."""
+"""Holds the version of the package, as files and reports record it."""
 
 __version__ = "0.1.0"

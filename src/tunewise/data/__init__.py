@@ -1,1 +1,1 @@
-"""The user's files and Hub sets as a `Task`, and the shipped world."""
+"""Turns the user's files and Hub data sets into a `Task`, and holds the shipped world."""

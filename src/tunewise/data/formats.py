@@ -1,6 +1,6 @@
-"""What the rows of a table mean: columns recognised as one of seven formats, rows turned into examples.
+"""Recognises the columns of a table as one of seven formats and turns its rows into examples.
 
-Column names are compared without case. Values are never converted: what is not text where text is needed
+Column names are compared without case. Values are never converted: a value that is not text where text is needed
 is an error with its line and column, except that a label may be a whole number or true/false.
 """
 
@@ -16,7 +16,7 @@ from tunewise.data.readers import Table, kind_of
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation.
+    """Holds one turn of a conversation.
 
     `role` is "system", "user", "assistant" or "tool". `labelled` marks an assistant turn before the
     answer whose tokens are trained on.
@@ -29,11 +29,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Example:
-    """What the model sees (`messages`) and must write (`answer`; for classification the label).
+    """Holds what the model sees (`messages`) and must write (`answer`; in a classification the label).
 
     `messages` is empty for plain text. `references` holds every acceptable answer, the first being
     `answer`; only question-answer data fills it. `passage` names the document that holds the answer, where the data
-    says it; retrieval is judged by it and never sees it.
+    says so; it is used to judge retrieval, which never sees it.
     """
 
     messages: tuple[Message, ...]
@@ -43,7 +43,7 @@ class Example:
 
     @property
     def prompt(self) -> str:
-        """The content of the last user message, or ""."""
+        """Return the content of the last user message, or "" if there is none."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
 
@@ -81,7 +81,7 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A format and the file's own name of each column that it uses."""
+    """Holds a format, and for each standard column that it uses the file's own name."""
 
     format: str
     columns: Mapping[str, str]
@@ -91,12 +91,12 @@ def recognise(table: Table, columns: Mapping[str, str] | None = None, kind: str 
     """Find the first format whose columns the table has.
 
     Args:
-        table: the rows; the first says what columns there are.
-        columns: standard names to the table's own names; every column named here is used.
+        table: the rows; the first one says which columns there are.
+        columns: standard names mapped to the table's own names; every column named here is used.
         kind: "text" allows only the format "text", and any other kind excludes it.
 
     Raises:
-        DataError: no format fits, several columns could play one part, or `columns` names what is not there.
+        DataError: no format fits, several columns could play one part, or `columns` names an unknown column.
     """
     names = list(table.rows[0][1])
     mapped = _mapped(table, names, columns or {})
@@ -106,18 +106,19 @@ def recognise(table: Table, columns: Mapping[str, str] | None = None, kind: str 
     for format_, required in _REQUIRED.items():
         if kind is not None and (kind == "text") != (format_ == "text"):
             continue
-        layout = _fit(format_, pool, mapped)
+        layout = _layout_of(format_, pool, mapped)
         if layout is not None and set(mapped.values()) <= set(layout.columns.values()):
-            _refuse_doubt(table, required, pool, mapped)
+            _refuse_ambiguity(table, required, pool, mapped)
             return layout
-    wanted = "" if kind is None else f' for the kind "{kind}"'
+    for_kind = "" if kind is None else f' for the kind "{kind}"'
     raise table.error(
-        f"the columns {listed(names)} are not one of the known formats{wanted}",
+        f"the columns {listed(names)} are not one of the known formats{for_kind}",
         f"map them, as in columns prompt=question,completion=reply (names: {', '.join(_MAPPABLE)})",
     )
 
 
 def _mapped(table: Table, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Return the user's mapping of columns, after checking both sides of it."""
     unknown = [name for name in columns if name not in _MAPPABLE]
     if unknown:
         raise table.error(f"{listed(unknown)} cannot be mapped to a column", f"use the names {', '.join(_MAPPABLE)}")
@@ -128,7 +129,7 @@ def _mapped(table: Table, names: Sequence[str], columns: Mapping[str, str]) -> d
 
 
 def _pool(table: Table, names: Sequence[str], mapped: Mapping[str, str]) -> dict[str, str]:
-    """Lower-case name to the table's own name; a mapped column goes by its standard name only."""
+    """Map lower-case names to the table's own names; a mapped column has its standard name only."""
     pool: dict[str, str] = {}
     for name in names:
         key = name.strip().lower()
@@ -140,33 +141,34 @@ def _pool(table: Table, names: Sequence[str], mapped: Mapping[str, str]) -> dict
     return pool | dict(mapped)
 
 
-def _fit(format_: str, pool: Mapping[str, str], mapped: Mapping[str, str]) -> Layout | None:
+def _layout_of(format_: str, pool: Mapping[str, str], mapped: Mapping[str, str]) -> Layout | None:
+    """Choose a column for each slot of a format, or return None if a required one is missing."""
     chosen: dict[str, str] = {}
     for slot, synonyms in (_REQUIRED[format_] | _OPTIONAL.get(format_, {})).items():
-        there = [name for name in synonyms if name in pool]
-        if there:
-            chosen[slot] = pool[next((name for name in there if name in mapped), there[0])]
+        present = [name for name in synonyms if name in pool]
+        if present:
+            chosen[slot] = pool[next((name for name in present if name in mapped), present[0])]
         elif slot in _REQUIRED[format_]:
             return None
     return Layout(format_, chosen)
 
 
-def _refuse_doubt(
+def _refuse_ambiguity(
     table: Table, required: Mapping[str, tuple[str, ...]], pool: Mapping[str, str], mapped: Mapping[str, str]
 ) -> None:
-    """Refuse to choose among synonyms when neither the standard name nor a mapped one is there."""
+    """Refuse to choose among synonyms if the table has neither the standard name nor a mapped one."""
     for slot, synonyms in required.items():
-        there = [name for name in synonyms if name in pool]
-        if len(there) > 1 and there[0] != synonyms[0] and not mapped.keys() & set(there):
+        present = [name for name in synonyms if name in pool]
+        if len(present) > 1 and present[0] != synonyms[0] and not mapped.keys() & set(present):
             raise table.error(
-                f"the columns {listed(pool[name] for name in there)} could each be the {slot}",
-                f"say which, as in columns {slot}={show(pool[there[0]])}",
+                f"the columns {listed(pool[name] for name in present)} could each be the {slot}",
+                f"say which, as in columns {slot}={show(pool[present[0]])}",
             )
 
 
 @dataclass(frozen=True)
 class _Cells:
-    """One row under a layout; its methods refuse what is not plain, present text."""
+    """Reads the cells of one row under a layout; its methods refuse what is missing, blank or not text."""
 
     table: Table
     layout: Layout
@@ -178,21 +180,23 @@ class _Cells:
         return self.table.error(problem, remedy, number=self.number, column=name)
 
     def value(self, slot: str) -> object:
-        """The raw value, or None where the layout has no such column."""
+        """Return the raw value, or None if the layout has no such column."""
         name = self.layout.columns.get(slot)
         return None if name is None else self.row[name]
 
     def text(self, slot: str) -> str:
+        """Return the text of a column that must have some."""
         return self.check(slot, self.value(slot))
 
     def optional(self, slot: str) -> str:
-        """Text of a column that may be absent, null or blank, which all give ""."""
+        """Return the text of a column that may be absent, null or blank, which all give ""."""
         value = self.value(slot)
         if value is None or (isinstance(value, str) and not value.strip()):
             return ""
         return self.check(slot, value)
 
     def check(self, slot: str, value: object, inside: str = "") -> str:
+        """Return the value if it is text that can be used; `inside` is its place in the cell, as in "[0].content"."""
         if not isinstance(value, str):
             raise self.error(slot, f"{kind_of(value)} where text is needed", "write it as text", inside)
         if not value or value.isspace():
@@ -207,7 +211,7 @@ class _Cells:
         return value
 
     def name(self, slot: str) -> str:
-        """A name or number of a column that may be absent; anything else in it is not a name."""
+        """Return the name or number in a column that may be absent; anything else gives ""."""
         value = self.value(slot)
         return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
@@ -217,6 +221,7 @@ class _Cells:
         return value
 
     def system(self) -> list[Message]:
+        """Return the row's system message, with its tools, as a list of one or none."""
         parts = [part for part in (self.optional("system"), self.optional("tools")) if part]
         return [Message("system", "\n\n".join(parts))] if parts else []
 
@@ -232,7 +237,7 @@ def convert(table: Table, layout: Layout) -> list[Example]:
 
 
 def unused(table: Table, layout: Layout) -> list[str]:
-    """The columns of a table that its layout does not use."""
+    """List the columns of a table that its layout does not use."""
     return [name for name in table.rows[0][1] if name not in layout.columns.values()]
 
 
@@ -241,13 +246,13 @@ def _turn(cells: _Cells, slot: str, turn: object, inside: str) -> Message:
         raise cells.error(
             slot, f"{kind_of(turn)} where a turn is needed", 'write {"role": ..., "content": ...}', inside
         )
-    said, content = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-    name = turn.get(said)
+    role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
+    name = turn.get(role_key)
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        shown = f'the role "{show(name)}"' if isinstance(name, str) else f"a role that is {kind_of(name)}"
-        raise cells.error(slot, f"{shown} is not known", f"use one of {', '.join(_ROLES)}", f"{inside}.{said}")
-    text = cells.check(slot, turn.get(content), f"{inside}.{content}")
+        subject = f'the role "{show(name)}"' if isinstance(name, str) else f"a role that is {kind_of(name)}"
+        raise cells.error(slot, f"{subject} is not known", f"use one of {', '.join(_ROLES)}", f"{inside}.{role_key}")
+    text = cells.check(slot, turn.get(content_key), f"{inside}.{content_key}")
     return Message(role, text, labelled=role == "assistant")
 
 
@@ -255,12 +260,12 @@ def _conversation(slot: str) -> Callable[[_Cells], Example]:
     def build(cells: _Cells) -> Example:
         turns = [_turn(cells, slot, turn, f"[{i}]") for i, turn in enumerate(cells.items(slot, cells.value(slot)))]
         if not turns or turns[-1].role != "assistant":
-            ends = f"ends with a {turns[-1].role} turn" if turns else "is empty"
-            raise cells.error(slot, f"the conversation {ends}", "end it with an assistant turn")
+            problem = f"ends with a {turns[-1].role} turn" if turns else "is empty"
+            raise cells.error(slot, f"the conversation {problem}", "end it with an assistant turn")
         if len(turns) == 1:
             raise cells.error(slot, "nothing comes before the answer", "add the user's turn")
         system = cells.system()
-        # Chat templates take one system message, so the row's own joins the column's.
+        # Chat templates take one system message, so the conversation's own is appended to the column's.
         if system and turns[0].role == "system":
             system = [Message("system", f"{system[0].content}\n\n{turns.pop(0).content}")]
         return Example((*system, *turns[:-1]), turns[-1].content)
@@ -272,17 +277,17 @@ def _alpaca(cells: _Cells) -> Example:
     messages = cells.system()
     history = cells.value("history")
     for i, pair in enumerate(cells.items("history", history) if history is not None else []):
-        both = cells.items("history", pair, f"[{i}]")
-        if len(both) != 2:
+        texts = cells.items("history", pair, f"[{i}]")
+        if len(texts) != 2:
             raise cells.error("history", "the entry is not a pair", "write [question, answer] pairs", f"[{i}]")
-        asked, said = (cells.check("history", text, f"[{i}][{j}]") for j, text in enumerate(both))
-        messages += [Message("user", asked), Message("assistant", said, labelled=True)]
-    asked = "\n\n".join(part for part in (cells.text("instruction"), cells.optional("input")) if part)
-    return Example((*messages, Message("user", asked)), cells.text("output"))
+        question, answer = (cells.check("history", text, f"[{i}][{j}]") for j, text in enumerate(texts))
+        messages += [Message("user", question), Message("assistant", answer, labelled=True)]
+    prompt = "\n\n".join(part for part in (cells.text("instruction"), cells.optional("input")) if part)
+    return Example((*messages, Message("user", prompt)), cells.text("output"))
 
 
 def _question_answer(cells: _Cells) -> Example:
-    asked = "\n\n".join(part for part in (cells.optional("context"), cells.text("question")) if part)
+    prompt = "\n\n".join(part for part in (cells.optional("context"), cells.text("question")) if part)
     answers = cells.value("answer")
     inside = ""
     if isinstance(answers, dict):  # SQuAD: {"text": [...], "answer_start": [...]}
@@ -294,12 +299,12 @@ def _question_answer(cells: _Cells) -> Example:
     if not texts:
         raise cells.error("answer", "there is no answer", "remove the row or write what the model should say", inside)
     references = tuple(dict.fromkeys(texts))
-    return Example((*cells.system(), Message("user", asked)), texts[0], references, cells.name("passage"))
+    return Example((*cells.system(), Message("user", prompt)), texts[0], references, cells.name("passage"))
 
 
 def _prompt_completion(cells: _Cells) -> Example:
-    asked = (*cells.system(), Message("user", cells.text("prompt")))
-    return Example(asked, cells.text("completion"), (), cells.name("passage"))
+    messages = (*cells.system(), Message("user", cells.text("prompt")))
+    return Example(messages, cells.text("completion"), (), cells.name("passage"))
 
 
 def _classification(cells: _Cells) -> Example:

@@ -1,7 +1,7 @@
-"""Data files into rows, each row with its place in the file.
+"""Reads data files into rows, each row with its line number.
 
 Nothing is guessed or converted here: a value is exactly what the file says, and whatever a format leaves open
-(NaN, repeated keys, missing cells, other encodings) is refused with its place, before anything is computed.
+(NaN, repeated keys, missing cells, other encodings) is refused with its line, before anything is computed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from tunewise.core.errors import DataError
 from tunewise.core.text import first_line, listed, show
 
-MAX_LINE = 10 * 1024 * 1024
-_BLOCK = 1024 * 1024
-MAX_DEPTH = 32
+MAX_LINE = 10 * 1024 * 1024  # bytes
+MAX_DEPTH = 32  # of nested lists and objects
+_BLOCK = 1024 * 1024  # bytes
 BOM = b"\xef\xbb\xbf"
 
 _BLANKS = re.compile(r"[ \t\n\r]*")
@@ -28,7 +28,7 @@ _SAVE = "save it as UTF-8 text"
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one file (or Hub split) with their numbers.
+    """Holds the rows of one file (or Hub split) with their numbers, which start at 1.
 
     `unit` says what a number counts: the "line" of a text file or the "row" of a Parquet file or Hub split.
     """
@@ -39,7 +39,7 @@ class Table:
     empty_lines: int = 0
 
     def error(self, problem: str, remedy: str, *, number: int | None = None, column: str | None = None) -> DataError:
-        """The error for a place in this table."""
+        """Make the error for this table, or for a row or column of it."""
         line = number if self.unit == "line" else None
         if number is not None and line is None:
             problem = f"row {number}: {problem}"
@@ -48,7 +48,7 @@ class Table:
 
 
 def read_file(path: Path) -> Table:
-    """Read one local file by its ending.
+    """Read one local file with the reader for its ending.
 
     Raises:
         DataError: the ending is unknown, or the file is empty, damaged, or not what its ending says.
@@ -76,14 +76,17 @@ def read_file(path: Path) -> Table:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers; line ends are kept. Decoded by blocks: a file may be millions of lines of two bytes."""
+    """Yield lines, with their ends, and their numbers.
+
+    Whole blocks are decoded at a time, because a file may have millions of lines of two bytes.
+    """
     number = offset = 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK) + file.readline(MAX_LINE + 1):
-            for at, raw in enumerate(io.BytesIO(block) if len(block) > MAX_LINE else (), number + 1):
+            for raw_line, raw in enumerate(io.BytesIO(block) if len(block) > MAX_LINE else (), number + 1):
                 if len(raw) > MAX_LINE:
                     raise DataError(
-                        "the line is longer than 10 MB", path=path, line=at, remedy="write one row per line"
+                        "the line is longer than 10 MB", path=path, line=raw_line, remedy="write one row per line"
                     )
             for line in io.StringIO(_decode(block, path, number + 1, offset), newline="\n"):
                 number += 1
@@ -92,22 +95,22 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _decode(raw: bytes, path: Path, line: int, offset: int) -> str:
-    """UTF-8 bytes that start at a line and offset of the file, as text; a byte-order mark is dropped."""
+    """Decode UTF-8 bytes that start at this line and byte offset of the file; a byte-order mark is dropped."""
     skipped = len(BOM) if offset == 0 and raw.startswith(BOM) else 0
     try:
         text = raw[skipped:].decode("utf-8")
-        at = raw.find(b"\0")
+        bad = raw.find(b"\0")
     except UnicodeDecodeError as error:
-        text, at = "", error.start + skipped
-    if at < 0:
+        text, bad = "", error.start + skipped
+    if bad < 0:
         return text
-    kind = "a NUL byte" if raw[at] == 0 else f"byte 0x{raw[at]:02x}, which is not UTF-8 there,"
-    where = line + raw.count(b"\n", 0, at)
-    raise DataError(f"{kind} at byte offset {offset + at}", path=path, line=where, remedy=_SAVE)
+    kind = "a NUL byte" if raw[bad] == 0 else f"byte 0x{raw[bad]:02x}, which is not UTF-8 there,"
+    bad_line = line + raw.count(b"\n", 0, bad)
+    raise DataError(f"{kind} at byte offset {offset + bad}", path=path, line=bad_line, remedy=_SAVE)
 
 
 def _text_lines(path: Path) -> Table:
-    """Plain text: one row per line that is not blank."""
+    """Read plain text as one row per line that is not blank."""
     rows: list[tuple[int, Mapping[str, object]]] = []
     empty = 0
     for number, line in _lines(path):
@@ -118,8 +121,8 @@ def _text_lines(path: Path) -> Table:
     return Table(str(path), rows, empty_lines=empty)
 
 
-class _Refused(ValueError):
-    """What Python's JSON parser lets through and this library does not."""
+class _NotAllowed(ValueError):
+    """Refuses JSON that Python's parser accepts and this package does not."""
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -127,43 +130,44 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(row) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _Refused(f'the key "{show(twice)}" occurs twice in one object')
+        raise _NotAllowed(f'the key "{show(twice)}" occurs twice in one object')
     return row
 
 
 def _constant(name: str) -> object:
-    raise _Refused(f"{name} is not a JSON value")
+    raise _NotAllowed(f"{name} is not a JSON value")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
 def _parse(text: str, start: int) -> tuple[object, int]:
-    """The JSON value at `start` and where it ends.
+    """Parse the JSON value at `start` and return it with its end.
 
     Raises:
-        ValueError: it is not JSON; a `JSONDecodeError` knows the position.
+        ValueError: the text is not JSON; a `JSONDecodeError` has the position.
     """
     try:
         value, end = _DECODER.raw_decode(text, start)
     except RecursionError:
-        raise _Refused(f"lists and objects are nested more than {MAX_DEPTH} deep") from None
+        raise _NotAllowed(f"lists and objects are nested more than {MAX_DEPTH} deep") from None
     if _deeper(value, MAX_DEPTH):
-        raise _Refused(f"lists and objects are nested more than {MAX_DEPTH} deep")
+        raise _NotAllowed(f"lists and objects are nested more than {MAX_DEPTH} deep")
     return value, end
 
 
 def _deeper(value: object, depth: int) -> bool:
+    """Tell whether lists and objects are nested deeper than `depth`."""
     if not isinstance(value, (dict, list)):
         return False
-    inside = value.values() if isinstance(value, dict) else value
-    return depth == 0 or any(_deeper(item, depth - 1) for item in inside if isinstance(item, (dict, list)))
+    items = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_deeper(item, depth - 1) for item in items if isinstance(item, (dict, list)))
 
 
-def _fault(error: ValueError) -> str:
+def _json_problem(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not valid JSON ({error.msg.removesuffix(' at')} at character {error.colno})"
-    if isinstance(error, _Refused):
+    if isinstance(error, _NotAllowed):
         return str(error)
     return "a number has too many digits"
 
@@ -179,41 +183,41 @@ def _json_lines(path: Path) -> Table:
         try:
             value, end = _parse(line, start)
             if line[end:].strip(" \t\r\n"):
-                raise _Refused(f"more text follows the JSON value at character {end + 1}")
+                raise _NotAllowed(f"more text follows the JSON value at character {end + 1}")
         except ValueError as error:
             raise DataError(
-                _fault(error), path=path, line=number, remedy="write one complete JSON object per line"
+                _json_problem(error), path=path, line=number, remedy="write one complete JSON object per line"
             ) from None
         rows.append((number, value))
     return _objects(path, rows, empty)
 
 
 def _json_list(path: Path) -> Table:
-    """A JSON list of objects; a file that starts with an object is read as JSON lines, as many are."""
+    """Read a JSON list of objects; a file that starts with an object is read as JSON lines, which many are."""
     text = _decode(path.read_bytes(), path, 1, 0)
-    at = _skip(text, 0)
-    if text.startswith("{", at):
+    opening = _skip(text, 0)
+    if text.startswith("{", opening):
         return _json_lines(path)
-    if at == len(text):
+    if opening == len(text):
         return Table(str(path), [])
     rows: list[tuple[int, object]] = []
-    line = 1 + text.count("\n", 0, at)
+    line = 1 + text.count("\n", 0, opening)
 
-    def refused(problem: str, where: int) -> DataError:
-        return DataError(problem, path=path, line=where, remedy="write the file as one JSON list of objects")
+    def refused(problem: str, line: int) -> DataError:
+        return DataError(problem, path=path, line=line, remedy="write the file as one JSON list of objects")
 
-    if text[at] != "[":
+    if text[opening] != "[":
         raise refused("the file does not start with a list", line)
-    first = _skip(text, at + 1)
-    end = first if text.startswith("]", first) else at
+    first = _skip(text, opening + 1)
+    end = first if text.startswith("]", first) else opening
     while text[end] != "]":
         start = _skip(text, end + 1)
         line += text.count("\n", end, start)
         try:
             value, stop = _parse(text, start)
         except ValueError as error:
-            where = error.lineno if isinstance(error, json.JSONDecodeError) else line
-            raise refused(_fault(error), where) from None
+            problem_line = error.lineno if isinstance(error, json.JSONDecodeError) else line
+            raise refused(_json_problem(error), problem_line) from None
         if stop - start > MAX_LINE:
             raise refused("the item is longer than 10 MB", line)
         rows.append((line, value))
@@ -227,12 +231,13 @@ def _json_list(path: Path) -> Table:
 
 
 def _skip(text: str, start: int) -> int:
+    """Return the position of the first character from `start` on that is not blank."""
     match = _BLANKS.match(text, start)
     return match.end() if match else start
 
 
 def _objects(path: Path, values: list[tuple[int, object]], empty: int) -> Table:
-    """Check that every value is an object with the same columns as the first."""
+    """Make a table of JSON values; raises `DataError` unless all are objects with the columns of the first."""
     rows: list[tuple[int, Mapping[str, object]]] = []
     for number, value in values:
         if not isinstance(value, dict):
@@ -243,11 +248,11 @@ def _objects(path: Path, values: list[tuple[int, object]], empty: int) -> Table:
                 remedy='write each row as {"column": value, ...}',
             )
         if rows and value.keys() != rows[0][1].keys():
-            first_line, first = rows[0]
+            first_number, first = rows[0]
             parts = [("lacks", first.keys() - value.keys()), ("adds", value.keys() - first.keys())]
-            differs = " and ".join(f"{verb} {listed(sorted(names))}" for verb, names in parts if names)
+            difference = " and ".join(f"{verb} {listed(sorted(names))}" for verb, names in parts if names)
             raise DataError(
-                f"the columns differ from those of line {first_line}: this row {differs}",
+                f"the columns differ from those of line {first_number}: this row {difference}",
                 path=path,
                 line=number,
                 remedy="give every row the same columns",
@@ -261,20 +266,20 @@ _KINDS |= {str: "text", list: "a list", dict: "an object", bytes: "bytes"}
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in a user's words."""
+    """Name the type of a value in a user's words."""
     return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def _separated(path: Path, delimiter: str) -> Table:
-    """CSV and TSV: every cell is text, exactly as in the file."""
+    """Read CSV or TSV; every cell is text, exactly as in the file."""
     reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
     limit = csv.field_size_limit(MAX_LINE)
-    found: list[tuple[int, list[str]]] = []
+    numbered: list[tuple[int, list[str]]] = []
     start, empty = 1, 0
     try:
         for cells in reader:
             if cells:
-                found.append((start, cells))
+                numbered.append((start, cells))
             else:
                 empty += 1
             start = reader.line_num + 1
@@ -287,9 +292,9 @@ def _separated(path: Path, delimiter: str) -> Table:
         ) from None
     finally:
         csv.field_size_limit(limit)
-    if not found:
+    if not numbered:
         return Table(str(path), [])
-    (line, header), *body = found
+    (line, header), *body = numbered
     if len(set(header)) != len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise DataError(

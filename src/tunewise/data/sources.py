@@ -1,4 +1,4 @@
-"""Where data comes from: a file, a folder with a file per split, or a data set of the Hugging Face Hub."""
+"""Reads tables from a file, a folder with one file per split, or a data set of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _HUB_FILE = re.compile(r"([^/]+/[^/]+)/(.+)")
 
 
 def sample_size(source: str) -> tuple[str, int | None]:
-    """`data#500` as ("data", 500); the whole with None if nothing is sampled or a file has that very name.
+    """Split `data#500` into ("data", 500); the size is None without "#" or if a file has exactly that name.
 
     Raises:
-        DataError: the number cannot be a sample's size.
+        DataError: the number is not a valid sample size.
     """
     match = _SAMPLED.fullmatch(source)
     if match is None or _exists(source):
@@ -42,7 +42,7 @@ def sample_size(source: str) -> tuple[str, int | None]:
 
 
 def name_of(source: str) -> str:
-    """A short name: the stem of a file, or the name of a folder or Hub set."""
+    """Return a short name: the stem of a file, or the name of a folder or Hub data set."""
     if _exists(source):
         path = Path(source).resolve()
         return path.stem if path.is_file() else path.name
@@ -57,10 +57,10 @@ def _exists(source: str) -> bool:
 
 
 def read_tables(source: str) -> dict[str, Table]:
-    """Read a file, a folder with a file for each split, or a data set of the Hugging Face Hub.
+    """Read a file, a folder with one file per split, or a data set of the Hugging Face Hub.
 
     Returns:
-        One table for each of "train", "validation" and "test" that exists, or a single one named "all".
+        One table per split of "train", "validation" and "test" that exists, or a single one named "all".
 
     Raises:
         DataError: there is no such file, folder or data set, or it cannot be read.
@@ -87,7 +87,7 @@ def read_tables(source: str) -> dict[str, Table]:
 
 
 def _folder(folder: Path) -> dict[str, Table]:
-    """A folder with one file per split, or with a single data file; other files are left alone."""
+    """Read a folder with one file per split, or with a single data file; other files are ignored."""
     files = sorted(
         path
         for path in folder.iterdir()
@@ -119,7 +119,7 @@ def _folder(folder: Path) -> dict[str, Table]:
 
 
 def _hub_address(source: str) -> dict[str, Table]:
-    """`hf://datasets/org/name`, or one file of it, which is read by the same readers as a local file."""
+    """Read `hf://datasets/org/name`, or one file of it with the same readers as a local file."""
     if not source.startswith("hf://datasets/"):
         raise DataError(
             "not the address of a data set",
@@ -148,18 +148,18 @@ def _hub_set(source: str) -> dict[str, Table]:
         tables = {str(split): _hub_rows(f"{source} {split}", data) for split, data in loaded.items()}
     except Exception as error:  # network, authentication, cache and name errors all mean the same here
         raise _hub_error(source, error) from error
-    named = {_SPLITS[split]: table for split, table in tables.items() if split in _SPLITS and table.rows}
-    if "train" in named and len(named) > 1:
-        return named
-    if len(tables) == 1 or "train" in named:
-        return {"all": named.get("train") or next(iter(tables.values()))}
+    splits = {_SPLITS[split]: table for split, table in tables.items() if split in _SPLITS and table.rows}
+    if "train" in splits and len(splits) > 1:
+        return splits
+    if len(tables) == 1 or "train" in splits:
+        return {"all": splits.get("train") or next(iter(tables.values()))}
     raise DataError(
         f"the data set has no train split (it has {listed(tables)})", path=source, remedy="choose another one"
     )
 
 
 def _hub_rows(path: str, data: object) -> Table:
-    """The rows of one split; class numbers become the names that the set declares for them."""
+    """Return the rows of one split; class numbers become the names that the data set declares for them."""
     from datasets import ClassLabel, Dataset
 
     if not isinstance(data, Dataset):

@@ -1,1 +1,1 @@
-"""Documents, the passages that they are cut into, and ways to find the right ones."""
+"""Reads documents, cuts them into passages, and finds the passages that fit a question."""

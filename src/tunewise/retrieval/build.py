@@ -1,4 +1,4 @@
-"""Makes, updates and searches an index, as the command line does."""
+"""Builds, updates and searches an index by name; this is what `tunewise index` and `tunewise search` call."""
 
 from __future__ import annotations
 
@@ -17,19 +17,26 @@ from tunewise.retrieval.sources import gather
 def build(
     source: str, place: str, embedder_name: str, dtype: str, chunk_size: int, chunk_overlap: int, report: Progress
 ) -> dict[str, Any]:
-    """Make the index at `place` hold the documents of `source`; counts of what was done.
+    """Make the index at `place` hold exactly the documents of `source`, and return counts of what was done.
 
-    Passages are cut by the embedder's own tokens; it computes in `dtype`.
+    Args:
+        source: a folder, a file, or `world:TASK`.
+        place: a folder, or `qdrant://host:port/collection`.
+        embedder_name: a sentence-transformers folder or Hub id; its tokens measure the passages.
+        dtype: the type that the embedder computes in.
+        chunk_size: tokens per passage.
+        chunk_overlap: tokens that a passage repeats from the one before.
+        report: receives progress.
 
     Raises:
         RequestError: the documents, the embedder or the index cannot be used, or it was built in another way.
     """
     reading, embedder = gather(source), loaded(embedder_name, dtype)
     settings = {"size": chunk_size, "overlap": chunk_overlap}
-    there = place.startswith("qdrant://") or (Path(place) / FACTS).is_file()
+    exists = place.startswith("qdrant://") or (Path(place) / FACTS).is_file()
     index = (
         Index.open(place, embedder.fingerprint, settings)
-        if there
+        if exists
         else Index.create(place, embedder.name, embedder.fingerprint, embedder.size, settings)
     )
     with index:
@@ -41,17 +48,16 @@ def build(
             report,
         )
         passages = index.count()
-    done = {name: counts[name] for name in ("added", "removed", "unchanged")}
     return {
         "index": place,
-        "documents": done,
+        "documents": {name: counts[name] for name in ("added", "removed", "unchanged")},
         "passages": passages,
         "skipped": [list(pair) for pair in reading.skipped],
     }
 
 
 def find(place: str, question: str, k: int, mode: str, floor: float) -> list[Hit]:
-    """The passages of an index that fit a question, best first."""
+    """Return the k passages of an index that fit a question best, best first."""
     with Index.open(place) as index:
         embedder = loaded(str(index.facts["embedder"])) if mode != "bm25" else None
         return Retriever(index, mode, embedder, floor).find([question], k)[0]

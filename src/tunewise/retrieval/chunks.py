@@ -1,7 +1,7 @@
-"""Documents into passages: cut at headings, paragraphs and sentences, as long as fits in a number of tokens.
+"""Cuts documents into passages at headings, paragraphs and sentences, each as long as a number of tokens allows.
 
-A passage is one span of its document. The headings that it would start with are not part of it but of its heading path,
-so that no passage is a heading alone. The cutting itself is semantic-text-splitter's.
+A passage is one span of its document. Headings at its start are not part of the passage but of its heading path, so
+that no passage consists of a heading alone. The library semantic-text-splitter does the cutting itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from tokenizers import Tokenizer
@@ -20,16 +19,13 @@ from tunewise.core.errors import SettingError
 from tunewise.core.progress import Progress, silent
 from tunewise.retrieval.passage import Document, Passage
 
-if TYPE_CHECKING:
-    from tunewise.core.progress import Progress
-
-MIN_SIZE = 16
-MAX_HEADING = 200  # characters; a longer line is text
+MIN_SIZE = 16  # tokens
+MAX_HEADING = 200  # characters; a longer line is taken for text
 
 _HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.+?)(?:[ \t]+#+)?[ \t]*")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 _MARKS = " \t\n`~-=_*#|>+:"
-_PIECE = 64  # characters of a piece for each token of a passage
+_PIECE = 64  # characters per piece, for each token that a passage may have
 
 
 def split(document: Document, tokenizer: Tokenizer, size: int = 256, overlap: int = 32) -> list[Passage]:
@@ -37,13 +33,17 @@ def split(document: Document, tokenizer: Tokenizer, size: int = 256, overlap: in
 
     Args:
         document: what to cut.
-        tokenizer: what counts tokens; a fast tokenizer of transformers has it as `backend_tokenizer`.
-        size: tokens of a passage; only a single character that is longer gets its own.
-        overlap: tokens at the end of a passage, at most, that the next one repeats: what fits of its last sentences,
-            or of its last words where a single sentence is cut.
+        tokenizer: counts the tokens; it is the `backend_tokenizer` of a fast tokenizer of transformers.
+        size: tokens per passage, at most; only a single character that has more tokens may exceed it.
+        overlap: tokens at the end of a passage, at most, that the next one repeats: as many of its last sentences as
+            fit, or of its last words where a sentence is cut.
 
     Raises:
-        SettingError: size or overlap are out of range.
+        SettingError: size or overlap is out of range.
+
+    Example:
+        >>> for passage in split(Document("manual.md", text), tokenizer):
+        ...     print(passage.id, passage.heading)
     """
     return _Cutter(tokenizer, size, overlap).cut(document)
 
@@ -55,10 +55,10 @@ def split_all(
     overlap: int = 32,
     report: Progress = silent,
 ) -> list[Passage]:
-    """Cut many documents; the passages of all in one list, document by document.
+    """Cut many documents, and return the passages of all in one list, document by document.
 
     Raises:
-        SettingError: size or overlap are out of range.
+        SettingError: size or overlap is out of range.
     """
     cutter = _Cutter(tokenizer, size, overlap)
     documents = list(documents)
@@ -70,13 +70,15 @@ def split_all(
 
 
 class _Cutter:
+    """Cuts documents with one tokenizer and one size; the splitters are made when first needed."""
+
     def __init__(self, tokenizer: Tokenizer, size: int, overlap: int) -> None:
         if size < MIN_SIZE:
             raise SettingError(f"a passage of {size} tokens is too small; allow at least {MIN_SIZE}")
         if not 0 <= overlap < size // 2:
-            most = size // 2 - 1
-            raise SettingError(f"an overlap of {overlap} tokens does not fit passages of {size}; give 0 to {most}")
-        if tokenizer.truncation or tokenizer.padding:  # left on by whoever used it last; sizes would be wrong
+            limit = size // 2 - 1
+            raise SettingError(f"an overlap of {overlap} tokens does not fit passages of {size}; give 0 to {limit}")
+        if tokenizer.truncation or tokenizer.padding:  # an earlier user may have left them on: counts would be wrong
             tokenizer = Tokenizer.from_str(tokenizer.to_str())
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -91,20 +93,21 @@ class _Cutter:
         return MarkdownSplitter.from_huggingface_tokenizer(self.tokenizer, self.size, self.overlap)
 
     def cut(self, document: Document) -> list[Passage]:
+        """Cut one document."""
         text = document.text
         headings = _headings(text)
         starts = [heading.start for heading in headings]
         splitter = self.markdown if headings else self.plain
         passages: list[Passage] = []
         for offset, piece in _pieces(text, starts, _PIECE * self.size):
-            for place, chunk in splitter.chunk_indices(piece):
-                start, end = offset + place, offset + place + len(chunk)
-                bare, above = _look(text, start, end, starts)
-                while above >= 0 and bare < headings[above].end:  # it starts with a heading, or in the middle of one
+            for position, chunk in splitter.chunk_indices(piece):
+                start, end = offset + position, offset + position + len(chunk)
+                first, above = _first_character(text, start, end, starts)
+                while above >= 0 and first < headings[above].end:  # it starts with a heading, or in the middle of one
                     start = headings[above].end
-                    bare, above = _look(text, start, end, starts)
-                start = max(start, text.rfind("\n", start, bare) + 1)  # no blank lines, but the indent that code has
-                if not text[bare:end].strip(_MARKS):  # nothing, or what is left of a fence, a rule or a table
+                    first, above = _first_character(text, start, end, starts)
+                start = max(start, text.rfind("\n", start, first) + 1)  # drop blank lines, keep the indent of code
+                if not text[first:end].strip(_MARKS):  # nothing, or the rest of a fence, a rule or a table
                     continue
                 if passages and end <= passages[-1].end:
                     continue
@@ -116,10 +119,10 @@ class _Cutter:
 
 
 def _pieces(text: str, starts: list[int], size: int) -> Iterator[tuple[int, str]]:
-    """A long text in pieces with their places, ended at a heading, paragraph, line, sentence or word.
+    """Yield a long text in pieces with their offsets; each ends at a heading, paragraph, line, sentence or word.
 
-    The splitter looks ahead to the end of a heading's section or a sentence for every passage in it. That makes the
-    time grow with the square of its length, which nothing else bounds.
+    For every passage the splitter looks ahead to the end of the section or sentence. Its time would grow with the
+    square of the length of a section, which only these pieces bound.
     """
     start = 0
     while len(text) - start > size:
@@ -134,15 +137,15 @@ def _pieces(text: str, starts: list[int], size: int) -> Iterator[tuple[int, str]
     yield start, text[start:]
 
 
-def _look(text: str, start: int, end: int, starts: list[int]) -> tuple[int, int]:
-    """Where the first character is that is not blank, and which heading is the last one up to there (or -1)."""
-    bare = start + len(text[start:end]) - len(text[start:end].lstrip())
-    return bare, bisect_right(starts, bare) - 1
+def _first_character(text: str, start: int, end: int, starts: list[int]) -> tuple[int, int]:
+    """Return the offset of the first character that is not blank, and the index of the last heading up to it, or -1."""
+    first = start + len(text[start:end]) - len(text[start:end].lstrip())
+    return first, bisect_right(starts, first) - 1
 
 
 @dataclass(frozen=True)
 class _Heading:
-    """A heading's line, text[start:end], and the path down to it."""
+    """Holds the span of a heading's line, text[start:end], and the path of headings down to it."""
 
     start: int
     end: int
@@ -150,8 +153,8 @@ class _Heading:
 
 
 def _headings(text: str) -> list[_Heading]:
-    """The headings that `#` marks at the start of a line, but for those in fenced code."""
-    found: list[_Heading] = []
+    """Find the headings that `#` marks at the start of a line, except in fenced code."""
+    headings: list[_Heading] = []
     above: list[tuple[int, str]] = []
     fence, start = "", 0
     for line in text.split("\n"):
@@ -164,6 +167,6 @@ def _headings(text: str) -> list[_Heading]:
         elif len(line) <= MAX_HEADING and (match := _HEADING.fullmatch(line)):
             level = len(match[1])
             above = [*((depth, title) for depth, title in above if depth < level), (level, match[2])]
-            found.append(_Heading(start, start + len(line), " > ".join(title for _, title in above)))
+            headings.append(_Heading(start, start + len(line), " > ".join(title for _, title in above)))
         start += len(line) + 1
-    return found
+    return headings

@@ -1,4 +1,7 @@
-"""The two places where an index keeps its points: a folder (Qdrant Edge) and a Qdrant server, with the same methods."""
+"""Keeps the points of an index in a folder (Qdrant Edge) or on a Qdrant server, behind the same methods.
+
+A point is an id, vectors by name ("dense", an embedding, and "words", sparse BM25 weights) and a payload.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,26 @@ from tunewise.core.errors import SettingError
 
 Point: TypeAlias = tuple[str, dict[str, Any], dict[str, Any]]  # id, vectors by name, payload
 
-M, EF_CONSTRUCT = 16, 128
-INDEXED_KB = 10_000  # embeddings that are beside the graph are compared one by one until they take this much
-FULL_SCAN_KB = 10_000  # where a filter leaves less than this, the graph is not used
+M, EF_CONSTRUCT = 16, 128  # of the HNSW graph
+INDEXED_KB = 10_000  # below this size, new embeddings are compared one by one instead of joining the graph
+FULL_SCAN_KB = 10_000  # if a filter leaves less than this, all of it is compared and the graph is not used
 MERGED_KB = 1 << 30  # segments of any size are merged: one graph is searched faster than many
-POINTS = 1000  # of one write
+POINTS = 1000  # per write
 
 
 class Folder:
-    """A shard of Qdrant Edge. It keeps no log of its own: what `flush` has returned for is on the disk."""
+    """Keeps points in a folder, as a shard of Qdrant Edge.
+
+    The shard has no write-ahead log: writes are on the disk only when `flush` has returned.
+    """
 
     def __init__(self, shard: Any) -> None:
         self.kit, self._shard = edge(), shard
         self._count: int | None = None  # kept between writes: counting takes longer than searching
 
     @classmethod
-    def made(cls, folder: Path, size: int) -> Folder:
-        """An empty shard."""
+    def create(cls, folder: Path, size: int) -> Folder:
+        """Create an empty shard for vectors of this size in a new folder."""
         kit = edge()
         vectors = kit.EdgeVectorParams(
             size=size,
@@ -57,25 +63,25 @@ class Folder:
         return cls(shard)
 
     def write(self, points: Sequence[Point], *, replace: bool) -> None:
-        """Put points there; without `replace`, those that are there already stay as they are."""
+        """Write points; without `replace`, points whose id exists stay as they are."""
         mode = self.kit.UpdateMode.Upsert if replace else self.kit.UpdateMode.InsertOnly
-        own = [self.kit.Point(*point) for point in points]
-        self._update(self.kit.UpdateOperation.upsert_points(own, update_mode=mode))
+        edge_points = [self.kit.Point(*point) for point in points]
+        self._update(self.kit.UpdateOperation.upsert_points(edge_points, update_mode=mode))
 
     def delete(self, condition: Any) -> None:
         """Delete the points that meet a condition."""
         self._update(self.kit.UpdateOperation.delete_points_by_filter(condition))
 
     def delete_ids(self, ids: list[str]) -> None:
-        """Delete points by their ids; unknown ones are passed over."""
+        """Delete points by their ids; unknown ids are ignored."""
         self._update(self.kit.UpdateOperation.delete_points(ids))
 
     def payloads_of(self, ids: list[str]) -> list[dict[str, Any]]:
-        """The payloads of these points, of those that are there."""
+        """Return the payloads of those of these points that exist."""
         return [record.payload for record in self._shard.retrieve(ids, with_payload=True, with_vector=False)]
 
     def payloads(self, condition: Any) -> Iterator[dict[str, Any]]:
-        """The payloads of all points that meet a condition."""
+        """Yield the payloads of all points that meet a condition."""
         offset, first = None, True
         while first or offset is not None:
             request = self.kit.ScrollRequest(offset=offset, limit=10 * POINTS, filter=condition, with_payload=True)
@@ -84,14 +90,15 @@ class Folder:
             yield from (record.payload for record in records)
 
     def count(self, records: Any) -> int:
-        """The number of points that are no `records`."""
+        """Return the number of points that do not meet the condition `records`."""
         if self._count is None:
-            every, own = (self._shard.count(self.kit.CountRequest(filter=condition)) for condition in (None, records))
-            self._count = int(every - own)
+            requests = [self.kit.CountRequest(filter=condition) for condition in (None, records)]
+            points, matching = map(self._shard.count, requests)
+            self._count = int(points - matching)
         return self._count
 
     def query(self, queries: list[Any], using: str, k: int, condition: Any, params: Any) -> list[Any]:
-        """For each query the k best points by the vectors called `using`."""
+        """Return for each query the k best points by the vectors called `using`."""
         kit = self.kit
         requests = [
             kit.QueryRequest(
@@ -106,6 +113,7 @@ class Folder:
         self._shard.flush()
 
     def _update(self, operation: Any) -> None:
+        """Carry out a write; the count is taken anew after it."""
         self._count = None
         self._shard.update(operation)
 
@@ -115,12 +123,12 @@ class Folder:
         self._shard.flush()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         self._shard.close()
 
 
 class Server:
-    """A collection on a Qdrant server, which flushes and optimizes by itself."""
+    """Keeps points in a collection on a Qdrant server, which flushes and optimizes by itself."""
 
     def __init__(self, client: Any, collection: str) -> None:
         from qdrant_client import models
@@ -129,8 +137,8 @@ class Server:
         self._client, self._collection = client, collection
 
     @staticmethod
-    def make(client: Any, collection: str, size: int, facts: Mapping[str, Any]) -> None:
-        """An empty collection."""
+    def create(client: Any, collection: str, size: int, facts: Mapping[str, Any]) -> None:
+        """Create an empty collection for vectors of this size; `facts` become its metadata."""
         from qdrant_client import models
 
         int8 = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
@@ -158,28 +166,28 @@ class Server:
             client.create_payload_index(collection, key, field_schema=schema)
 
     def write(self, points: Sequence[Point], *, replace: bool) -> None:
-        """Put points there; without `replace`, those that are there already stay as they are."""
+        """Write points; without `replace`, points whose id exists stay as they are."""
         mode = self.kit.UpdateMode.UPSERT if replace else self.kit.UpdateMode.INSERT_ONLY
-        own = [
-            self.kit.PointStruct(id=name, vector=self._plain(vectors), payload=payload)
+        structs = [
+            self.kit.PointStruct(id=name, vector=self._server_vectors(vectors), payload=payload)
             for name, vectors, payload in points
         ]
-        self._client.upsert(self._collection, own, wait=True, update_mode=mode)
+        self._client.upsert(self._collection, structs, wait=True, update_mode=mode)
 
     def delete(self, condition: Any) -> None:
         """Delete the points that meet a condition."""
         self._client.delete(self._collection, self.kit.FilterSelector(filter=condition), wait=True)
 
     def delete_ids(self, ids: list[str]) -> None:
-        """Delete points by their ids; unknown ones are passed over."""
+        """Delete points by their ids; unknown ids are ignored."""
         self._client.delete(self._collection, self.kit.PointIdsList(points=ids), wait=True)
 
     def payloads_of(self, ids: list[str]) -> list[dict[str, Any]]:
-        """The payloads of these points, of those that are there."""
+        """Return the payloads of those of these points that exist."""
         return [record.payload for record in self._client.retrieve(self._collection, ids, with_payload=True)]
 
     def payloads(self, condition: Any) -> Iterator[dict[str, Any]]:
-        """The payloads of all points that meet a condition."""
+        """Yield the payloads of all points that meet a condition."""
         offset, first = None, True
         while first or offset is not None:
             records, offset = self._client.scroll(self._collection, condition, limit=POINTS, offset=offset)
@@ -187,25 +195,26 @@ class Server:
             yield from (record.payload for record in records)
 
     def count(self, records: Any) -> int:
-        """The number of points that are no `records`."""
-        every, own = (self._client.count(self._collection, condition).count for condition in (None, records))
-        return int(every - own)
+        """Return the number of points that do not meet the condition `records`."""
+        points, matching = (self._client.count(self._collection, condition).count for condition in (None, records))
+        return int(points - matching)
 
     def query(self, queries: list[Any], using: str, k: int, condition: Any, params: Any) -> list[Any]:
-        """For each query the k best points by the vectors called `using`."""
+        """Return for each query the k best points by the vectors called `using`."""
         requests = [
             self.kit.QueryRequest(query=query, using=using, filter=condition, params=params, limit=k, with_payload=True)
             for query in queries
         ]
-        return [found.points for found in self._client.query_batch_points(self._collection, requests)]
+        return [response.points for response in self._client.query_batch_points(self._collection, requests)]
 
     def flush(self) -> None:
-        """Nothing: a write was waited for."""
+        """Do nothing: every write was waited for."""
 
     def optimize(self) -> None:
-        """Nothing: the server does it in the background."""
+        """Do nothing: the server optimizes in the background."""
 
-    def _plain(self, vectors: Mapping[str, Any]) -> dict[str, Any]:
+    def _server_vectors(self, vectors: Mapping[str, Any]) -> dict[str, Any]:
+        """Turn a point's vectors into the types of the client."""
         if not vectors:
             return {}
         words = self.kit.SparseVector(indices=list(vectors["words"].indices), values=list(vectors["words"].values))
@@ -213,8 +222,12 @@ class Server:
 
 
 def client_of(address: str) -> tuple[Any, str]:
-    """A client of the server and the name of the collection."""
-    problem = SettingError(f'"{address}" is no address of an index; write qdrant://host:port/collection')
+    """Return a client of the server and the name of the collection.
+
+    Raises:
+        SettingError: the address has another form, or qdrant-client is not installed.
+    """
+    problem = SettingError(f'"{address}" is not the address of an index; write qdrant://host:port/collection')
     parts = urlsplit(address)
     collection = parts.path.strip("/")
     try:
@@ -231,7 +244,7 @@ def client_of(address: str) -> tuple[Any, str]:
 
 
 def edge() -> Any:
-    """The embedded engine."""
+    """Return the module of the embedded engine; raises `SettingError` if it is not installed."""
     try:
         import qdrant_edge
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What retrieval works with: documents, and passages that know where they come from."""
+"""Defines documents, their passages, and the hits of a search."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Document:
-    """A text with the name that it is cited by: a path below its folder with forward slashes, or an id."""
+    """Holds a text and the name that it is cited by: a path below its folder with forward slashes, or an id."""
 
     name: str
     text: str
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of name and text, in hex."""
+        """Return the SHA-256 of name and text, in hex."""
         return hashlib.sha256(f"{self.name}\0{self.text}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A part of a document: `document[start:end]`, in characters of the document's text.
+    """Holds a part of a document, `text[start:end]`, in characters of the document's text.
 
     `heading` is the path of headings above it, as in "Manual > Brakes"; empty where there are none.
     """
@@ -35,18 +35,18 @@ class Passage:
 
     @property
     def id(self) -> str:
-        """Document and span, as an answer cites it."""
+        """Return document and span, as an answer cites them."""
         return f"{self.document}:{self.start}-{self.end}"
 
     @property
     def indexed(self) -> str:
-        """What is searched: the text under its headings."""
+        """Return the text that is searched: the passage below its headings."""
         return f"{self.heading}\n{self.text}" if self.heading else self.text
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that was found; a higher score is better."""
+    """Holds a passage that a search found; a higher score is better."""
 
     passage: Passage
     score: float

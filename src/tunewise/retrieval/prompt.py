@@ -1,4 +1,4 @@
-"""Passages in a prompt: before the question, as data."""
+"""Puts passages into a prompt, before the question."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ ASK = "Answer from these passages. If they do not hold the answer, say that it i
 
 
 def with_passages(example: Example, passages: Sequence[Passage], *, quoted: bool) -> Example:
-    """The example with passages, in this order, before its last question.
+    """Return the example with passages, in this order, before its last question.
 
-    Bare, each is a paragraph. Quoted, each has a number, its document and span, and a mark on every line that its text
-    cannot leave; an instruction follows them. Blank lines in a passage are dropped: they would end it, or an answer.
+    If not `quoted`, each passage is a paragraph. If `quoted`, each has a number, its document and span, and a `>`
+    before every line, so that no text in it can pass for the prompt's own; an instruction follows. Blank lines in a
+    passage are dropped, because they would end the passage, or the answer of an example.
     """
     if not passages:
         return example
@@ -24,14 +25,14 @@ def with_passages(example: Example, passages: Sequence[Passage], *, quoted: bool
         quotes = ["\n".join(f"> {line}" for line in text.splitlines()) for text in texts]
         texts = [f"[{n}] {p.id}\n{quote}" for n, (p, quote) in enumerate(zip(passages, quotes, strict=True), 1)]
         texts.append(ASK)
-    last = max(place for place, message in enumerate(example.messages) if message.role == "user")
-    asked = example.messages[last]
-    put = Message(asked.role, "\n\n".join([*texts, asked.content]), asked.labelled)
-    return replace(example, messages=(*example.messages[:last], put, *example.messages[last + 1 :]))
+    last = max(index for index, message in enumerate(example.messages) if message.role == "user")
+    question = example.messages[last]
+    with_texts = Message(question.role, "\n\n".join([*texts, question.content]), question.labelled)
+    return replace(example, messages=(*example.messages[:last], with_texts, *example.messages[last + 1 :]))
 
 
 def holds_answer(example: Example, passages: Sequence[Passage]) -> bool:
-    """Whether the right passage is among these: the one that the data names, else one that has the answer in it."""
+    """Tell whether the right passage is among these: the one that the data names, or else one that has the answer."""
     if example.passage:
         return any(p.document == example.passage or p.text in example.passage for p in passages)
     answers = [answer.lower() for answer in (example.references or (example.answer,))]

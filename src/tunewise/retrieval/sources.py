@@ -1,4 +1,4 @@
-"""Where documents come from: files, or the world that is shipped with the package."""
+"""Gathers documents from files, or from the world that is shipped with the package."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from tunewise.retrieval.passage import Document
 
 
 def gather(where: str) -> Reading:
-    """The documents of a folder, a file, or `world:TASK`.
+    """Return the documents of a folder, a file, or `world:TASK`.
 
     Raises:
-        DataError: they cannot be read.
-        SettingError: the world has none for this task, or a library is missing.
+        DataError: the documents cannot be read.
+        SettingError: the world has no documents for this task, or a library is missing.
     """
     address = shipped(where)
     if address is None:
         return read(where)
-    place, name = address
-    return Reading(tuple(Document(row["id"], row["text"]) for row in place.documents(name)), ())
+    owner, name = address
+    return Reading(tuple(Document(row["id"], row["text"]) for row in owner.documents(name)), ())
 
 
 def stamp(where: str) -> str:
-    """Sixteen hex digits of the names, sizes and times of the files there; empty where there are none."""
+    """Return 16 hex digits that stand for the names, sizes and times of the files there, or "" if there are none."""
     root = Path(where)
     files = sorted(path for path in (root.rglob("*") if root.is_dir() else [root]) if where and path.is_file())
-    known = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(known).encode()).hexdigest()[:16] if known else ""
+    states = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16] if states else ""

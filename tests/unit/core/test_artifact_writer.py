@@ -70,10 +70,10 @@ def test_tensors_round_trip(kinds: dict[str, tuple[torch.dtype, list[int]]]) -> 
         folder = Path(root) / "made" / "adapter"
         artifact_writer.commit(folder, tensors={"w.safetensors": tensors})
         stored = artifact_writer.read(folder)
-        wanted = {name: bits(tensor) for name, tensor in tensors.items()}
-        assert {name: bits(tensor) for name, tensor in stored.tensors("w.safetensors").items()} == wanted
+        expected = {name: bits(tensor) for name, tensor in tensors.items()}
+        assert {name: bits(tensor) for name, tensor in stored.tensors("w.safetensors").items()} == expected
         # Any reader of safetensors reads them, with PyTorch's mark in the header.
-        assert {name: bits(tensor) for name, tensor in load_file(folder / "w.safetensors").items()} == wanted
+        assert {name: bits(tensor) for name, tensor in load_file(folder / "w.safetensors").items()} == expected
         assert b'"format":"pt"' in (folder / "w.safetensors").read_bytes().replace(b" ", b"")
 
 
@@ -216,9 +216,9 @@ def test_commit_moves_what_is_not_whole_aside_instead_of_deleting_it(
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     artifact_writer.commit(tmp_path / "mine", texts={"a.json": "{}"})
     assert artifact_writer.read(tmp_path / "mine").names == ("a.json",)
-    [kept] = tmp_path.glob(".mine.*.damaged")
-    assert (kept / "thesis.txt").read_text() == "years of work"
-    assert str(kept) in caplog.text
+    [damaged] = tmp_path.glob(".mine.*.damaged")
+    assert (damaged / "thesis.txt").read_text() == "years of work"
+    assert str(damaged) in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,9 @@ def test_latest_goes_by_number(tmp_path: Path) -> None:
         "checkpoint-٣",
     ):
         (tmp_path / other).mkdir()
-    found = artifact_writer.latest(tmp_path)
-    assert found is not None
-    assert (found[0], found[1].json("s.json")) == (10, {"step": 10})
+    newest = artifact_writer.latest(tmp_path)
+    assert newest is not None
+    assert (newest[0], newest[1].json("s.json")) == (10, {"step": 10})
 
 
 def test_latest_says_what_it_skips(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -277,8 +277,8 @@ def test_latest_says_what_it_skips(tmp_path: Path, caplog: pytest.LogCaptureFixt
     (tmp_path / "checkpoint-3" / "s.json").write_text("{}")
     (tmp_path / "checkpoint-2" / "manifest.json").unlink()
     with caplog.at_level(logging.WARNING, "tunewise"):
-        found = artifact_writer.latest(tmp_path)
-    assert found is not None and found[0] == 1
+        newest = artifact_writer.latest(tmp_path)
+    assert newest is not None and newest[0] == 1
     assert len(caplog.messages) == 2 and not any("\n" in message for message in caplog.messages)
     assert names(tmp_path) == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
 

@@ -111,8 +111,8 @@ def test_pinned_revision(results):
 def test_data_file_of_a_hub_set(results):
     code, out, err = results["data file"]
     assert code == 0, err
-    found = json.loads(out)
-    assert (found["format"], sum(found["counts"].values())) == ("classification", 40)
+    report = json.loads(out)
+    assert (report["format"], sum(report["counts"].values())) == ("classification", 40)
 
 
 @pytest.mark.parametrize("name", ["no model", "no revision", "no data file", "no data"])

@@ -286,15 +286,15 @@ def test_hub_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"]))
     rows = {"text": [f"t {i}" for i in range(20)], "label": [i % 2 for i in range(20)]}
     data = datasets.Dataset.from_dict(rows, features=features)
-    asked: list[tuple[object, ...]] = []
+    calls: list[tuple[object, ...]] = []
 
     def load(*arguments: object) -> datasets.DatasetDict:
-        asked.append(arguments)
+        calls.append(arguments)
         return datasets.DatasetDict(train=data, test=data)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     task = Task.read("org/name:config#10")
-    assert asked == [("org/name", "config")]
+    assert calls == [("org/name", "config")]
     assert (task.name, task.labels, len(task.test)) == ("name", ("no", "yes"), 20)
     assert task.counts["train"] + task.counts["validation"] == 10
     file = write_rows(tmp_path / "data.jsonl", pairs())

@@ -37,12 +37,12 @@ def words_of(text):
 
 @pytest.mark.slow
 def test_same_seed_same_bytes_in_any_process():
-    found = set()
+    outputs = set()
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         done = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, check=True)
-        found.add(done.stdout)
-    assert len(found) == 1
+        outputs.add(done.stdout)
+    assert len(outputs) == 1
     assert list(corpus.documents(50)) == list(corpus.documents(80))[:50] != list(corpus.documents(50, seed=1))
     assert list(corpus.documents(10, first=40)) == list(corpus.documents(50))[40:]
 
@@ -56,28 +56,28 @@ def test_no_name_of_a_test_in_the_training_text():
     citizens = {entity.name for entity in tasks._citizens()}
     for name in ("records", "letters", *world.sources()):
         task = world.task(name)
-        found = set()
+        names = set()
         for example in (*task.train, *task.validation, *task.test):
             signed = re.search(r"name: (\w+)|Signed: (\w+)", example.prompt)
-            found.add(signed[1] or signed[2])
-        assert len(found) > 100
-        assert not found & seen, name
+            names.add(signed[1] or signed[2])
+        assert len(names) > 100
+        assert not names & seen, name
     assert len(citizens) > 35
     assert not citizens & seen
 
 
 def test_no_question_of_a_test_in_the_training_text():
-    asked = {example.prompt for name in ("memory", "town") for example in world.task(name).test}
-    assert len(asked) > 700
+    questions = {example.prompt for name in ("memory", "town") for example in world.task(name).test}
+    assert len(questions) > 700
     for text in corpus.documents(20_000):
         for line in text.splitlines():
-            assert line.removeprefix("Question: ") not in asked
+            assert line.removeprefix("Question: ") not in questions
 
 
 def test_retention_text_is_not_in_the_training_text():
-    held = set(world.retention())
-    assert len(held) > 100
-    assert not held & set(corpus.documents(20_000))
+    retained = set(world.retention())
+    assert len(retained) > 100
+    assert not retained & set(corpus.documents(20_000))
 
 
 @pytest.mark.parametrize("kind", facts.RELATIONS)
@@ -101,7 +101,7 @@ def test_passages_answer_their_questions():
 @pytest.mark.parametrize("name", patterns.PATTERNS)
 def test_every_pattern_is_a_function_of_its_run(name):
     """Within one run the same question has the same answer; another run has another answer."""
-    known = {}
+    runs = {}
     for seed in range(40):
         pair = patterns.draw(Random(seed), only=name)
         run = {}
@@ -111,8 +111,8 @@ def test_every_pattern_is_a_function_of_its_run(name):
             if x in ("short", "light"):  # which have two opposites each
                 continue
             assert run.setdefault(x, y) == y
-        known[seed] = run
-    differ = [one != other for one, other in pairwise(known.values())]
+        runs[seed] = run
+    differ = [one != other for one, other in pairwise(runs.values())]
     assert any(differ)
 
 
@@ -210,9 +210,9 @@ def test_every_task_fits_the_window(base, name):
 
 @pytest.mark.slow
 def test_abilities(base):
-    found = abilities.measure(base, 200)
+    scores = abilities.measure(base, 200)
     for name, floor in abilities.FLOORS.items():
-        assert found[name] >= floor - 0.05, found  # half as many questions as the published figures rest on
+        assert scores[name] >= floor - 0.05, scores  # half as many questions as the published figures rest on
 
 
 def test_the_model_is_known_by_name(base):

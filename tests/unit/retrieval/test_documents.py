@@ -130,10 +130,10 @@ def test_text_has_one_kind_of_line_end_and_no_mark(tmp_path):
 def test_texts_come_back_but_for_controls(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("text") / "a.jsonl"
     path.write_text(json.dumps({"id": "a", "text": "x" + text}))
-    found = read(path).documents[0]
-    assert found.fingerprint  # it can be written as UTF-8
+    document = read(path).documents[0]
+    assert document.fingerprint  # it can be written as UTF-8
     expected = [c for c in text if c.isspace() or unicodedata.category(c) not in {"Cc", "Cs"}]
-    assert "".join(found.text.split()) == "x" + "".join("".join(expected).split())
+    assert "".join(document.text.split()) == "x" + "".join("".join(expected).split())
 
 
 def test_html_becomes_markdown(tmp_path):

@@ -28,13 +28,13 @@ def copied(tmp_path):
 def test_vectors_are_those_of_the_library_in_order(embedder):
     from sentence_transformers import SentenceTransformer
 
-    told = []
-    vectors = embedder.encode(TEXTS, lambda *progress: told.append(progress))
+    reports = []
+    vectors = embedder.encode(TEXTS, lambda *progress: reports.append(progress))
     expected = SentenceTransformer(str(get_model_path())).encode(TEXTS, normalize_embeddings=True)
     assert vectors.shape == (4, 384) and vectors.dtype == np.float32 and embedder.size == 384
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    assert told[-1] == ("embedding", 4, 4)
+    assert reports[-1] == ("embedding", 4, 4)
     assert embedder.encode([]).shape == (0, 384)
 
 
@@ -48,8 +48,8 @@ def test_bfloat16_gives_nearly_the_same_vectors_and_the_same_fingerprint(embedde
 
 
 def test_what_means_the_same_is_near(embedder):
-    asked = embedder.encode_queries(["When are brake pads changed?"])
-    assert int(np.argmax(embedder.encode(TEXTS) @ asked[0])) == 3
+    queries = embedder.encode_queries(["When are brake pads changed?"])
+    assert int(np.argmax(embedder.encode(TEXTS) @ queries[0])) == 3
 
 
 def test_prompts_are_those_of_the_model(embedder, monkeypatch):
@@ -62,11 +62,11 @@ def test_prompts_are_those_of_the_model(embedder, monkeypatch):
 
 def test_batches_hold_every_place_once_and_at_most_so_many_tokens():
     lengths = np.random.default_rng(0).integers(0, 300, 500).tolist()
-    found = list(batches(lengths, 1000))
-    assert sorted(place for batch in found for place in batch) == list(range(500))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= 1000 for batch in found)
+    batched = list(batches(lengths, 1000))
+    assert sorted(place for batch in batched for place in batch) == list(range(500))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= 1000 for batch in batched)
     assert list(batches([5000], 1000)) == [[0]]
-    assert len(found) < 1.3 * sum(lengths) / 1000
+    assert len(batched) < 1.3 * sum(lengths) / 1000
 
 
 def test_the_fingerprint_follows_weights_and_pooling_and_not_the_folder(embedder, tmp_path):
@@ -95,7 +95,7 @@ def test_what_is_no_model_is_refused(tmp_path, copied):
 def test_a_module_that_could_run_code_is_refused(copied, kind):
     (copied / "custom.py").write_text("raise SystemExit('it ran')")
     (copied / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": kind}]))
-    with pytest.raises(ModelError, match="never run"):
+    with pytest.raises(ModelError, match="not one that tunewise runs"):
         Embedder(copied)
 
 

@@ -67,16 +67,16 @@ def place(request, tmp_path, monkeypatch):
     return ADDRESS
 
 
-def made(place, **settings):
+def create_index(place, **settings):
     return Index.create(place, "words", "words", SIZE, **settings)
 
 
-def found(rows):
+def texts_of(rows):
     return [[passage.text for passage, _ in row] for row in rows]
 
 
 def test_what_is_added_is_found_again_after_reopening(place):
-    with made(place) as index:
+    with create_index(place) as index:
         assert sync(index, CARS, split, Words()) == {"added": 3, "removed": 0, "unchanged": 0, "passages": 6}
     with Index.open(place, "words") as index:
         assert index.count() == 6
@@ -84,12 +84,12 @@ def test_what_is_added_is_found_again_after_reopening(place):
         assert sorted(index.passages(), key=lambda p: p.id) == sorted(
             (passage for document in CARS for passage in split(document)), key=lambda p: p.id
         )
-        asked = np.array([vector("CARS/BRAKES.MD The brake pads wear out."), vector("reef storm")])
-        rows = index.dense(asked, 2)
-        assert [row[0] for row in found(rows)] == ["The brake pads wear out.", "Reef the sails in a storm."]
+        queries = np.array([vector("CARS/BRAKES.MD The brake pads wear out."), vector("reef storm")])
+        rows = index.dense(queries, 2)
+        assert [row[0] for row in texts_of(rows)] == ["The brake pads wear out.", "Reef the sails in a storm."]
         assert rows[0][0][1] == pytest.approx(1.0, abs=1e-4)
         assert rows[0][0][0] == next(iter(split(CARS[0])))
-        assert found(index.lexical(["storm", "", "petrol engine", "zebra"], 1)) == [
+        assert texts_of(index.lexical(["storm", "", "petrol engine", "zebra"], 1)) == [
             ["Reef the sails in a storm."],
             [],
             ["The engine burns petrol."],
@@ -101,20 +101,20 @@ def test_words_are_weighted_by_rarity_and_ranked_as_in_memory(place):
     from tunewise.retrieval.search import Passages
 
     passages = [passage for document in CARS for passage in split(document)]
-    with made(place) as index:
+    with create_index(place) as index:
         sync(index, CARS, split, Words())
         for question in ("the engine petrol", "braking distance of the brake", "sails"):
-            here = found(index.lexical([question], 3))
-            assert here == found(Passages(passages).lexical([question], 3))
+            here = texts_of(index.lexical([question], 3))
+            assert here == texts_of(Passages(passages).lexical([question], 3))
 
 
 def test_among_narrows_to_a_prefix_or_to_names(place):
-    with made(place) as index:
+    with create_index(place) as index:
         sync(index, CARS, split, Words())
-        asked = np.array([vector("sails wind storm")])
+        queries = np.array([vector("sails wind storm")])
 
         def names(among):
-            both = index.dense(asked, 9, among) + index.lexical(["the sails engine"], 9, among)
+            both = index.dense(queries, 9, among) + index.lexical(["the sails engine"], 9, among)
             return [{passage.document for passage, _ in row} for row in both]
 
         assert names("cars/") == [{"cars/brakes.md", "cars/engine.md"}] * 2
@@ -126,7 +126,7 @@ def test_among_narrows_to_a_prefix_or_to_names(place):
 
 
 def test_a_second_sync_embeds_what_changed_and_removes_what_has_gone(place):
-    with made(place) as index:
+    with create_index(place) as index:
         sync(index, CARS, split, Words())
         changed = Document("cars/engine.md", "The engine is electric.\nOil keeps the engine cool.")
         embedder = Words()
@@ -134,7 +134,7 @@ def test_a_second_sync_embeds_what_changed_and_removes_what_has_gone(place):
         assert counts == {"added": 1, "removed": 1, "unchanged": 1, "passages": 2}
         assert embedder.embedded == [passage.indexed for passage in split(changed)]
         assert index.count() == 4
-        assert found(index.lexical(["petrol", "electric", "sails"], 5)) == [[], ["The engine is electric."], []]
+        assert texts_of(index.lexical(["petrol", "electric", "sails"], 5)) == [[], ["The engine is electric."], []]
         again = Words()
         assert sync(index, [CARS[0], changed], split, again)["unchanged"] == 2
         assert again.embedded == []
@@ -142,14 +142,14 @@ def test_a_second_sync_embeds_what_changed_and_removes_what_has_gone(place):
 
 def test_a_document_without_passages_is_known(place):
     empty = Document("empty.md", "")
-    with made(place) as index:
+    with create_index(place) as index:
         assert sync(index, [empty], split, Words())["added"] == 1
         assert sync(index, [empty], split, Words())["unchanged"] == 1
         assert index.count() == 0 and index.documents() == {"empty.md": empty.fingerprint}
 
 
 def test_adding_twice_adds_once_and_small_batches_change_nothing(place):
-    with made(place) as index:
+    with create_index(place) as index:
         passages = list(split(CARS[0]))
         vectors = Words().encode([passage.indexed for passage in passages])
         for _ in range(2):
@@ -160,7 +160,7 @@ def test_adding_twice_adds_once_and_small_batches_change_nothing(place):
 
 
 def test_an_unfinished_document_is_finished_by_the_next_sync(place, monkeypatch):
-    with made(place) as index:
+    with create_index(place) as index:
         sync(index, CARS[:1], split, Words())
         write, calls = index._record, []
 
@@ -178,11 +178,11 @@ def test_an_unfinished_document_is_finished_by_the_next_sync(place, monkeypatch)
         assert index.documents()[CARS[1].name] == ""
         assert sync(index, CARS[:2], split, Words()) == {"added": 1, "removed": 1, "unchanged": 1, "passages": 2}
         assert index.count() == 4
-        assert found(index.lexical(["sails"], 5)) == [[]]
+        assert texts_of(index.lexical(["sails"], 5)) == [[]]
 
 
 def test_wrong_requests_are_refused_in_a_sentence(place):
-    with made(place, chunks={"tokens": 256}) as index:
+    with create_index(place, chunks={"tokens": 256}) as index:
         with pytest.raises(DataError, match="two documents are named"):
             sync(index, [CARS[0], CARS[0]], split, Words())
         with pytest.raises(ValueError, match="of size 16"):
@@ -201,16 +201,16 @@ def test_wrong_requests_are_refused_in_a_sentence(place):
         Index.open(place, chunks={"tokens": 128})
     Index.open(place, "words", {"tokens": 256}).close()
     with pytest.raises(RequestError, match="open the index"):
-        made(place)
+        create_index(place)
 
 
 def test_a_folder_that_is_no_index_is_refused(tmp_path):
-    with pytest.raises(ArtifactError, match="is no index"):
+    with pytest.raises(ArtifactError, match="is not an index"):
         Index.open(tmp_path)
-    with pytest.raises(ArtifactError, match="is no index"):
+    with pytest.raises(ArtifactError, match="is not an index"):
         Index.open(tmp_path / "missing")
     assert not (tmp_path / "missing").exists()
-    with made(tmp_path / "index"):
+    with create_index(tmp_path / "index"):
         pass
     facts = tmp_path / "index" / "index.json"
     good = facts.read_text()
@@ -225,21 +225,21 @@ def test_a_folder_that_is_no_index_is_refused(tmp_path):
 
 
 def test_a_creation_that_was_cut_off_can_be_done_again(tmp_path):
-    made(tmp_path / "index").close()
+    create_index(tmp_path / "index").close()
     (tmp_path / "index" / "index.json").unlink()
-    with made(tmp_path / "index") as index:
+    with create_index(tmp_path / "index") as index:
         assert index.count() == 0
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "points").write_text("not an index's")
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(RequestError, match="is not empty"):
-        made(tmp_path / "mine")
+        create_index(tmp_path / "mine")
     assert (tmp_path / "mine" / "points").exists()
 
 
 def test_one_process_at_a_time(tmp_path):
     opener = "import sys; from tunewise.retrieval.index import Index; Index.open(sys.argv[1])"
-    with made(tmp_path / "index"):
+    with create_index(tmp_path / "index"):
         with pytest.raises(RequestError, match=f"in use by process {os.getpid()}"):
             Index.open(tmp_path / "index")
         other = subprocess.run([sys.executable, "-c", opener, tmp_path / "index"], capture_output=True, text=True)
@@ -253,7 +253,7 @@ def test_the_graph_is_built_without_losing_or_repeating_anything(tmp_path, monke
     drawn = np.random.default_rng(0).normal(size=(3000, SIZE)).astype(np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     passages = [Passage(f"d{n // 10}", n, n + 1, f"passage {n}") for n in range(len(drawn))]
-    with made(tmp_path / "index") as index:
+    with create_index(tmp_path / "index") as index:
         for start in range(0, 3000, 1000):
             part = passages[start : start + 1000]
             index.add(part, drawn[start : start + 1000], {passage.document: "1" for passage in part})
@@ -264,7 +264,10 @@ def test_the_graph_is_built_without_losing_or_repeating_anything(tmp_path, monke
     with Index.open(tmp_path / "index") as index:
         exact = np.argsort(-(drawn[:50] @ drawn[1000:].T), axis=1)[:, :10] + 1000
         rows = [{passage.start for passage, _ in row} for row in index.dense(drawn[:50], 10)]
-        assert np.mean([len(row & set(own)) / 10 for row, own in zip(rows, exact.tolist(), strict=True)]) > 0.95
+        assert (
+            np.mean([len(row & set(exact_row)) / 10 for row, exact_row in zip(rows, exact.tolist(), strict=True)])
+            > 0.95
+        )
         assert {passage.start for passage in index.passages()} == set(range(1000, 3000))
 
 
@@ -289,5 +292,5 @@ def test_a_collection_that_is_no_index_is_refused(monkeypatch):
     monkeypatch.setattr(indexes, "client_of", lambda address: (client, address.rpartition("/")[2]))
     monkeypatch.setattr(client, "close", lambda: None)
     for name in ("other", "missing"):
-        with pytest.raises(ArtifactError, match="is no index"):
+        with pytest.raises(ArtifactError, match="is not an index"):
             Index.open(f"qdrant://somewhere:6333/{name}")

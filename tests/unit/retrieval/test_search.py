@@ -32,8 +32,8 @@ def names(hits):
 
 
 def test_words_find_the_passage():
-    found = Retriever(Passages(passages())).find(["what colour is the smith's door", "price of bread"], 2)
-    assert names(found[0])[0] == "doc1" and names(found[1])[0] == "doc3"
+    hits = Retriever(Passages(passages())).find(["what colour is the smith's door", "price of bread"], 2)
+    assert names(hits[0])[0] == "doc1" and names(hits[1])[0] == "doc3"
 
 
 def test_nothing_is_found_where_nothing_fits():
@@ -60,9 +60,9 @@ def test_embeddings_find_it_and_hybrid_takes_both():
 
 def test_reciprocal_ranks_add_up():
     a, b, c, _ = passages()
-    found = fused([[(a, 9.0), (b, 1.0)], [(b, 0.5), (c, 0.4)]])
-    assert names(found) == ["doc1", "doc0", "doc2"]
-    assert found[0].score == pytest.approx(1 / (RRF + 2) + 1 / (RRF + 1))
+    hits = fused([[(a, 9.0), (b, 1.0)], [(b, 0.5), (c, 0.4)]])
+    assert names(hits) == ["doc1", "doc0", "doc2"]
+    assert hits[0].score == pytest.approx(1 / (RRF + 2) + 1 / (RRF + 1))
 
 
 def test_diversity_passes_over_what_repeats():

@@ -1,11 +1,11 @@
-"""A small world in plain English, a model pretrained on it, and tasks in it: everything works with no network.
+"""Ships a small world in plain English, a model pretrained on it, and tasks in it, so that all works with no network.
 
     from tunewise import load_base, world
     base = load_base("world")        # three million parameters, shipped with the package; --model world
     task = world.task("reviews")     # one of world.TASKS; --data world:reviews
 
-`words`, `facts`, `reviews` and `patterns` are what there is to tell, `corpus` the text for pretraining, `tasks`
-what a model can be tuned to. `tools/world` holds how the model was pretrained and what it can do.
+`words`, `facts`, `reviews` and `patterns` make up the content of the world. `corpus` writes the text for pretraining,
+`tasks` the data for fine-tuning. `tools/world` has the scripts that pretrained the model and measured what it can do.
 """
 
 from __future__ import annotations

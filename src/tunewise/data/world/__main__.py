@@ -1,7 +1,7 @@
 """Writes the world's tasks as files, to look at or to try: `python -m tunewise.data.world examples`.
 
-A folder of JSON Lines for each task, the documents of the new town, and the letters as one CSV file with column names
-of their own.
+It writes a folder of JSON Lines for each task, the documents of the new town, and the letters as one CSV file with
+column names that have to be mapped.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ COLUMNS = {
 
 def write(folder: Path) -> None:
     """Write all tasks under a folder; files of the same names are replaced."""
-    for each in (*map(task, TASKS), *sources().values()):
-        for split, rows in _splits(each).items():
-            _lines(folder / each.name / f"{split}.jsonl", rows)
-    _lines(folder / "town-documents.jsonl", documents("town"))
+    for world_task in (*map(task, TASKS), *sources().values()):
+        for split, rows in _split_rows(world_task).items():
+            _write_lines(folder / world_task.name / f"{split}.jsonl", rows)
+    _write_lines(folder / "town-documents.jsonl", documents("town"))
     with (folder / "letters.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(("letter", "writer"))
         table.writerows((example.prompt, example.answer) for example in task("letters").test)
 
 
-def _splits(found: Task) -> dict[str, list[dict[str, str]]]:
-    prompt, answer = COLUMNS[found.format]
-    splits = {"train": found.train, "validation": found.validation, "test": found.test}
+def _split_rows(world_task: Task) -> dict[str, list[dict[str, str]]]:
+    prompt, answer = COLUMNS[world_task.format]
+    splits = {"train": world_task.train, "validation": world_task.validation, "test": world_task.test}
     return {name: [{prompt: e.prompt, answer: e.answer} for e in examples] for name, examples in splits.items()}
 
 
-def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
 def main() -> None:
-    """Read the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tunewise.data.world", description="Write the world's tasks as files."
     )

@@ -1,4 +1,4 @@
-"""What the model reads in pretraining: a stream of short documents, each a function of (seed, its number)."""
+"""Writes the pretraining text: a stream of short documents, each a function of (seed, its number)."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from tunewise.data.world.facts import Entity
 
 NOT_SAID = "not said"
 _BREAKS = (" ", " ", "\n", "\n\n")
-_MARKS = ("", "", "- ", "[{}] ", "Document {}: ")  # before each part of a text that stands on lines
-Question = tuple[str, str]
+_MARKS = ("", "", "- ", "[{}] ", "Document {}: ")  # before each part of a text whose parts have lines of their own
+Question = tuple[str, str]  # a question and its answer
 
 
 def documents(count: int, seed: int = 0, first: int = 0) -> Iterator[str]:
-    """`count` documents of a seed, from number `first` on."""
+    """Yield `count` documents of a seed, starting with number `first`."""
     kinds, weights = list(MIX), list(MIX.values())
     for number in range(first, first + count):
         rng = Random(derive(seed, "document", number))
         yield rng.choices(kinds, weights)[0](rng)
 
 
-def asked(question: str, answer: str) -> str:
-    """A question with its answer, in the plain form that questions have everywhere in tunewise."""
+def _with_answer(question: str, answer: str) -> str:
+    """Write a question with its answer, in the plain form that prompts have everywhere in tunewise."""
     return f"Question: {question}\nAnswer: {answer}"
 
 
 def _page(rng: Random) -> str:
-    """All facts of one known entity, in any order and wording."""
+    """Write all facts of one known entity, in any order and wording."""
     entity = rng.choice(facts.known())
     return " ".join(_sentences(rng, entity, list(entity.facts), pronouns=True))
 
 
 def _news(rng: Random) -> str:
-    """Single facts of several known entities."""
+    """Write single facts of several known entities."""
     parts = []
     for entity in rng.sample(facts.known(), rng.randint(3, 6)):
         parts += _sentences(rng, entity, rng.sample(sorted(entity.facts), rng.randint(1, 2)), pronouns=True)
@@ -43,13 +43,13 @@ def _news(rng: Random) -> str:
 
 
 def _quiz(rng: Random) -> str:
-    """Questions about known entities, to be answered from memory."""
+    """Write questions about known entities, which are answered from memory."""
     parts = []
     for _ in range(rng.randint(1, 8)):
         entity = rng.choice(facts.known())
         relation = rng.choice(sorted(entity.facts))
         form = rng.choice(facts.RELATIONS[entity.kind][relation].forms("questions"))
-        parts.append(asked(facts.ask(entity, relation, form), entity.facts[relation]))
+        parts.append(_with_answer(facts.ask(entity, relation, form), entity.facts[relation]))
     return "\n\n".join(parts)
 
 
@@ -57,43 +57,48 @@ def _sentences(
     rng: Random, entity: Entity, relations: list[str], *, pronouns: bool, held_out: bool = False
 ) -> list[str]:
     rng.shuffle(relations)
-    found = []
-    for place, relation in enumerate(relations):
+    sentences = []
+    for position, relation in enumerate(relations):
         form = rng.choice(facts.RELATIONS[entity.kind][relation].forms("statements", held_out=held_out))
-        found.append(facts.state(entity, relation, form, pronoun=pronouns and place > 0 and rng.random() < 0.6))
-    return found
+        pronoun = pronouns and position > 0 and rng.random() < 0.6
+        sentences.append(facts.state(entity, relation, form, pronoun=pronoun))
+    return sentences
 
 
 def passage(
     rng: Random, *, held_out: bool = False, new_words: bool = False, most: int = 5
 ) -> tuple[str, list[Question]]:
-    """A text about people and towns that exist nowhere else, and questions that it answers.
+    """Write a text about people and towns that occur nowhere else, and questions that it answers.
 
-    With `held_out` their names are such as pretraining never uses; with `new_words` statements and questions are too.
+    Args:
+        rng: the source of randomness.
+        held_out: draw names that pretraining never uses.
+        new_words: draw statements and questions in phrasings that pretraining never uses.
+        most: the largest number of people and towns.
     """
     entities = [
         rng.choice((facts.person, facts.person, facts.town))(rng, held_out=held_out)
         for _ in range(rng.randint(1, most))
     ]
-    told = {entity.name: rng.sample(sorted(entity.facts), rng.randint(1, 4)) for entity in entities}
+    stated = {entity.name: rng.sample(sorted(entity.facts), rng.randint(1, 4)) for entity in entities}
     grouped = rng.random() < 0.6
-    blocks = [_sentences(rng, e, list(told[e.name]), pronouns=grouped, held_out=new_words) for e in entities]
+    blocks = [_sentences(rng, e, list(stated[e.name]), pronouns=grouped, held_out=new_words) for e in entities]
     sentences = [sentence for block in blocks for sentence in block]
     if not grouped:
         rng.shuffle(sentences)
-    joint = rng.choice(_BREAKS)
-    mark = rng.choice(_MARKS) if joint.startswith("\n") else ""
+    separator = rng.choice(_BREAKS)
+    mark = rng.choice(_MARKS) if separator.startswith("\n") else ""
     parts = [" ".join(block) for block in blocks] if grouped else sentences
-    text = joint.join(mark.format(number) + part for number, part in enumerate(parts, 1))
+    text = separator.join(mark.format(number) + part for number, part in enumerate(parts, 1))
     questions = []
     for entity in entities:
-        for relation in told[entity.name]:
+        for relation in stated[entity.name]:
             shape = facts.RELATIONS[entity.kind][relation]
             form = rng.choice(shape.forms("questions", held_out=new_words))
             questions.append((facts.ask(entity, relation, form), entity.facts[relation]))
-            if not held_out and rng.random() < 0.3 and _single(entity, relation, entities):
+            if not held_out and rng.random() < 0.3 and _is_unique(entity, relation, entities):
                 questions.append((facts.ask_who(entity, relation, rng.randrange(len(shape.who))), entity.name))
-        missing = sorted(set(entity.facts) - set(told[entity.name]))
+        missing = sorted(set(entity.facts) - set(stated[entity.name]))
         if not held_out and missing and rng.random() < 0.05:
             relation = rng.choice(missing)
             shape = facts.RELATIONS[entity.kind][relation]
@@ -102,25 +107,26 @@ def passage(
     return text, questions
 
 
-def _single(entity: Entity, relation: str, entities: list[Entity]) -> bool:
+def _is_unique(entity: Entity, relation: str, entities: list[Entity]) -> bool:
+    """Tell whether no other entity of the text has the same value, so that the value identifies this one."""
     return sum(other.facts.get(relation) == entity.facts[relation] for other in entities) == 1
 
 
 def _reading(rng: Random) -> str:
-    """A passage with its questions: each with the passage, or one after another."""
+    """Write a passage followed by one question and its answer, then further questions with their answers."""
     text, questions = passage(rng, most=rng.choice((1, 2, 3, 5, 5)))
-    shown = [asked(question, answer) for question, answer in questions[: rng.randint(1, 8)]]
-    return asked(f"{text}\n\n{shown[0].removeprefix('Question: ').rpartition(chr(10))[0]}", questions[0][1]) + "".join(
-        "\n\n" + other for other in shown[1:]
-    )
+    count = rng.randint(1, 8)
+    (first, answer), rest = questions[0], questions[1:count]
+    return "\n\n".join([_with_answer(f"{text}\n\n{first}", answer), *(_with_answer(*other) for other in rest)])
 
 
 def _run(rng: Random) -> str:
+    """Write worked examples of one pattern."""
     return patterns.run(rng, longest=rng.choice((400, 800, 800, 1500)))
 
 
 def _reviews(rng: Random) -> str:
-    """Visitors' opinions of one feeling, or with stars."""
+    """Write reviews that are all happy or all unhappy, sometimes with a rating or a summary."""
     happy = rng.random() < 0.5
     count = rng.randint(1, 3)
     texts = [reviews.review(rng, happy) for _ in range(count)]
@@ -132,17 +138,20 @@ def _reviews(rng: Random) -> str:
 
 
 def _sums(rng: Random) -> str:
+    """Write sums and differences of small numbers, in words or in signs."""
     parts = []
     for _ in range(rng.randint(2, 8)):
         x, y = rng.randrange(20), rng.randrange(20)
-        word, value = ("plus", x + y) if rng.random() < 0.5 else ("minus", max(x, y) - min(x, y))
-        x, y = (x, y) if word == "plus" else (max(x, y), min(x, y))
-        sign = {"plus": "+", "minus": "-"}[word]
-        parts.append(rng.choice((asked(f"What is {x} {word} {y}?", str(value)), f"{x} {sign} {y} = {value}")))
+        operation, value = ("plus", x + y) if rng.random() < 0.5 else ("minus", max(x, y) - min(x, y))
+        x, y = (x, y) if operation == "plus" else (max(x, y), min(x, y))
+        sign = {"plus": "+", "minus": "-"}[operation]
+        parts.append(
+            rng.choice((_with_answer(f"What is {x} {operation} {y}?", str(value)), f"{x} {sign} {y} = {value}"))
+        )
     return "\n\n".join(parts)
 
 
-_DESCRIBED = (
+_DESCRIPTIONS = (
     "{name} is {trade} in {town} and {age} years old.",
     "Meet {name}, {age}, {trade} from {town}.",
     "In {town} there is {trade} called {name}, now {age}.",
@@ -152,20 +161,20 @@ _DESCRIBED = (
 
 
 def _records(rng: Random) -> str:
-    """A record and a sentence that says the same."""
+    """Write a record and a sentence that says the same."""
     record = patterns.draw_record(rng)
-    sentence = rng.choice(_DESCRIBED).format(**{**record, "trade": words.a(record["trade"])})
+    sentence = rng.choice(_DESCRIPTIONS).format(**{**record, "trade": words.a(record["trade"])})
     return f"{patterns.write_record(record)}\n{sentence}"
 
 
 def _words(rng: Random) -> str:
-    """What words mean."""
+    """Write sentences about opposites and kinds of words."""
     parts = []
     for _ in range(rng.randint(2, 6)):
         if rng.random() < 0.5:
-            one, other = rng.choice(sorted(words.OPPOSITES.items()))
-            one, other = (one, other) if rng.random() < 0.5 else (other, one)
-            parts.append(f"The opposite of {one} is {other}.")
+            word, opposite = rng.choice(sorted(words.OPPOSITES.items()))
+            word, opposite = (word, opposite) if rng.random() < 0.5 else (opposite, word)
+            parts.append(f"The opposite of {word} is {opposite}.")
         else:
             kind = rng.choice(sorted(words.KINDS))
             parts.append(f"{rng.choice(words.KINDS[kind]).capitalize()} is the name of {words.a(kind)}.")
@@ -173,31 +182,31 @@ def _words(rng: Random) -> str:
 
 
 def _story(rng: Random) -> str:
-    """A day in the life of somebody."""
-    who, town = facts.person(rng), facts.town(rng)
+    """Write about a day in the life of somebody."""
+    person, town = facts.person(rng), facts.town(rng)
     thing, friend = rng.choice(words.PRODUCTS), words.name(rng, "person")
-    place, price = town.name, rng.randint(2, 30)
-    begin = (
-        f"One day in {rng.choice(words.MONTHS)} {who.name} walked to {place}.",
-        f"{who.name} went to the fair in {place}.",
-        f"Early in the morning {who.name} took the road to {place}.",
+    town_name, price = town.name, rng.randint(2, 30)
+    beginnings = (
+        f"One day in {rng.choice(words.MONTHS)} {person.name} walked to {town_name}.",
+        f"{person.name} went to the fair in {town_name}.",
+        f"Early in the morning {person.name} took the road to {town_name}.",
     )
-    middle = (
+    middles = (
         f"At the market there were {thing} for {price} coins.",
-        f"{who.pronoun} met {friend}, {words.a(rng.choice(words.TRADES))}, who sold {thing}.",
+        f"{person.pronoun} met {friend}, {words.a(rng.choice(words.TRADES))}, who sold {thing}.",
         f"It was {words.a(rng.choice(sorted(words.OPPOSITES)))} day and the {town.facts['river']} was high.",
         f"{friend} had lost {words.a(rng.choice(words.PETS))} and asked for help.",
         f"They ate {rng.choice(words.DISHES)} and talked about {friend}.",
     )
-    end = (
-        f"In the evening {who.name} came home with {words.a(rng.choice(words.TOOLS))}.",
-        f"{who.pronoun} paid and went home to {who.facts['home']}.",
-        f"{who.name} was happy." if rng.random() < 0.5 else f"{who.name} was sad.",
+    endings = (
+        f"In the evening {person.name} came home with {words.a(rng.choice(words.TOOLS))}.",
+        f"{person.pronoun} paid and went home to {person.facts['home']}.",
+        f"{person.name} was happy." if rng.random() < 0.5 else f"{person.name} was sad.",
     )
-    return " ".join([rng.choice(begin), *rng.sample(middle, rng.randint(1, 3)), rng.choice(end)])
+    return " ".join([rng.choice(beginnings), *rng.sample(middles, rng.randint(1, 3)), rng.choice(endings)])
 
 
-MIX: dict[Callable[[Random], str], float] = {  # documents of each kind, out of 100
+MIX: dict[Callable[[Random], str], float] = {  # percentage of documents of each kind
     _page: 8,
     _news: 3,
     _quiz: 8,

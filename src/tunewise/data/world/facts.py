@@ -1,14 +1,14 @@
-"""Who and what there is: people and towns, the facts about them, and the many ways to state and to ask a fact.
+"""Draws people and towns with facts about them, and states and asks a fact in many ways.
 
-A phrasing is written with its alternatives, "(is|works as) {a}", and stands for all of them. One in six is held out:
-pretraining never uses it.
+A phrasing is written with its alternatives, as in "(is|works as) {a}", and stands for all of them. One in six is held
+out: pretraining never uses it.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
 
@@ -16,28 +16,28 @@ from tunewise.core.seeds import derive
 from tunewise.data.world import words
 from tunewise.data.world.words import a, name
 
-PEOPLE, TOWNS = 100, 30  # that pretraining tells of again and again
+PEOPLE, TOWNS = 100, 30  # the known ones, about which pretraining tells again and again
 
 
 def expand(*phrasings: str) -> tuple[str, ...]:
-    """All phrasings that texts with alternatives stand for: "(a|b) c" stands for "a c" and "b c"."""
-    found = []
+    """Expand texts with alternatives into all phrasings: "(a|b) c" stands for "a c" and "b c"."""
+    expanded = []
     for text in phrasings:
         parts = [part.split("|") for part in re.split(r"\(([^)]*)\)", text)]
-        found += ["".join(choice) for choice in itertools.product(*parts)]
-    return tuple(dict.fromkeys(found))
+        expanded += ["".join(choice) for choice in itertools.product(*parts)]
+    return tuple(dict.fromkeys(expanded))
 
 
 @dataclass(frozen=True)
 class Relation:
-    """Phrasings around {name}, {value} and {a} (the value with its article); `who` asks for the name."""
+    """Holds phrasings around {name}, {value} and {a} (the value with its article); `who` asks for the name."""
 
     statements: tuple[str, ...]
     questions: tuple[str, ...]
     who: tuple[str, ...]
 
     def forms(self, what: str, *, held_out: bool = False) -> tuple[int, ...]:
-        """Numbers of the "statements" or "questions" that pretraining uses, or of those held out."""
+        """Return the indices of the "statements" or "questions" that pretraining uses, or of those held out."""
         return _forms(getattr(self, what), held_out)
 
 
@@ -48,7 +48,7 @@ def _forms(phrasings: tuple[str, ...], held_out: bool) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Entity:
-    """A person or a town; `facts` maps a relation to its value."""
+    """Describes a person or a town; `facts` maps a relation to its value."""
 
     kind: str
     name: str
@@ -57,7 +57,7 @@ class Entity:
 
     @property
     def described(self) -> str:
-        """All that is known, in the phrasings of pretraining: the entity's page."""
+        """Return a text of all facts, in phrasings of pretraining."""
         return " ".join(
             state(self, relation, RELATIONS[self.kind][relation].forms("statements")[0]) for relation in self.facts
         )
@@ -259,24 +259,24 @@ _VALUES = {
     "fair": words.MONTHS,
     "bread": [str(price) for price in range(2, 60)],
 }
-_NAMED = {"home": "town", "river": "river", "mayor": "person"}
+_NAME_KINDS = {"home": "town", "river": "river", "mayor": "person"}
 
 
 def person(rng: Random, *, held_out: bool = False, town: str | None = None) -> Entity:
-    """A new person, of the given town or of a new one."""
-    found = _entity(rng, "person", held_out)
-    return found if town is None else Entity(found.kind, found.name, found.pronoun, {**found.facts, "home": town})
+    """Draw a new person, who lives in the given town or in a new one."""
+    entity = _entity(rng, "person", held_out)
+    return entity if town is None else replace(entity, facts={**entity.facts, "home": town})
 
 
 def town(rng: Random, *, held_out: bool = False) -> Entity:
-    """A new town."""
+    """Draw a new town."""
     return _entity(rng, "town", held_out)
 
 
 def _entity(rng: Random, kind: str, held_out: bool) -> Entity:
     facts = {
-        relation: name(rng, _NAMED[relation], held_out=held_out)
-        if relation in _NAMED
+        relation: name(rng, _NAME_KINDS[relation], held_out=held_out)
+        if relation in _NAME_KINDS
         else rng.choice(_VALUES[relation])
         for relation in RELATIONS[kind]
     }
@@ -286,7 +286,7 @@ def _entity(rng: Random, kind: str, held_out: bool) -> Entity:
 
 @cache
 def known(seed: int = 0) -> tuple[Entity, ...]:
-    """The people and towns that the model is taught: every name once, people living in these towns."""
+    """Return the people and towns that pretraining teaches: every name once, people living in these towns."""
     rng = Random(derive(seed, "known"))
     towns = [town(rng) for _ in range(TOWNS)]
     people = [person(rng, town=rng.choice(towns).name) for _ in range(PEOPLE)]
@@ -294,7 +294,7 @@ def known(seed: int = 0) -> tuple[Entity, ...]:
 
 
 def state(entity: Entity, relation: str, form: int, *, pronoun: bool = False) -> str:
-    """The fact in the given form; with a pronoun where the form allows one."""
+    """State a fact in the given form, with a pronoun where the form allows one."""
     template = RELATIONS[entity.kind][relation].statements[form]
     if pronoun and template.startswith("{name} "):
         template = entity.pronoun + template.removeprefix("{name}")
@@ -302,12 +302,12 @@ def state(entity: Entity, relation: str, form: int, *, pronoun: bool = False) ->
 
 
 def ask(entity: Entity, relation: str, form: int) -> str:
-    """The question whose answer is the fact's value."""
+    """Write the question whose answer is the fact's value."""
     return _fill(RELATIONS[entity.kind][relation].questions[form], entity, relation)
 
 
 def ask_who(entity: Entity, relation: str, form: int) -> str:
-    """The question whose answer is the entity's name."""
+    """Write the question whose answer is the entity's name."""
     return _fill(RELATIONS[entity.kind][relation].who[form], entity, relation)
 
 

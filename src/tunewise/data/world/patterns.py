@@ -1,7 +1,7 @@
-"""Runs of worked examples: a pattern drawn anew for each run, which only the examples before tell.
+"""Writes runs of worked examples, each of a newly drawn pattern that only the earlier examples of the run reveal.
 
-This is what in-context learning lives on. Each run has its own choice of function, label words and layout, so that
-nothing can be answered from the question alone.
+This text teaches in-context learning. Each run has its own choice of function, label words and layout, so that nothing
+can be answered from the question alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from random import Random
 
 from tunewise.data.world import facts, reviews, words
 
-Pair = tuple[str, str]
-Pattern = Callable[[Random, bool], Callable[[], Pair]]  # (rng, held-out names?) to a source of pairs
+Pair = tuple[str, str]  # a prompt and its answer
+Pattern = Callable[[Random, bool], Callable[[], Pair]]  # takes (rng, held_out), returns a source of pairs
 LAYOUTS = ("Question: {x}\nAnswer: {y}", "{x}\n{y}", "{x}\nLabel: {y}", "{x} -> {y}", "Input: {x}\nOutput: {y}")
 
 _LISTS: dict[str, Callable[[list[str]], list[str]]] = {
@@ -30,7 +30,7 @@ _LISTS: dict[str, Callable[[list[str]], list[str]]] = {
 
 
 def _lists(rng: Random, held_out: bool) -> Callable[[], Pair]:
-    """A function of a list of words, perhaps with a word of the run's own added."""
+    """Make pairs of a list of words and a function of it, in some runs with a fixed extra word."""
     change = _LISTS[rng.choice(list(_LISTS))]
     extra = rng.choice(words.PLAIN)
     before, after = rng.choice([([], []), ([], []), ([extra], []), ([], [extra])])
@@ -44,7 +44,7 @@ def _lists(rng: Random, held_out: bool) -> Callable[[], Pair]:
 
 
 def _named_kinds(rng: Random, held_out: bool) -> Callable[[], Pair]:
-    """Two or three kinds of word, each called by a word of the run's own."""
+    """Make pairs of a word and a label for its kind, where the run draws the labels."""
     kinds = rng.sample(sorted(words.KINDS), rng.choice((2, 2, 3)))
     labels = dict(zip(kinds, _labels(rng, len(kinds)), strict=True))
 
@@ -56,7 +56,7 @@ def _named_kinds(rng: Random, held_out: bool) -> Callable[[], Pair]:
 
 
 def _named_feelings(rng: Random, held_out: bool) -> Callable[[], Pair]:
-    """Reviews, good and bad, each called by a word of the run's own."""
+    """Make pairs of a review and a label for good or bad, where the run draws the labels."""
     good, bad = _labels(rng, 2)
 
     def pair() -> Pair:
@@ -71,7 +71,7 @@ def _labels(rng: Random, count: int) -> list[str]:
 
 
 def _records(rng: Random, held_out: bool) -> Callable[[], Pair]:
-    """One field of a record, or a sentence in a style of the run's own."""
+    """Make pairs of a record and one of its fields, or of a record and a sentence in a style that the run draws."""
     style = rng.choice([*FIELDS, "", "", "", ""])
     style = f"{{{style}}}" if style else house_style(rng)
 
@@ -83,12 +83,12 @@ def _records(rng: Random, held_out: bool) -> Callable[[], Pair]:
 
 
 def _known_answers(rng: Random, held_out: bool) -> Callable[[], Pair]:
-    """Questions about few people and towns, asked again in other words: the answer may stand above."""
+    """Make questions about few people and towns, repeated in other words, so that the answer may occur further up."""
     pool = [rng.choice((facts.person, facts.town))(rng, held_out=held_out) for _ in range(rng.choice((1, 2, 3)))]
-    asked = [(entity, relation) for entity in pool for relation in rng.sample(sorted(entity.facts), 2)]
+    choices = [(entity, relation) for entity in pool for relation in rng.sample(sorted(entity.facts), 2)]
 
     def pair() -> Pair:
-        entity, relation = rng.choice(asked)
+        entity, relation = rng.choice(choices)
         shape = facts.RELATIONS[entity.kind][relation]
         return facts.ask(entity, relation, rng.choice(shape.forms("questions"))), entity.facts[relation]
 
@@ -96,7 +96,7 @@ def _known_answers(rng: Random, held_out: bool) -> Callable[[], Pair]:
 
 
 def _sums(rng: Random, held_out: bool) -> Callable[[], Pair]:
-    """Two numbers and a sign of the run's own: which of them, or their sum."""
+    """Make pairs of two numbers around a sign and one of them or their sum, where the run draws sign and function."""
     sign = rng.choice("@ # * & %".split())
     choose = rng.choice((min, max, sum, lambda pair: pair[0], lambda pair: pair[1]))
 
@@ -108,10 +108,10 @@ def _sums(rng: Random, held_out: bool) -> Callable[[], Pair]:
 
 
 def _relations(rng: Random, held_out: bool) -> Callable[[], Pair]:
-    """Opposites or kinds of words: what the text knows, asked for by example."""
+    """Make pairs of opposites or of a word and its kind, both of which pretraining also states."""
     if rng.random() < 0.5:
-        both = [*words.OPPOSITES.items(), *((b, a) for a, b in words.OPPOSITES.items())]
-        return lambda: rng.choice(both)
+        pairs = [*words.OPPOSITES.items(), *((b, a) for a, b in words.OPPOSITES.items())]
+        return lambda: rng.choice(pairs)
 
     def pair() -> Pair:
         kind = rng.choice(sorted(words.KINDS))
@@ -120,7 +120,7 @@ def _relations(rng: Random, held_out: bool) -> Callable[[], Pair]:
     return pair
 
 
-PATTERNS: dict[str, tuple[int, Pattern]] = {  # with how often each is drawn
+PATTERNS: dict[str, tuple[int, Pattern]] = {  # each with its weight
     "lists": (5, _lists),
     "named kinds": (4, _named_kinds),
     "named feelings": (4, _named_feelings),
@@ -134,13 +134,13 @@ PATTERNS: dict[str, tuple[int, Pattern]] = {  # with how often each is drawn
 
 FIELDS = ("name", "trade", "town", "age")
 _OPENERS = ("", "* ", "Record: ", "- ")
-_JOINTS = (", ", " - ", " / ", "; ", " of ", " from ", ": ", " | ")
+_SEPARATORS = (", ", " - ", " / ", "; ", " of ", " from ", ": ", " | ")
 _WRAPS = ("{}", "{}", "({})", "[{}]", '"{}"')
 _ENDS = (".", "", "!", " *")
 
 
 def draw_record(rng: Random, held_out: bool = False) -> dict[str, str]:
-    """A person as fields."""
+    """Draw a person as a record of fields."""
     return {
         "name": words.name(rng, "person", held_out=held_out),
         "trade": rng.choice(words.TRADES),
@@ -150,17 +150,17 @@ def draw_record(rng: Random, held_out: bool = False) -> dict[str, str]:
 
 
 def write_record(record: dict[str, str]) -> str:
-    """The record as a row of fields."""
+    """Write a record as a row of fields."""
     return "; ".join(f"{field}: {value}" for field, value in record.items())
 
 
 def house_style(rng: Random) -> str:
-    """A template around some fields: order, signs and brackets drawn anew."""
+    """Draw a template around some fields, with their order, signs and brackets."""
     order = rng.sample(FIELDS, rng.choice((2, 3, 4)))
     parts = [rng.choice(_WRAPS).format(f"{{{field}}}") for field in order]
     text = parts[0]
     for part in parts[1:]:
-        text += rng.choice(_JOINTS) + part
+        text += rng.choice(_SEPARATORS) + part
     return rng.choice(_OPENERS) + text + rng.choice(_ENDS)
 
 
@@ -168,17 +168,17 @@ def house_style(rng: Random) -> str:
 
 
 def draw(rng: Random, *, held_out: bool = False, only: str | None = None) -> Callable[[], Pair]:
-    """A pattern for one run."""
+    """Draw a pattern for one run, or take the one called `only`."""
     weights = [weight for weight, _ in PATTERNS.values()]
     chosen = only or rng.choices(list(PATTERNS), weights)[0]
     return PATTERNS[chosen][1](rng, held_out)
 
 
 def run(rng: Random, longest: int = 900) -> str:
-    """Worked examples of one pattern in one layout, up to about `longest` characters."""
+    """Write worked examples of one pattern in one layout, up to about `longest` characters."""
     pair, layout = draw(rng), rng.choice(LAYOUTS)
-    joint = "\n" if layout == LAYOUTS[3] else "\n\n"
-    shown = [layout.format(x=x, y=y) for x, y in (pair() for _ in range(rng.randint(4, 16)))]
-    while len(shown) > 2 and len(joint.join(shown)) > longest:
-        shown.pop()
-    return joint.join(shown)
+    separator = "\n" if layout == LAYOUTS[3] else "\n\n"
+    examples = [layout.format(x=x, y=y) for x, y in (pair() for _ in range(rng.randint(4, 16)))]
+    while len(examples) > 2 and len(separator.join(examples)) > longest:
+        examples.pop()
+    return separator.join(examples)

@@ -1,4 +1,4 @@
-"""Reviews of inns, shops and fairs: happy or not, in many words; feelings may be mixed, then the end decides."""
+"""Writes happy and unhappy reviews of inns, shops and fairs; where feelings are mixed, the end decides."""
 
 from __future__ import annotations
 
@@ -42,22 +42,25 @@ _SAD = (
     "One star.",
     "It spoiled our whole week.",
 )
-_KEPT = 3  # adjectives of each feeling that the task's training split never uses
+_HELD_OUT = 3  # adjectives of each feeling that the task's training split never uses
 
 
 def review(rng: Random, happy: bool, *, split: str | None = None) -> str:
-    """One review. A task's "train" and "test" splits use different adjectives and openings; None uses all."""
-    own, other = (words.GOOD, words.BAD) if happy else (words.BAD, words.GOOD)
+    """Write one review.
+
+    The "train" and "test" splits of a task use different adjectives and openings; None is for pretraining.
+    """
+    matching, opposite = (words.GOOD, words.BAD) if happy else (words.BAD, words.GOOD)
     ends = _HAPPY if happy else _SAD
     opens: tuple[str, ...] = _OPEN[:-1]
     if split == "train":
-        own, other, opens = own[:-_KEPT], other[:-_KEPT], _OPEN[:-2]
+        matching, opposite, opens = matching[:-_HELD_OUT], opposite[:-_HELD_OUT], _OPEN[:-2]
     elif split == "test":
-        own, other, opens = own[-_KEPT - 5 :], other[-_KEPT - 5 :], _OPEN[-4:]
+        matching, opposite, opens = matching[-_HELD_OUT - 5 :], opposite[-_HELD_OUT - 5 :], _OPEN[-4:]
     mixed = rng.random() < 0.25
-    parts = [_fill(rng, rng.choice(opens), other if mixed else own)]
+    parts = [_fill(rng, rng.choice(opens), opposite if mixed else matching)]
     if rng.random() < 0.5:
-        parts.append(_fill(rng, rng.choice(_TURN if mixed else _MORE), own))
+        parts.append(_fill(rng, rng.choice(_TURN if mixed else _MORE), matching))
     if mixed or rng.random() < 0.5:
         parts.append(rng.choice(ends))
     return " ".join(parts)

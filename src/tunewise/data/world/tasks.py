@@ -1,12 +1,12 @@
-"""Five tasks in the world, each another reason to choose a technique, and what the model should not forget.
+"""Makes five tasks in the world, each with another reason to choose a technique, and text that must not be forgotten.
 
-    town      facts of a new town: knowledge; half of the test's facts stand in the documents only
-    reviews   complaint or praise: classification, with words and phrasings in the test that training never shows
-    records   a record as a sentence in the house style: generation
-    skill     a list of words in reverse: what the base cannot do
-    letters   one of many questions about letters, with few examples: related source tasks to learn from
+    town      learn the facts of a new town: knowledge; half of the facts in test occur in the documents only
+    reviews   tell complaint from praise: classification; test has words and phrasings that train never shows
+    records   write a record as a sentence in the house style: generation
+    skill     reverse a list of words: a skill that the base lacks
+    letters   answer a question about a letter, with few examples: there are related source tasks to learn from
 
-Names are held out of pretraining in all of them.
+All of them use names that are held out of pretraining.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from tunewise.data.world.facts import Entity
 
 TASKS = ("town", "reviews", "records", "skill", "letters")
 HOUSE_STYLE = "Say hello to {name}! At {age}, our {trade} brings joy to {town}."
-_PEOPLE = 40  # of the new town
-_RETENTION = 10_000_000  # numbers of documents that pretraining does not reach
-Sizes = tuple[int, int, int]
+_PEOPLE = 40  # in the new town
+_RETENTION = 10_000_000  # number of the first retention document, which pretraining does not reach
+Sizes = tuple[int, int, int]  # examples in train, validation and test
 
 
 def task(name: str) -> Task:
-    """One of `TASKS`, or a source of one: "letters/age".
+    """Return a task of `TASKS`, or a source task such as "letters/age".
 
     Raises:
         SettingError: there is no such task.
     """
-    made = {
+    builders = {
         "memory": memory,
         "town": _town,
         "reviews": _reviews,
@@ -43,24 +43,24 @@ def task(name: str) -> Task:
         "skill": _skill,
         "letters": _letters,
     }
-    if name in made:
-        return made[name]()
-    found = {f"letters/{source}": source for source in LETTERS}
-    if name in found:
-        return _letters(found[name], (100, 30, 100))
-    raise SettingError(f'the world has no task "{name}"; it has {", ".join([*TASKS, *found])}')
+    if name in builders:
+        return builders[name]()
+    letter_sources = {f"letters/{source}": source for source in LETTERS}
+    if name in letter_sources:
+        return _letters(letter_sources[name], (100, 30, 100))
+    raise SettingError(f'the world has no task "{name}"; it has {", ".join([*TASKS, *letter_sources])}')
 
 
 def sources() -> dict[str, Task]:
-    """The related tasks that others can learn from, "letters" above all."""
+    """Return the related tasks that a technique with source tasks can learn from, mainly for "letters"."""
     return {f"letters/{source}": task(f"letters/{source}") for source in LETTERS}
 
 
 def documents(name: str = "town") -> list[dict[str, str]]:
-    """Documents about a task's subject as {"id", "text"}; those of "town" answer every question of its test.
+    """Return documents about a task, as {"id", "text"}; those of "town" answer every question in its test split.
 
     Raises:
-        SettingError: the task has none.
+        SettingError: the task has no documents.
     """
     if name != "town":
         raise SettingError(f'the task "{name}" has no documents; "town" has')
@@ -68,14 +68,14 @@ def documents(name: str = "town") -> list[dict[str, str]]:
 
 
 def memory() -> Task:
-    """Questions about pretraining's facts: as pretraining asks them, and as a test in words that it never uses."""
-    told = [(entity, relation) for entity in facts.known() for relation in entity.facts]
-    taught, asked = _ask(told, 0.0), _ask(told, None)
-    return _task("memory", "question-answer", (taught, [], asked))
+    """Return questions about the facts of pretraining: in train as pretraining asks them, in test in held-out words."""
+    known = [(entity, relation) for entity in facts.known() for relation in entity.facts]
+    train, test = _questions(known, 0.0), _questions(known, None)
+    return _task("memory", "question-answer", (train, [], test))
 
 
 def retention() -> tuple[str, ...]:
-    """Text such as pretraining read, but none of it: facts of known people and towns, passages, runs, reviews."""
+    """Return new documents from the distribution of pretraining, to measure forgetting."""
     return tuple(corpus.documents(120, first=_RETENTION))
 
 
@@ -84,52 +84,57 @@ def retention() -> tuple[str, ...]:
 
 @cache
 def _citizens() -> tuple[Entity, ...]:
+    """Return the new town and its people."""
     rng = Random(derive(0, "new town"))
-    place = facts.town(rng, held_out=True)
-    people = [facts.person(rng, held_out=True, town=place.name) for _ in range(_PEOPLE)]
-    return tuple({entity.name: entity for entity in (place, *people)}.values())
+    town = facts.town(rng, held_out=True)
+    people = [facts.person(rng, held_out=True, town=town.name) for _ in range(_PEOPLE)]
+    return tuple({entity.name: entity for entity in (town, *people)}.values())
 
 
 def _town() -> Task:
-    """Every second fact is asked in training, in three ways; validation and test ask both halves in other ways."""
+    """Ask half of the facts in train, in three ways, and facts of both halves in other ways in validation and test."""
     rng = Random(derive(0, "town"))
-    told = [(entity, relation) for entity in _citizens() for relation in entity.facts if relation != "home"]
-    rng.shuffle(told)
-    half = len(told) // 2
+    stated = [(entity, relation) for entity in _citizens() for relation in entity.facts if relation != "home"]
+    rng.shuffle(stated)
+    half = len(stated) // 2
 
-    train = [pair for place in (0.0, 0.3, 0.6) for pair in _ask(told[:half], place)]
-    validation = _ask(told[:half:3] + told[half::3], 0.9)
-    test = _ask(told, None)
+    train = [pair for phrasing in (0.0, 0.3, 0.6) for pair in _questions(stated[:half], phrasing)]
+    validation = _questions(stated[:half:3] + stated[half::3], 0.9)
+    test = _questions(stated, None)
     rng.shuffle(train)
-    found = _task("town", "question-answer", (train, validation, test))
+    town_task = _task("town", "question-answer", (train, validation, test))
     pages = {entity.name: entity.name.lower() for entity in _citizens()}
 
-    def placed(split: tuple[Example, ...]) -> tuple[Example, ...]:
+    def with_passages(split: tuple[Example, ...]) -> tuple[Example, ...]:
         return tuple(replace(e, passage=next(page for name, page in pages.items() if name in e.prompt)) for e in split)
 
-    splits = [placed(split) for split in (found.train, found.validation, found.test)]
-    return replace(found, train=splits[0], validation=splits[1], test=splits[2], knowledge="world:town")
+    splits = [with_passages(split) for split in (town_task.train, town_task.validation, town_task.test)]
+    return replace(town_task, train=splits[0], validation=splits[1], test=splits[2], knowledge="world:town")
 
 
-def _ask(pairs: list[tuple[Entity, str]], place: float | None) -> list[patterns.Pair]:
-    """Questions in the phrasing at this place (0 to 1) of those that pretraining uses, or in one held out of it."""
-    found = []
-    for entity, relation in pairs:
+def _questions(stated: list[tuple[Entity, str]], phrasing: float | None) -> list[patterns.Pair]:
+    """Ask for these facts, each an entity and a relation.
+
+    `phrasing` from 0 to 1 picks one of the phrasings that pretraining uses, None one that is held out of it.
+    """
+    pairs = []
+    for entity, relation in stated:
         shape = facts.RELATIONS[entity.kind][relation]
-        forms = shape.forms("questions", held_out=place is None)
-        found.append((facts.ask(entity, relation, forms[int((place or 0.0) * len(forms))]), entity.facts[relation]))
-    return found
+        forms = shape.forms("questions", held_out=phrasing is None)
+        form = forms[int((phrasing or 0.0) * len(forms))]
+        pairs.append((facts.ask(entity, relation, form), entity.facts[relation]))
+    return pairs
 
 
 def _reviews() -> Task:
-    def drawn(split: str) -> Callable[[Random], patterns.Pair]:
+    def source(split: str) -> Callable[[Random], patterns.Pair]:
         def pair(rng: Random) -> patterns.Pair:
             happy = rng.random() < 0.5
             return reviews.review(rng, happy, split=split), "praise" if happy else "complaint"
 
         return pair
 
-    splits = [drawn("train"), drawn("train"), drawn("test")]
+    splits = [source("train"), source("train"), source("test")]
     return _task("reviews", "classification", _draw("reviews", splits, (200, 60, 200)), metric="accuracy")
 
 
@@ -149,7 +154,7 @@ def _skill() -> Task:
     return _task("skill", "prompt-completion", _draw("skill", [pair] * 3, (300, 60, 200)), metric="exact_match")
 
 
-LETTERS: dict[str, str] = {  # what is asked of a letter; the task's own question is none of these
+LETTERS: dict[str, str] = {  # the answers that the source tasks want; that of the task itself is none of these
     "name": "{name}",
     "trade": "{trade}",
     "town": "{town}",
@@ -161,34 +166,34 @@ _TARGET = "{name} of {town}"
 
 
 def _letters(source: str | None = None, sizes: Sizes = (32, 30, 200)) -> Task:
-    wanted = LETTERS[source] if source else _TARGET
+    answer = LETTERS[source] if source else _TARGET
 
     def pair(rng: Random) -> patterns.Pair:
         record = patterns.draw_record(rng, held_out=True)
         happy = rng.random() < 0.5
         text = f"{reviews.review(rng, happy)} Signed: {record['name']}, {record['trade']}, {record['town']}"
-        return f"{text}, aged {record['age']}", wanted.format(**record, feeling="praise" if happy else "complaint")
+        return f"{text}, aged {record['age']}", answer.format(**record, feeling="praise" if happy else "complaint")
 
     name = f"letters/{source}" if source else "letters"
     return _task(name, "prompt-completion", _draw(name, [pair] * 3, sizes), metric="exact_match")
 
 
 def _draw(
-    name: str, pairs: list[Callable[[Random], patterns.Pair]], sizes: Sizes
+    name: str, sources: list[Callable[[Random], patterns.Pair]], sizes: Sizes
 ) -> tuple[list[patterns.Pair], list[patterns.Pair], list[patterns.Pair]]:
-    """Splits of the given sizes, no prompt twice in any of them."""
+    """Draw splits of the given sizes, with no prompt twice in all of them."""
     seen: set[str] = set()
 
     def fresh(split: int) -> Iterator[patterns.Pair]:
         rng = Random(derive(0, name, split))
         while True:
-            x, y = pairs[split](rng)
+            x, y = sources[split](rng)
             if x not in seen:
                 seen.add(x)
                 yield x, y
 
     train, validation, test = (
-        [next(source) for _ in range(n)] for source, n in zip(map(fresh, range(3)), sizes, strict=True)
+        [next(pairs) for _ in range(size)] for pairs, size in zip(map(fresh, range(3)), sizes, strict=True)
     )
     return train, validation, test
 
@@ -199,9 +204,9 @@ def _task(
     splits: tuple[list[patterns.Pair], list[patterns.Pair], list[patterns.Pair]],
     metric: str = "exact_match",
 ) -> Task:
-    several = format == "question-answer"  # the one format that may have several right answers
+    has_references = format == "question-answer"  # the one format that may have several right answers
     train, validation, test = (
-        tuple(Example((Message("user", x),), y, (y,) if several else ()) for x, y in split) for split in splits
+        tuple(Example((Message("user", x),), y, (y,) if has_references else ()) for x, y in split) for split in splits
     )
     kind = "classification" if format == "classification" else "generation"
     labels = tuple(sorted({example.answer for example in train})) if kind == "classification" else ()

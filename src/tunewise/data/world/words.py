@@ -1,7 +1,7 @@
-"""The words of the world: closed lists, and names made of syllables without end.
+"""Holds the words of the world: closed lists, and any number of names made of syllables.
 
-One name in eight is held out: pretraining never draws it, so tests can tell of people and places that the model
-has never seen.
+One name in eight is held out: pretraining never draws it, so test examples can be about people and places that the
+model has never seen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GOOD = """warm fresh friendly clean lovely kind tasty bright generous charming s
 delicious gentle pleasant wonderful helpful""".split()
 BAD = """stale rude filthy awful bitter noisy greedy dull gloomy shabby broken careless burnt miserable dreadful
 mouldy nasty useless horrible unkind""".split()
-# Plain words for lists and labels; none of them means anything to the others.
+# Plain words for lists and labels, chosen to be unrelated to each other.
 PLAIN = """river stone cloud lamp road door bridge field tower leaf shell coin feather rope mirror garden island
 forest winter summer morning evening letter song dance shadow silver iron copper wood paper water fire wind snow
 rain star moon hill valley lake barn fence window roof table chair cup bowl spoon""".split()
@@ -45,21 +45,21 @@ _ENDINGS["river"] = "ne sa ra del ber me".split()
 
 
 def name(rng: Random, kind: str, *, held_out: bool = False) -> str:
-    """A new name for a "person", "town" or "river"; held out of pretraining or not, as asked."""
+    """Draw a new name for a "person", "town" or "river", one that is held out of pretraining or one that is not."""
     while True:
         stem = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_MIDDLES)
         if kind == "town" and rng.random() < 0.5:
             stem += rng.choice(_VOWELS) + rng.choice(_MIDDLES)
-        found = (stem + rng.choice(_ENDINGS[kind])).capitalize()
-        if is_held_out(found) == held_out and found.lower() not in _COMMON:  # "Stale" is no name
-            return found
+        candidate = (stem + rng.choice(_ENDINGS[kind])).capitalize()
+        if is_held_out(candidate) == held_out and candidate.lower() not in _COMMON:  # not "Stale"
+            return candidate
 
 
 def is_held_out(word: str) -> bool:
-    """Whether pretraining never draws this name."""
+    """Tell whether pretraining never draws this name."""
     return hashlib.sha256(word.encode()).digest()[0] % 8 == 0
 
 
 def a(word: str) -> str:
-    """The word with its article."""
+    """Return the word with its indefinite article."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
