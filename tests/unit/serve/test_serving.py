@@ -13,7 +13,7 @@ import uvicorn
 
 from tunewise.adaptation.artifact import load, save
 from tunewise.data.task import Message
-from tunewise.serve.adaptation_pool import Wardrobe
+from tunewise.serve.adaptation_pool import AdaptationPool
 from tunewise.serve.app import application
 from tunewise.serve.decoding import Cohort, Sampling
 from tunewise.serve.detokenizer import Text
@@ -42,12 +42,12 @@ def world(tmp_path_factory):
         adaptation = load(folder / name, base=base)
         alone[name] = [adaptation.generate(prompt, NEW) for prompt in PROMPTS]
         base.release()
-    bits, wardrobe = fingerprint(base), Wardrobe(base)
-    wardrobe.add("tiny", unadapted)
+    bits, pool = fingerprint(base), AdaptationPool(base)
+    pool.add("tiny", unadapted)
     for name in NAMES:
-        wardrobe.add(name, lambda base, name=name: load(folder / name, base=base))
+        pool.add(name, lambda base, name=name: load(folder / name, base=base))
         assert fingerprint(base) == bits, name
-    return wardrobe, alone, bits
+    return pool, alone, bits
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,9 @@ def test_interleaved_requests_answer_as_each_alone(client, world):
 
 def test_swappable_is_what_leaves_the_base_alone(world):
     for name in NAMES:
-        outfit = world[0].outfits[name]
-        assert outfit.adaptation.attachment.swappable == (not outfit.tensors), name
-    assert world[0].outfits["full"].tensors and not world[0].outfits["lora"].tensors
+        slot = world[0].slots[name]
+        assert slot.adaptation.attachment.swappable == (not slot.swapped_tensors), name
+    assert world[0].slots["full"].swapped_tensors and not world[0].slots["lora"].swapped_tensors
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gpt2"])
@@ -107,9 +107,9 @@ def test_joining_rows_change_nothing(architecture):
     adaptation = unadapted(base)
     alone = [adaptation.generate(prompt, 12) for prompt in prompts]
     base.release()
-    wardrobe = Wardrobe(base)
-    wardrobe.add("tiny", unadapted)
-    engine, heard = Engine(wardrobe), [[] for _ in prompts]
+    pool = AdaptationPool(base)
+    pool.add("tiny", unadapted)
+    engine, heard = Engine(pool), [[] for _ in prompts]
 
     def tell(index):
         def hear(event):
@@ -209,9 +209,9 @@ def test_clients_that_leave(client, server, world):
 
 
 def test_a_full_queue_is_refused():
-    wardrobe = Wardrobe(tiny_base("llama"))
-    wardrobe.add("tiny", unadapted)
-    engine, heard = Engine(wardrobe, queue=1), []
+    pool = AdaptationPool(tiny_base("llama"))
+    pool.add("tiny", unadapted)
+    engine, heard = Engine(pool, queue=1), []
     engine._thread.is_alive = lambda: True  # nothing takes from the queue
     job = Job("tiny", Question((Message("user", "a"),)), Sampling(), heard.append, 2)
     engine.submit([job])
@@ -220,9 +220,9 @@ def test_a_full_queue_is_refused():
 
 
 def test_a_failed_question_costs_itself_alone():
-    wardrobe = Wardrobe(tiny_base("llama"))
-    wardrobe.add("tiny", unadapted)
-    engine, heard = Engine(wardrobe), []
+    pool = AdaptationPool(tiny_base("llama"))
+    pool.add("tiny", unadapted)
+    engine, heard = Engine(pool), []
     jobs = [
         Job("tiny", Question((Message("user", text),)), Sampling(), heard.append, 4) for text in ("a " * 5000, "the")
     ]
@@ -232,12 +232,12 @@ def test_a_failed_question_costs_itself_alone():
     assert sum(isinstance(event, Failed) for event in heard) == 1 and any(isinstance(e, Piece) for e in heard)
 
 
-@pytest.mark.parametrize("where", ["_pass", "draw", "step"])
+@pytest.mark.parametrize("where", ["_forward", "draw", "step"])
 def test_whatever_fails_while_decoding_costs_its_rows_alone(monkeypatch, where):
     """Not only what torch raises: the client is told, and the next question is answered."""
-    wardrobe = Wardrobe(tiny_base("llama"))
-    wardrobe.add("tiny", unadapted)
-    engine, heard = Engine(wardrobe), []
+    pool = AdaptationPool(tiny_base("llama"))
+    pool.add("tiny", unadapted)
+    engine, heard = Engine(pool), []
 
     def ask():
         engine.submit([Job("tiny", Question((Message("user", "the"),)), Sampling(), heard.append, 4)])
