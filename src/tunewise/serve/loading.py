@@ -15,7 +15,7 @@ from tunewise.serve.adaptation_pool import AdaptationPool
 from tunewise.techniques.registry import make
 
 
-def named(given: Sequence[str]) -> dict[str, Path]:
+def named(arguments: Sequence[str]) -> dict[str, Path]:
     """Read the names and folders of adaptations from `NAME=FOLDER` or `FOLDER`.
 
     An adaptation without a name is called after its folder, or after the folder above one called "adaptation".
@@ -24,9 +24,9 @@ def named(given: Sequence[str]) -> dict[str, Path]:
         SettingError: there is no such folder, or two adaptations have one name.
     """
     folders: dict[str, Path] = {}
-    for item in given:
-        before, equals, after = item.partition("=")
-        folder = Path(after if equals else item)
+    for argument in arguments:
+        before, equals, after = argument.partition("=")
+        folder = Path(after if equals else argument)
         folder = folder / "adaptation" if (folder / "adaptation").is_dir() else folder
         if not folder.is_dir():
             raise SettingError(f"{folder}: there is no such folder; give the folder of an adaptation")

@@ -97,12 +97,12 @@ class Form:
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
 
-    def whole(self, choices: list[Choice], each: int, logprobs: bool) -> CompletionResponse:
+    def whole(self, choices: list[Choice], answers_per_prompt: int, logprobs: bool) -> CompletionResponse:
         """Build the response of a request that is not streamed.
 
         Args:
             choices: the complete answers, those to one prompt side by side.
-            each: the number of answers to one prompt, whose tokens are counted once.
+            answers_per_prompt: the number of answers to each prompt; a prompt's tokens are counted once.
             logprobs: whether log-probabilities are included.
         """
         response = self._response("chat.completion", [])
@@ -112,12 +112,15 @@ class Form:
                 content = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
             token_logprobs = self.logprobs(choice.tokens, 0) if logprobs else None
             response["choices"].append(_choice(index, content, choice.reason, token_logprobs, choice.sources))
-        response["usage"] = self.usage(choices, each)
+        response["usage"] = self.usage(choices, answers_per_prompt)
         return response
 
-    def usage(self, choices: list[Choice], each: int) -> Usage:
-        """Count the tokens; those of a prompt with `each` answers once."""
-        return usage(sum(choice.prompt_tokens for choice in choices[::each]), sum(c.completion_tokens for c in choices))
+    def usage(self, choices: list[Choice], answers_per_prompt: int) -> Usage:
+        """Count the tokens; those of a prompt with `answers_per_prompt` answers once."""
+        return usage(
+            sum(choice.prompt_tokens for choice in choices[::answers_per_prompt]),
+            sum(c.completion_tokens for c in choices),
+        )
 
     def first(self, index: int, choice: Choice) -> CompletionResponse:
         """Build the chunk that opens an answer, with the sources that it cites."""
@@ -134,10 +137,10 @@ class Form:
         content: _Content = {"delta": {}} if self.chat else {"text": ""}
         return self._chunk(_choice(index, content, reason))
 
-    def numbers(self, choices: list[Choice], each: int) -> CompletionResponse:
+    def numbers(self, choices: list[Choice], answers_per_prompt: int) -> CompletionResponse:
         """Build the chunk with the numbers of tokens, which ends a stream."""
         response = self._response("chat.completion.chunk", [])
-        response["usage"] = self.usage(choices, each)
+        response["usage"] = self.usage(choices, answers_per_prompt)
         return response
 
     def logprobs(self, tokens: list[Token], offset: int) -> ChatLogprobs | TextLogprobs:
