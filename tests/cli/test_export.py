@@ -4,21 +4,21 @@ import json
 
 
 def test_export_says_that_it_is_the_same(run, refused, fitted, labels, tmp_path):
-    found = run("export", fitted, "--to", "merged", "--out", tmp_path / "out")
-    assert found.code == 0 and "is the model that was trained" in found.out
-    assert f"6 prompts ({labels})" in found.out and "accuracy" in found.out  # the data it was fitted on
-    assert not found.err
+    result = run("export", fitted, "--to", "merged", "--out", tmp_path / "out")
+    assert result.code == 0 and "is the model that was trained" in result.out
+    assert f"6 prompts ({labels})" in result.out and "accuracy" in result.out  # the data it was fitted on
+    assert not result.err
     record = json.loads((tmp_path / "out" / "parity.json").read_text("utf-8"))
     assert record["same"] and record["adaptation"]["technique"] == "lora"
     assert "not empty" in refused("export", fitted, "--to", "merged", "--out", tmp_path / "out")
 
-    given = run("export", fitted, "--to", "peft", "--out", tmp_path / "peft", "--data", labels, "--json").json()
-    assert given["format"] == "peft" and given["greedy_agreement"] == 1
+    record = run("export", fitted, "--to", "peft", "--out", tmp_path / "peft", "--data", labels, "--json").json()
+    assert record["format"] == "peft" and record["greedy_agreement"] == 1
 
 
 def test_export_refuses_in_one_line(refused, fitted, labels, tmp_path):
-    said = refused("export", fitted, "--to", "sparse", "--out", tmp_path / "o")
-    assert "merged" in said
+    message = refused("export", fitted, "--to", "sparse", "--out", tmp_path / "o")
+    assert "merged" in message
     assert "gguf" in refused("export", fitted, "--to", "ggml", "--out", tmp_path / "o")
     assert "--data" in refused("export", fitted, "--to", "peft", "--out", tmp_path / "o", "--metric", "f1")
     assert "there is no such folder" in refused("export", tmp_path / "no", "--to", "peft", "--out", tmp_path / "o")
@@ -30,15 +30,15 @@ def test_an_export_that_differs_exits_with_1(run, refused, fitted, tmp_path, mon
 
     monkeypatch.setattr(parity, "TOLERANCE", dict.fromkeys(parity.TOLERANCE, -1.0))
     monkeypatch.setattr("tunewise.export.export.TOLERANCE", parity.TOLERANCE)
-    found = run("export", fitted, "--to", "merged", "--out", tmp_path / "out")
-    assert found.code == 1 and "is NOT the model" in found.out and "They differ on prompts 0, 1" in found.out
+    result = run("export", fitted, "--to", "merged", "--out", tmp_path / "out")
+    assert result.code == 1 and "is NOT the model" in result.out and "They differ on prompts 0, 1" in result.out
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert "not the model" in refused("push", tmp_path / "out", "me/x", "--card-only")
 
 
 def test_push_shows_the_card_alone(run, refused, fitted, monkeypatch):
-    found = run("push", fitted, "me/tiny", "--card-only", "--license", "mit")
-    assert found.code == 0 and found.out.startswith("---\n") and "license: mit" in found.out
+    result = run("push", fitted, "me/tiny", "--card-only", "--license", "mit")
+    assert result.code == 0 and result.out.startswith("---\n") and "license: mit" in result.out
     listed = run("push", fitted, "me/tiny", "--card-only", "--json").json()
     assert "adaptation.json" in listed["files"] and listed["card"].startswith("---")
     monkeypatch.delenv("HF_TOKEN", raising=False)

@@ -43,12 +43,12 @@ def started(fitted):
 
 def address(process):
     """Where a server says that it serves."""
-    said = []
+    lines = []
     for line in process.stderr:
-        said.append(line)
-        if found := re.search(r"at (http://\S+)/v1", line):
-            return found[1]
-    raise AssertionError("".join(said))
+        lines.append(line)
+        if match := re.search(r"at (http://\S+)/v1", line):
+            return match[1]
+    raise AssertionError("".join(lines))
 
 
 def answers(path):
@@ -58,15 +58,15 @@ def answers(path):
 
 def test_a_torn_file_goes_on(run, fitted, prompts, tmp_path):
     words = ["generate", fitted, "--data", prompts, "--max-new-tokens", 6, "--batch-size", 3, "--out"]
-    found = run(*words, tmp_path / "whole.jsonl", "--json").json()
-    assert found["answers"] == found["new"] == len(PROMPTS)
+    result = run(*words, tmp_path / "whole.jsonl", "--json").json()
+    assert result["answers"] == result["new"] == len(PROMPTS)
     whole = answers(tmp_path / "whole.jsonl")
     assert [row["prompt"] for row in whole] == [row["text"] for row in PROMPTS]
     torn = tmp_path / "torn.jsonl"
-    for kept in (0, 1, 5, 11):
+    for complete in (0, 1, 5, 11):
         lines = (tmp_path / "whole.jsonl").read_text("utf-8").splitlines(keepends=True)
-        torn.write_text("".join(lines[:kept]) + lines[kept][:20], "utf-8")
-        assert run(*words, torn, "--json").json()["new"] == len(PROMPTS) - kept
+        torn.write_text("".join(lines[:complete]) + lines[complete][:20], "utf-8")
+        assert run(*words, torn, "--json").json()["new"] == len(PROMPTS) - complete
         assert answers(torn) == whole
     assert "0 of them new" in run(*words, torn).out
 
@@ -101,9 +101,9 @@ def test_a_killed_run_goes_on(run, started, fitted, prompts, tmp_path):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    known = out.read_text("utf-8").count("\n")
+    answered = out.read_text("utf-8").count("\n")
     left = run(*words, out, "--json").json()["new"]
-    assert left == len(PROMPTS) - known
+    assert left == len(PROMPTS) - answered
     assert answers(out) == answers(tmp_path / "whole.jsonl")
 
 
@@ -119,16 +119,16 @@ def test_serve_refuses_in_one_line(refused, fitted, monkeypatch):
 
 
 def test_serve_says_what_it_would(run, fitted):
-    found = run("serve", f"mine={fitted}", "--port", 0, "--dry-run")
-    assert found.code == 0 and found.out == "would serve tiny, mine\n"
+    result = run("serve", f"mine={fitted}", "--port", 0, "--dry-run")
+    assert result.code == 0 and result.out == "would serve tiny, mine\n"
 
 
 def test_vllm_gets_the_right_flags(run, refused, fitted, model, labels, tmp_path, monkeypatch):
-    found = run("serve", f"mine={fitted}", "--engine", "vllm", "--token", "secret", "--dry-run")
-    words = found.out.split()
-    assert words[:3] == ["vllm", "serve", str(model)] and "secret" not in found.out
-    told = dict(zip(words[3::2], words[4::2], strict=False))
-    assert told["--host"] == "127.0.0.1" and told["--served-model-name"] == "tiny" and told["--dtype"] == "float32"
+    result = run("serve", f"mine={fitted}", "--engine", "vllm", "--token", "secret", "--dry-run")
+    words = result.out.split()
+    assert words[:3] == ["vllm", "serve", str(model)] and "secret" not in result.out
+    flags = dict(zip(words[3::2], words[4::2], strict=False))
+    assert flags["--host"] == "127.0.0.1" and flags["--served-model-name"] == "tiny" and flags["--dtype"] == "float32"
     assert words[words.index("--max-lora-rank") + 1] == "8"  # the least that it takes for a rank of 2
     assert words[-1] == f"mine={fitted / 'adaptation'}"
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -159,8 +159,8 @@ def test_a_signal_ends_it_when_what_was_taken_is_answered(started, fitted):
 
 def test_chat_answers_one_question(run, refused, fitted):
     words = ["chat", f"mine={fitted}", "--max-new-tokens", 5]
-    asked = run(*words, "--prompt", "the cat", "--base", "--json").json()
-    assert asked["prompt"] == "the cat" and set(asked["answers"]) == {"tiny", "mine"}
+    result = run(*words, "--prompt", "the cat", "--base", "--json").json()
+    assert result["prompt"] == "the cat" and set(result["answers"]) == {"tiny", "mine"}
     assert "mine" in run(*words, "--prompt", "the cat").out
     assert "--prompt" in refused(*words, "--json")
     assert "top_p" in refused(*words, "--prompt", "x", "--top-p", 0)
@@ -169,8 +169,8 @@ def test_chat_answers_one_question(run, refused, fitted):
 @pytest.mark.slow
 def test_chat_listens(started, fitted):
     process = started("chat", f"mine={fitted}", "--max-new-tokens", 5, "--system", "Be short.")
-    said, told = process.communicate("the cat\n\n/reset\n/nothing\nthe cat\n/quit\nnever\n", timeout=100)
-    assert process.returncode == 0, told
-    assert said.count("mine") == 3 and 'no command "/nothing"' in said  # its name first, then over each answer
-    first, second = re.split(r"mine\s*\n", said)[1:]
+    out, err = process.communicate("the cat\n\n/reset\n/nothing\nthe cat\n/quit\nnever\n", timeout=100)
+    assert process.returncode == 0, err
+    assert out.count("mine") == 3 and 'no command "/nothing"' in out  # its name first, then over each answer
+    first, second = re.split(r"mine\s*\n", out)[1:]
     assert [line.strip() for line in first.splitlines()[:3]] == [line.strip() for line in second.splitlines()[:3]]

@@ -94,14 +94,14 @@ def test_names_cannot_break_the_card(tmp_path):
 
 
 def test_push_sends_all_in_one_commit(adaptation, hub):
-    found = push(adaptation, "me/tiny-lora", private=True, licence="mit")
+    pushed = push(adaptation, "me/tiny-lora", private=True, licence="mit")
     assert hub.calls[0] == ("create", "me/tiny-lora", True, True)
     (_, repo, files) = hub.calls[1]
     assert repo == "me/tiny-lora" and len(hub.calls) == 2
     sent = dict(files)
-    assert set(sent) == {path.name for path in adaptation.iterdir()} | {"README.md"} == set(found["files"])
+    assert set(sent) == {path.name for path in adaptation.iterdir()} | {"README.md"} == set(pushed["files"])
     assert b"license: mit" in sent["README.md"]
-    assert found["url"].endswith("me/tiny-lora") and found["commit"] == "abc"
+    assert pushed["url"].endswith("me/tiny-lora") and pushed["commit"] == "abc"
 
 
 def test_what_comes_back_from_the_hub_loads(adaptation, tmp_path):
@@ -131,7 +131,7 @@ def test_what_is_not_pushed(adaptation, hub, tmp_path, monkeypatch):
     with pytest.raises(ArtifactError, match="not as tunewise writes"):
         push(tmp_path / "other", "me/x")
 
-    def refuse(*words, **given):
+    def refuse(*arguments, **options):
         raise OSError("401\nno")
 
     monkeypatch.setattr(Hub, "create_repo", refuse)

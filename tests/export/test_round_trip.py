@@ -107,12 +107,12 @@ def test_every_technique_through_every_format(architecture, name, places, tmp_pa
         trained(name, tmp_path / "adaptation", base)
     else:
         fitted(name, tmp_path / "adaptation", base)
-    wanted = OTHERWISE.get((architecture, name), {**EXPECTED, **COMPOSED}.get(name))
+    expected = OTHERWISE.get((architecture, name), {**EXPECTED, **COMPOSED}.get(name))
     fingerprint, done = base.fingerprint, set()
     for form in CHECKED:
         out = tmp_path / form
         try:
-            found = export(tmp_path / "adaptation", form, out, base=base, task=tiny_task())
+            record = export(tmp_path / "adaptation", form, out, base=base, task=tiny_task())
         except TechniqueError as error:
             assert (
                 f"{name} cannot be exported to {'gguf' if form == 'ollama' and 'bias' in str(error) else form}"
@@ -121,27 +121,27 @@ def test_every_technique_through_every_format(architecture, name, places, tmp_pa
             assert not out.exists() and not list(tmp_path.glob(".*.tmp"))
         else:
             done.add(form)
-            assert found["same"] and found["greedy_agreement"] == 1 and not found["differ"], found
+            assert record["same"] and record["greedy_agreement"] == 1 and not record["differ"], record
             if form != "lora":
-                assert found["max_logit_difference"] <= 1e-5 * max(found["largest_logit"], 1)
-            assert found["moved_by_training"] > 100 * found["max_logit_difference"] or name == "base"
-            assert found["score"]["trained"] == found["score"]["exported"]
-            assert json.loads((out / "parity.json").read_text("utf-8")) == found
+                assert record["max_logit_difference"] <= 1e-5 * max(record["largest_logit"], 1)
+            assert record["moved_by_training"] > 100 * record["max_logit_difference"] or name == "base"
+            assert record["score"]["trained"] == record["score"]["exported"]
+            assert json.loads((out / "parity.json").read_text("utf-8")) == record
         assert not base.attached
         del base.fingerprint
         assert base.fingerprint == fingerprint
-    if wanted is None:
+    if expected is None:
         assert "merged" in done or not make(name).mergeable
     else:
-        assert done == wanted
+        assert done == expected
 
 
 def test_the_guide_says_what_works():
     """The table of the guide is the one that the tests hold."""
     text = (DOCS / "export.md").read_text("utf-8")
     columns = ("peft", "lora", "sparse", "merged", "onnx", "gguf", "ollama")
-    for name, wanted in EXPECTED.items():
-        works = wanted | ({"onnx"} if "merged" in wanted else set())
+    for name, expected in EXPECTED.items():
+        works = expected | ({"onnx"} if "merged" in expected else set())
         row = [name, *("yes" if form in works else "" for form in columns)]
         assert "| `" + "` | ".join(row[:1]) + "` | " + " | ".join(row[1:]) + " |" in text, row
 
@@ -157,12 +157,12 @@ def test_what_is_expected_is_there():
 def test_onnx(architecture, name, places, tmp_path):
     base = load_base(places(architecture))
     (trained if name in TRAINED else fitted)(name, tmp_path / "adaptation", base)
-    found = export(tmp_path / "adaptation", "onnx", tmp_path / "out", base=base, task=tiny_task())
-    assert found["same"] and found["greedy_agreement"] == 1
-    moved = 0.0 if name == "base" else 100 * found["max_logit_difference"] if name in TRAINED else 0.1
-    assert found["moved_by_training"] >= moved
-    assert found["max_logit_difference"] <= 1e-5 * found["largest_logit"]
-    assert found["tokenizer"] == "same"
+    record = export(tmp_path / "adaptation", "onnx", tmp_path / "out", base=base, task=tiny_task())
+    assert record["same"] and record["greedy_agreement"] == 1
+    moved = 0.0 if name == "base" else 100 * record["max_logit_difference"] if name in TRAINED else 0.1
+    assert record["moved_by_training"] >= moved
+    assert record["max_logit_difference"] <= 1e-5 * record["largest_logit"]
+    assert record["tokenizer"] == "same"
     with pytest.raises(SettingError, match="float32"):
         export(tmp_path / "adaptation", "onnx", tmp_path / "half", base=base, task=tiny_task(), dtype="float16")
 
@@ -171,24 +171,26 @@ def test_onnx(architecture, name, places, tmp_path):
 @pytest.mark.parametrize("form", ["merged", "gguf", "peft"])
 def test_half_precision_within_its_bound(form, dtype, bound, places, tmp_path):
     base = load_base(places("llama"))
-    found = export(
+    record = export(
         fitted("lora", tmp_path / "a", base), form, tmp_path / "out", base=base, task=tiny_task(), dtype=dtype
     )
-    assert found["same"] and 0 < found["max_logit_difference"] <= bound * found["largest_logit"]
+    assert record["same"] and 0 < record["max_logit_difference"] <= bound * record["largest_logit"]
 
 
 @pytest.mark.parametrize("architecture", ["llama-tied", "qwen2", "qwen3"])
 @pytest.mark.parametrize("name", ["full", "lora"])
 def test_gguf_of_other_models(architecture, name, places, tmp_path):
     base = load_base(places(architecture))
-    found = export(fitted(name, tmp_path / "a", base), "gguf", tmp_path / "out", base=base, task=tiny_task())
-    assert found["same"] and found["tokenizer"] == "same"
+    record = export(fitted(name, tmp_path / "a", base), "gguf", tmp_path / "out", base=base, task=tiny_task())
+    assert record["same"] and record["tokenizer"] == "same"
 
 
-@pytest.mark.parametrize(("architecture", "said"), [("mistral", "slides"), ("opt", "type opt"), ("gpt_neox", "type")])
-def test_gguf_refuses_what_it_cannot_say(architecture, said, places, tmp_path):
+@pytest.mark.parametrize(
+    ("architecture", "message"), [("mistral", "slides"), ("opt", "type opt"), ("gpt_neox", "type")]
+)
+def test_gguf_refuses_what_it_cannot_say(architecture, message, places, tmp_path):
     base = load_base(places(architecture))
-    with pytest.raises(TechniqueError, match=said) as raised:
+    with pytest.raises(TechniqueError, match=message) as raised:
         export(fitted("lora", tmp_path / "a", base), "gguf", tmp_path / "out", base=base, task=tiny_task())
     assert "merged" in str(raised.value)
 
@@ -199,8 +201,8 @@ def test_one_of_two_tied_tensors(form, places, tmp_path):
     base = load_base(places("llama-tied"))
     settings = {"last_layers": {"head": "untie"}}
     fitted("last_layers", tmp_path / "a", base, settings)
-    found = export(tmp_path / "a", form, tmp_path / "out", base=base, task=tiny_task())
-    assert found["same"] and found["moved_by_training"] > 0.1
+    record = export(tmp_path / "a", form, tmp_path / "out", base=base, task=tiny_task())
+    assert record["same"] and record["moved_by_training"] > 0.1
     assert base.model.config.tie_word_embeddings
 
 
@@ -217,24 +219,24 @@ def test_lora_takes_the_rank_or_the_error(places, tmp_path):
     base = load_base(places("llama"))
     fitted("krona", tmp_path / "a", base)
     ranks, errors = [], []
-    for place, given in enumerate([{"error": 0.0}, {"error": 0.5}, {"rank": 1}]):
-        found = export(tmp_path / "a", "lora", tmp_path / str(place), base=base, task=tiny_task(), **given)
-        ranks.append(found["rank"])
-        errors.append(found["error"])
+    for place, options in enumerate([{"error": 0.0}, {"error": 0.5}, {"rank": 1}]):
+        record = export(tmp_path / "a", "lora", tmp_path / str(place), base=base, task=tiny_task(), **options)
+        ranks.append(record["rank"])
+        errors.append(record["error"])
     assert ranks[0] > ranks[1] >= ranks[2] == 1
     assert errors[0] < 1e-6 and errors[1] <= 0.5
 
 
 def test_qlora_says_what_the_unquantised_base_would_do(places, tmp_path):
     base = load_base(places("llama"))
-    found = export(fitted("qlora", tmp_path / "a", base), "peft", tmp_path / "out", base=base, task=tiny_task())
-    assert found["same"] and found["on_the_unquantised_base"] > 0.1
+    record = export(fitted("qlora", tmp_path / "a", base), "peft", tmp_path / "out", base=base, task=tiny_task())
+    assert record["same"] and record["on_the_unquantised_base"] > 0.1
 
 
 def test_text_that_the_model_writes_is_compared_where_there_is_no_data(places, tmp_path):
     base = load_base(places("llama"))
-    found = export(fitted("lora", tmp_path / "a", base), "merged", tmp_path / "out", base=base)
-    assert found["source"] == "text sampled from the model" and found["prompts"] == 64 and "score" not in found
+    record = export(fitted("lora", tmp_path / "a", base), "merged", tmp_path / "out", base=base)
+    assert record["source"] == "text sampled from the model" and record["prompts"] == 64 and "score" not in record
     style = json.loads((tmp_path / "a" / "adaptation.json").read_text("utf-8"))["style"]
     assert style["source"] == tiny_task().source
 
@@ -252,12 +254,12 @@ def test_an_export_that_is_not_the_model_is_told(form, places, tmp_path, monkeyp
             reader.model.get_input_embeddings().weight[5:60].mul_(1.5)
         return reader
 
-    held = base.model.get_input_embeddings().weight.detach().clone()
+    original = base.model.get_input_embeddings().weight.detach().clone()
     monkeypatch.setattr(type(formats()[form]), "read", lambda self, folder, base: spoilt(folder, base))
-    found = export(tmp_path / "a", form, tmp_path / "out", base=base, task=tiny_task())
+    record = export(tmp_path / "a", form, tmp_path / "out", base=base, task=tiny_task())
     with torch.no_grad():
-        base.model.get_input_embeddings().weight.copy_(held)
-    assert not found["same"] and found["differ"] and found["max_logit_difference"] > found["tolerance"]
+        base.model.get_input_embeddings().weight.copy_(original)
+    assert not record["same"] and record["differ"] and record["max_logit_difference"] > record["tolerance"]
     assert json.loads((tmp_path / "out" / "parity.json").read_text("utf-8"))["same"] is False
     assert len(list((tmp_path / "out").iterdir())) > 1
 
@@ -278,16 +280,16 @@ def test_an_export_that_cannot_be_read_is_told(places, tmp_path, monkeypatch):
 def test_ties_are_no_disagreement():
     """Continuations may part where two tokens are as likely as rounding can tell, and nowhere else."""
 
-    class Said:
+    class FixedReader:
         gap = 0.0
 
         def logits(self, ids):
             return torch.tensor([[0.0, 1.0, 1.0 + self.gap]])
 
     prompts = parity.Prompts("made", [[1, 2]], [])
-    one, other = (parity.Measured([torch.zeros(1, 3)], [[token]], []) for token in (1, 2))
-    for Said.gap, wanted in ((1e-6, []), (1e-2, [0])):
-        assert parity._apart(Said(), one, other, prompts, 1e-5) == wanted
+    one, other = (parity.ReaderOutputs([torch.zeros(1, 3)], [[token]], []) for token in (1, 2))
+    for FixedReader.gap, expected in ((1e-6, []), (1e-2, [0])):
+        assert parity._disagreeing_prompts(FixedReader(), one, other, prompts, 1e-5) == expected
 
 
 def test_other_tokenizers_are_told():
@@ -303,9 +305,9 @@ import json, sys, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base, found = sys.argv[1], {}
-for word in sys.argv[2:]:
-    form, _, folder = word.partition("=")
+base, outputs = sys.argv[1], {}
+for argument in sys.argv[2:]:
+    form, _, folder = argument.partition("=")
     if form == "peft":
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="float32"), folder)
     elif form == "sparse":
@@ -317,16 +319,16 @@ for word in sys.argv[2:]:
         model = AutoModelForCausalLM.from_pretrained(folder)
         AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
-        found[word] = model.eval()(input_ids=torch.tensor([[0, 5, 6, 7, 8, 9]])).logits[0, -6:].tolist()
+        outputs[argument] = model.eval()(input_ids=torch.tensor([[0, 5, 6, 7, 8, 9]])).logits[0, -6:].tolist()
 assert "tunewise" not in sys.modules
-print(json.dumps(found))
+print(json.dumps(outputs))
 """
 
 
 @pytest.mark.slow
 def test_a_process_without_tunewise_reads_them(places, tmp_path):
     """PEFT, transformers and the guide's own lines give the trained model's logits where tunewise is not imported."""
-    base, wanted = load_base(places("llama")), {}
+    base, expected = load_base(places("llama")), {}
     for name, forms in {"lora": ["peft", "merged", "gguf"], "prompt_tuning": ["peft"], "lt_sft": ["sparse"]}.items():
         (trained if name in TRAINED else fitted)(name, tmp_path / name, base)
         loaded = load(tmp_path / name, base=base)
@@ -337,14 +339,14 @@ def test_a_process_without_tunewise_reads_them(places, tmp_path):
         for form in forms:
             out = tmp_path / f"{name}-{form}"
             assert export(tmp_path / name, form, out, base=base, task=tiny_task())["same"]
-            wanted[f"{form}={out}"] = logits
+            expected[f"{form}={out}"] = logits
     guide = re.search(r"```python\n(.*?)```", (DOCS / "export.md").read_text("utf-8"), re.DOTALL)[1]
     code = FRESH.replace("GUIDE", repr(guide))
-    done = subprocess.run([sys.executable, "-c", code, str(places("llama")), *wanted], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, str(places("llama")), *expected], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    for word, logits in wanted.items():
-        assert torch.allclose(torch.tensor(found[word]), logits, atol=1e-5), word
+    outputs = json.loads(done.stdout.splitlines()[-1])
+    for argument, logits in expected.items():
+        assert torch.allclose(torch.tensor(outputs[argument]), logits, atol=1e-5), argument
 
 
 def test_wrong_requests(places, tmp_path):
@@ -352,7 +354,7 @@ def test_wrong_requests(places, tmp_path):
     fitted("lora", tmp_path / "a", base)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("mine")
-    for form, out, given in (
+    for form, out, options in (
         ("pickle", "o", {}),
         ("merged", "full", {}),
         ("merged", "o", {"dtype": "int8"}),
@@ -360,5 +362,5 @@ def test_wrong_requests(places, tmp_path):
         ("lora", "o", {"rank": -1}),
     ):
         with pytest.raises(RequestError):
-            export(tmp_path / "a", form, tmp_path / out, base=base, task=tiny_task(), **given)
+            export(tmp_path / "a", form, tmp_path / out, base=base, task=tiny_task(), **options)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["x"] and not (tmp_path / "o").exists()

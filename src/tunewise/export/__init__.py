@@ -1,1 +1,1 @@
-"""Exports: an adaptation in a form that other programs read, and the proof that it is still the same model."""
+"""Write adaptations in formats that other programs read, and check that these read the model that was trained."""

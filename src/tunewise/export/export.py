@@ -1,4 +1,4 @@
-"""Exporting: write, read back, compare; what does not agree is said, and kept to be looked at."""
+"""Export an adaptation: write it, read it back and compare; an export that differs is reported and left in place."""
 
 from __future__ import annotations
 
@@ -19,8 +19,17 @@ from tunewise.core.progress import Progress, silent
 from tunewise.core.version import __version__
 from tunewise.data.task import Task
 from tunewise.engine.model import DTYPES, Base
-from tunewise.export.format import Asked, Format, Written, find, known
-from tunewise.export.parity import TOLERANCE, Measured, Prompts, Trained, measure, tokenizer_problem, verdict
+from tunewise.export.format import ExportOptions, Format, Written, format_for, format_named
+from tunewise.export.parity import (
+    TOLERANCE,
+    Prompts,
+    ReaderOutputs,
+    TrainedReader,
+    collect_outputs,
+    compare_outputs,
+    tokenizer_problem,
+)
+from tunewise.export.parity_record import ParityFigures, ParityRecord
 from tunewise.export.provenance import facts_of
 
 
@@ -37,17 +46,20 @@ def export(
     rank: int = 0,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> ParityRecord:
     """Export an adaptation to a folder, read it back, and compare it with what was trained.
+
+    Example:
+        `export("runs/mine", "merged", "export/merged", dtype="bfloat16")["same"]`
 
     Args:
         path: the adaptation's folder.
         to: the format: see `tunewise.export.format.formats`.
-        out: a folder that is empty or not there yet.
+        out: a folder that is empty or does not exist yet.
         base: the loaded base, bare.
         model: where to load the base from, if not the name that the adaptation records.
-        task: data whose prompts are compared; default: the data it was fitted on where that is still there, else text
-            that the model writes.
+        task: data whose prompts are compared; default: the data it was fitted on where that can still be read, else
+            text that the model writes.
         dtype: type of the stored weights; default: the base's.
         error: for an approximation, the relative Frobenius error allowed to each weight's change.
         rank: for an approximation, its rank, whatever the error; 0: by `error`.
@@ -55,122 +67,128 @@ def export(
         progress: called as progress(what, done, total).
 
     Returns:
-        What `parity.json` holds; `same` says whether they agree.
+        What `parity.json` holds; `same` tells whether the export agrees with the trained model.
 
     Raises:
-        SettingError: no such format or type, or a folder that is not empty.
-        TechniqueError: the format cannot express it; the message says which can.
+        SettingError: there is no such format or type, or the folder is not empty.
+        TechniqueError: the format cannot express the technique; the message names those that can.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError(f"{folder}: is not empty; choose another --out")
-    known(to)
+    format_named(to)
     if dtype is not None and dtype not in DTYPES:
         raise SettingError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
     if not 0 <= error < 1 or rank < 0:
         raise SettingError(f"error is {error:g} and rank {rank}, but must be from 0 to below 1, and at least 0")
     loaded = load(path, base=base, model=model, settings=settings)
-    held = loaded.attachment.base
+    loaded_base = loaded.attachment.base
     try:
-        facts = facts_of(Path(path))
-        return _export(
-            loaded, facts, to, folder, task, DTYPES[dtype] if dtype else held.model.dtype, error, rank, progress
-        )
+        provenance = facts_of(Path(path))
+        options = ExportOptions(DTYPES[dtype] if dtype else loaded_base.model.dtype, error, rank)
+        return _export(loaded, provenance, format_for(to, loaded.attachment), folder, task, options, progress)
     finally:
-        held.release()
+        loaded_base.release()
 
 
 def _export(
     loaded: Adaptation,
-    facts: dict[str, Any],
-    to: str,
+    provenance: Mapping[str, object],
+    chosen: Format,
     folder: Path,
     task: Task | None,
-    dtype: torch.dtype,
-    error: float,
-    rank: int,
+    options: ExportOptions,
     progress: Progress,
-) -> dict[str, Any]:
-    form, attachment, base = find(to, loaded.attachment), loaded.attachment, loaded.attachment.base
-    chosen, why = (task, None) if task is not None else _recorded(loaded)
-    prompts = Prompts.of(loaded, chosen)
-    reader = Trained(attachment, prompts.before)
-    trained = measure(reader, prompts, "asking the trained model", progress)
-    ground = {name: tensor.detach().clone() for name, tensor in attachment.ground().items()}
+) -> ParityRecord:
+    attachment, base = loaded.attachment, loaded.attachment.base
+    compared_task, why_no_task = (task, None) if task is not None else _recorded_task(loaded)
+    prompts = Prompts.of(loaded, compared_task)
+    reader = TrainedReader(attachment, prompts.placeholders)
+    trained = collect_outputs(reader, prompts, "running the trained model", progress)
+    replaced_weights = {name: tensor.detach().clone() for name, tensor in attachment.ground().items()}
     with artifact_writer.filled(folder) as stage:
-        progress(f"writing {to}", 0, 0)
-        written = form.write(loaded, stage, Asked(dtype, error, rank))
+        progress(f"writing {chosen.name}", 0, 0)
+        written = chosen.write(loaded, stage, options)
     base.release()
-    bare = measure(Trained(Attachment(base, attachment.recipe), []), prompts, "asking the base", progress, briefly=True)
+    bare_reader = TrainedReader(Attachment(base, attachment.recipe), [])
+    bare = collect_outputs(bare_reader, prompts, "running the base", progress, only_logits=True)
     base.release()
-    share = max(TOLERANCE[dtype], TOLERANCE[base.model.dtype])
-    with _standing_on(base, ground), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries that read: nothing that a user of this command can act on
-        found = _compared(form, folder, base, trained, bare, prompts, share, written, progress)
-    if ground and form.on_base:
-        found["on_the_unquantised_base"] = _compared(
-            form, folder, base, trained, bare, prompts, share, written, progress
-        )["max_logit_difference"]
-    result = {
+
+    def compare() -> ParityFigures:
+        share = max(TOLERANCE[options.dtype], TOLERANCE[base.model.dtype])
+        return _read_and_compare(chosen, folder, base, trained, bare, prompts, share, written, progress)
+
+    with _with_weights(base, replaced_weights), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reading libraries' warnings: nothing that a user of this command can mend
+        figures = compare()
+    if replaced_weights and chosen.on_base:
+        figures["on_the_unquantised_base"] = compare()["max_logit_difference"]
+    record: ParityRecord = {
         "schema": 1,
         "tunewise": __version__,
-        "format": to,
-        "dtype": str(dtype).removeprefix("torch."),
-        "adaptation": facts,
-        **found,
-        "notes": [*written.notes, *([why] if why else [])],
-        **(written.facts or {}),
+        "format": chosen.name,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "adaptation": provenance,
+        **figures,
+        "notes": [*written.notes, *([why_no_task] if why_no_task else [])],
+        **written.figures,
     }
-    artifact_writer.write_json(folder / "parity.json", result)
-    return result
+    artifact_writer.write_json(folder / "parity.json", record)
+    return record
 
 
-def _compared(
-    form: Format,
+def _read_and_compare(
+    chosen: Format,
     folder: Path,
     base: Base,
-    trained: Measured,
-    bare: Measured,
+    trained: ReaderOutputs,
+    bare: ReaderOutputs,
     prompts: Prompts,
     share: float,
     written: Written,
     progress: Progress,
-) -> dict[str, Any]:
+) -> ParityFigures:
+    """Read the export back and compare it with the trained model.
+
+    Raises:
+        TunewiseError: it cannot be read back.
+    """
     try:
-        reader = form.read(folder, base)
-    except Exception as error:  # each format's reader raises what it likes; all of it means the same
+        reader = chosen.read(folder, base)
+    except Exception as error:  # every library that reads raises its own errors; all of them mean the same here
         raise TunewiseError(
-            f"{folder}: was written as {form.name}, but cannot be read back: {' '.join(str(error).split())[:300]}; "
-            "it is kept to be looked at, and must not be used"
+            f"{folder}: was written as {chosen.name}, but cannot be read back: {' '.join(str(error).split())[:300]}; "
+            "the folder is kept for inspection and must not be used"
         ) from error
     try:
-        measured = measure(reader, prompts, "asking the export", progress)
-        found = verdict(reader, trained, measured, bare, prompts, share, written.slack)
+        exported = collect_outputs(reader, prompts, "running the export", progress)
+        figures = compare_outputs(reader, trained, exported, bare, prompts, share, written.slack)
         if reader.tokenizer is not None:
             problem = tokenizer_problem(base.tokenizer, reader.tokenizer, prompts)
-            found |= {"tokenizer": problem or "same", "same": found["same"] and problem is None}
+            figures["tokenizer"] = problem or "same"
+            figures["same"] = figures["same"] and problem is None
     finally:
         reader.close()
-    return found
+    return figures
 
 
 @contextmanager
-def _standing_on(base: Base, ground: Mapping[str, Tensor]) -> Iterator[None]:
-    """The base with these weights in place of its own, which come back after."""
-    held = {name: base.model.get_parameter(name).detach().clone() for name in ground}
+def _with_weights(base: Base, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give the base these weights inside the block, and its own back after it."""
+    originals = {name: base.model.get_parameter(name).detach().clone() for name in weights}
     try:
         with torch.no_grad():
-            for name, tensor in ground.items():
+            for name, tensor in weights.items():
                 base.model.get_parameter(name).copy_(tensor)
         yield
     finally:
         with torch.no_grad():
-            for name, tensor in held.items():
+            for name, tensor in originals.items():
                 base.model.get_parameter(name).copy_(tensor)
 
 
-def _recorded(loaded: Adaptation) -> tuple[Task | None, str | None]:
-    """The task that the adaptation was fitted on, or why it is not to be had."""
+def _recorded_task(loaded: Adaptation) -> tuple[Task | None, str | None]:
+    """Read the task that the adaptation was fitted on, or say why it cannot be read."""
     source = loaded.record.get("style", {}).get("source")
     if not isinstance(source, str) or not source:
         return None, None

@@ -15,66 +15,82 @@ if TYPE_CHECKING:
 
     from tunewise.engine.model import Base
 
+_NO_TOKEN = 1 << 30  # an id that no vocabulary has
+
 
 class Reader(ABC):
-    """A model that answers."""
+    """A model that computes logits and continues token ids."""
 
     tokenizer: PreTrainedTokenizerBase | None = None  # the export's own, where it has one
 
     @abstractmethod
     def logits(self, ids: list[int]) -> Tensor:
-        """Logits (T, V) of one sequence; what stands before it by the export's own doing is left out."""
+        """Compute the logits (T, V) of one sequence; those of virtual tokens before it are left out."""
 
     def greedy(self, ids: list[int], count: int) -> list[int]:
-        """The `count` likeliest next tokens, one after the other."""
-        found: list[int] = []
+        """Continue `ids` by `count` tokens, each the likeliest."""
+        continuation: list[int] = []
         for _ in range(count):
-            found.append(int(self.logits(ids + found)[-1].argmax()))
-        return found
+            continuation.append(int(self.logits(ids + continuation)[-1].argmax()))
+        return continuation
 
-    def close(self) -> None:  # noqa: B027 (most have nothing to give back)
-        """Give back what reading took of the base."""
+    def close(self) -> None:  # noqa: B027 (most readers have nothing to undo)
+        """Undo what reading did to the base."""
 
 
-class Causal(Reader):
-    """A model of transformers, or one that is used like one."""
+class CausalReader(Reader):
+    """Reads with a model of transformers, or with one that has the same interface."""
 
     def __init__(self, model: Any, device: torch.device, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self.model, self.device, self.tokenizer = model, device, tokenizer
 
     @classmethod
     def from_folder(
-        cls, folder: Path, base: Base, model: Mapping[str, Any] = {}, tokenizer: Mapping[str, Any] = {}
-    ) -> Causal:
-        """Load weights and tokenizer from a folder, and compute in the base's own type; with further arguments."""
+        cls,
+        folder: Path,
+        base: Base,
+        model_options: Mapping[str, object] = {},
+        tokenizer_options: Mapping[str, object] = {},
+    ) -> CausalReader:
+        """Load weights and tokenizer from a folder, to compute in the base's type and on its device.
+
+        Args:
+            folder: what transformers loads.
+            base: the base, for its type and device.
+            model_options: further arguments of `AutoModelForCausalLM.from_pretrained`.
+            tokenizer_options: further arguments of `AutoTokenizer.from_pretrained`.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-        found: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=base.model.dtype, **common, **model)
-        own = AutoTokenizer.from_pretrained(folder, **common, **tokenizer)
-        return cls(found.to(base.device).eval(), base.device, own)
+        local: dict[str, object] = {"trust_remote_code": False, "local_files_only": True}
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=base.model.dtype, **local, **model_options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **local, **tokenizer_options)
+        return cls(model.to(base.device).eval(), base.device, tokenizer)
 
     @torch.no_grad()
     def logits(self, ids: list[int]) -> Tensor:
-        """One forward pass."""
-        given = torch.tensor([ids], device=self.device)
-        found: Tensor = self.model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0]
-        return found[-len(ids) :].float() if found.dtype != torch.float64 else found[-len(ids) :]
+        """Compute the logits (T, V) in one forward pass, in float32 or more."""
+        input_ids = torch.tensor([ids], device=self.device)  # (1, T)
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits[0]
+        logits = logits[-len(ids) :]  # a PEFT prompt's virtual tokens stand before them
+        return logits.float() if logits.dtype != torch.float64 else logits
 
     @torch.no_grad()
     def greedy(self, ids: list[int], count: int) -> list[int]:
-        """Hugging Face's own generation, cache included; an end mark does not end it, so that all tokens count."""
+        """Continue with Hugging Face's own generation and its key/value cache; `count` tokens, also after an end."""
         from transformers import GenerationConfig
 
-        given = torch.tensor([ids], device=self.device)
-        # None would be filled with the model's own end mark
-        config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=1 << 30, pad_token_id=0)
-        output = self.model.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=config)
+        input_ids = torch.tensor([ids], device=self.device)  # (1, T)
+        # None would be replaced by the model's own end-of-sequence token.
+        config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=_NO_TOKEN, pad_token_id=0)
+        output = self.model.generate(
+            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config
+        )
         return list(output[0, len(ids) :].tolist())
 
 
-class Adapted(Causal):
-    """A PEFT adapter on the base in memory; closing takes it off again."""
+class AdapterReader(CausalReader):
+    """Reads with a PEFT adapter on the base in memory; closing takes the adapter off again."""
 
     def __init__(self, folder: Path, base: Base) -> None:
         from peft import PeftModel

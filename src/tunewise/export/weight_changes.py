@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Changes:
+class WeightChanges:
     """Weights before and after, by full name, of those that differ in any bit; `added` are not in the base at all."""
 
     before: dict[str, Tensor]
@@ -21,14 +21,19 @@ class Changes:
     added: dict[str, Tensor]
 
 
-def changes(attachment: Attachment, ground: Mapping[str, Tensor]) -> Changes:
-    """Merge, and say what differs from the base, or from `ground` where that takes its place. Leaves the base bare."""
+def find_weight_changes(attachment: Attachment, replaced_weights: Mapping[str, Tensor]) -> WeightChanges:
+    """Merge an attachment and compare the weights with the base's; the base is left bare.
+
+    Args:
+        attachment: the trained attachment.
+        replaced_weights: weights, by full name, that take the place of the base's in the comparison (those of a base
+            in fewer bits).
+    """
     base = attachment.base
     merged = {name: tensor.detach().cpu().clone() for name, tensor in attachment.merge().named_parameters()}
     base.release()
-    own = {name: tensor.detach().cpu() for name, tensor in base.model.named_parameters()}
-    own |= {name: tensor.detach().cpu() for name, tensor in ground.items()}
-    after = {name: tensor for name, tensor in merged.items() if name in own and not tensor.equal(own[name])}
-    return Changes(
-        {name: own[name].clone() for name in after}, after, {n: t for n, t in merged.items() if n not in own}
-    )
+    bare = {name: tensor.detach().cpu() for name, tensor in base.model.named_parameters()}
+    bare |= {name: tensor.detach().cpu() for name, tensor in replaced_weights.items()}
+    after = {name: tensor for name, tensor in merged.items() if name in bare and not tensor.equal(bare[name])}
+    before = {name: bare[name].clone() for name in after}
+    return WeightChanges(before, after, {name: tensor for name, tensor in merged.items() if name not in bare})

@@ -1,4 +1,4 @@
-"""Asking the engine from the same process: for the terminal and for files of prompts."""
+"""Requests to the engine from the same process: for the terminal and for files of prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tunewise.serve.scheduler import Ended, Engine, Event, Job, Piece, Started
 
 @dataclass
 class Reply:
-    """One answer as far as it is known; `error` is why there will be none."""
+    """One answer as far as it has been written; `reason` is why it ended, `error` why it failed."""
 
     text: str = ""
     sources: list[str] = field(default_factory=list)
@@ -23,11 +23,11 @@ class Reply:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more comes."""
+        """Tell whether the answer has ended or failed."""
         return self.reason is not None or self.error is not None
 
     def take(self, event: Event) -> None:
-        """Bring it up to date."""
+        """Add what an event of the engine says to the reply."""
         if isinstance(event, Started):
             self.sources = event.sources
         elif isinstance(event, Piece):
@@ -41,13 +41,23 @@ class Reply:
 def ask(
     engine: Engine, talks: Mapping[str, Sequence[Message]], sampling: Sampling, max_tokens: int
 ) -> Iterator[dict[str, Reply]]:
-    """The replies of several adaptations, each to its own conversation, whenever one of them has grown."""
+    """Let several adaptations answer at once, each its own conversation.
+
+    Args:
+        engine: the running engine.
+        talks: the conversation of each adaptation, by the adaptation's name.
+        sampling: how tokens are drawn.
+        max_tokens: the largest number of tokens of an answer.
+
+    Yields:
+        All replies, by name, each time that one of them has changed.
+    """
     events, replies = queue.Queue[tuple[str, Event]](), {name: Reply() for name in talks}
 
-    def job(name: str, talk: Sequence[Message]) -> Job:
+    def job_of(name: str, talk: Sequence[Message]) -> Job:
         return Job(name, Question(tuple(talk)), sampling, lambda event: events.put((name, event)), max_tokens)
 
-    jobs = [job(name, talk) for name, talk in talks.items()]
+    jobs = [job_of(name, talk) for name, talk in talks.items()]
     engine.submit(jobs)
     try:
         while not all(reply.done for reply in replies.values()):
@@ -55,32 +65,43 @@ def ask(
             replies[name].take(event)
             yield replies
     finally:
-        for own in jobs:
-            own.cancelled = True
+        for job in jobs:
+            job.cancelled = True
 
 
 def answered(
-    engine: Engine, model: str, asked: Mapping[int, Sequence[Message]], batch: int, max_tokens: int
+    engine: Engine, model: str, talks: Mapping[int, Sequence[Message]], batch: int, max_tokens: int
 ) -> Iterator[tuple[int, Reply]]:
-    """The greedy reply to each numbered conversation, as they are finished; `batch` are written at a time."""
-    events, waiting, replies = queue.Queue[tuple[int, Event]](), list(asked)[::-1], dict[int, Reply]()
+    """Answer many conversations greedily, at most `batch` at a time.
+
+    Args:
+        engine: the running engine.
+        model: the adaptation's name.
+        talks: the conversations by index.
+        batch: how many answers are written at a time.
+        max_tokens: the largest number of tokens of an answer.
+
+    Yields:
+        Index and reply of each conversation, in the order in which they finish.
+    """
+    events, waiting, replies = queue.Queue[tuple[int, Event]](), list(talks)[::-1], dict[int, Reply]()
     jobs: dict[int, Job] = {}
     try:
         while waiting or replies:
             while waiting and len(replies) < batch:
-                number = waiting.pop()
-                replies[number] = Reply()
+                index = waiting.pop()
+                replies[index] = Reply()
 
-                def tell(event: Event, number: int = number) -> None:
-                    events.put((number, event))
+                def tell(event: Event, index: int = index) -> None:
+                    events.put((index, event))
 
-                jobs[number] = Job(model, Question(tuple(asked[number])), Sampling(), tell, max_tokens)
-                engine.submit([jobs[number]])
-            number, event = events.get()
-            replies[number].take(event)
-            if replies[number].done:
-                yield number, replies.pop(number)
-                jobs.pop(number)
+                jobs[index] = Job(model, Question(tuple(talks[index])), Sampling(), tell, max_tokens)
+                engine.submit([jobs[index]])
+            index, event = events.get()
+            replies[index].take(event)
+            if replies[index].done:
+                yield index, replies.pop(index)
+                jobs.pop(index)
     finally:
         for job in jobs.values():
             job.cancelled = True

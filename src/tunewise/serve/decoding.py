@@ -1,6 +1,9 @@
-"""Rows that are decoded together: a key/value cache of left-padded rows that others join and finished ones leave.
+"""Rows that are decoded in one batch: a key/value cache of left-padded rows that others join and finished ones leave.
 
-Every row has its own place, its own randomness and its own end, so what it says does not depend on its company.
+Every row has its own positions, its own random generator and its own end, so its answer does not depend on the rows
+that are decoded beside it.
+
+Shapes: R rows of the batch, T positions of the cache, V entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 class Sampling:
     """How the next token is drawn: the likeliest at temperature 0, else at random from the `top_p` likeliest.
 
-    `logprobs` alternatives are told beside each token's own log-probability; None tells nothing.
+    `logprobs` is the number of alternatives returned with each token's log-probability; None: no log-probabilities.
     """
 
     temperature: float = 0.0
@@ -34,7 +37,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Token:
-    """A drawn token with its natural log-probability and the likeliest ones' (id, log-probability)."""
+    """A drawn token with its natural log-probability and the likeliest tokens' (id, log-probability)."""
 
     id: int
     logprob: float | None = None
@@ -42,8 +45,8 @@ class Token:
 
 
 @dataclass(eq=False)
-class Row:
-    """One answer in the making: the prompt's ids, how to draw, and `owner`, whom it belongs to."""
+class DecodingRow:
+    """One answer being decoded: the prompt's ids, how to draw, and `owner`, the caller's own object for it."""
 
     prompt: list[int]
     sampling: Sampling
@@ -58,71 +61,76 @@ class Row:
             self.generator.manual_seed(self.sampling.seed)
 
     def draw(self, logits: Tensor, likeliest: int) -> Token:
-        """The next token from its logits (V,), of which the largest is `likeliest`."""
-        how = self.sampling
-        chosen = likeliest
-        if how.temperature > 0:
-            chosen = self._sampled(logits)
-        if how.logprobs is None:
-            return Token(chosen)
-        found = logits.float().log_softmax(-1)
-        values, ids = found.topk(min(how.logprobs, len(found)))
-        return Token(chosen, float(found[chosen]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+        """Draw the next token from its logits (V,), of which the largest is that of token `likeliest`."""
+        sampling = self.sampling
+        token = self._sample(logits) if sampling.temperature > 0 else likeliest
+        if sampling.logprobs is None:
+            return Token(token)
+        logprobs = logits.float().log_softmax(-1)
+        values, ids = logprobs.topk(min(sampling.logprobs, len(logprobs)))
+        return Token(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
-    def _sampled(self, logits: Tensor) -> int:
-        values, ids = (logits.float().cpu() / self.sampling.temperature).softmax(-1).sort(descending=True)
-        beyond = values.cumsum(-1) - values >= self.sampling.top_p  # the first one always stays
-        values = values.masked_fill(beyond, 0.0)
-        return int(ids[torch.multinomial(values, 1, generator=self.generator)])
+    def _sample(self, logits: Tensor) -> int:
+        """Draw at random from the likeliest tokens whose probabilities sum to `top_p`."""
+        probabilities, ids = (logits.float().cpu() / self.sampling.temperature).softmax(-1).sort(descending=True)
+        # The sum is taken without the token itself, so that the likeliest one always stays.
+        beyond = probabilities.cumsum(-1) - probabilities >= self.sampling.top_p
+        probabilities = probabilities.masked_fill(beyond, 0.0)
+        return int(ids[torch.multinomial(probabilities, 1, generator=self.generator)])
 
 
 class Cohort:
-    """Rows with one cache; `logits` (rows, V) predict each row's next token.
+    """A batch of rows with one key/value cache; `logits` (R, V) predict each row's next token.
 
-    `mask` (rows, T) says which places of the cache are real, `lengths` how many each row has.
+    `mask` (R, T) is 1 where a position of the cache holds a token and 0 where it is padding; `lengths` are the numbers
+    of tokens of each row.
     """
 
-    def __init__(self, base: Base, rows: Sequence[Row]) -> None:
+    def __init__(self, base: Base, rows: Sequence[DecodingRow]) -> None:
         self.base, self.rows = base, list(rows)
         self.lengths = [len(row.prompt) for row in rows]
         width = max(self.lengths)
-        self.mask = _tensor(base, [[0] * (width - size) + [1] * size for size in self.lengths])
+        self.mask = _ids_tensor(base, [[0] * (width - length) + [1] * length for length in self.lengths])  # (R, T)
         self.cache = DynamicCache(config=base.model.config)
-        ids = _tensor(base, [[0] * (width - len(row.prompt)) + row.prompt for row in rows])
-        self.logits = self._pass(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
+        ids = _ids_tensor(base, [[0] * (width - len(row.prompt)) + row.prompt for row in rows])  # (R, T)
+        self.logits = self._forward(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
 
     def draw(self) -> list[Token]:
-        """The next token of every row."""
+        """Draw the next token of every row."""
         likeliest = self.logits.argmax(-1).tolist()
-        return [row.draw(own, best) for row, own, best in zip(self.rows, self.logits, likeliest, strict=True)]
+        return [row.draw(logits, best) for row, logits, best in zip(self.rows, self.logits, likeliest, strict=True)]
 
     def step(self, tokens: Sequence[int]) -> None:
-        """Read one more token a row."""
+        """Run the model on one more token per row."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], 1)
-        places = _tensor(self.base, [[size] for size in self.lengths])
-        self.lengths = [size + 1 for size in self.lengths]
-        self.logits = self._pass(_tensor(self.base, [[token] for token in tokens]), places)
+        positions = _ids_tensor(self.base, [[length] for length in self.lengths])  # (R, 1)
+        self.lengths = [length + 1 for length in self.lengths]
+        self.logits = self._forward(_ids_tensor(self.base, [[token] for token in tokens]), positions)
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Leave out all other rows, and the padding that is then common to all."""
-        if len(places) == len(self.rows):
+    def keep(self, indices: Sequence[int]) -> None:
+        """Drop all rows but those at `indices`, and the padding that all of them have then."""
+        if len(indices) == len(self.rows):
             return
-        index = torch.tensor(places, dtype=torch.long, device=self.base.device)
-        self.rows, self.lengths = [self.rows[i] for i in places], [self.lengths[i] for i in places]
+        index = torch.tensor(indices, dtype=torch.long, device=self.base.device)
+        self.rows, self.lengths = [self.rows[i] for i in indices], [self.lengths[i] for i in indices]
         self.mask, self.logits = self.mask[index], self.logits[index]
         for cache in _caches(self.cache):
             cache.batch_select_indices(index)
         if self.rows and self.joins:
-            self._widen(max(self.lengths))
+            self._resize(max(self.lengths))
 
     def join(self, other: Cohort) -> bool:
-        """Take the other's rows, unless layers forget some of their keys and values (a sliding window)."""
+        """Take over the other cohort's rows; return False where a layer's cache has a sliding window, which forbids it.
+
+        The other cohort must not be used after it.
+        """
         if not (self.joins and other.joins):
             return False
         width = max(self.mask.shape[1], other.mask.shape[1])
-        self._widen(width)
-        other._widen(width)
+        self._resize(width)
+        other._resize(width)
         for mine, theirs in zip(_layers(self.cache), _layers(other.cache), strict=True):
+            # (R, heads, T, head size) each
             mine.keys, mine.values = torch.cat([mine.keys, theirs.keys]), torch.cat([mine.values, theirs.values])
         self.rows, self.lengths = self.rows + other.rows, self.lengths + other.lengths
         self.mask, self.logits = torch.cat([self.mask, other.mask]), torch.cat([self.logits, other.logits])
@@ -130,35 +138,38 @@ class Cohort:
 
     @property
     def joins(self) -> bool:
-        """Whether rows of another length can be put beside these."""
+        """Tell whether rows of another length can be batched with these: no layer forgets keys and values."""
         return all(type(layer) is DynamicLayer for layer in _layers(self.cache))
 
-    def _widen(self, width: int) -> None:
-        """Make the cache `width` places long, by padding on the left or by taking padding away."""
-        more = width - self.mask.shape[1]
-        self.mask = torch.nn.functional.pad(self.mask, (more, 0))
+    def _resize(self, width: int) -> None:
+        """Make the cache `width` positions long, by adding padding on the left or by removing it."""
+        padding = width - self.mask.shape[1]  # negative where padding is removed
+        self.mask = torch.nn.functional.pad(self.mask, (padding, 0))
         for layer in _layers(self.cache):
-            layer.keys, layer.values = (torch.nn.functional.pad(t, (0, 0, more, 0)) for t in (layer.keys, layer.values))
+            layer.keys, layer.values = (
+                torch.nn.functional.pad(tensor, (0, 0, padding, 0)) for tensor in (layer.keys, layer.values)
+            )
 
-    def _pass(self, ids: Tensor, places: Tensor) -> Tensor:
-        given = {"position_ids": places, "logits_to_keep": 1}
-        known = signature(type(self.base.model).forward).parameters
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Run the model on ids at positions, both (R, new tokens), and return the last logits (R, V)."""
+        optional = {"position_ids": positions, "logits_to_keep": 1}  # not every architecture takes them
+        accepted = signature(type(self.base.model).forward).parameters
         output = self.base.model(
             input_ids=ids,
             attention_mask=self.mask,
             past_key_values=self.cache,
             use_cache=True,
-            **{name: value for name, value in given.items() if name in known},
+            **{name: value for name, value in optional.items() if name in accepted},
         )
         return output.logits[:, -1]
 
 
-def _tensor(base: Base, rows: list[list[int]]) -> Tensor:
+def _ids_tensor(base: Base, rows: list[list[int]]) -> Tensor:
     return torch.tensor(rows, device=base.device)
 
 
 def _caches(cache: DynamicCache) -> Iterator[DynamicCache]:
-    """The cache, and those that a technique hung on it."""
+    """Yield the cache, and the caches that a technique stored as attributes of it (lst's side network has one)."""
     yield cache
     yield from (part for part in vars(cache).values() if isinstance(part, DynamicCache))
 

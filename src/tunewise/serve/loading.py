@@ -1,68 +1,79 @@
-"""Adaptations opened for serving: their names, the one base that they share, and the base as a model of its own."""
+"""Adaptations loaded for serving: their names, the base that they share, and that base as a model of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunewise.adaptation.artifact import Adaptation, base_of, load
 from tunewise.core.errors import SettingError
+from tunewise.core.progress import Progress, silent
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
 from tunewise.engine.model import Base
-from tunewise.serve.adaptation_pool import Wardrobe
+from tunewise.serve.adaptation_pool import AdaptationPool
 from tunewise.techniques.registry import make
 
 
-def named(given: Sequence[str]) -> dict[str, Path]:
-    """Names and folders of `NAME=FOLDER` or `FOLDER`, whose name is its last part that is not "adaptation".
+def named(arguments: Sequence[str]) -> dict[str, Path]:
+    """Read the names and folders of adaptations from `NAME=FOLDER` or `FOLDER`.
+
+    An adaptation without a name is called after its folder, or after the folder above one called "adaptation".
 
     Raises:
-        SettingError: no such folder, or two of one name.
+        SettingError: there is no such folder, or two adaptations have one name.
     """
-    found: dict[str, Path] = {}
-    for item in given:
-        name, equals, path = item.partition("=")
-        folder = Path(path if equals else item)
+    folders: dict[str, Path] = {}
+    for argument in arguments:
+        before, equals, after = argument.partition("=")
+        folder = Path(after if equals else argument)
         folder = folder / "adaptation" if (folder / "adaptation").is_dir() else folder
         if not folder.is_dir():
             raise SettingError(f"{folder}: there is no such folder; give the folder of an adaptation")
-        whole = folder.resolve()
-        own = name if equals else (whole.parent if whole.name == "adaptation" else whole).name
-        if not own or own in found:
-            raise SettingError(f'two adaptations are called "{own}"; give them names, as in mine={folder}')
-        found[own] = folder
-    return found
+        resolved = folder.resolve()
+        name = before if equals else (resolved.parent if resolved.name == "adaptation" else resolved).name
+        if not name or name in folders:
+            raise SettingError(f'two adaptations are called "{name}"; give them names, as in mine={folder}')
+        folders[name] = folder
+    return folders
 
 
 def opened(
     folders: dict[str, Path],
     model: str | None = None,
     device: str | None = None,
-    report: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> Wardrobe:
-    """All of the adaptations over one base, which is a model too, by the last part of its name.
+    report: Progress = silent,
+) -> AdaptationPool:
+    """Load all adaptations onto one base, which is a model too, called by the last part of its name.
+
+    Args:
+        folders: the adaptations' folders by name.
+        model: where to load the base from; default: the name that the first adaptation records.
+        device: where the base is loaded; default: the one that accelerate chooses.
+        report: called as report(what, done, total) while it loads.
 
     Raises:
         ArtifactError: a file is refused, or an adaptation was made on another base than the first.
-        SettingError: an adaptation is called like the base.
+        SettingError: an adaptation has the base's name.
     """
     first = next(iter(folders.values()))
     report("loading the base", 0, 0)
     base = base_of(first, model=model, device=device)
-    own = Path(base.name).name
-    if own in folders:
-        raise SettingError(f'an adaptation is called "{own}" like the base; give it a name, as in mine={folders[own]}')
-    wardrobe = Wardrobe(base)
-    wardrobe.add(own, unadapted)
+    base_name = Path(base.name).name
+    if base_name in folders:
+        raise SettingError(
+            f'an adaptation is called "{base_name}" like the base; give it a name, as in mine={folders[base_name]}'
+        )
+    pool = AdaptationPool(base)
+    pool.add(base_name, unadapted)
     for done, (name, folder) in enumerate(folders.items()):
         report(f"loading {name}", done, len(folders))
-        wardrobe.add(name, lambda base, folder=folder: load(folder, base=base))  # type: ignore[misc]
+        pool.add(name, lambda base, folder=folder: load(folder, base=base))  # type: ignore[misc]
     report("loading", len(folders), len(folders))
-    return wardrobe
+    return pool
 
 
 def unadapted(base: Base) -> Adaptation:
-    """The base itself, asked in its chat template, or plainly where it has none."""
+    """Attach nothing: the base itself as an adaptation, prompted by its chat template, or plainly where it has none."""
     style = Task(Path(base.name).name, "generation", "messages", (), (), (), (), "rouge_l", None)
     return Adaptation(make("base").attach(base, generator(0, "load")), style, {"technique": "base"})

@@ -1,22 +1,17 @@
-"""What stands before the routes: the token, the size of a request, and what is counted."""
+"""The layer before the routes: it checks the token and the size of a request, and counts what was answered."""
 
 from __future__ import annotations
 
 import hmac
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunewise.serve import openai_schema
 from tunewise.serve.metrics import Metrics
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_OPEN = {"/health"}
+_OPEN = {"/health"}  # paths that need no token
 
 
 class TooLargeError(Exception):
@@ -24,32 +19,35 @@ class TooLargeError(Exception):
 
 
 class Guard:
-    """An ASGI layer; it keeps no body and wraps no stream, so a client that leaves is noticed behind it."""
+    """An ASGI layer that refuses requests without the token or above the limit.
 
-    def __init__(self, app: Application, *, token: str | None, limit: int, metrics: Metrics) -> None:
+    It buffers no body and wraps no response stream, so the routes still notice a client that disconnects.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str | None, limit: int, metrics: Metrics) -> None:
         self.app, self.token, self.limit, self.metrics = app, token, limit, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on and count."""
+        """Refuse a request or pass it on, and count it with its status."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.perf_counter(), 500
+        start, status = time.perf_counter(), 500
 
-        async def sent(message: MutableMapping[str, Any]) -> None:
+        async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._checked(scope, receive, sent)
+            await self._refuse_or_pass_on(scope, receive, send_noting_status)
         finally:
-            self.metrics.request(scope["path"], status, time.perf_counter() - begun)
+            self.metrics.request(scope["path"], status, time.perf_counter() - start)
 
-    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse_or_pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
-        if scope["path"] not in _OPEN and not self._allowed(headers.get(b"authorization", b"")):
+        if scope["path"] not in _OPEN and not self._authorised(headers.get(b"authorization", b"")):
             await refuse(
                 send, 401, "the token is missing or wrong; send it as: Authorization: Bearer TOKEN", "invalid_api_key"
             )
@@ -57,27 +55,28 @@ class Guard:
         if not self._fits(headers.get(b"content-length", b"0")):
             await refuse(send, 413, self._too_large, "request_too_large")
             return
-        read = 0
+        body_bytes = 0
 
-        async def received() -> MutableMapping[str, Any]:
-            nonlocal read
+        async def receive_up_to_limit() -> Message:
+            nonlocal body_bytes
             message = await receive()
-            read += len(message.get("body", b""))
-            if read > self.limit:
+            body_bytes += len(message.get("body", b""))
+            if body_bytes > self.limit:
                 raise TooLargeError
             return message
 
         try:
-            await self.app(scope, received, send)
+            await self.app(scope, receive_up_to_limit, send)
         except TooLargeError:
             await refuse(send, 413, self._too_large, "request_too_large")
 
-    def _allowed(self, given: bytes) -> bool:
-        """Whether the right token came, found in a time that does not depend on how much of it is right."""
-        return self.token is None or hmac.compare_digest(given, b"Bearer " + self.token.encode())
+    def _authorised(self, authorization: bytes) -> bool:
+        """Compare the header with the token, in a time that does not depend on how much of it is right."""
+        return self.token is None or hmac.compare_digest(authorization, b"Bearer " + self.token.encode())
 
-    def _fits(self, length: bytes) -> bool:
-        return length.isdigit() and len(length) < 20 and int(length) <= self.limit
+    def _fits(self, content_length: bytes) -> bool:
+        # At most 19 digits: int() is slow on very long ones, or raises.
+        return content_length.isdigit() and len(content_length) < 20 and int(content_length) <= self.limit
 
     @property
     def _too_large(self) -> str:
@@ -85,7 +84,7 @@ class Guard:
 
 
 async def refuse(send: Send, status: int, message: str, code: str) -> None:
-    """Answer with an error as OpenAI words it."""
+    """Answer with an error in OpenAI's form."""
     body = json.dumps(openai_schema.error(message, "invalid_request_error", code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"connection", b"close")]

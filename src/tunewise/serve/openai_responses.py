@@ -1,4 +1,4 @@
-"""Answers in the making as OpenAI's responses: whole, or as a stream of chunks."""
+"""Answers as OpenAI's responses: whole, or as a stream of chunks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,80 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from tunewise.serve.decoding import Token
-from tunewise.serve.openai_schema import usage
+from tunewise.serve.openai_schema import Usage, usage
+
+
+class _Message(TypedDict, total=False):
+    """The message of a chat's choice; a chunk's delta holds a part of it."""
+
+    role: str
+    content: str
+    refusal: None
+
+
+class _Content(TypedDict, total=False):
+    """What a choice says: `message` of a whole chat answer, `delta` of a chunk, `text` of a plain completion.
+
+    `sources` are the documents that the technique cites.
+    """
+
+    message: _Message
+    delta: _Message
+    text: str
+    sources: list[str]
+
+
+class _TokenLogprob(TypedDict):
+    token: str
+    logprob: float | None
+    bytes: list[int]
+
+
+class _ChatTokenLogprob(_TokenLogprob):
+    top_logprobs: list[_TokenLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    """Log-probabilities of a chat's tokens."""
+
+    content: list[_ChatTokenLogprob]
+    refusal: None
+
+
+class TextLogprobs(TypedDict):
+    """Log-probabilities of a plain completion's tokens, one list per property."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class ResponseChoice(_Content):
+    """One of a response's answers, or a chunk's part of it."""
+
+    index: int
+    finish_reason: str | None
+    logprobs: ChatLogprobs | TextLogprobs | None
+
+
+class CompletionResponse(TypedDict):
+    """A response, or one chunk of a stream."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[ResponseChoice]
+    usage: NotRequired[Usage]
 
 
 @dataclass
 class Choice:
-    """What is known of one answer."""
+    """One answer as far as it has been generated."""
 
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
@@ -25,76 +90,101 @@ class Choice:
 
 
 class Form:
-    """How a response looks: of chat or of plain completions."""
+    """The form of one request's responses: that of chats, or of plain completions."""
 
     def __init__(self, chat: bool, model: str, spell: Callable[[int], str]) -> None:
         self.chat, self.model, self.spell = chat, model, spell
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
 
-    def whole(self, choices: list[Choice], each: int, logprobs: bool) -> dict[str, Any]:
-        """The response; `each` choices belong to one prompt, whose tokens count once."""
-        found = []
+    def whole(self, choices: list[Choice], answers_per_prompt: int, logprobs: bool) -> CompletionResponse:
+        """Build the response of a request that is not streamed.
+
+        Args:
+            choices: the complete answers, those to one prompt side by side.
+            answers_per_prompt: the number of answers to each prompt; a prompt's tokens are counted once.
+            logprobs: whether log-probabilities are included.
+        """
+        response = self._response("chat.completion", [])
         for index, choice in enumerate(choices):
-            said = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
-            found.append(
-                {
-                    "index": index,
-                    **(said if self.chat else {"text": choice.text}),
-                    "finish_reason": choice.reason,
-                    "logprobs": self.logprobs(choice.tokens, 0) if logprobs else None,
-                    **({"sources": choice.sources} if choice.sources else {}),
-                }
-            )
-        return {**self._head(chunk=False), "choices": found, "usage": self.usage(choices, each)}
+            content: _Content = {"text": choice.text}
+            if self.chat:
+                content = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+            token_logprobs = self.logprobs(choice.tokens, 0) if logprobs else None
+            response["choices"].append(_choice(index, content, choice.reason, token_logprobs, choice.sources))
+        response["usage"] = self.usage(choices, answers_per_prompt)
+        return response
 
-    def usage(self, choices: list[Choice], each: int) -> dict[str, int]:
-        """The numbers of tokens; those of a prompt with several answers once."""
-        return usage(sum(choice.prompt_tokens for choice in choices[::each]), sum(c.completion_tokens for c in choices))
+    def usage(self, choices: list[Choice], answers_per_prompt: int) -> Usage:
+        """Count the tokens; those of a prompt with `answers_per_prompt` answers once."""
+        return usage(
+            sum(choice.prompt_tokens for choice in choices[::answers_per_prompt]),
+            sum(c.completion_tokens for c in choices),
+        )
 
-    def first(self, index: int, choice: Choice) -> dict[str, Any]:
-        """The chunk that opens an answer, with what it cites."""
-        said = {"delta": {"role": "assistant", "content": ""}} if self.chat else {"text": ""}
-        cited = {"sources": choice.sources} if choice.sources else {}
-        return self._chunk({"index": index, **said, "finish_reason": None, "logprobs": None, **cited})
+    def first(self, index: int, choice: Choice) -> CompletionResponse:
+        """Build the chunk that opens an answer, with the sources that it cites."""
+        content: _Content = {"delta": {"role": "assistant", "content": ""}} if self.chat else {"text": ""}
+        return self._chunk(_choice(index, content, sources=choice.sources))
 
-    def piece(self, index: int, text: str, told: dict[str, Any] | None) -> dict[str, Any]:
-        """A chunk with more of the answer."""
-        said = {"delta": {"content": text}} if self.chat else {"text": text}
-        return self._chunk({"index": index, **said, "finish_reason": None, "logprobs": told})
+    def piece(self, index: int, text: str, logprobs: ChatLogprobs | TextLogprobs | None) -> CompletionResponse:
+        """Build a chunk with more text of an answer."""
+        content: _Content = {"delta": {"content": text}} if self.chat else {"text": text}
+        return self._chunk(_choice(index, content, logprobs=logprobs))
 
-    def last(self, index: int, reason: str) -> dict[str, Any]:
-        """The chunk that says why the answer ended."""
-        said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
-        return self._chunk({"index": index, **said, "finish_reason": reason, "logprobs": None})
+    def last(self, index: int, reason: str) -> CompletionResponse:
+        """Build the chunk that says why an answer ended."""
+        content: _Content = {"delta": {}} if self.chat else {"text": ""}
+        return self._chunk(_choice(index, content, reason))
 
-    def numbers(self, choices: list[Choice], each: int) -> dict[str, Any]:
-        """The chunk with the numbers of tokens."""
-        return {**self._head(chunk=True), "choices": [], "usage": self.usage(choices, each)}
+    def numbers(self, choices: list[Choice], answers_per_prompt: int) -> CompletionResponse:
+        """Build the chunk with the numbers of tokens, which ends a stream."""
+        response = self._response("chat.completion.chunk", [])
+        response["usage"] = self.usage(choices, answers_per_prompt)
+        return response
 
-    def logprobs(self, tokens: list[Token], offset: int) -> dict[str, Any]:
-        """Log-probabilities of the tokens; `offset` counts the characters of the answer before them."""
+    def logprobs(self, tokens: list[Token], offset: int) -> ChatLogprobs | TextLogprobs:
+        """Spell out log-probabilities of tokens, before which the answer has `offset` characters."""
         if self.chat:
-            return {"content": [self._told(token) for token in tokens], "refusal": None}
-        spelt = [self.spell(token.id) for token in tokens]
+            return {"content": [self._chat_logprob(token) for token in tokens], "refusal": None}
+        texts = [self.spell(token.id) for token in tokens]
         return {
-            "tokens": spelt,
+            "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [{self.spell(i): value for i, value in token.top} for token in tokens],
-            "text_offset": [offset + sum(map(len, spelt[:place])) for place in range(len(spelt))],
+            "text_offset": [offset + sum(map(len, texts[:position])) for position in range(len(texts))],
         }
 
-    def _told(self, token: Token) -> dict[str, Any]:
-        own = self._spelt(token.id, token.logprob)
-        return {**own, "top_logprobs": [self._spelt(i, value) for i, value in token.top]}
+    def _chat_logprob(self, token: Token) -> _ChatTokenLogprob:
+        alternatives = [self._token_logprob(i, value) for i, value in token.top]
+        return {**self._token_logprob(token.id, token.logprob), "top_logprobs": alternatives}
 
-    def _spelt(self, token: int, logprob: float | None) -> dict[str, Any]:
+    def _token_logprob(self, token: int, logprob: float | None) -> _TokenLogprob:
         text = self.spell(token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
-    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        return {**self._head(chunk=True), "choices": [choice]}
+    def _chunk(self, choice: ResponseChoice) -> CompletionResponse:
+        return self._response("chat.completion.chunk", [choice])
 
-    def _head(self, *, chunk: bool) -> dict[str, Any]:
-        name = f"chat.completion{'.chunk' if chunk else ''}" if self.chat else "text_completion"
-        return {"id": self.id, "object": name, "created": self.created, "model": self.model}
+    def _response(self, chat_object: str, choices: list[ResponseChoice]) -> CompletionResponse:
+        """Build a response; a plain completion and its chunks have one name, chats are called `chat_object`."""
+        return {
+            "id": self.id,
+            "object": chat_object if self.chat else "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+
+def _choice(
+    index: int,
+    content: _Content,
+    finish_reason: str | None = None,
+    logprobs: ChatLogprobs | TextLogprobs | None = None,
+    sources: list[str] | None = None,
+) -> ResponseChoice:
+    choice: ResponseChoice = {"index": index, **content, "finish_reason": finish_reason, "logprobs": logprobs}
+    if sources:
+        choice["sources"] = sources
+    return choice

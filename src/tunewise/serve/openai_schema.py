@@ -1,25 +1,25 @@
-"""OpenAI's requests and responses, as far as they are answered here; a field that is not known is refused.
+"""OpenAI's requests, as far as they are supported; an unknown field is refused.
 
-What would change an answer and cannot be done is refused rather than ignored; what changes no answer (a user's name)
-is taken and not used.
+A field that would change the answer and is not supported is refused rather than ignored. One that changes no answer
+(a user's name) is accepted and not used.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-STOPS = 4
-CHOICES = 16
-ALTERNATIVES = 20
+STOPS = 4  # stop texts of a request at most
+CHOICES = 16  # answers to one prompt at most
+ALTERNATIVES = 20  # log-probabilities of other tokens per token at most
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class Part(BaseModel):
-    """A part of a message; text alone is understood."""
+class ContentPart(BaseModel):
+    """A part of a message's content; only text is supported."""
 
     model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
@@ -31,25 +31,25 @@ class Turn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[ContentPart]
     name: str | None = None
 
     @property
     def text(self) -> str:
-        """Its text, parts joined."""
+        """Return the content as one text, its parts joined."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells besides the answer."""
+    """What a stream contains besides the answer."""
 
     model_config = ConfigDict(extra="forbid")
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class Asked(BaseModel):
-    """What both kinds of request have in common."""
+class CompletionRequest(BaseModel):
+    """The fields that chat requests and plain completion requests share."""
 
     model_config = ConfigDict(extra="forbid")
     model: str
@@ -71,17 +71,17 @@ class Asked(BaseModel):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts that end an answer."""
+        """Return the texts that end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def tells_usage(self) -> bool:
-        """Whether a stream ends with the numbers of tokens."""
+        """Tell whether a stream ends with the numbers of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatRequest(Asked):
-    """POST /v1/chat/completions."""
+class ChatRequest(CompletionRequest):
+    """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=2048)]
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -89,7 +89,7 @@ class ChatRequest(Asked):
     top_logprobs: int = Field(0, ge=0, le=ALTERNATIVES)
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> ChatRequest:
+    def _check_together(self) -> ChatRequest:
         if self.messages[-1].role == "assistant":
             raise ValueError("the last message is an assistant's; end with a user's")
         if self.top_logprobs and not self.logprobs:
@@ -98,48 +98,69 @@ class ChatRequest(Asked):
 
     @property
     def room(self) -> int | None:
-        """The largest number of tokens of an answer."""
+        """Return the largest number of tokens of an answer; None: as many as fit."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def alternatives(self) -> int | None:
-        """Likeliest tokens told beside each one; None: no log-probabilities at all."""
+        """Return how many alternatives are listed with each token; None: no log-probabilities at all."""
         return self.top_logprobs if self.logprobs else None
 
 
-class TextRequest(Asked):
-    """POST /v1/completions."""
+class TextRequest(CompletionRequest):
+    """The body of POST /v1/completions."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=128)]
     logprobs: int | None = Field(None, ge=0, le=5)
 
     @property
     def prompts(self) -> list[str]:
-        """The texts to continue."""
+        """Return the texts to continue."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
     @property
     def room(self) -> int:
-        """The largest number of tokens of an answer; OpenAI's default is 16."""
+        """Return the largest number of tokens of an answer; OpenAI's default is 16."""
         return self.max_tokens or 16
 
     @property
     def alternatives(self) -> int | None:
-        """Likeliest tokens told beside each one; None: no log-probabilities at all."""
+        """Return how many alternatives are listed with each token; None: no log-probabilities at all."""
         return self.logprobs
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """The numbers of tokens."""
+class Usage(TypedDict):
+    """The numbers of tokens that a request took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class _Error(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(TypedDict):
+    """OpenAI's form of an error."""
+
+    error: _Error
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
+    """Build the `usage` of a response."""
     total = prompt_tokens + completion_tokens
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
 
 
-def error(message: str, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI words it."""
+def error(message: str, kind: str, code: str | None = None, param: str | None = None) -> ErrorResponse:
+    """Build the body of a response that is an error."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def event(value: object) -> str:
-    """A server-sent event."""
+    """Write a value as a server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

@@ -7,49 +7,50 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunewise.core.addresses import shipped
+from tunewise.core.errors import DataError
 from tunewise.data.formats import Message, convert, recognise
 from tunewise.data.readers import Table, read_file
 from tunewise.data.task import Task
 
-_UNKNOWN = "?"  # stands where an answer is missing; nobody sees it
+_MISSING_ANSWER = "?"  # takes the place of an answer that the file does not have; it is never shown
 
 
 def read_prompts(data: str, columns: Mapping[str, str] | None = None) -> list[tuple[Message, ...]]:
-    """The conversations of a file in any format that tasks are read from; answers need not be there.
+    """Read the conversations of a file in any format that tasks are read from; answers may be missing.
 
-    Of a shipped task (`world:town`), those of its test split.
+    Args:
+        data: the file; or the address of a shipped task (`world:town`), whose test split is read.
+        columns: the file's own names of the format's columns.
 
     Raises:
-        DataError: the file cannot be read, or its columns are not known.
+        DataError: the file cannot be read, or its columns are not recognised.
     """
     if shipped(data) is not None:
         return [example.messages for example in Task.read(data).test]
     table = read_file(Path(data).expanduser())
-    table = replace(table, rows=[(number, _completed(row, columns or {})) for number, row in table.rows])
+    table = replace(table, rows=[(number, _with_answer(row, columns or {})) for number, row in table.rows])
     layout = recognise(table, columns)
     examples = convert(table, layout)
-    return [e.messages or (Message("user", e.answer),) for e in examples]
+    return [example.messages or (Message("user", example.answer),) for example in examples]
 
 
-def _completed(row: Mapping[str, object], columns: Mapping[str, str]) -> Mapping[str, object]:
-    """The row with an answer in the place of one that is missing."""
+def _with_answer(row: Mapping[str, object], columns: Mapping[str, str]) -> Mapping[str, object]:
+    """Return the row, with a stand-in where its answer is missing."""
     for name in (columns.get("messages", "messages"), columns.get("conversations", "conversations")):
         turns = row.get(name)
         if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
-            said, content = (
+            role, content = (
                 ("from", "value") if "from" in turns[-1] and "role" not in turns[-1] else ("role", "content")
             )
-            if turns[-1].get(said) in ("user", "human"):
-                return {**row, name: [*turns, {said: "assistant", content: _UNKNOWN}]}
+            if turns[-1].get(role) in ("user", "human"):
+                return {**row, name: [*turns, {role: "assistant", content: _MISSING_ANSWER}]}
             return row
-    if set(row) == {"text"} or _known(row, columns):
+    if set(row) == {"text"} or _is_recognised(row, columns):
         return row
-    return {**row, "completion": _UNKNOWN}
+    return {**row, "completion": _MISSING_ANSWER}
 
 
-def _known(row: Mapping[str, object], columns: Mapping[str, str]) -> bool:
-    from tunewise.core.errors import DataError
-
+def _is_recognised(row: Mapping[str, object], columns: Mapping[str, str]) -> bool:
     try:
         recognise(Table("", [(1, row)]), columns)
     except DataError:

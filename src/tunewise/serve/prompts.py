@@ -1,4 +1,4 @@
-"""What is asked of an adaptation, as tokens: its own style, what it puts before a question, its virtual tokens."""
+"""Questions to an adaptation as token ids: in its task's form, with what it puts before them and its virtual tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunewise.fitting.scoring import encoder_for
 if TYPE_CHECKING:
     from tunewise.adaptation.artifact import Adaptation
 
-ROOM = 512  # tokens of an answer to a question that does not say how many
+ROOM = 512  # tokens of an answer at most, where the request does not say how many
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Ids to be read, the largest number of tokens to be written, texts that end the answer, what is cited."""
+    """A question as the model reads it.
+
+    `ids` are the prompt's tokens, `room` the largest number of tokens to generate, `stops` texts that end the answer,
+    and `sources` the documents that the prompt quotes.
+    """
 
     ids: list[int]
     room: int
@@ -34,43 +38,43 @@ class Prompt:
 
 
 class TooLongError(DataError):
-    """Question and answer do not fit the window."""
+    """A question and its answer do not fit the window."""
 
 
-class Reader:
+class PromptReader:
     """Turns questions to one adaptation into prompts."""
 
     def __init__(self, adaptation: Adaptation) -> None:
         self.attachment = adaptation.attachment
-        self.asked = encoder_for(self.attachment, adaptation.style)
-        self.continued = encoder_for(self.attachment, replace(adaptation.style, template="{prompt}"))
-        self.continued.chat = False
+        self.task_encoder = encoder_for(self.attachment, adaptation.style)
+        self.raw_encoder = encoder_for(self.attachment, replace(adaptation.style, template="{prompt}"))
+        self.raw_encoder.chat = False
         stop = adaptation.record["style"]["stop"] if "style" in adaptation.record else None
-        self.stops = (stop,) if stop and not self.asked.chat else ()
-        self.end: int | None = self.asked.eos
+        self.stops = (stop,) if stop and not self.task_encoder.chat else ()
+        self.end: int | None = self.task_encoder.eos
 
     def read(self, question: Question, max_tokens: int | None) -> Prompt:
-        """The prompt of a question whose answer may have so many tokens; None: what the window leaves, up to `ROOM`.
+        """Encode a question whose answer may have `max_tokens`; None: what the window leaves, up to `ROOM`.
 
         Raises:
             TooLongError: they do not fit the window.
         """
-        encoder = self.continued if question.raw else self.asked
+        encoder = self.raw_encoder if question.raw else self.task_encoder
         example = Example(question.messages, "")
-        prompt = encoder.prompts([self.attachment.render(example)], max_tokens or 1)[0]
-        taken = len(prompt.ids) - self.attachment.virtual_tokens - self.attachment.virtual_suffix
-        if prompt.cut:
+        sequence = encoder.prompts([self.attachment.render(example)], max_tokens or 1)[0]
+        if sequence.cut:
             raise TooLongError(
                 f"the question and the answer's {max_tokens or 1} tokens do not fit the window of {encoder.limit} "
                 "tokens; shorten the question or lower max_tokens"
             )
-        room = max_tokens or min(ROOM, encoder.limit - taken)
-        return Prompt(prompt.ids, room, () if question.raw else self.stops, self.attachment.sources(example))
+        real_tokens = len(sequence.ids) - self.attachment.virtual_tokens - self.attachment.virtual_suffix
+        room = max_tokens or min(ROOM, encoder.limit - real_tokens)
+        return Prompt(sequence.ids, room, () if question.raw else self.stops, self.attachment.sources(example))
 
     def decode(self, ids: list[int]) -> str:
-        """Text without control tokens."""
-        return str(self.asked.tokenizer.decode(ids, skip_special_tokens=True))
+        """Decode ids to text without control tokens."""
+        return str(self.task_encoder.tokenizer.decode(ids, skip_special_tokens=True))
 
     def spell(self, token: int) -> str:
-        """One token as text, control tokens too."""
-        return str(self.asked.tokenizer.decode([token]))
+        """Decode one token to text, also a control token."""
+        return str(self.task_encoder.tokenizer.decode([token]))

@@ -1,4 +1,4 @@
-"""The server as a process: its socket, its signals, its end."""
+"""The server process: its socket, its signals and its shutdown."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from tunewise.core.errors import SettingError
 
 
 def loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Tell whether only this machine reaches the address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -23,10 +23,10 @@ def loopback(host: str) -> bool:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 takes a free one.
+    """Open a socket that listens at an address; port 0 takes a free one.
 
     Raises:
-        SettingError: the address is not this machine's, or is taken.
+        SettingError: the address is not this machine's, or is in use.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -41,9 +41,9 @@ def listening(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end it in order and are not raised again: a drained server has done what it should."""
-        wanted = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, self.handle_exit) for number in wanted}
+        """Shut down on SIGTERM and SIGINT without raising them again, so that a drained server exits with 0."""
+        handled = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self.handle_exit) for number in handled}
         try:
             yield
         finally:
@@ -51,9 +51,9 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def run(app: Any, place: socket.socket, drain: int) -> None:
-    """Serve until a signal comes; what was taken is answered, for at most `drain` seconds."""
+def run(app: ASGIApp, listener: socket.socket, drain: int) -> None:
+    """Serve until a signal comes; requests that were accepted are then answered, for at most `drain` seconds."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=drain
     )
-    _Server(config).run(sockets=[place])
+    _Server(config).run(sockets=[listener])

@@ -13,7 +13,7 @@ import uvicorn
 
 from tunewise.adaptation.artifact import load, save
 from tunewise.data.task import Message
-from tunewise.serve.adaptation_pool import Wardrobe
+from tunewise.serve.adaptation_pool import AdaptationPool
 from tunewise.serve.app import application
 from tunewise.serve.decoding import Cohort, Sampling
 from tunewise.serve.detokenizer import Text
@@ -42,12 +42,12 @@ def world(tmp_path_factory):
         adaptation = load(folder / name, base=base)
         alone[name] = [adaptation.generate(prompt, NEW) for prompt in PROMPTS]
         base.release()
-    bits, wardrobe = fingerprint(base), Wardrobe(base)
-    wardrobe.add("tiny", unadapted)
+    bits, pool = fingerprint(base), AdaptationPool(base)
+    pool.add("tiny", unadapted)
     for name in NAMES:
-        wardrobe.add(name, lambda base, name=name: load(folder / name, base=base))
+        pool.add(name, lambda base, name=name: load(folder / name, base=base))
         assert fingerprint(base) == bits, name
-    return wardrobe, alone, bits
+    return pool, alone, bits
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +84,20 @@ def say(client, model, prompt, **more):
 
 def test_interleaved_requests_answer_as_each_alone(client, world):
     """All techniques, 32 requests at once, in an order that changes the adaptation at every one."""
-    asked = [(name, i) for i in range(len(PROMPTS)) for name in NAMES]
-    with ThreadPoolExecutor(32) as pool:
-        found = list(pool.map(lambda pair: say(client, pair[0], PROMPTS[pair[1]]).choices[0].message.content, asked))
-    wrong = [pair for pair, text in zip(asked, found, strict=True) if text != world[1][pair[0]][pair[1]]]
+    requests = [(name, i) for i in range(len(PROMPTS)) for name in NAMES]
+    with ThreadPoolExecutor(32) as threads:
+        responses = list(threads.map(lambda pair: say(client, pair[0], PROMPTS[pair[1]]), requests))
+    texts = [response.choices[0].message.content for response in responses]
+    wrong = [pair for pair, text in zip(requests, texts, strict=True) if text != world[1][pair[0]][pair[1]]]
     assert not wrong
     assert len({tuple(world[1][name]) for name in NAMES}) > 5, "the adaptations all say the same"
 
 
 def test_swappable_is_what_leaves_the_base_alone(world):
     for name in NAMES:
-        outfit = world[0].outfits[name]
-        assert outfit.adaptation.attachment.swappable == (not outfit.tensors), name
-    assert world[0].outfits["full"].tensors and not world[0].outfits["lora"].tensors
+        slot = world[0].slots[name]
+        assert slot.adaptation.attachment.swappable == (not slot.swapped_tensors), name
+    assert world[0].slots["full"].swapped_tensors and not world[0].slots["lora"].swapped_tensors
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gpt2"])
@@ -107,14 +108,14 @@ def test_joining_rows_change_nothing(architecture):
     adaptation = unadapted(base)
     alone = [adaptation.generate(prompt, 12) for prompt in prompts]
     base.release()
-    wardrobe = Wardrobe(base)
-    wardrobe.add("tiny", unadapted)
-    engine, heard = Engine(wardrobe), [[] for _ in prompts]
+    pool = AdaptationPool(base)
+    pool.add("tiny", unadapted)
+    engine, events = Engine(pool), [[] for _ in prompts]
 
     def tell(index):
         def hear(event):
-            heard[index].append(event)
-            if isinstance(event, Piece) and len(heard[index]) == 4 and index + 1 < len(prompts):
+            events[index].append(event)
+            if isinstance(event, Piece) and len(events[index]) == 4 and index + 1 < len(prompts):
                 engine.submit([job(index + 1)])
 
         return hear
@@ -129,7 +130,7 @@ def test_joining_rows_change_nothing(architecture):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     engine.stop(10)
-    assert ["".join(e.text for e in own if isinstance(e, Piece)) for own in heard] == alone
+    assert ["".join(e.text for e in answer if isinstance(e, Piece)) for answer in events] == alone
 
 
 def test_stream_usage_and_stop(client):
@@ -147,8 +148,8 @@ def test_stream_usage_and_stop(client):
 
 
 def test_logprobs_seeds_and_choices(client):
-    told = say(client, "tiny", PROMPTS[0], logprobs=True, top_logprobs=3).choices[0].logprobs.content
-    assert len(told) <= NEW and all(t.logprob == t.top_logprobs[0].logprob <= 0 for t in told)
+    tokens = say(client, "tiny", PROMPTS[0], logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert len(tokens) <= NEW and all(t.logprob == t.top_logprobs[0].logprob <= 0 for t in tokens)
     drawn = [say(client, "tiny", "the", temperature=1.5, seed=seed, n=2).choices for seed in (1, 1, 2)]
     texts = [[choice.message.content for choice in choices] for choices in drawn]
     assert texts[0] == texts[1] != texts[2] and texts[0][0] != texts[0][1]
@@ -158,9 +159,9 @@ def test_logprobs_seeds_and_choices(client):
 
 
 def test_completions(client):
-    found = client.completions.create(model="tiny", prompt=PROMPTS[:2], max_tokens=4, temperature=0, logprobs=2)
-    assert len(found.choices) == 2 and found.usage.completion_tokens <= 8
-    assert all(len(choice.logprobs.tokens) <= 4 for choice in found.choices)
+    completion = client.completions.create(model="tiny", prompt=PROMPTS[:2], max_tokens=4, temperature=0, logprobs=2)
+    assert len(completion.choices) == 2 and completion.usage.completion_tokens <= 8
+    assert all(len(choice.logprobs.tokens) <= 4 for choice in completion.choices)
 
 
 def test_sources_are_cited(client):
@@ -209,43 +210,43 @@ def test_clients_that_leave(client, server, world):
 
 
 def test_a_full_queue_is_refused():
-    wardrobe = Wardrobe(tiny_base("llama"))
-    wardrobe.add("tiny", unadapted)
-    engine, heard = Engine(wardrobe, queue=1), []
+    pool = AdaptationPool(tiny_base("llama"))
+    pool.add("tiny", unadapted)
+    engine, events = Engine(pool, queue=1), []
     engine._thread.is_alive = lambda: True  # nothing takes from the queue
-    job = Job("tiny", Question((Message("user", "a"),)), Sampling(), heard.append, 2)
+    job = Job("tiny", Question((Message("user", "a"),)), Sampling(), events.append, 2)
     engine.submit([job])
     with pytest.raises(Busy):
         engine.submit([job])
 
 
 def test_a_failed_question_costs_itself_alone():
-    wardrobe = Wardrobe(tiny_base("llama"))
-    wardrobe.add("tiny", unadapted)
-    engine, heard = Engine(wardrobe), []
+    pool = AdaptationPool(tiny_base("llama"))
+    pool.add("tiny", unadapted)
+    engine, events = Engine(pool), []
     jobs = [
-        Job("tiny", Question((Message("user", text),)), Sampling(), heard.append, 4) for text in ("a " * 5000, "the")
+        Job("tiny", Question((Message("user", text),)), Sampling(), events.append, 4) for text in ("a " * 5000, "the")
     ]
     engine.start()
     engine.submit(jobs)
     engine.stop(10)
-    assert sum(isinstance(event, Failed) for event in heard) == 1 and any(isinstance(e, Piece) for e in heard)
+    assert sum(isinstance(event, Failed) for event in events) == 1 and any(isinstance(e, Piece) for e in events)
 
 
-@pytest.mark.parametrize("where", ["_pass", "draw", "step"])
+@pytest.mark.parametrize("where", ["_forward", "draw", "step"])
 def test_whatever_fails_while_decoding_costs_its_rows_alone(monkeypatch, where):
     """Not only what torch raises: the client is told, and the next question is answered."""
-    wardrobe = Wardrobe(tiny_base("llama"))
-    wardrobe.add("tiny", unadapted)
-    engine, heard = Engine(wardrobe), []
+    pool = AdaptationPool(tiny_base("llama"))
+    pool.add("tiny", unadapted)
+    engine, events = Engine(pool), []
 
     def ask():
-        engine.submit([Job("tiny", Question((Message("user", "the"),)), Sampling(), heard.append, 4)])
+        engine.submit([Job("tiny", Question((Message("user", "the"),)), Sampling(), events.append, 4)])
         deadline = time.monotonic() + 10
-        while not heard or not isinstance(heard[-1], (Failed, Ended)):
-            assert time.monotonic() < deadline, heard
+        while not events or not isinstance(events[-1], (Failed, Ended)):
+            assert time.monotonic() < deadline, events
             time.sleep(0.01)
-        return heard.pop()
+        return events.pop()
 
     def fail(*_):
         raise ValueError("a hook failed")
@@ -263,10 +264,10 @@ def test_text_tells_only_what_is_certain():
     raw = letters.encode()
     for strip in (True, False):
         text = Text(lambda ids: bytes(ids).decode(errors="replace"), ["STOP"], strip)
-        told = []
+        pieces = []
         for byte in raw:
-            told.append(text.push(byte))
+            pieces.append(text.push(byte))
             if text.stopped:
                 break
         whole = letters.partition("STOP")[0]
-        assert "".join(told) == (whole.strip() if strip else whole) and text.stopped
+        assert "".join(pieces) == (whole.strip() if strip else whole) and text.stopped

@@ -65,15 +65,15 @@ def serve(
 
     place = listening(host, port)
     with progress() as show:
-        wardrobe = opened(folders, model, device, lambda what, done, total: show("serve", what, done, total))
-    names = ", ".join(wardrobe.outfits)
+        pool = opened(folders, model, device, lambda what, done, total: show("serve", what, done, total))
+    names = ", ".join(pool.slots)
     if dry_run:
         place.close()
         typer.echo(f"would serve {names}")
         return
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"serving {names} at http://{shown}:{place.getsockname()[1]}/v1", err=True)
-    run(application(Engine(wardrobe, queue=queue, rows=rows), token=token), place, drain)
+    run(application(Engine(pool, queue=queue, rows=rows), token=token), place, drain)
 
 
 def _vllm(folders: dict[str, Path], model: str | None, host: str, port: int, token: str | None, dry_run: bool) -> None:
@@ -128,9 +128,9 @@ def chat(
 
     folders = named(adaptations)
     with progress() as show:
-        wardrobe = opened(folders, model, device, lambda what, done, total: show("chat", what, done, total))
-    names = [name for name in wardrobe.outfits if with_base or name in folders]
-    engine = Engine(wardrobe)
+        pool = opened(folders, model, device, lambda what, done, total: show("chat", what, done, total))
+    names = [name for name in pool.slots if with_base or name in folders]
+    engine = Engine(pool)
     engine.start()
     try:
         talk = Talk(engine, names, Sampling(temperature=temperature, top_p=top_p, seed=seed), max_new_tokens, system)
@@ -175,8 +175,8 @@ def generate(
         from tunewise.serve.scheduler import Engine
 
         with progress() as show:
-            wardrobe = opened(folders, model, device, lambda what, done, total: show(name, what, done, total))
-            engine = Engine(wardrobe, queue=2 * batch_size, rows=batch_size)
+            pool = opened(folders, model, device, lambda what, done, total: show(name, what, done, total))
+            engine = Engine(pool, queue=2 * batch_size, rows=batch_size)
             engine.start()
             try:
                 begun = len(talks) - len(left)

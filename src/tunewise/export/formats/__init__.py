@@ -1,1 +1,1 @@
-"""The formats, one file each; a file is found by being here and defines FORMAT."""
+"""The formats, one file each; every file here that defines FORMAT is a format."""

@@ -1,8 +1,8 @@
 """One GGUF file, for llama.cpp and what is built on it: weights, hyper-parameters and tokenizer, nothing quantised.
 
 Names of tensors are those of the `gguf` package. Architectures whose rotary pairs llama.cpp expects interleaved have
-the rows of queries and keys reordered; weights that are stored (in, out) are turned. What the file could not say, such
-as scaled rotary positions or a sliding window, is refused. It is read back by transformers, which has its own reader.
+the rows of queries and keys reordered; weights that are stored (in, out) are transposed. What the file cannot express,
+such as scaled rotary positions or a sliding window, is refused. It is read back by the reader of transformers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from tunewise.core.errors import TechniqueError
 from tunewise.engine.anatomy import is_transposed
-from tunewise.export.format import Asked, Format, Written, needs, not_in_weights
+from tunewise.export.format import ExportOptions, Format, Written, not_in_weights, require_package
 from tunewise.export.formats._gguf_tokens import add_tokens, vocabulary
-from tunewise.export.readers import Causal, Reader
+from tunewise.export.readers import CausalReader, Reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,110 +34,125 @@ FILE = "model.gguf"
 
 @dataclass(frozen=True)
 class _Family:
-    """How a kind of model is called in GGUF, and what of its configuration must be so, since the file cannot say it."""
+    """How GGUF calls a kind of model, and the settings that a model must have because the file cannot express others.
+
+    `interleaved` tells whether llama.cpp expects rotary pairs side by side; `required` are settings with the one value
+    that llama.cpp implements.
+    """
 
     name: str
     activation: str
     interleaved: bool = False
-    plain: tuple[tuple[str, Any], ...] = ()  # settings with the one value that is understood
+    required: tuple[tuple[str, object], ...] = ()
 
 
-_LLAMA = (("attention_bias", False), ("mlp_bias", False))
-_GPT2 = (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False), ("add_cross_attention", False))
+_LLAMA_SETTINGS = (("attention_bias", False), ("mlp_bias", False))
+_GPT2_SETTINGS = (
+    ("scale_attn_weights", True),
+    ("scale_attn_by_inverse_layer_idx", False),
+    ("add_cross_attention", False),
+)
 _FAMILIES = {
-    "llama": _Family("llama", "silu", True, _LLAMA),
+    "llama": _Family("llama", "silu", True, _LLAMA_SETTINGS),
     "mistral": _Family("llama", "silu", True),
     "qwen2": _Family("qwen2", "silu"),
-    "qwen3": _Family("qwen3", "silu", plain=(("attention_bias", False),)),
-    "gpt2": _Family("gpt2", "gelu_new", plain=_GPT2),
+    "qwen3": _Family("qwen3", "silu", required=(("attention_bias", False),)),
+    "gpt2": _Family("gpt2", "gelu_new", required=_GPT2_SETTINGS),
 }
 
 
-class Gguf(Format):
-    """A GGUF file."""
+class GgufFormat(Format):
+    """Writes a GGUF file."""
 
     name = "gguf"
     summary = "one GGUF file, for llama.cpp and programs built on it"
 
     def why_not(self, attachment: Attachment) -> str | None:
-        """What does not merge, and models that the file cannot describe."""
+        """Refuse what does not merge, and models that the file cannot describe."""
         if reason := not_in_weights(attachment):
             return reason
         base = attachment.base
         return _model_problem(base.model.config) or vocabulary(base).problem
 
-    def write(self, loaded: Adaptation, folder: Path, asked: Asked) -> Written:
-        """Merge and write."""
-        needs("gguf", "gguf")
+    def write(self, loaded: Adaptation, folder: Path, options: ExportOptions) -> Written:
+        """Merge, and write the merged model."""
+        require_package("gguf", "gguf")
         base = loaded.attachment.base
         model: Any = loaded.attachment.merge()
         if problem := _model_problem(model.config):  # merging can add what the base does not have
             raise TechniqueError(
                 f"{loaded.attachment.recipe.name} cannot be exported to gguf: {problem}; use merged, or another format"
             )
-        write_file(model, base, folder / FILE, asked)
+        write_file(model, base, folder / FILE, options)
         return Written()
 
     def read(self, folder: Path, base: Base) -> Reader:
-        """Through transformers' own reader; two sizes that it does not take from the file are taken from there here."""
+        """Read with transformers, and pass on the two sizes that it does not take from the file itself."""
         from gguf import GGUFReader
 
         file: Any = GGUFReader(folder / FILE)
-        kind = str(file.get_field("general.architecture").contents())
-        missed = {"gpt2": ("n_positions", "context_length"), "qwen3": ("head_dim", "attention.key_length")}
-        more = {
-            name: int(file.get_field(f"{kind}.{key}").contents()) for name, key in [*filter(None, [missed.get(kind)])]
-        }
-        with redirect_stderr(StringIO()):  # it shows a bar of its own
-            return Causal.from_folder(folder, base, {"gguf_file": FILE, **more}, {"gguf_file": FILE})
+        architecture = str(file.get_field("general.architecture").contents())
+        ignored = {"gpt2": ("n_positions", "context_length"), "qwen3": ("head_dim", "attention.key_length")}
+        sizes: dict[str, int] = {}
+        if architecture in ignored:
+            setting, key = ignored[architecture]
+            sizes[setting] = int(file.get_field(f"{architecture}.{key}").contents())
+        with redirect_stderr(StringIO()):  # it shows a progress bar of its own
+            return CausalReader.from_folder(folder, base, {"gguf_file": FILE, **sizes}, {"gguf_file": FILE})
 
 
 def _model_problem(config: Any) -> str | None:
+    """Return why GGUF cannot express a model of this configuration, or None."""
     family = _FAMILIES.get(config.model_type)
     if family is None:
-        return f"models of type {config.model_type} are not written here, only {', '.join(_FAMILIES)}"
+        return f"models of type {config.model_type} are not supported, only {', '.join(_FAMILIES)}"
     activation = getattr(config, "hidden_act", None) or config.activation_function
     if activation != family.activation:
         return f"its activation is {activation}, not {family.activation}"
-    for name, plain in family.plain:
-        if getattr(config, name, plain) != plain:
-            return f"{name} is {getattr(config, name)}, which the file cannot say"
+    for name, value in family.required:
+        if getattr(config, name, value) != value:
+            return f"{name} is {getattr(config, name)}, which the file cannot express"
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
-        return f"its rotary positions are scaled ({rope['rope_type']}), which is not written here"
+        return f"its rotary positions are scaled ({rope['rope_type']}), which is not supported"
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if window and window < config.max_position_embeddings:
-        return f"its attention slides over {window} tokens, which the file cannot say"
+        return f"its attention slides over {window} tokens, which the file cannot express"
     return None
 
 
-def write_file(model: PreTrainedModel, base: Base, path: Path, asked: Asked) -> None:
-    """Write a merged model."""
+def write_file(model: PreTrainedModel, base: Base, path: Path, options: ExportOptions) -> None:
+    """Write a merged model to a GGUF file.
+
+    Raises:
+        TechniqueError: a tensor has no name in GGUF.
+    """
     import gguf
 
     config = model.config
     family = _FAMILIES[config.model_type]
     writer = gguf.GGUFWriter(path, family.name)
-    _add_settings(writer, base, config, asked)
+    _add_settings(writer, base, config, options)
     add_tokens(writer, base)
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family.name)
     names = gguf.get_tensor_name_map(arch, len(base.anatomy.blocks))
     heads, groups, _ = base.anatomy.heads
-    for name, parameter in model.named_parameters():  # a tied head is left out: readers take the embeddings
-        own = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if own is None:
+    for name, parameter in model.named_parameters():  # without a tied head: readers use the embeddings
+        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if gguf_name is None:
             raise TechniqueError(f"the model cannot be exported to gguf: there is no name for {name}; use merged")
         module, attribute = base.anatomy.owner(name)
         values = parameter.detach().cpu().float()
         if attribute == "weight" and is_transposed(module):
             values = values.T
         for part, count in (("attn_q.", heads), ("attn_k.", groups)):
-            if family.interleaved and part in own:
+            if family.interleaved and part in gguf_name:
                 values = _interleaved(values, count)
-        whole = values.dim() == 1 or "position_embd" in own or asked.dtype in (torch.float32, torch.float64)
-        kind = gguf.GGMLQuantizationType[{torch.float16: "F16", torch.bfloat16: "BF16"}.get(asked.dtype, "F32")]
-        kind = gguf.GGMLQuantizationType.F32 if whole else kind
-        writer.add_tensor(own, gguf.quants.quantize(values.contiguous().numpy(), kind), raw_dtype=kind)
+        # Norms, biases and position embeddings stay in float32, as llama.cpp's own converter keeps them.
+        in_float32 = values.dim() == 1 or "position_embd" in gguf_name
+        type_name = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(options.dtype, "F32")
+        kind = gguf.GGMLQuantizationType["F32" if in_float32 else type_name]
+        writer.add_tensor(gguf_name, gguf.quants.quantize(values.contiguous().numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -145,12 +160,12 @@ def write_file(model: PreTrainedModel, base: Base, path: Path, asked: Asked) -> 
 
 
 def _interleaved(weight: Tensor, heads: int) -> Tensor:
-    """Rows of each head as 0, c/2, 1, c/2 + 1, ...: rotary pairs side by side, not half a head apart."""
-    pairs = weight.view(heads, 2, len(weight) // heads // 2, *weight.shape[1:])
+    """Order the rows of each head as 0, c/2, 1, c/2 + 1, ...: rotary pairs side by side, not half a head apart."""
+    pairs = weight.view(heads, 2, len(weight) // heads // 2, *weight.shape[1:])  # (heads, 2, c/2, in)
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 
-def _add_settings(writer: Any, base: Base, config: Any, asked: Asked) -> None:
+def _add_settings(writer: Any, base: Base, config: Any, options: ExportOptions) -> None:
     import gguf
 
     heads, groups, size = base.anatomy.heads
@@ -162,7 +177,7 @@ def _add_settings(writer: Any, base: Base, config: Any, asked: Asked) -> None:
     writer.add_feed_forward_length(inner)
     writer.add_head_count(heads)
     writer.add_vocab_size(base.anatomy.vocabulary)
-    file_type = {torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}.get(asked.dtype, "ALL_F32")
+    file_type = {torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}.get(options.dtype, "ALL_F32")
     writer.add_file_type(gguf.LlamaFileType[file_type])
     if not base.anatomy.rotary:
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
@@ -175,4 +190,4 @@ def _add_settings(writer: Any, base: Base, config: Any, asked: Asked) -> None:
     writer.add_rope_freq_base(float((getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)))
 
 
-FORMAT = Gguf()
+FORMAT = GgufFormat()

@@ -1,8 +1,8 @@
-"""A graph for ONNX Runtime: token ids and attention mask to logits, batch and length free, weights inside.
+"""A graph for ONNX Runtime: token ids and attention mask to logits, for any batch size and length, with the weights.
 
     logits (batch, sequence, vocabulary) = model(input_ids, attention_mask)        both (batch, sequence) int64
 
-Without a cache of keys and values: for scoring and short answers; each new token reads the whole sequence again.
+It has no key/value cache, so each new token runs the whole sequence again: for scoring and short answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.export.format import Asked, Format, Written, needs, not_in_weights
+from tunewise.core.errors import SettingError
+from tunewise.export.format import ExportOptions, Format, Written, not_in_weights, require_package
 from tunewise.export.readers import Reader
 
 if TYPE_CHECKING:
@@ -28,28 +29,26 @@ if TYPE_CHECKING:
 FILE = "model.onnx"
 
 
-class Onnx(Format):
-    """An ONNX graph."""
+class OnnxFormat(Format):
+    """Writes an ONNX graph."""
 
     name = "onnx"
     summary = "a graph for ONNX Runtime, from token ids to logits"
 
     def why_not(self, attachment: Attachment) -> str | None:
-        """Whatever does not merge."""
+        """Refuse what does not merge."""
         return not_in_weights(attachment)
 
-    def write(self, loaded: Adaptation, folder: Path, asked: Asked) -> Written:
-        """Merge, trace and write.
+    def write(self, loaded: Adaptation, folder: Path, options: ExportOptions) -> Written:
+        """Merge, trace, and write the graph.
 
         Raises:
-            TechniqueError: half precision, which not every operator of the runtime computes on every processor.
+            SettingError: the type is not float32; ONNX Runtime lacks operators in half precision on some CPUs.
         """
-        from tunewise.core.errors import SettingError
-
         for package in ("onnx", "onnxscript", "onnxruntime"):
-            needs(package, "onnx")
-        if asked.dtype != torch.float32 or loaded.attachment.base.model.dtype != torch.float32:
-            raise SettingError("an ONNX graph is written in float32 here; use --dtype float32, on a base in float32")
+            require_package(package, "onnx")
+        if options.dtype != torch.float32 or loaded.attachment.base.model.dtype != torch.float32:
+            raise SettingError("an ONNX graph is written in float32 only; use --dtype float32, on a base in float32")
         base = loaded.attachment.base
         trace(loaded.attachment.merge(), base, folder / FILE)
         base.tokenizer.save_pretrained(folder)
@@ -57,11 +56,13 @@ class Onnx(Format):
         return Written()
 
     def read(self, folder: Path, base: Base) -> Reader:
-        """Through ONNX Runtime."""
-        return _Session(folder)
+        """Read with ONNX Runtime."""
+        return _OnnxReader(folder)
 
 
-class _Logits(nn.Module):
+class _LogitsOnly(nn.Module):
+    """A model whose forward pass returns the logits alone, as the graph does."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -72,9 +73,9 @@ class _Logits(nn.Module):
 
 
 def trace(model: nn.Module, base: Base, path: Path) -> None:
-    """Write the graph of a model; weights of more than a kilobyte lie beside it."""
+    """Write the graph of a model; weights of more than a kilobyte go to a file beside it."""
     ids = torch.zeros(2, 7, dtype=torch.long, device=base.device)
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     names = ("input_ids", "attention_mask")
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -83,20 +84,22 @@ def trace(model: nn.Module, base: Base, path: Path) -> None:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Logits(model),
+                _LogitsOnly(model),
                 (ids, torch.ones_like(ids)),
                 str(path),
                 dynamo=True,
                 input_names=list(names),
                 output_names=["logits"],
-                dynamic_shapes=dict.fromkeys(names, free),
+                dynamic_shapes=dict.fromkeys(names, dynamic),
                 verbose=False,
             )
     finally:
         logger.setLevel(level)
 
 
-class _Session(Reader):
+class _OnnxReader(Reader):
+    """Reads with an ONNX Runtime session on the CPU."""
+
     def __init__(self, folder: Path) -> None:
         import onnxruntime
         from transformers import AutoTokenizer
@@ -110,9 +113,9 @@ class _Session(Reader):
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
     def logits(self, ids: list[int]) -> Tensor:
-        given = torch.tensor([ids])
-        feed = {"input_ids": given.numpy(), "attention_mask": torch.ones_like(given).numpy()}
+        input_ids = torch.tensor([ids])  # (1, T)
+        feed = {"input_ids": input_ids.numpy(), "attention_mask": torch.ones_like(input_ids).numpy()}
         return torch.from_numpy(self.session.run(None, feed)[0])[0]
 
 
-FORMAT = Onnx()
+FORMAT = OnnxFormat()
