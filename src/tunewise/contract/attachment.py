@@ -31,7 +31,7 @@ class Attachment:
 
     def __init__(self, base: Base, recipe: Technique) -> None:
         self.base, self.recipe = base, recipe
-        base.fingerprint  # noqa: B018 (taken while the base is still bare)
+        base.freeze_fingerprint()
         base.attached.append(self)
         self._params: dict[str, nn.Parameter] = {}
         self._undo: list[Callable[[], object]] = []

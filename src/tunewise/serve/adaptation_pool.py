@@ -44,7 +44,7 @@ class Wardrobe:
     """The adaptations of one base; `wear` puts one on."""
 
     def __init__(self, base: Base) -> None:
-        base.fingerprint  # noqa: B018 (taken while the base is still bare)
+        base.freeze_fingerprint()
         self.base, self.outfits = base, dict[str, Outfit]()
         places = [*base.model.modules(), base.model.config]
         self._bare = {id(place): (place, shallow(vars(place))) for place in places}

@@ -169,7 +169,7 @@ def _config_class(name: str) -> Any:
 
 class _Injected(Attachment):
     def __init__(self, base: Base, recipe: Bridged, generator: torch.Generator) -> None:
-        base.anatomy  # noqa: B018 (found while the model is still bare)
+        base.check_layout()  # while the model is still bare: PEFT renames its parts
         super().__init__(base, recipe)
         self._before = [(parameter, parameter.detach().clone()) for parameter in base.model.parameters()]
         self._undo.append(_remember(base.model, self._before))
