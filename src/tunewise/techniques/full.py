@@ -104,6 +104,8 @@ class _Everything(Attachment):
         ]
 
     def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+        for handle in getattr(self.mover, "handles", ()):  # an earlier phase's must not move anything any more
+            handle.remove()
         self.mover = build(self.recipe.optimizer, groups, betas)
         for handle in getattr(self.mover, "handles", ()):
             self.hook(handle)

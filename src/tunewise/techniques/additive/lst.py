@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.study import Study
-from tunewise.contract.technique import Citation, Technique
+from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.core.errors import SettingError
 from tunewise.techniques.building.structured_pruning import importance, prune
 
@@ -66,9 +66,10 @@ class LST(Technique):
     num_samples: int = setting(128, "Training examples of init=fisher.", low=1, high=100_000)
     learning_rate: float | None = learning_rate()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "identity_at_start", self.output == "mix")
+    @fact(default=True)
+    def identity_at_start(self) -> bool:
+        """Say whether the base's own output is mixed in, which is all of it at first."""
+        return self.output == "mix"
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put the ladder beside the base.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.study import Study
-from tunewise.contract.technique import Citation, Technique
+from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.engine.encoding import Encoder
 
@@ -67,9 +67,10 @@ class Pasta(Technique):
     init: str = setting("zero", "Vectors at the start: zero, or noise of 0.02 (the paper).", choices=("zero", "normal"))
     learning_rate: float | None = learning_rate()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "identity_at_start", self.init == "zero")
+    @fact(default=True)
+    def identity_at_start(self) -> bool:
+        """Say whether the vectors start at zero."""
+        return self.init == "zero"
 
     def lacks(self, base: Base, task: Task) -> str:
         """Special tokens in the task's prompts."""

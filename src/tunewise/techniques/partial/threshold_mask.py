@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tunewise.contract.attachment import Attachment, strict
 from tunewise.contract.settings import learning_rate, setting
-from tunewise.contract.technique import Citation, Technique
+from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.techniques.building.generated import Made
 from tunewise.techniques.building.sparse_entries import weights_of
 
@@ -57,9 +57,10 @@ class ThresholdMask(Technique):
     target_modules: tuple[str, ...] = setting((), "Roles of the masked linears (q, k, v, ...); default: all.")
     learning_rate: float | None = learning_rate()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "identity_at_start", self.init == "ones")
+    @fact(default=True)
+    def identity_at_start(self) -> bool:
+        """Say whether all weights start switched on."""
+        return self.init == "ones"
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put scores over the weights."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
-from tunewise.contract.technique import Citation, Technique
+from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.engine.anatomy import add_to_weight, features
 from tunewise.techniques.building.lowrank import ALL_LINEAR, targets
@@ -48,7 +48,6 @@ class KronA(Technique):
     )
     equation = "h = W x + s (A (x) B) x"
     sides = frozenset({"weights"})
-    mergeable = True
     reference_rate = 1e-3
     width_exponent = 0.5
 
@@ -60,9 +59,10 @@ class KronA(Technique):
     export_rank: int = setting(0, "Rank of a LoRA for PEFT, by SVD, written beside; 0: none.", low=0, high=4096)
     learning_rate: float | None = learning_rate()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "mergeable", self.form == "plain")  # the others span a feed-forward
+    @fact(default=True)
+    def mergeable(self) -> bool:
+        """Say whether the product is added to a weight; in the other forms it spans a feed-forward."""
+        return self.form == "plain"
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put products on the targeted linears, or beside every feed-forward.
