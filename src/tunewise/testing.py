@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.technique import Technique
-from tunewise.core.errors import ArtifactError
+from tunewise.core.errors import ArtifactError, TunewiseError
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
+from tunewise.engine.anatomy import oriented
 from tunewise.engine.encoding import Sequence
 from tunewise.engine.forward import batch_of, layout, loss_sum
 from tunewise.engine.generation import generate
@@ -330,12 +331,95 @@ def check_scores_agree(technique: Technique, base: Base) -> None:
     assert abs(found.nll - total / count) < 1e-4
 
 
+_ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def check_same_roles(technique: Technique, base: Base) -> None:
+    """What it trains where projections are separate, it trains where they are fused too, or it refuses the model.
+
+    Roles are those that `target_modules` names, and those whose outputs training changes on a Llama. Where a label says
+    that the technique is another one on this model, or where it chooses single entries by what it sees, the label and
+    the entries say which roles those are.
+    """
+    if not technique.trains:
+        return
+    try:
+        here = _trained_roles(technique, base)
+    except TunewiseError:  # in a sentence, before anything is trained
+        return
+    there = _trained_roles(technique, tiny_base("llama", base.model.dtype, str(base.device)))
+    if here.said_otherwise or there.label != here.label:
+        return
+    named = {
+        role
+        for part in getattr(technique, "parts", (technique,))
+        for role in getattr(part, "target_modules", ())
+        if role in _ROLES
+    }
+    known = base.anatomy.output_roles
+    missing = [
+        role for role in _ROLES if role not in here.roles and (role in named or (role in there.roles and role in known))
+    ]
+    whole = [role for role in ("qkv", "gate_up") if role in base.anatomy.roles]
+    fused = f", where {' and '.join(whole)} are fused," if whole else ""
+    assert not missing, (
+        f"{technique.name} should train {', '.join(missing)} but trains nothing there on "
+        f"{type(base.model).__name__}{fused} and does not refuse it; take the outputs of each role from "
+        f"base.anatomy.outputs({tuple(missing)!r}), or raise TechniqueError"
+    )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """Roles whose outputs training changed where their inputs are the same."""
+
+    roles: frozenset[str]
+    label: str
+    said_otherwise: bool  # whether the technique names the entries that it changes
+
+
+def _trained_roles(technique: Technique, base: Base) -> _Trained:
+    anatomy = base.anatomy
+    known = tuple(role for role in _ROLES if role in anatomy.output_roles)
+    places = {role: [(path, columns.cpu()) for path, _, columns in anatomy.outputs((role,))] for role in known}
+    untrained = {
+        path: (oriented(linear).detach().double().cpu(), None if linear.bias is None else linear.bias.double().cpu())
+        for path, linear, _ in anatomy.outputs(known)
+    }
+    linears = {path: linear for path, linear, _ in anatomy.outputs(known)}
+    attachment = attach(technique, base)
+    moved: dict[str, Tensor] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def compare(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            weight, bias = untrained[path]
+            expected = torch.nn.functional.linear(args[0].double().cpu(), weight, bias)
+            far = (output.double().cpu() - expected).abs() > 1e-5 * expected.abs().max()
+            columns = far.flatten(0, -2).any(0)
+            moved[path] = moved.get(path, torch.zeros_like(columns)) | columns
+
+        return compare
+
+    try:
+        fit(attachment)
+        now = dict(base.model.named_modules())  # a technique may have put another module there, or moved this one
+        handles = [now.get(path, linear).register_forward_hook(watch(path)) for path, linear in linears.items()]
+        logits(attachment)
+        for handle in handles:
+            handle.remove()
+        roles = {role for role in known if any(bool(moved[path][columns].any()) for path, columns in places[role])}
+        return _Trained(frozenset(roles), attachment.label, bool(attachment.touched()))
+    finally:
+        base.release()
+
+
 CHECKS: tuple[Callable[[Technique, Base], None], ...] = (
     check_documented,
     check_recipe,
     check_identity_at_start,
     check_only_its_own,
     check_learns,
+    check_same_roles,
     check_same_seed_same_bits,
     check_detach,
     check_save_load,

@@ -40,9 +40,17 @@ class Attachment:
     # What techniques build with.
 
     def add(self, name: str, values: Tensor) -> nn.Parameter:
-        """A new trainable tensor, on the base's device, no less exact than fp32 or than the base."""
+        """A new trainable tensor, on the base's device, no less exact than fp32 or than the base.
+
+        Raises:
+            TechniqueError: the name is taken, so that the tensor before it would not be trained any more.
+        """
         import torch
 
+        if name in self._params:
+            raise TechniqueError(
+                f'{self.recipe.name} adds two tensors called "{name}"; give each role and block its own'
+            )
         exact = torch.promote_types(values.dtype, torch.float32)
         dtype = torch.promote_types(exact, self.base.model.dtype)
         parameter = torch.nn.Parameter(values.to(self.base.device, dtype))

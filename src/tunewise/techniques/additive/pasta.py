@@ -104,10 +104,15 @@ class _Special(Attachment):
         self._keep(chosen)
         shape = (len(base.anatomy.blocks), len(chosen), base.anatomy.width)
         noise = torch.randn(shape, generator=generator) * 0.02
-        self.vectors = self.add("vectors", noise if recipe.init == "normal" else torch.zeros(shape))
+        self._put(noise if recipe.init == "normal" else torch.zeros(shape))
         self.hook(base.anatomy.embedding.register_forward_pre_hook(self._find))
         for index, block in enumerate(base.anatomy.blocks):
             self.hook(block.register_forward_pre_hook(self._adder(index), with_kwargs=True))
+
+    def _put(self, values: Tensor) -> None:
+        """Train these vectors, (L, special tokens, d), in place of those before."""
+        self._params.clear()
+        self.vectors = self.add("vectors", values)
 
     def _keep(self, ids: list[int]) -> None:
         """Remember which ids have vectors: `slot[id]` is the row of an id, -1 for all others."""
@@ -125,7 +130,7 @@ class _Special(Attachment):
             raise TechniqueError(_NONE)
         values = self.vectors.detach()[:, kept].clone()
         self._keep([self.ids.tolist()[row] for row in kept])
-        self.vectors = self.add("vectors", values)
+        self._put(values)
         if self.ids.tolist() == [self.base.tokenizer.bos_token_id]:
             self.label = "pasta (start mark only: a learned key and value at one position)"
 
@@ -158,4 +163,4 @@ class _Special(Attachment):
         blocks, width = self.vectors.shape[0], self.vectors.shape[2]
         strict({"vectors": torch.empty(blocks, count, width), "tokens": torch.empty(count, dtype=torch.int64)}, state)
         self._keep(ids.tolist())
-        self.vectors = self.add("vectors", state["vectors"])
+        self._put(state["vectors"])

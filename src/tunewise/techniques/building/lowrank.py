@@ -182,7 +182,8 @@ def targets(base: Base, wanted: Iterable[str], setting: str) -> dict[str, tuple[
         hits = {path: (role, own) for path, role, own in linears if name == ALL_LINEAR or named(name, path, role)}
         if not hits:
             ends = sorted({path.rsplit(".", 1)[-1] for path, _, _ in linears})
-            raise SettingError(f'{setting} names "{name}", but the linears here are {", ".join(ends)}')
+            roles = f"{', '.join(ends)} (roles {', '.join(base.anatomy.roles)})"
+            raise SettingError(f'{setting} names "{name}", but the linears here are {roles}')
         found |= hits
     return found
 
