@@ -35,6 +35,7 @@ class Attachment:
         base.attached.append(self)
         self._params: dict[str, nn.Parameter] = {}
         self._undo: list[Callable[[], object]] = []
+        self._hooks: list[Any] = []
         self._kept: dict[int, Tensor] = {}
 
     # What techniques build with.
@@ -123,7 +124,8 @@ class Attachment:
         self.hook(parameter.register_post_accumulate_grad_hook(hand_out))
 
     def hook(self, handle: Any) -> None:
-        """A torch hook handle, removed at detach."""
+        """A torch hook handle, removed at detach, and before the technique is folded into the base's weights."""
+        self._hooks.append(handle)
         self._undo.append(handle.remove)
 
     def replace(self, module: object, attribute: str, value: Any) -> None:
@@ -292,18 +294,28 @@ class Attachment:
         raise ArtifactError(f"{self.recipe.name} has no form in PEFT")
 
     def merge(self) -> nn.Module:
-        """The base model with this technique folded into its weights; undone by `detach()`.
+        """The base model with this technique folded into its weights, without hooks; undone by `detach()`.
+
+        A technique writes `fold()`; what it put into the model with `hook` is taken off before.
 
         Raises:
             TechniqueError: the maths does not allow it; the message says why.
         """
-        raise TechniqueError(f"{self.recipe.name} cannot be merged into the base's weights; keep the adaptation")
+        if not self.recipe.mergeable:
+            raise TechniqueError(self.recipe.why_not_mergeable())
+        for handle in self._hooks:
+            handle.remove()
+        self.fold()
+        return self.base.model
+
+    def fold(self) -> None:
+        """Put what was trained into the base's own tensors, for `merge`; nothing where it was trained in them."""
 
     def detach(self) -> None:
         """Give the base back, bit for bit."""
         while self._undo:
             self._undo.pop()()
-        self._params = {}
+        self._params, self._hooks = {}, []
         if self in self.base.attached:
             self.base.attached.remove(self)
 

@@ -137,6 +137,10 @@ class Composed(Technique):
         """The parts' stamps."""
         return "+".join(filter(None, (part.stamp(task) for part in self.parts)))
 
+    def why_not_mergeable(self) -> str:
+        """Say it of the first part that cannot be merged."""
+        return next(part for part in self.parts if not part.mergeable).why_not_mergeable()
+
     def to_json(self) -> dict[str, Any]:
         """Name and the settings of each part."""
         return {"technique": self.name, "settings": {part.name: part.to_json()["settings"] for part in self.parts}}
@@ -326,13 +330,9 @@ class _Together(Attachment):
         for part, own in self._split(state):
             part.load_training_state(own)
 
-    def merge(self) -> nn.Module:
-        if not self.recipe.mergeable:
-            refused = next(part for part in self.parts if not part.recipe.mergeable)
-            refused.merge()
+    def fold(self) -> None:
         for part in self.parts:
-            merged = part.merge()
-        return merged
+            part.merge()
 
     def detach(self) -> None:
         while self.parts:

@@ -125,6 +125,10 @@ class Technique(ABC):
         """What names the state of files that it reads besides the task's; empty where it reads none."""
         return ""
 
+    def why_not_mergeable(self) -> str:
+        """Say in a sentence why this recipe cannot be merged; asked where it is not `mergeable`."""
+        return f"{self.name} cannot be merged into the base's weights; keep the adaptation"
+
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
         return {"technique": self.name, "settings": plain(self)}

@@ -241,14 +241,13 @@ class _Injected(Attachment):
     def training_state(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self._params.items()}
 
-    def merge(self) -> nn.Module:
+    def fold(self) -> None:
         try:
             self.wrapped.merge_and_unload()
         except Exception as error:
             raise TechniqueError(
                 f"{self.recipe.name} cannot be merged by PEFT: {' '.join(str(error).split())}"
             ) from error
-        return self.base.model
 
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = {key: _plain(value) for key, value in self.wrapped.peft_config["default"].to_dict().items()}

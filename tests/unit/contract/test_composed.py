@@ -26,6 +26,7 @@ LEFT = {
     "divert": "parts build, a composition does not",
     "hook": "parts build, a composition does not",
     "replace": "parts build, a composition does not",
+    "merge": "it folds, which the parts do",
     "peft": "an adapter of PEFT's is of one kind",
     "load_peft": "an adapter of PEFT's is of one kind",
 }

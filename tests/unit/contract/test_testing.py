@@ -1,16 +1,20 @@
 """The contract finds what it is there to find, and says it in a sentence."""
 
+import ast
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
+from tunewise import testing
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import TechniqueError
 from tunewise.techniques.registry import all_techniques, make
-from tunewise.testing import check_learns, check_same_roles, tiny_base
+from tunewise.testing import attach, check_learns, check_merge, check_same_roles, fit, logits, tiny_base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +95,61 @@ def test_two_tensors_of_one_name_are_refused():
     with pytest.raises(TechniqueError, match='two tensors called "transformer'):
         for path, _, columns in base.anatomy.outputs(("k", "v")):
             attachment.add(f"{path}.scale", torch.ones(len(columns)))
+
+
+def test_every_assertion_says_what_was_broken_and_where_to_read_more():
+    source = Path(testing.__file__).read_text("utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assert):
+            said = node.msg
+        elif isinstance(node, ast.Raise) and getattr(getattr(node.exc, "func", None), "id", "") == "AssertionError":
+            (said,) = node.exc.args
+        else:
+            continue
+        assert isinstance(said, ast.Call) and said.func.id == "_broken", f"line {node.lineno} says nothing"
+    sections = re.findall(
+        r"^## (.+)$", (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert set(re.findall(r'\(see "(.+?)" in CONTRIBUTING\.md\)', source)) <= set(sections)
+
+
+def test_hooks_come_off_when_merging_without_the_technique_s_doing():
+    base = tiny_base()
+    attachment = attach(_Folding(), base)
+    fit(attachment)
+    expected = logits(attachment)
+    assert attachment.merge() is base.model
+    assert not any(module._forward_hooks for module in base.model.modules())
+    assert torch.allclose(logits(attachment), expected, atol=1e-5)
+    attachment.detach()
+    check_merge(_Folding(), tiny_base())
+
+
+def test_what_cannot_be_merged_keeps_its_hooks():
+    base = tiny_base()
+    attachment = attach(_Scaled(), base)
+    fit(attachment)
+    expected = logits(attachment)
+    with pytest.raises(TechniqueError, match="_scaled cannot be merged"):
+        attachment.merge()
+    assert torch.equal(logits(attachment), expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folding(_Scaled):
+    """The same, put into the weights by no more than `fold`."""
+
+    name = "_folding"
+    mergeable = True
+
+    def attach(self, base, generator):
+        return _Folded(base, self)
+
+
+class _Folded(_Scales):
+    def fold(self):
+        for path, linear, columns in self.base.anatomy.outputs(("k", "v", "down")):
+            role = {"k_proj": "k", "v_proj": "v"}.get(path.rpartition(".")[2], "down")
+            self.keep(linear.weight)
+            with torch.no_grad():
+                linear.weight[columns] *= self.params()[f"{path}.{role}"][:, None]

@@ -172,11 +172,10 @@ class Sparse(Attachment):
             raise ArtifactError(f'the weights do not fit this technique and base: "{min(extra)}" is not expected')
         self.choose({name: places[name] for name in self.eligible if name in places}, values)  # in one order always
 
-    def merge(self) -> nn.Module:
-        """The base with the differences in its own tensors."""
+    def fold(self) -> None:
+        """The differences are in the base's own tensors already."""
         for parameter in self.eligible.values():
             parameter.requires_grad_(False)
-        return self.base.model
 
 
 def add_up(parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:

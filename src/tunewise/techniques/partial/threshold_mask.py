@@ -116,10 +116,9 @@ class _Masked(Made):
         super().load_training_state(state)
         self._write()
 
-    def merge(self) -> nn.Module:
+    def fold(self) -> None:
         for parameter in self.masked.values():
             parameter.requires_grad_(False)
-        return self.base.model
 
 
 def _start(recipe: ThresholdMask, parameter: Tensor, generator: torch.Generator) -> Tensor:

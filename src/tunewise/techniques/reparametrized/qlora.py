@@ -133,10 +133,10 @@ class _Quantised(Updates):
     def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
         return build(self.quantised.optimizer, groups, betas)
 
-    def fold(self, path: str, delta: Tensor) -> None:
+    def add_delta(self, path: str, delta: Tensor) -> None:
         """Put the dequantised weight with its update in place; embeddings were never quantised."""
         if path not in self.packed:
-            super().fold(path, delta)
+            super().add_delta(path, delta)
             return
         module: Any = self.layers[path]
         whole = self.matrix(path).float() + delta
