@@ -47,7 +47,7 @@ def attach(technique: Technique, base: Base, task: Task | None = None, seed: int
     """The technique on the base, having seen a task."""
     task = task or tiny_task()
     attachment = technique.resolved(base).attach(base, generator(seed, "attach"))
-    attachment.learn(study(attachment, task, task.validation, seed))
+    attachment.prepare(study(attachment, task, task.validation, seed))
     return attachment
 
 
@@ -127,19 +127,19 @@ def check_only_its_own(technique: Technique, base: Base) -> None:
     attachment = attach(technique, base)
     before = {name: parameter.detach().clone() for name, parameter in base.model.named_parameters()}
     fit(attachment, weight_decay=0.1)
-    trained, touched = {id(parameter) for parameter in attachment.params().values()}, attachment.touched()
+    trained, entries = {id(parameter) for parameter in attachment.params().values()}, attachment.changed_entries()
     for name, parameter in base.model.named_parameters():
         if id(parameter) in trained or parameter.is_meta:  # a quantised weight is kept elsewhere
             continue
         changed = (parameter != before[name]).flatten()
-        if name in touched:
-            changed[touched[name]] = False  # these entries may
+        if name in entries:
+            changed[entries[name]] = False  # these entries may
         assert not changed.any(), _broken(
             technique,
             f"changed {name}, which is not among its params()",
-            "train it with self.train_existing, or name its entries in touched()",
+            "train it with self.train_existing, or name its entries in changed_entries()",
         )
-        assert not parameter.requires_grad or name in touched, _broken(
+        assert not parameter.requires_grad or name in entries, _broken(
             technique,
             f"lets gradients of {name} be kept, which it does not train",
             "train it with self.train_existing, or take its gradient with self.divert",
@@ -240,7 +240,7 @@ def check_save_load(technique: Technique, base: Base) -> None:
     assert torch.equal(expected, logits(again, task)), _broken(
         technique,
         "has other outputs when it comes back from its file",
-        "let state() and memory() hold all that its outputs depend on",
+        "let state() and stored_rows() hold all that its outputs depend on",
     )
 
 
@@ -517,7 +517,7 @@ def _trained_roles(technique: Technique, base: Base) -> _Trained:
         for handle in handles:
             handle.remove()
         roles = {role for role in known if any(bool(moved[path][columns].any()) for path, columns in places[role])}
-        return _Trained(frozenset(roles), attachment.label, bool(attachment.touched()))
+        return _Trained(frozenset(roles), attachment.label, bool(attachment.changed_entries()))
     finally:
         base.release()
 

@@ -42,7 +42,7 @@ def test_exactly_k_entries_change_and_no_other(name, density):
     attachment = attach(make(name, {name: {"density": density}}), base)
     fit(attachment, steps=6)
     wanted = max(1, round(density * attachment.size))
-    assert sum(len(place) for place in attachment.touched().values()) == wanted
+    assert sum(len(place) for place in attachment.changed_entries().values()) == wanted
     changed = sum(int((p != before[n]).sum()) for n, p in base.model.named_parameters())
     assert 0 < changed <= wanted
     assert sum(p.numel() for p in attachment.params().values()) == wanted  # so AdamW's moments are of this size too
@@ -67,7 +67,7 @@ def test_the_compact_form_equals_masked_gradients():
     base = tiny_base("llama")
     compact = attach(make("fish_mask", {"fish_mask": {"density": 0.05, "learning_rate": 1e-3}}), base, task)
     rows = _sequences(compact, task)
-    places = {name: place.clone() for name, place in compact.touched().items()}
+    places = {name: place.clone() for name, place in compact.changed_entries().items()}
     train(compact, rows, settings)
     found = {n: p.detach().clone() for n, p in base.model.named_parameters()}
     compact.detach()

@@ -58,8 +58,8 @@ class Trial:
             "retention": cache.retention.fingerprint if cache.retention is not None else None,
             "seed": self.seed,
         }
-        if stamp := self.technique.stamp(cache.task):
-            facts["files"] = stamp
+        if files := self.technique.files_fingerprint(cache.task):
+            facts["files"] = files
         if self.settings.remembers:
             facts["remembered"] = cache.remembered
         if cache.probe is not None:
@@ -214,7 +214,7 @@ def _fit(
     cut = 0
     with peak_memory(base.device, cache.held_bytes) as memory:
         started = time.perf_counter()
-        attachment.learn(study(attachment, task, cache.validation, trial.seed, report))
+        attachment.prepare(study(attachment, task, cache.validation, trial.seed, report))
         seconds = time.perf_counter() - started
         if trial.technique.trains:
             sequences = cache.train_sequences(attachment)

@@ -21,13 +21,8 @@ if TYPE_CHECKING:
 ModuleType = TypeVar("ModuleType", bound="nn.Module")
 
 
-class Attachment:
-    """A technique on one loaded model. `detach()` gives the base back, bit for bit."""
-
-    virtual_tokens: int = 0  # placeholders that the encoder puts at the head of every sequence
-    virtual_suffix: int = 0  # and between its prompt and its answer
-    phases: int = 1
-    label: str = ""  # what this row is called where it is not exactly the paper's technique
+class Building:
+    """What a technique builds with: tensors of its own, tensors of the base, hooks. All of it is undone at detach."""
 
     def __init__(self, base: Base, recipe: Technique) -> None:
         self.base, self.recipe = base, recipe
@@ -37,8 +32,6 @@ class Attachment:
         self._undo: list[Callable[[], object]] = []
         self._hooks: list[Any] = []
         self._kept: dict[int, Tensor] = {}
-
-    # What techniques build with.
 
     def add(self, name: str, values: Tensor) -> nn.Parameter:
         """A new trainable tensor, on the base's device, no less exact than fp32 or than the base.
@@ -134,7 +127,13 @@ class Attachment:
         setattr(module, attribute, value)
         self._undo.append(lambda: setattr(module, attribute, before))
 
-    # What the loop, the store and the evaluation ask for.
+
+class Training(Building):
+    """What the training loop and the scoring ask: what moves and how, what happens around a step, what is shown."""
+
+    virtual_tokens: int = 0  # placeholders that the encoder puts at the head of every sequence
+    virtual_suffix: int = 0  # and between its prompt and its answer
+    phases: int = 1
 
     def params(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by stable name."""
@@ -156,12 +155,12 @@ class Attachment:
         """Whether gradients of several backward passes may be added up: the optimiser moves nothing inside of them."""
         return True
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         """Take what is needed from the task before training."""
 
-    def rehearse(self, study: Study) -> None:
-        """Take the sizes that `learn` would give; a plan asks for them on a base without contents."""
-        self.learn(study)
+    def prepare_shapes(self, study: Study) -> None:
+        """Take the sizes that `prepare` would give; a plan asks for them on a base without contents."""
+        self.prepare(study)
 
     def start_phase(self, phase: int) -> None:
         """Called before each phase, the first included; the optimiser is rebuilt after it."""
@@ -204,31 +203,6 @@ class Attachment:
             except TechniqueError:
                 return None
 
-    @property
-    def swappable(self) -> bool:
-        """Whether requests to one loaded base can each choose it or not: it leaves the base's own tensors alone."""
-        return not self.changed()
-
-    def changed(self) -> list[nn.Parameter]:
-        """Parameters in the model whose values are others than the base's, or stand in for them.
-
-        Serving exchanges them when the next request wants another adaptation (`tunewise.serve.adaptation_pool`).
-        """
-        own, touched = {*self._kept, *map(id, self.params().values())}, self.touched()
-        return [p for name, p in self.base.model.named_parameters() if id(p) in own or name in touched]
-
-    def render(self, example: Example) -> Example:
-        """The text side: an example with what this technique puts before it."""
-        return example
-
-    def sources(self, example: Example) -> list[str]:
-        """What this technique puts before the example, as an answer cites it: documents with their spans."""
-        return []
-
-    def label_bias(self) -> Tensor | None:
-        """What is taken off the negative log-likelihood of each label before the least is chosen, (labels,)."""
-        return None
-
     def trunk(self) -> Sequence[int]:
         """Numbers of frozen blocks whose outputs are all that training needs of the blocks up to the last of them.
 
@@ -236,17 +210,27 @@ class Attachment:
         """
         return ()
 
-    def touched(self) -> dict[str, Tensor]:
-        """Base tensors of which some entries are changed, by full name, with the flat places of these entries."""
-        return {}
+    def render(self, example: Example) -> Example:
+        """The text side: an example with what this technique puts before it."""
+        return example
 
-    def ground(self) -> dict[str, Tensor]:
-        """Weights that it stands on in place of the base's own, by full name: those of a base in fewer bits."""
-        return {}
+    def citations(self, example: Example) -> list[str]:
+        """What this technique puts before the example, as an answer cites it: documents with their spans."""
+        return []
+
+    def label_bias(self) -> Tensor | None:
+        """What is taken off the negative log-likelihood of each label before the least is chosen, (labels,)."""
+        return None
 
     def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
         """What a report should say of it after training, as JSON: ranks that it chose, losses at others."""
         return {}
+
+
+class Storing(Training):
+    """What the store, the export and the server ask: what is kept, what it changes in the base, how it comes off."""
+
+    label: str = ""  # what this row is called where it is not exactly the paper's technique
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that the artifact holds."""
@@ -262,12 +246,12 @@ class Attachment:
             for name, tensor in own.items():
                 tensor.copy_(state[name])
 
-    def memory(self) -> list[dict[str, Any]]:
+    def stored_rows(self) -> list[dict[str, Any]]:
         """The JSON rows that the artifact holds (the examples of a technique that shows examples)."""
         return []
 
-    def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
-        """Restore `memory()`; `style` is the task that it was learnt on, without its examples."""
+    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
+        """Restore `stored_rows()`; `style` is the task that it was learnt on, without its examples."""
         if rows:
             raise ArtifactError(f"{self.recipe.name} stores no rows, but the adaptation holds {len(rows)}")
 
@@ -284,6 +268,27 @@ class Attachment:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])
+
+    def changed(self) -> list[nn.Parameter]:
+        """Parameters in the model whose values are others than the base's, or stand in for them.
+
+        Serving exchanges them when the next request wants another adaptation (`tunewise.serve.adaptation_pool`).
+        """
+        own, entries = {*self._kept, *map(id, self.params().values())}, self.changed_entries()
+        return [p for name, p in self.base.model.named_parameters() if id(p) in own or name in entries]
+
+    def changed_entries(self) -> dict[str, Tensor]:
+        """Base tensors of which some entries are changed, by full name, with the flat places of these entries."""
+        return {}
+
+    @property
+    def swappable(self) -> bool:
+        """Whether requests to one loaded base can each choose it or not: it leaves the base's own tensors alone."""
+        return not self.changed()
+
+    def replaced_weights(self) -> dict[str, Tensor]:
+        """Weights that it stands on in place of the base's own, by full name: those of a base in fewer bits."""
+        return {}
 
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The adapter in PEFT's format (config, tensors), or None where PEFT cannot express it."""
@@ -318,6 +323,14 @@ class Attachment:
         self._params, self._hooks = {}, []
         if self in self.base.attached:
             self.base.attached.remove(self)
+
+
+class Attachment(Storing):
+    """A technique on one loaded model. `detach()` gives the base back, bit for bit.
+
+    Its members lie in three rooms, each with defaults: `Building` is called by the technique's own file, `Training` by
+    the loop and the scoring, `Storing` by what saves, exports and serves.
+    """
 
 
 def strict(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

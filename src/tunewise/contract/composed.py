@@ -133,9 +133,9 @@ class Composed(Technique):
         """What the first part lacks that lacks something."""
         return next(filter(None, (part.lacks(base, task) for part in self.parts)), "")
 
-    def stamp(self, task: Task) -> str:
+    def files_fingerprint(self, task: Task) -> str:
         """The parts' stamps."""
-        return "+".join(filter(None, (part.stamp(task) for part in self.parts)))
+        return "+".join(filter(None, (part.files_fingerprint(task) for part in self.parts)))
 
     def why_not_mergeable(self) -> str:
         """Say it of the first part that cannot be merged."""
@@ -230,13 +230,13 @@ class _Together(Attachment):
                 return part.original(parameter)
         return super().original(parameter)
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         for part in self.parts:
-            part.learn(study)
+            part.prepare(study)
 
-    def rehearse(self, study: Study) -> None:
+    def prepare_shapes(self, study: Study) -> None:
         for part in self.parts:
-            part.rehearse(study)
+            part.prepare_shapes(study)
 
     def start_phase(self, phase: int) -> None:
         for part in self.parts:
@@ -284,8 +284,8 @@ class _Together(Attachment):
             example = part.render(example)
         return example
 
-    def sources(self, example: Example) -> list[str]:
-        return [source for part in self.parts for source in part.sources(example)]
+    def citations(self, example: Example) -> list[str]:
+        return [source for part in self.parts for source in part.citations(example)]
 
     def label_bias(self) -> Tensor | None:
         return next((bias for part in self.parts if (bias := part.label_bias()) is not None), None)
@@ -297,11 +297,11 @@ class _Together(Attachment):
         trained = [part for part in self.parts if not part.recipe.sides <= {"prompt"}]
         return trained[0].trunk() if len(trained) == 1 else ()
 
-    def touched(self) -> dict[str, Tensor]:
-        return {name: places for part in self.parts for name, places in part.touched().items()}
+    def changed_entries(self) -> dict[str, Tensor]:
+        return {name: places for part in self.parts for name, places in part.changed_entries().items()}
 
-    def ground(self) -> dict[str, Tensor]:
-        return {name: weight for part in self.parts for name, weight in part.ground().items()}
+    def replaced_weights(self) -> dict[str, Tensor]:
+        return {name: weight for part in self.parts for name, weight in part.replaced_weights().items()}
 
     def state(self) -> dict[str, Tensor]:
         return self._join("state")
@@ -314,13 +314,13 @@ class _Together(Attachment):
         for part, own in parts:
             part.load(own)
 
-    def memory(self) -> list[dict[str, Any]]:
-        return [{"part": part.recipe.name, **row} for part in self.parts for row in part.memory()]
+    def stored_rows(self) -> list[dict[str, Any]]:
+        return [{"part": part.recipe.name, **row} for part in self.parts for row in part.stored_rows()]
 
-    def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
+    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
         for part in self.parts:
             own = [row for row in rows if row.get("part") == part.recipe.name]
-            part.recall([{key: value for key, value in row.items() if key != "part"} for row in own], style)
+            part.load_rows([{key: value for key, value in row.items() if key != "part"} for row in own], style)
 
     def training_state(self) -> dict[str, Tensor]:
         return self._join("training_state")

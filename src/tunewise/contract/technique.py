@@ -121,7 +121,7 @@ class Technique(ABC):
         """
         return ""
 
-    def stamp(self, task: Task) -> str:
+    def files_fingerprint(self, task: Task) -> str:
         """What names the state of files that it reads besides the task's; empty where it reads none."""
         return ""
 

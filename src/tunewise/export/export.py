@@ -96,7 +96,7 @@ def _export(
     prompts = Prompts.of(loaded, chosen)
     reader = Trained(attachment, prompts.before)
     trained = measure(reader, prompts, "asking the trained model", progress)
-    ground = {name: tensor.detach().clone() for name, tensor in attachment.ground().items()}
+    ground = {name: tensor.detach().clone() for name, tensor in attachment.replaced_weights().items()}
     with artifact_writer.filled(folder) as stage:
         progress(f"writing {to}", 0, 0)
         written = form.write(loaded, stage, Asked(dtype, error, rank))

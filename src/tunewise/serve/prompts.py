@@ -65,7 +65,7 @@ class Reader:
                 "tokens; shorten the question or lower max_tokens"
             )
         room = max_tokens or min(ROOM, encoder.limit - taken)
-        return Prompt(prompt.ids, room, () if question.raw else self.stops, self.attachment.sources(example))
+        return Prompt(prompt.ids, room, () if question.raw else self.stops, self.attachment.citations(example))
 
     def decode(self, ids: list[int]) -> str:
         """Text without control tokens."""

@@ -41,7 +41,7 @@ def drawn(tmp_path_factory, save_tiny):
 def test_counts_and_bytes_are_those_of_a_fit(drawn, name):
     base, task = tiny_base(), tiny_task()
     attachment = make(name, {}).resolved(base).attach(base, generator(0, "attach"))
-    attachment.learn(Study(task, 0, lambda: 1.0))
+    attachment.prepare(Study(task, 0, lambda: 1.0))
     rows = encoder_for(attachment, task).encode([attachment.render(example) for example in task.train])
     train(attachment, rows, SETTINGS)
     found, state = measure(drawn, task, make(name, {}), SETTINGS), attachment.state()
@@ -63,8 +63,8 @@ def test_a_file_is_as_long_as_foreseen(tmp_path):
 def test_rows_that_are_stored_are_foreseen_to_the_byte(drawn):
     base, task = tiny_base(), tiny_task()
     attachment = make("icl", {"icl": {"k": 2, "calibrate": "none"}}).attach(base, generator(0, "attach"))
-    attachment.learn(Study(task, 0, lambda: 1.0))
-    rows = rows_text(attachment.memory()).encode()
+    attachment.prepare(Study(task, 0, lambda: 1.0))
+    rows = rows_text(attachment.stored_rows()).encode()
     found = measure(drawn, task, make("icl", {"icl": {"k": 2, "calibrate": "none"}}), SETTINGS)
     assert found.artifact == artifact_writer.file_bytes(attachment.state()) + len(rows) and len(rows) > 100
 

@@ -156,7 +156,7 @@ def measure(
         weights = ledger.live
         recipe = technique.resolved(base)
         attachment = recipe.attach(base, generator(0, "attach"))
-        attachment.rehearse(Study(task, 0, lambda: 1.0))
+        attachment.prepare_shapes(Study(task, 0, lambda: 1.0))
         trained, shares, whole = _Trained(), 0.0, math.inf
         if recipe.trains:
             rows, mean = heaviest(attachment, task, settings)
@@ -178,7 +178,7 @@ def measure(
         memory["activations"] = max(peak - sum(memory.values()) - trained.own, 0)
         memory |= {"technique": trained.own, "peak": peak}
         step = trained.seconds(rates, shares) if rates is not None and recipe.trains else None
-        rows_bytes = len(rows_text(attachment.memory()).encode())
+        rows_bytes = len(rows_text(attachment.stored_rows()).encode())
         prompt, request = _request(attachment, task, ledger, weights, rates)
         return Need(
             optimised,

@@ -53,7 +53,7 @@ class Lora(Format):
         """
         attachment = loaded.attachment
         base, name = attachment.base, attachment.recipe.name
-        ground = {key: tensor.clone() for key, tensor in attachment.ground().items()}
+        ground = {key: tensor.clone() for key, tensor in attachment.replaced_weights().items()}
         found = changes(attachment, ground)
         linears = {f"{path}.weight": (path, module) for path, _, module in base.anatomy.linears()}
         others = sorted({*found.after, *found.added} - set(linears))

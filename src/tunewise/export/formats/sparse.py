@@ -36,7 +36,7 @@ class Sparse(Format):
 
     def why_not(self, attachment: Attachment) -> str | None:
         """Whatever does not merge, or stands on other weights than the base's."""
-        if attachment.ground():
+        if attachment.replaced_weights():
             return "it stands on a base in fewer bits, so that every entry differs from the base's"
         return not_in_weights(attachment)
 

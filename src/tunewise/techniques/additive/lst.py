@@ -105,7 +105,7 @@ class _Ladder(Attachment):
         self.embedded, self.states = torch.empty(0), [torch.empty(0)] * len(self.kept)
         self._connect()
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         if self.recipe.init == "random":
             return
         from tunewise.fitting.scoring import encoder_for
@@ -117,7 +117,7 @@ class _Ladder(Attachment):
             rows = study.counted("taking the Fisher information", encoded)
         prune(self.base, self.side, self.kept, importance(self.base, rows))
 
-    def rehearse(self, study: Study) -> None:
+    def prepare_shapes(self, study: Study) -> None:
         """Its size does not depend on what it starts from."""
 
     def trunk(self) -> list[int]:

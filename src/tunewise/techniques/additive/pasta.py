@@ -79,7 +79,7 @@ class Pasta(Technique):
         return "" if wanted & tokens_of(Encoder(base, task), task, lambda example: example) else _NONE
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """A vector for every special token of the tokenizer; `learn` keeps those that the task has.
+        """A vector for every special token of the tokenizer; `prepare` keeps those that the task has.
 
         Raises:
             TechniqueError: the tokenizer has no special tokens.
@@ -121,7 +121,7 @@ class _Special(Attachment):
         self.slot[self.ids] = torch.arange(len(ids))
         self.slot = self.slot.to(self.base.device)
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         from tunewise.fitting.scoring import encoder_for
 
         seen = tokens_of(encoder_for(self, study.task), study.task, self.render)

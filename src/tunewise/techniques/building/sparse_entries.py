@@ -141,7 +141,7 @@ class Sparse(Attachment):
         """The values are differences from the base."""
         return torch.stack([value.square().sum() for value in self.params().values()]).sum()
 
-    def touched(self) -> dict[str, Tensor]:
+    def changed_entries(self) -> dict[str, Tensor]:
         """The chosen places."""
         return self._places
 

@@ -97,7 +97,7 @@ class _Masked(Made):
     def param_groups(self) -> list[dict[str, Any]]:
         return [{**group, "weight_decay": 0.0} for group in super().param_groups()]
 
-    def touched(self) -> dict[str, Tensor]:
+    def changed_entries(self) -> dict[str, Tensor]:
         return {name: torch.arange(weight.numel(), device=weight.device) for name, weight in self.weights.items()}
 
     def make(self) -> dict[str, Tensor]:
