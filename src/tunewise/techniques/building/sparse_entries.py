@@ -176,19 +176,3 @@ class Sparse(Attachment):
         """The differences are in the base's own tensors already."""
         for parameter in self.eligible.values():
             parameter.requires_grad_(False)
-
-
-def add_up(parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The sum of sparse differences on one base, e.g. of a task's and a language's (Ansell et al. 2022, section 3).
-
-    Each part is `state()` of an attachment that trains entries; so is the result.
-    """
-    found: dict[str, Tensor] = {}
-    names = {key.removesuffix(_INDEX) for part in parts for key in part if key.endswith(_INDEX)}
-    for name in sorted(names):
-        own = [part for part in parts if name + _INDEX in part]
-        places, slots = torch.cat([part[name + _INDEX] for part in own]).unique(return_inverse=True)
-        values = torch.cat([part[name + _VALUE] for part in own])
-        found[name + _INDEX] = places
-        found[name + _VALUE] = values.new_zeros(len(places)).index_add_(0, slots, values)
-    return found
