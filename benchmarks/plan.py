@@ -180,7 +180,7 @@ def trained(shape: str, batch: str, name: str, device: str = "cpu", base: Base |
     with peak_memory(torch.device(device)) as memory:
         base, data = base or real(shape, device), task(batch, device)
         attachment = make(name, {}).resolved(base).attach(base, generator(0, "attach"))
-        attachment.rehearse(Study(data, 0, lambda: 1.0))
+        attachment.prepare_shapes(Study(data, 0, lambda: 1.0))
         rows = encoder_for(attachment, data).encode([attachment.render(example) for example in data.train])
         given = replace(settings(batch, device), max_steps=STEPS * attachment.phases)
         train(attachment, rows, given, on_step=lambda *_: ends.append(time.perf_counter()), reuse_trunk=False)

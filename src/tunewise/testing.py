@@ -4,15 +4,15 @@
     for check in CHECKS:
         check(MyTechnique(), tiny_base("llama"))
 
-Each check raises AssertionError with what was broken. The bases are tiny random models, one per architecture, made on
-the spot; nothing is downloaded.
+Each check raises AssertionError with a sentence on what was broken, and what to do, with the section of CONTRIBUTING.md
+that tells more. The bases are tiny random models, one per architecture, made on the spot; nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.technique import Technique
-from tunewise.core.errors import ArtifactError
+from tunewise.core.errors import ArtifactError, TunewiseError
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
+from tunewise.engine.anatomy import oriented
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum
 from tunewise.engine.generation import generate
@@ -37,11 +38,16 @@ from tunewise.techniques.registry import make
 __all__ = ["ARCHITECTURES", "CHECKS", "attach", "fingerprint", "fit", "logits", "tiny_base", "tiny_task"]
 
 
+def _broken(technique: Technique, what: str, remedy: str) -> str:
+    """What a check says: the technique, what it broke, and what to do."""
+    return f'{technique.name} {what}; {remedy} (see "Adding a technique" in CONTRIBUTING.md)'
+
+
 def attach(technique: Technique, base: Base, task: Task | None = None, seed: int = 0) -> Attachment:
     """The technique on the base, having seen a task."""
     task = task or tiny_task()
     attachment = technique.resolved(base).attach(base, generator(seed, "attach"))
-    attachment.learn(study(attachment, task, task.validation, seed))
+    attachment.prepare(study(attachment, task, task.validation, seed))
     return attachment
 
 
@@ -79,21 +85,29 @@ def logits(attachment: Attachment, task: Task | None = None) -> Tensor:
 def check_documented(technique: Technique, base: Base) -> None:
     """Citation, equation, summary and help of every setting are there."""
     for part in getattr(technique, "parts", (technique,)):
-        assert part.summary and part.equation and (part.citation or not part.sides)
+        missing = [name for name in ("summary", "equation") if not getattr(part, name)]
+        missing += ["citation"] if part.sides and not part.citation else []
+        assert not missing, _broken(part, f"has no {' and no '.join(missing)}", "write them as facts of its class")
         check_settings_documented(part)
 
 
 def check_settings_documented(technique: Technique) -> None:
     """Every setting says in a sentence what it does."""
     for item in fields(technique):
-        assert item.metadata.get("help", "").endswith("."), f"{technique.name}.{item.name} has no sentence of help"
+        assert item.metadata.get("help", "").endswith("."), _broken(
+            technique, f"has no sentence of help for {item.name}", "give one to setting(), with a full stop"
+        )
 
 
 def check_recipe(technique: Technique, base: Base) -> None:
     """A recipe is hashable and comes back equal from its JSON form."""
     stored = json.loads(json.dumps(technique.to_json()))["settings"]
     again = make(technique.name, stored if "+" in technique.name else {technique.name: stored})
-    assert again == technique and hash(again) == hash(technique)
+    assert again == technique and hash(again) == hash(technique), _broken(
+        technique,
+        "does not come back equal from its JSON form",
+        "let its settings be numbers, texts, or tuples of texts",
+    )
 
 
 def check_identity_at_start(technique: Technique, base: Base) -> None:
@@ -101,7 +115,11 @@ def check_identity_at_start(technique: Technique, base: Base) -> None:
     before = logits(Attachment(base, technique))
     attachment = attach(technique, base)
     if technique.identity_at_start:
-        assert torch.equal(before, logits(attachment))
+        assert torch.equal(before, logits(attachment)), _broken(
+            technique,
+            "changes outputs before the first step",
+            "start from values that change nothing, or say identity_at_start = False",
+        )
 
 
 def check_only_its_own(technique: Technique, base: Base) -> None:
@@ -109,17 +127,29 @@ def check_only_its_own(technique: Technique, base: Base) -> None:
     attachment = attach(technique, base)
     before = {name: parameter.detach().clone() for name, parameter in base.model.named_parameters()}
     fit(attachment, weight_decay=0.1)
-    trained, touched = {id(parameter) for parameter in attachment.params().values()}, attachment.touched()
+    trained, entries = {id(parameter) for parameter in attachment.params().values()}, attachment.changed_entries()
     for name, parameter in base.model.named_parameters():
         if id(parameter) in trained or parameter.is_meta:  # a quantised weight is kept elsewhere
             continue
         changed = (parameter != before[name]).flatten()
-        if name in touched:
-            changed[touched[name]] = False  # these entries may
-        assert not changed.any(), f"{name} was changed"
-        assert not parameter.requires_grad or name in touched
+        if name in entries:
+            changed[entries[name]] = False  # these entries may
+        assert not changed.any(), _broken(
+            technique,
+            f"changed {name}, which is not among its params()",
+            "train it with self.train_existing, or name its entries in changed_entries()",
+        )
+        assert not parameter.requires_grad or name in entries, _broken(
+            technique,
+            f"lets gradients of {name} be kept, which it does not train",
+            "train it with self.train_existing, or take its gradient with self.divert",
+        )
     grouped = [id(p) for group in attachment.param_groups() for p in group["params"]]
-    assert sorted(grouped) == sorted(trained), "param_groups() and params() disagree"
+    assert sorted(grouped) == sorted(trained), _broken(
+        technique,
+        "names other parameters in param_groups() than in params()",
+        "put each of params() into one group and no other tensor",
+    )
 
 
 def check_learns(technique: Technique, base: Base) -> None:
@@ -130,7 +160,12 @@ def check_learns(technique: Technique, base: Base) -> None:
     attachment = attach(technique, base, task)
     before = loss(attachment, task, task.train)
     fit(attachment, steps=25, task=task)
-    assert loss(attachment, task, task.train) < before
+    after = loss(attachment, task, task.train)
+    assert after < before, _broken(
+        technique,
+        f"does not lower the training loss in 25 steps ({before:.4f} before, {after:.4f} after)",
+        "see that its parameters get gradients and that reference_rate fits",
+    )
 
 
 def check_same_seed_same_bits(technique: Technique, base: Base) -> None:
@@ -141,8 +176,13 @@ def check_same_seed_same_bits(technique: Technique, base: Base) -> None:
         fit(attachment)
         states.append({name: tensor.clone() for name, tensor in attachment.state().items()})
         attachment.detach()
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    other = sorted(states[0].keys() ^ states[1].keys())
+    other += [name for name in states[0] if name in states[1] and not torch.equal(states[0][name], states[1][name])]
+    assert not other, _broken(
+        technique,
+        f"gives another {other[0]} in a second run of the same seed",
+        "draw from the generator that attach() is given, or from tunewise.core.seeds",
+    )
 
 
 def check_detach(technique: Technique, base: Base) -> None:
@@ -151,9 +191,36 @@ def check_detach(technique: Technique, base: Base) -> None:
     attachment = attach(technique, base)
     fit(attachment)
     attachment.detach()
-    assert fingerprint(base) == before and list(base.model.state_dict()) == keys
-    hooks = [m for m in base.model.modules() if m._forward_hooks or m._forward_pre_hooks]
-    assert not hooks and not any(p.requires_grad or p.grad is not None for p in base.model.parameters())
+    assert fingerprint(base) == before, _broken(
+        technique,
+        "leaves other weights behind when it is detached",
+        "train the base's own with self.train_existing, or remember them with self.keep before they change",
+    )
+    assert list(base.model.state_dict()) == keys, _broken(
+        technique, "leaves parameters behind when it is detached", "put them into the model with self.replace"
+    )
+    _check_bare(technique, base, "detached")
+    left = [name for name, p in base.model.named_parameters() if p.requires_grad or p.grad is not None]
+    assert not left, _broken(
+        technique,
+        f"leaves a gradient or requires_grad on {left[0] if left else ''} when it is detached",
+        "set requires_grad through self.train_existing or self.divert alone",
+    )
+
+
+def _check_bare(technique: Technique, base: Base, when: str) -> None:
+    hooked = [path for path, m in base.model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert not hooked, _broken(
+        technique,
+        f'leaves a hook on "{hooked[0] if hooked else ""}" when it is {when}',
+        "hand each hook's handle to self.hook",
+    )
+    replaced = [path for path, module in base.model.named_modules() if "forward" in vars(module)]
+    assert not replaced, _broken(
+        technique,
+        f'leaves a forward of its own on "{replaced[0] if replaced else ""}" when it is {when}',
+        "use a hook in place of it, with its handle in self.hook",
+    )
 
 
 def check_save_load(technique: Technique, base: Base) -> None:
@@ -170,7 +237,11 @@ def check_save_load(technique: Technique, base: Base) -> None:
         save(attachment, task, Path(folder) / "adaptation")
         attachment.detach()
         again = load(Path(folder) / "adaptation", base=base).attachment
-    assert torch.equal(expected, logits(again, task))
+    assert torch.equal(expected, logits(again, task)), _broken(
+        technique,
+        "has other outputs when it comes back from its file",
+        "let state() and stored_rows() hold all that its outputs depend on",
+    )
 
 
 def check_strict_load(technique: Technique, base: Base) -> None:
@@ -190,8 +261,13 @@ def check_strict_load(technique: Technique, base: Base) -> None:
             attachment.load(bad)
         except ArtifactError:
             continue
-        raise AssertionError(f"a wrong state was accepted: {sorted(bad.keys() ^ state.keys()) or 'values'}")
-    assert torch.equal(before, logits(attachment))
+        wrong_with = sorted(bad.keys() ^ state.keys()) or "values"
+        raise AssertionError(
+            _broken(technique, f"accepts a wrong state: {wrong_with}", "compare it in load() with `strict`")
+        )
+    assert torch.equal(before, logits(attachment)), _broken(
+        technique, "has other outputs after it refused a state", "check all of a state in load() before any is copied"
+    )
 
 
 def check_merge(technique: Technique, base: Base) -> None:
@@ -204,15 +280,30 @@ def check_merge(technique: Technique, base: Base) -> None:
         try:
             attachment.merge()
         except Exception as error:
-            assert "cannot be merged" in str(error)
+            assert "cannot be merged" in str(error), _broken(
+                technique,
+                f'does not say that it "cannot be merged", but "{error}"',
+                "say so in why_not_mergeable(), and why",
+            )
         else:
-            raise AssertionError("a technique that says it cannot merge did")
+            raise AssertionError(
+                _broken(technique, "merges although it is not mergeable", "say mergeable = True, or write no fold()")
+            )
         return
     attachment.merge()
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.model.modules())
-    assert (logits(attachment) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    _check_bare(technique, base, "merged")
+    far = float((logits(attachment) - expected).abs().max() / expected.abs().max())
+    assert far <= 1e-4, _broken(
+        technique,
+        f"has other outputs when it is merged (by {far:.1e} of the largest)",
+        "put all that it changes into the base's own tensors in fold(), or say mergeable = False",
+    )
     attachment.detach()
-    assert fingerprint(base) == before
+    assert fingerprint(base) == before, _broken(
+        technique,
+        "leaves other weights behind when it is detached after merging",
+        "remember a weight with self.keep before fold() changes it",
+    )
 
 
 def check_resume(technique: Technique, base: Base) -> None:
@@ -240,7 +331,12 @@ def check_resume(technique: Technique, base: Base) -> None:
             first.detach()
         again = attach(technique, base, task)
         train(again, sequences, settings, folder=Path(folder), resume=True)
-    assert all(torch.equal(whole[name], tensor) for name, tensor in again.state().items())
+    other = [name for name, tensor in again.state().items() if not torch.equal(whole[name], tensor)]
+    assert not other, _broken(
+        technique,
+        f"ends with another {other[0] if other else ''} when it is stopped and resumed",
+        "keep in training_state() what its steps depend on beside its parameters",
+    )
 
 
 def check_cached_generation(technique: Technique, base: Base) -> None:
@@ -261,7 +357,12 @@ def check_cached_generation(technique: Technique, base: Base) -> None:
                 ids.append(int(base.model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1].argmax()))
             if ids[-1] == encoder.eos:
                 break
-        assert text == encoder.decode([i for i in ids[len(prompt.ids) :] if i != encoder.eos])
+        alone = encoder.decode([i for i in ids[len(prompt.ids) :] if i != encoder.eos])
+        assert text == alone, _broken(
+            technique,
+            f'answers "{text}" with a cache in a batch and "{alone}" alone without one',
+            "let a hook depend on the tokens that it is given, not on their number or places",
+        )
 
 
 def check_gradients(technique: Technique, base: Base, tolerance: float = 1e-5) -> None:
@@ -304,7 +405,11 @@ def _check_gradients(technique: Technique, base: Base, tolerance: float, task: T
         mine = ours.get(name, torch.zeros_like(parameter))
         scale = max(float(theirs.abs().max()), floor)
         error = float((mine - theirs).abs().max()) / scale
-        assert error <= tolerance, f"{name}: relative error {error:.2g}"
+        assert error <= tolerance, _broken(
+            attachment.recipe,
+            f"gets another gradient of {name} in packed rows than in padded ones (relative error {error:.2g})",
+            "let a hook treat each token by itself, as rows of several sequences lie in one",
+        )
         parameter.grad = None
 
 
@@ -327,7 +432,94 @@ def check_scores_agree(technique: Technique, base: Base) -> None:
         for place in range(sequence.prompt, len(sequence.ids)):
             total -= float(log_p[place - 1, sequence.ids[place]])
             count += 1
-    assert abs(found.nll - total / count) < 1e-4
+    assert abs(found.nll - total / count) < 1e-4, _broken(
+        technique,
+        f"scores {found.nll:.5f} nats a token side by side and {total / count:.5f} one by one",
+        "let a hook treat each token by itself, and render() each example",
+    )
+
+
+_ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def check_same_roles(technique: Technique, base: Base) -> None:
+    """What it trains where projections are separate, it trains where they are fused too, or it refuses the model.
+
+    Roles are those that `target_modules` names, and those whose outputs training changes on a Llama. Where a label says
+    that the technique is another one on this model, or where it chooses single entries by what it sees, the label and
+    the entries say which roles those are.
+    """
+    if not technique.trains:
+        return
+    try:
+        here = _trained_roles(technique, base)
+    except TunewiseError:  # in a sentence, before anything is trained
+        return
+    there = _trained_roles(technique, tiny_base("llama", base.model.dtype, str(base.device)))
+    if here.said_otherwise or there.label != here.label:
+        return
+    named = {
+        role
+        for part in getattr(technique, "parts", (technique,))
+        for role in getattr(part, "target_modules", ())
+        if role in _ROLES
+    }
+    known = base.anatomy.output_roles
+    missing = [
+        role for role in _ROLES if role not in here.roles and (role in named or (role in there.roles and role in known))
+    ]
+    whole = [role for role in ("qkv", "gate_up") if role in base.anatomy.roles]
+    fused = f", where {' and '.join(whole)} are fused," if whole else ""
+    assert not missing, _broken(
+        technique,
+        f"should train {', '.join(missing)} but trains nothing there on {type(base.model).__name__}{fused} and does "
+        "not refuse it",
+        f"take the outputs of each role from base.anatomy.outputs({tuple(missing)!r}), or raise TechniqueError",
+    )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """Roles whose outputs training changed where their inputs are the same."""
+
+    roles: frozenset[str]
+    label: str
+    said_otherwise: bool  # whether the technique names the entries that it changes
+
+
+def _trained_roles(technique: Technique, base: Base) -> _Trained:
+    anatomy = base.anatomy
+    known = tuple(role for role in _ROLES if role in anatomy.output_roles)
+    places = {role: [(path, columns.cpu()) for path, _, columns in anatomy.outputs((role,))] for role in known}
+    untrained = {
+        path: (oriented(linear).detach().double().cpu(), None if linear.bias is None else linear.bias.double().cpu())
+        for path, linear, _ in anatomy.outputs(known)
+    }
+    linears = {path: linear for path, linear, _ in anatomy.outputs(known)}
+    attachment = attach(technique, base)
+    moved: dict[str, Tensor] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def compare(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            weight, bias = untrained[path]
+            expected = torch.nn.functional.linear(args[0].double().cpu(), weight, bias)
+            far = (output.double().cpu() - expected).abs() > 1e-5 * expected.abs().max()
+            columns = far.flatten(0, -2).any(0)
+            moved[path] = moved.get(path, torch.zeros_like(columns)) | columns
+
+        return compare
+
+    try:
+        fit(attachment)
+        now = dict(base.model.named_modules())  # a technique may have put another module there, or moved this one
+        handles = [now.get(path, linear).register_forward_hook(watch(path)) for path, linear in linears.items()]
+        logits(attachment)
+        for handle in handles:
+            handle.remove()
+        roles = {role for role in known if any(bool(moved[path][columns].any()) for path, columns in places[role])}
+        return _Trained(frozenset(roles), attachment.label, bool(attachment.changed_entries()))
+    finally:
+        base.release()
 
 
 CHECKS: tuple[Callable[[Technique, Base], None], ...] = (
@@ -336,6 +528,7 @@ CHECKS: tuple[Callable[[Technique, Base], None], ...] = (
     check_identity_at_start,
     check_only_its_own,
     check_learns,
+    check_same_roles,
     check_same_seed_same_bits,
     check_detach,
     check_save_load,

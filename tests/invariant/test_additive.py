@@ -38,12 +38,11 @@ def stored(attachment):
 
 
 @pytest.fixture
-def medium(monkeypatch):
+def medium():
     """GPT-2 medium's shape without its numbers."""
-    monkeypatch.setattr(Base, "fingerprint", "none")
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(n_embd=1024, n_layer=24, n_head=16))
-    return Base(model, tiny_base().tokenizer)
+    return Base(model, tiny_base().tokenizer, frozen_fingerprint="none")
 
 
 # Text and its equals.
@@ -122,10 +121,9 @@ def test_p_tuning_stands_around_the_question():
         ({"variant": "houlsby", "reduction_factor": 12}, 2_379_264 + 38_400),
     ],
 )
-def test_adapter_counts_of_the_papers(settings, expected, monkeypatch):
-    monkeypatch.setattr(Base, "fingerprint", "none")
+def test_adapter_counts_of_the_papers(settings, expected):
     with torch.device("meta"):
-        base = Base(GPT2LMHeadModel(GPT2Config()), tiny_base().tokenizer)
+        base = Base(GPT2LMHeadModel(GPT2Config()), tiny_base().tokenizer, frozen_fingerprint="none")
     attachment = make("adapter", {"adapter": settings}).resolved(base).attach(base, generator(0))
     assert count(attachment) == expected
 

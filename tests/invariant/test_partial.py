@@ -14,7 +14,7 @@ from tunewise.engine.model import Base
 from tunewise.fitting.loop import train
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.building.fisher import fisher
-from tunewise.techniques.building.sparse_entries import add_up, largest, weights_of
+from tunewise.techniques.building.sparse_entries import largest, weights_of
 from tunewise.techniques.partial.diff_pruning import ALPHA, gate
 from tunewise.techniques.partial.threshold_mask import pack, unpack
 from tunewise.techniques.registry import make
@@ -42,7 +42,7 @@ def test_exactly_k_entries_change_and_no_other(name, density):
     attachment = attach(make(name, {name: {"density": density}}), base)
     fit(attachment, steps=6)
     wanted = max(1, round(density * attachment.size))
-    assert sum(len(place) for place in attachment.touched().values()) == wanted
+    assert sum(len(place) for place in attachment.changed_entries().values()) == wanted
     changed = sum(int((p != before[n]).sum()) for n, p in base.model.named_parameters())
     assert 0 < changed <= wanted
     assert sum(p.numel() for p in attachment.params().values()) == wanted  # so AdamW's moments are of this size too
@@ -67,7 +67,7 @@ def test_the_compact_form_equals_masked_gradients():
     base = tiny_base("llama")
     compact = attach(make("fish_mask", {"fish_mask": {"density": 0.05, "learning_rate": 1e-3}}), base, task)
     rows = _sequences(compact, task)
-    places = {name: place.clone() for name, place in compact.touched().items()}
+    places = {name: place.clone() for name, place in compact.changed_entries().items()}
     train(compact, rows, settings)
     found = {n: p.detach().clone() for n, p in base.model.named_parameters()}
     compact.detach()
@@ -108,26 +108,6 @@ def test_the_whole_budget_is_full_training_of_the_eligible():
     train(dense, rows, settings)
     for name in dense.eligible:
         assert torch.allclose(dict(base.model.named_parameters())[name], found[name], atol=2e-6), name
-
-
-def test_sparse_differences_add_up_in_any_order():
-    base = tiny_base("llama")
-    states = []
-    for seed in (0, 1):
-        attachment = attach(make("lt_sft", {"lt_sft": {"density": 0.05}}), base, seed=seed)
-        fit(attachment, seed=seed)
-        states.append({name: tensor.clone() for name, tensor in attachment.state().items()})
-        attachment.detach()
-    whole = {n: p.detach().clone() for n, p in base.model.named_parameters()}
-    for state in states:
-        for name in {key.rpartition(".")[0] for key in state}:
-            whole[name].view(-1)[state[name + ".index"]] += state[name + ".value"]
-    for order in (states, states[::-1]):
-        attachment = attach(make("lt_sft"), base)
-        attachment.load(add_up(order))
-        for name, parameter in base.model.named_parameters():
-            assert torch.allclose(parameter, whole[name], atol=1e-6)
-        attachment.detach()
 
 
 def test_places_outside_the_tensor_are_refused():

@@ -79,7 +79,7 @@ def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any
     }
     texts = {"adaptation.json": json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)}
     tensors = {"weights.safetensors": attachment.state()}
-    rows = attachment.memory()
+    rows = attachment.stored_rows()
     if rows:
         texts["rows.jsonl"] = rows_text(rows)
     peft_adapter = attachment.peft()
@@ -186,7 +186,7 @@ def _restore_adaptation(
     with _attached(recipe, base) as attachment:
         attachment.load(stored.tensors("weights.safetensors"))
         rows = stored.text("rows.jsonl").split("\n")[:-1] if "rows.jsonl" in stored.names else []
-        attachment.recall([json.loads(row) for row in rows], style)
+        attachment.load_rows([json.loads(row) for row in rows], style)
     return Adaptation(attachment, style, facts)
 
 

@@ -78,7 +78,7 @@ def fit(
             attachment = recipe.attach(base, generator(seed, "attach"))
             started = time.perf_counter()
             loss_before = loss(attachment, task, validation)
-            attachment.learn(study(attachment, task, validation, seed, progress))
+            attachment.prepare(study(attachment, task, validation, seed, progress))
             record: dict[str, Any] = {"seed": seed, "validation_loss_before": loss_before}
             if recipe.trains:
                 sequences = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])

@@ -89,7 +89,7 @@ class Clock:
         begun = time.perf_counter()
         try:
             attachment = technique.attach(cache.base, generator(0, "attach"))
-            attachment.learn(study(attachment, cache.task, cache.validation, 0))
+            attachment.prepare(study(attachment, cache.task, cache.validation, 0))
             learning = time.perf_counter() - begun
             train(
                 attachment,

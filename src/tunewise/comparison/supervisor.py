@@ -92,7 +92,7 @@ def _carried_out(
 
 
 def _gentler(trial: Path) -> None:
-    """Have a trial begin anew with what takes less memory; see `tunewise.comparison.trial.gentler`."""
+    """Have a trial begin anew with what takes less memory; see `tunewise.fitting.settings.ever_lighter`."""
     note = trial / "memory.json"
     rung = artifact_writer.read_json(note)["rung"] if note.is_file() else 0
     artifact_writer.prune(trial, keep=0)

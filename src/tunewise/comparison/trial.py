@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tunewise.engine.forward import why_not_packed
 from tunewise.engine.memory import peak_memory, release_unused_memory
 from tunewise.fitting.loop import Trained, steps_for_tokens, train
 from tunewise.fitting.scoring import describe, loss, score, study
-from tunewise.fitting.settings import TrainSettings
+from tunewise.fitting.settings import TrainSettings, ever_lighter
 from tunewise.fitting.trackers import Trackers
 
 ANSWERS = 10  # test examples whose answers are kept to be shown
@@ -58,8 +58,8 @@ class Trial:
             "retention": cache.retention.fingerprint if cache.retention is not None else None,
             "seed": self.seed,
         }
-        if stamp := self.technique.stamp(cache.task):
-            facts["files"] = stamp
+        if files := self.technique.files_fingerprint(cache.task):
+            facts["files"] = files
         if self.settings.remembers:
             facts["remembered"] = cache.remembered
         if cache.probe is not None:
@@ -139,20 +139,15 @@ def _identity(trial: Trial) -> dict[str, Any]:
     }
 
 
-def gentler(settings: TrainSettings) -> Iterator[tuple[TrainSettings, str | None]]:
-    """These settings, then ones that take less memory for the same steps, each with what to say of it.
-
-    First ever smaller micro-batches, accumulated to the same step; then activations computed again.
-    """
-    yield settings, None
-    rows, passes = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
-    while rows > 1 and rows % 2 == 0:
-        rows, passes = rows // 2, passes * 2
-        settings = replace(settings, per_device_train_batch_size=rows, gradient_accumulation_steps=passes)
-        yield settings, f"out of memory: {rows} examples a pass, {passes} passes a step"
-    if not settings.gradient_checkpointing:
-        said = f"out of memory: {rows} examples a pass, {passes} passes a step, activations computed again"
-        yield replace(settings, gradient_checkpointing=True), said
+def _memory_note(wanted: TrainSettings, used: TrainSettings) -> str | None:
+    """Say what a trial was run with in place of what was wanted, or None where that is the same."""
+    if used == wanted:
+        return None
+    rows, passes = used.per_device_train_batch_size, used.gradient_accumulation_steps
+    again = used.gradient_checkpointing and not wanted.gradient_checkpointing
+    return f"out of memory: {rows} examples a pass, {passes} passes a step" + (
+        ", activations computed again" if again else ""
+    )
 
 
 def _run(
@@ -185,13 +180,14 @@ def _fitted(
     """Trained, with as little memory as it takes; where memory ran out before, there it begins."""
     note = folder / "memory.json"
     start = artifact_writer.read_json(note)["rung"] if note.is_file() else 0
-    rungs = list(gentler(trial.settings))
-    for rung, (settings, said) in enumerate(rungs[start:], start):
+    rungs = list(ever_lighter(trial.settings))
+    for rung, settings in enumerate(rungs[start:], start):
         release_unused_memory()
         attachment = trial.technique.attach(cache.base, generator(trial.seed, "attach"))
         try:
             record = _fit(trial, settings, cache, attachment, folder, until, report)
-            return attachment, record | ({"memory": said} if said else {})
+            shortage = _memory_note(trial.settings, settings)
+            return attachment, record | ({"memory": shortage} if shortage else {})
         except Exception as error:
             if not out_of_memory(error) or not trial.technique.trains or rung + 1 == len(rungs):
                 raise
@@ -199,7 +195,7 @@ def _fitted(
         del attachment
         artifact_writer.prune(folder, keep=0)  # other settings go another way from the start
         artifact_writer.write_json(note, {"rung": rung + 1})
-        report(str(rungs[rung + 1][1]), 0, 0)
+        report(str(_memory_note(trial.settings, rungs[rung + 1])), 0, 0)
     raise MemoryError("the system killed its process")
 
 
@@ -218,7 +214,7 @@ def _fit(
     cut = 0
     with peak_memory(base.device, cache.held_bytes) as memory:
         started = time.perf_counter()
-        attachment.learn(study(attachment, task, cache.validation, trial.seed, report))
+        attachment.prepare(study(attachment, task, cache.validation, trial.seed, report))
         seconds = time.perf_counter() - started
         if trial.technique.trains:
             sequences = cache.train_sequences(attachment)

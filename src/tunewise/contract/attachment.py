@@ -21,28 +21,30 @@ if TYPE_CHECKING:
 ModuleType = TypeVar("ModuleType", bound="nn.Module")
 
 
-class Attachment:
-    """A technique on one loaded model. `detach()` gives the base back, bit for bit."""
-
-    virtual_tokens: int = 0  # placeholders that the encoder puts at the head of every sequence
-    virtual_suffix: int = 0  # and between its prompt and its answer
-    phases: int = 1
-    label: str = ""  # what this row is called where it is not exactly the paper's technique
+class Building:
+    """What a technique builds with: tensors of its own, tensors of the base, hooks. All of it is undone at detach."""
 
     def __init__(self, base: Base, recipe: Technique) -> None:
         self.base, self.recipe = base, recipe
-        base.fingerprint  # noqa: B018 (taken while the base is still bare)
+        base.freeze_fingerprint()
         base.attached.append(self)
         self._params: dict[str, nn.Parameter] = {}
         self._undo: list[Callable[[], object]] = []
+        self._hooks: list[Any] = []
         self._kept: dict[int, Tensor] = {}
 
-    # What techniques build with.
-
     def add(self, name: str, values: Tensor) -> nn.Parameter:
-        """A new trainable tensor, on the base's device, no less exact than fp32 or than the base."""
+        """A new trainable tensor, on the base's device, no less exact than fp32 or than the base.
+
+        Raises:
+            TechniqueError: the name is taken, so that the tensor before it would not be trained any more.
+        """
         import torch
 
+        if name in self._params:
+            raise TechniqueError(
+                f'{self.recipe.name} adds two tensors called "{name}"; give each role and block its own'
+            )
         exact = torch.promote_types(values.dtype, torch.float32)
         dtype = torch.promote_types(exact, self.base.model.dtype)
         parameter = torch.nn.Parameter(values.to(self.base.device, dtype))
@@ -115,7 +117,8 @@ class Attachment:
         self.hook(parameter.register_post_accumulate_grad_hook(hand_out))
 
     def hook(self, handle: Any) -> None:
-        """A torch hook handle, removed at detach."""
+        """A torch hook handle, removed at detach, and before the technique is folded into the base's weights."""
+        self._hooks.append(handle)
         self._undo.append(handle.remove)
 
     def replace(self, module: object, attribute: str, value: Any) -> None:
@@ -124,7 +127,13 @@ class Attachment:
         setattr(module, attribute, value)
         self._undo.append(lambda: setattr(module, attribute, before))
 
-    # What the loop, the store and the evaluation ask for.
+
+class Training(Building):
+    """What the training loop and the scoring ask: what moves and how, what happens around a step, what is shown."""
+
+    virtual_tokens: int = 0  # placeholders that the encoder puts at the head of every sequence
+    virtual_suffix: int = 0  # and between its prompt and its answer
+    phases: int = 1
 
     def params(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by stable name."""
@@ -146,12 +155,12 @@ class Attachment:
         """Whether gradients of several backward passes may be added up: the optimiser moves nothing inside of them."""
         return True
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         """Take what is needed from the task before training."""
 
-    def rehearse(self, study: Study) -> None:
-        """Take the sizes that `learn` would give; a plan asks for them on a base without contents."""
-        self.learn(study)
+    def prepare_shapes(self, study: Study) -> None:
+        """Take the sizes that `prepare` would give; a plan asks for them on a base without contents."""
+        self.prepare(study)
 
     def start_phase(self, phase: int) -> None:
         """Called before each phase, the first included; the optimiser is rebuilt after it."""
@@ -194,31 +203,6 @@ class Attachment:
             except TechniqueError:
                 return None
 
-    @property
-    def swappable(self) -> bool:
-        """Whether requests to one loaded base can each choose it or not: it leaves the base's own tensors alone."""
-        return not self.changed()
-
-    def changed(self) -> list[nn.Parameter]:
-        """Parameters in the model whose values are others than the base's, or stand in for them.
-
-        Serving exchanges them when the next request wants another adaptation (`tunewise.serve.adaptation_pool`).
-        """
-        own, touched = {*self._kept, *map(id, self.params().values())}, self.touched()
-        return [p for name, p in self.base.model.named_parameters() if id(p) in own or name in touched]
-
-    def render(self, example: Example) -> Example:
-        """The text side: an example with what this technique puts before it."""
-        return example
-
-    def sources(self, example: Example) -> list[str]:
-        """What this technique puts before the example, as an answer cites it: documents with their spans."""
-        return []
-
-    def label_bias(self) -> Tensor | None:
-        """What is taken off the negative log-likelihood of each label before the least is chosen, (labels,)."""
-        return None
-
     def trunk(self) -> Sequence[int]:
         """Numbers of frozen blocks whose outputs are all that training needs of the blocks up to the last of them.
 
@@ -226,17 +210,27 @@ class Attachment:
         """
         return ()
 
-    def touched(self) -> dict[str, Tensor]:
-        """Base tensors of which some entries are changed, by full name, with the flat places of these entries."""
-        return {}
+    def render(self, example: Example) -> Example:
+        """The text side: an example with what this technique puts before it."""
+        return example
 
-    def ground(self) -> dict[str, Tensor]:
-        """Weights that it stands on in place of the base's own, by full name: those of a base in fewer bits."""
-        return {}
+    def citations(self, example: Example) -> list[str]:
+        """What this technique puts before the example, as an answer cites it: documents with their spans."""
+        return []
+
+    def label_bias(self) -> Tensor | None:
+        """What is taken off the negative log-likelihood of each label before the least is chosen, (labels,)."""
+        return None
 
     def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
         """What a report should say of it after training, as JSON: ranks that it chose, losses at others."""
         return {}
+
+
+class Storing(Training):
+    """What the store, the export and the server ask: what is kept, what it changes in the base, how it comes off."""
+
+    label: str = ""  # what this row is called where it is not exactly the paper's technique
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that the artifact holds."""
@@ -252,12 +246,12 @@ class Attachment:
             for name, tensor in own.items():
                 tensor.copy_(state[name])
 
-    def memory(self) -> list[dict[str, Any]]:
+    def stored_rows(self) -> list[dict[str, Any]]:
         """The JSON rows that the artifact holds (the examples of a technique that shows examples)."""
         return []
 
-    def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
-        """Restore `memory()`; `style` is the task that it was learnt on, without its examples."""
+    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
+        """Restore `stored_rows()`; `style` is the task that it was learnt on, without its examples."""
         if rows:
             raise ArtifactError(f"{self.recipe.name} stores no rows, but the adaptation holds {len(rows)}")
 
@@ -275,6 +269,27 @@ class Attachment:
             for name, tensor in own.items():
                 tensor.copy_(state[name])
 
+    def changed(self) -> list[nn.Parameter]:
+        """Parameters in the model whose values are others than the base's, or stand in for them.
+
+        Serving exchanges them when the next request wants another adaptation (`tunewise.serve.adaptation_pool`).
+        """
+        own, entries = {*self._kept, *map(id, self.params().values())}, self.changed_entries()
+        return [p for name, p in self.base.model.named_parameters() if id(p) in own or name in entries]
+
+    def changed_entries(self) -> dict[str, Tensor]:
+        """Base tensors of which some entries are changed, by full name, with the flat places of these entries."""
+        return {}
+
+    @property
+    def swappable(self) -> bool:
+        """Whether requests to one loaded base can each choose it or not: it leaves the base's own tensors alone."""
+        return not self.changed()
+
+    def replaced_weights(self) -> dict[str, Tensor]:
+        """Weights that it stands on in place of the base's own, by full name: those of a base in fewer bits."""
+        return {}
+
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The adapter in PEFT's format (config, tensors), or None where PEFT cannot express it."""
         return None
@@ -284,20 +299,38 @@ class Attachment:
         raise ArtifactError(f"{self.recipe.name} has no form in PEFT")
 
     def merge(self) -> nn.Module:
-        """The base model with this technique folded into its weights; undone by `detach()`.
+        """The base model with this technique folded into its weights, without hooks; undone by `detach()`.
+
+        A technique writes `fold()`; what it put into the model with `hook` is taken off before.
 
         Raises:
             TechniqueError: the maths does not allow it; the message says why.
         """
-        raise TechniqueError(f"{self.recipe.name} cannot be merged into the base's weights; keep the adaptation")
+        if not self.recipe.mergeable:
+            raise TechniqueError(self.recipe.why_not_mergeable())
+        for handle in self._hooks:
+            handle.remove()
+        self.fold()
+        return self.base.model
+
+    def fold(self) -> None:
+        """Put what was trained into the base's own tensors, for `merge`; nothing where it was trained in them."""
 
     def detach(self) -> None:
         """Give the base back, bit for bit."""
         while self._undo:
             self._undo.pop()()
-        self._params = {}
+        self._params, self._hooks = {}, []
         if self in self.base.attached:
             self.base.attached.remove(self)
+
+
+class Attachment(Storing):
+    """A technique on one loaded model. `detach()` gives the base back, bit for bit.
+
+    Its members lie in three rooms, each with defaults: `Building` is called by the technique's own file, `Training` by
+    the loop and the scoring, `Storing` by what saves, exports and serves.
+    """
 
 
 def strict(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from tunewise.contract.attachment import Attachment, strict
 from tunewise.contract.study import Study
-from tunewise.contract.technique import Technique
+from tunewise.contract.technique import Technique, fact
 from tunewise.core.errors import ArtifactError, TechniqueError
 
 if TYPE_CHECKING:
@@ -24,16 +25,64 @@ if TYPE_CHECKING:
 class Composed(Technique):
     """Several techniques on one model, e.g. `icl+lora`; their sides must not collide."""
 
-    name = "composed"
-    family = "nonparametric"
     parts: tuple[Technique, ...] = ()
 
+    @fact(default="composed")
+    def name(self) -> str:
+        """Join the parts' names."""
+        return "+".join(part.name for part in self.parts)
+
+    @fact(default="nonparametric")
+    def family(self) -> str:
+        """Take the last part's."""
+        return self.parts[-1].family
+
+    @fact(default="")
+    def summary(self) -> str:
+        """Join the parts' summaries."""
+        return "; ".join(part.summary for part in self.parts)
+
+    @fact(default="")
+    def equation(self) -> str:
+        """Join the parts' equations."""
+        return "; ".join(part.equation for part in self.parts)
+
+    @fact(default=frozenset())
+    def sides(self) -> frozenset[str]:
+        """Unite the parts' sides."""
+        return frozenset().union(*(part.sides for part in self.parts))
+
+    @fact(default="")
+    def needs(self) -> str:
+        """Join what the parts need."""
+        return "; ".join(dict.fromkeys(part.needs for part in self.parts if part.needs))
+
+    @fact(default=True)
+    def trains(self) -> bool:
+        """Say whether a part trains."""
+        return any(part.trains for part in self.parts)
+
+    @fact(default=True)
+    def seeded(self) -> bool:
+        """Say whether a part is not the same for every seed."""
+        return any(part.seeded for part in self.parts)
+
+    @fact(default=False)
+    def mergeable(self) -> bool:
+        """Say whether all parts can be merged."""
+        return all(part.mergeable for part in self.parts)
+
+    @fact(default=True)
+    def identity_at_start(self) -> bool:
+        """Say whether no part changes anything before it is trained."""
+        return all(part.identity_at_start for part in self.parts)
+
+    @fact(default=Technique.search_grid)
+    def search_grid(self) -> tuple[float, ...]:
+        """Take the shortest of those that train: a search goes through all of them in step."""
+        return min((part.search_grid for part in self.parts if part.trains), key=len, default=Technique.search_grid)
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", "+".join(part.name for part in self.parts))
-        object.__setattr__(self, "family", self.parts[-1].family)
-        object.__setattr__(self, "trains", any(part.trains for part in self.parts))
-        object.__setattr__(self, "mergeable", all(part.mergeable or part.name == "base" for part in self.parts))
-        object.__setattr__(self, "identity_at_start", all(part.identity_at_start for part in self.parts))
         for index, part in enumerate(self.parts):
             for other in self.parts[:index]:
                 shared = sorted(part.sides & other.sides)
@@ -57,6 +106,20 @@ class Composed(Technique):
         length = min(len(found) for found, part in zip(lists, self.parts, strict=True) if part.trains)
         return [replace(self, parts=tuple(f[i if len(f) > i else 0] for f in lists)) for i in range(length)]
 
+    def with_rate(self, rate: float) -> Self:
+        """The same composition with this learning rate in the part that trains.
+
+        Raises:
+            TechniqueError: it is not one part that trains.
+        """
+        trained = [part for part in self.parts if part.trains]
+        if len(trained) != 1:
+            rates = "none" if not trained else f"{len(trained)} ({' and '.join(part.name for part in trained)})"
+            raise TechniqueError(
+                f"{self.name} has not one learning rate but {rates}; set learning_rate for each part by its name"
+            )
+        return replace(self, parts=tuple(part.with_rate(rate) if part.trains else part for part in self.parts))
+
     def varied(self, held: Collection[str] = ()) -> list[Self]:
         """Each part's, with the others as they are."""
         return [
@@ -70,9 +133,13 @@ class Composed(Technique):
         """What the first part lacks that lacks something."""
         return next(filter(None, (part.lacks(base, task) for part in self.parts)), "")
 
-    def stamp(self, task: Task) -> str:
+    def files_fingerprint(self, task: Task) -> str:
         """The parts' stamps."""
-        return "+".join(filter(None, (part.stamp(task) for part in self.parts)))
+        return "+".join(filter(None, (part.files_fingerprint(task) for part in self.parts)))
+
+    def why_not_mergeable(self) -> str:
+        """Say it of the first part that cannot be merged."""
+        return next(part for part in self.parts if not part.mergeable).why_not_mergeable()
 
     def to_json(self) -> dict[str, Any]:
         """Name and the settings of each part."""
@@ -88,6 +155,13 @@ class _Together(Attachment):
         self.virtual_tokens = sum(part.virtual_tokens for part in self.parts)
         self.virtual_suffix = sum(part.virtual_suffix for part in self.parts)
         self.phases = max(part.phases for part in self.parts)
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        """The parts' labels, and the names of those that have none; empty where none has one."""
+        if not any(part.label for part in self.parts):
+            return ""
+        return " + ".join(part.label or part.recipe.name for part in self.parts)
 
     def _join(self, method: str) -> dict[str, Any]:
         joined: dict[str, Any] = {}
@@ -109,17 +183,65 @@ class _Together(Attachment):
     def param_groups(self) -> list[dict[str, Any]]:
         return [group for part in self.parts for group in part.param_groups()]
 
-    def learn(self, study: Study) -> None:
-        for part in self.parts:
-            part.learn(study)
+    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+        """One for all parts where none has its own; else each part's own over its groups, as one."""
+        from tunewise.engine.optimizers import Combined
 
-    def rehearse(self, study: Study) -> None:
+        if all(type(part).optimizer is Attachment.optimizer for part in self.parts):
+            return super().optimizer(groups, betas)
+        shares = [(part, own) for part, own in zip(self.parts, self._shares(groups), strict=True) if own]
+        movers = [part.optimizer(own, betas) for part, own in shares]
+        return movers[0] if len(movers) == 1 else Combined(movers)
+
+    def _shares(self, groups: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """The groups of each part.
+
+        Raises:
+            TechniqueError: two parts would move one tensor, or a group is not one part's.
+        """
+        owners: dict[int, int] = {}
+        for place, part in enumerate(self.parts):
+            for name, parameter in part.params().items():
+                other = self.parts[owners.setdefault(id(parameter), place)]
+                if other is not part:
+                    raise TechniqueError(
+                        f"{other.recipe.name} and {part.recipe.name} cannot be trained together: both would move "
+                        f"{name}, each with an optimizer of its own"
+                    )
+        shares: list[list[dict[str, Any]]] = [[] for _ in self.parts]
+        for group in groups:
+            places = {owners.get(id(parameter), -1) for parameter in group["params"]}
+            if len(places) == 1 and -1 not in places:
+                shares[places.pop()].append(group)
+            elif places:
+                raise TechniqueError(
+                    f"the optimizers of {self.recipe.name} cannot be told apart: a group of parameters is not all one "
+                    "part's; let param_groups() of each part name its own params() alone"
+                )
+        return shares
+
+    @property
+    def accumulates(self) -> bool:
+        return all(part.accumulates for part in self.parts)
+
+    def original(self, parameter: nn.Parameter) -> Tensor:
         for part in self.parts:
-            part.rehearse(study)
+            with suppress(KeyError):  # another part's
+                return part.original(parameter)
+        return super().original(parameter)
+
+    def prepare(self, study: Study) -> None:
+        for part in self.parts:
+            part.prepare(study)
+
+    def prepare_shapes(self, study: Study) -> None:
+        for part in self.parts:
+            part.prepare_shapes(study)
 
     def start_phase(self, phase: int) -> None:
         for part in self.parts:
-            part.start_phase(min(phase, part.phases - 1))
+            if phase < part.phases:
+                part.start_phase(phase)
 
     def before_step(self, step: int, total: int) -> None:
         for part in self.parts:
@@ -144,11 +266,15 @@ class _Together(Attachment):
                 found.append(part.drift())
             except TechniqueError:
                 continue  # a part that moves no weight
-        return torch.stack(found).sum() if found else super().drift()
+        return sum(found[1:], found[0]) if found else super().drift()
 
     def moved(self) -> float | None:
         found = [far for part in self.parts if (far := part.moved()) is not None]
         return math.hypot(*found) if found else None
+
+    @property
+    def swappable(self) -> bool:
+        return all(part.swappable for part in self.parts)
 
     def changed(self) -> list[nn.Parameter]:
         return [parameter for part in self.parts for parameter in part.changed()]
@@ -158,8 +284,8 @@ class _Together(Attachment):
             example = part.render(example)
         return example
 
-    def sources(self, example: Example) -> list[str]:
-        return [source for part in self.parts for source in part.sources(example)]
+    def citations(self, example: Example) -> list[str]:
+        return [source for part in self.parts for source in part.citations(example)]
 
     def label_bias(self) -> Tensor | None:
         return next((bias for part in self.parts if (bias := part.label_bias()) is not None), None)
@@ -168,14 +294,14 @@ class _Together(Attachment):
         return {name: value for part in self.parts for name, value in part.findings(validation_loss).items()}
 
     def trunk(self) -> Sequence[int]:
-        trained = [part for part in self.parts if part.recipe.sides != {"prompt"}]
+        trained = [part for part in self.parts if not part.recipe.sides <= {"prompt"}]
         return trained[0].trunk() if len(trained) == 1 else ()
 
-    def touched(self) -> dict[str, Tensor]:
-        return {name: places for part in self.parts for name, places in part.touched().items()}
+    def changed_entries(self) -> dict[str, Tensor]:
+        return {name: places for part in self.parts for name, places in part.changed_entries().items()}
 
-    def ground(self) -> dict[str, Tensor]:
-        return {name: weight for part in self.parts for name, weight in part.ground().items()}
+    def replaced_weights(self) -> dict[str, Tensor]:
+        return {name: weight for part in self.parts for name, weight in part.replaced_weights().items()}
 
     def state(self) -> dict[str, Tensor]:
         return self._join("state")
@@ -188,13 +314,13 @@ class _Together(Attachment):
         for part, own in parts:
             part.load(own)
 
-    def memory(self) -> list[dict[str, Any]]:
-        return [{"part": part.recipe.name, **row} for part in self.parts for row in part.memory()]
+    def stored_rows(self) -> list[dict[str, Any]]:
+        return [{"part": part.recipe.name, **row} for part in self.parts for row in part.stored_rows()]
 
-    def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
+    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
         for part in self.parts:
             own = [row for row in rows if row.get("part") == part.recipe.name]
-            part.recall([{key: value for key, value in row.items() if key != "part"} for row in own], style)
+            part.load_rows([{key: value for key, value in row.items() if key != "part"} for row in own], style)
 
     def training_state(self) -> dict[str, Tensor]:
         return self._join("training_state")
@@ -204,13 +330,9 @@ class _Together(Attachment):
         for part, own in self._split(state):
             part.load_training_state(own)
 
-    def merge(self) -> nn.Module:
-        if not self.recipe.mergeable:
-            refused = next(part for part in self.parts if not part.recipe.mergeable)
-            refused.merge()
+    def fold(self) -> None:
         for part in self.parts:
-            merged = part.merge()
-        return merged
+            part.merge()
 
     def detach(self) -> None:
         while self.parts:

@@ -8,7 +8,7 @@ what its technique needs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -36,6 +36,21 @@ class Citation:
     equation: str = ""
 
 
+class _Fact:
+    """What `fact` puts into a class."""
+
+    def __init__(self, default: Any, decide: Callable[[Any], Any]) -> None:
+        self.default, self.decide, self.__doc__ = default, decide, decide.__doc__
+
+    def __get__(self, recipe: Any, owner: type | None = None) -> Any:
+        return self.default if recipe is None else self.decide(recipe)
+
+
+def fact(default: Any) -> Callable[[Callable[[Any], Any]], Any]:
+    """Let settings decide a class fact: on a recipe the decorated method says it; on the class it is `default`."""
+    return lambda decide: _Fact(default, decide)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Technique(ABC):
     """A recipe: hashable, JSON-able settings and class facts; holds no tensors.
@@ -45,6 +60,7 @@ class Technique(ABC):
     `width_exponent` how it grows for narrower models, rate * (4096 / width) ** exponent (Yang et al. 2022, Tensor
     Programs V, gives 1 for Adam on hidden weights); `search_grid` multiplies it in a search;
     `late_settings` can still be changed when an adaptation is loaded; what is not `seeded` is the same for every seed.
+    A fact that depends on the settings is a method under `fact`.
     """
 
     name: ClassVar[str]
@@ -105,9 +121,13 @@ class Technique(ABC):
         """
         return ""
 
-    def stamp(self, task: Task) -> str:
+    def files_fingerprint(self, task: Task) -> str:
         """What names the state of files that it reads besides the task's; empty where it reads none."""
         return ""
+
+    def why_not_mergeable(self) -> str:
+        """Say in a sentence why this recipe cannot be merged; asked where it is not `mergeable`."""
+        return f"{self.name} cannot be merged into the base's weights; keep the adaptation"
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tunewise.core.errors import ModelError, SettingError
+from tunewise.core.errors import ModelError, SettingError, TechniqueError
 
 
 @dataclass(frozen=True)
@@ -215,11 +215,74 @@ class Anatomy:
         return f"{self.layout.blocks}.{index}"
 
     def linears(self, roles: tuple[str, ...] = ()) -> Iterator[tuple[str, str, nn.Module]]:
-        """(full path, role, module) of the blocks' linears, bottom first; all roles when none is named."""
-        for index, block in enumerate(self.blocks):
-            for role, path in self.layout.roles:
-                if not roles or role in roles:
-                    yield f"{self.block_path(index)}.{path}", role, block.get_submodule(path)
+        """(full path, role, module) of the blocks' linears, bottom first; all roles when none is named.
+
+        Raises:
+            TechniqueError: a role that no linear has here, where a fused one may do its work; see `outputs`.
+        """
+        for role in roles:
+            if role not in self.roles:
+                raise TechniqueError(self._lacking(role))
+        return (
+            (f"{self.block_path(index)}.{path}", role, block.get_submodule(path))
+            for index, block in enumerate(self.blocks)
+            for role, path in self.layout.roles
+            if not roles or role in roles
+        )
+
+    def outputs(self, roles: tuple[str, ...]) -> Iterator[tuple[str, Any, Tensor]]:
+        """(full path, linear, columns) for each block and role: the columns of the linear's output that are the role's.
+
+        It gives the same on all layouts: where `q`, `k` and `v`, or `gate` and `up`, come from one fused linear, that
+        linear comes once for each role, with other columns, rising whole numbers in a tensor on the model's device.
+
+        Raises:
+            TechniqueError: a role that nothing has here: `gate` where the feed-forward has none, `qkv` where separate.
+        """
+        for role in roles:
+            if role not in self.output_roles:
+                raise TechniqueError(self._lacking(role))
+        device = self.embedding.weight.device
+        return (
+            (f"{self.block_path(index)}.{dict(self.layout.roles)[linear]}", self.linear(index, linear), columns)
+            for index in range(len(self.blocks))
+            for role in roles
+            for linear, columns in [self._columns_of(index, role, device)]
+        )
+
+    def _columns_of(self, index: int, role: str, device: torch.device) -> tuple[str, Tensor]:
+        """The role of the linear in a block that makes what is asked for, and the columns of its output, (n,)."""
+        linear = self._fused.get(role, role)
+        if linear == "qkv" != role:
+            columns = self.columns()[role][1].flatten()
+        else:
+            columns = torch.arange(features(self.linear(index, linear))[1])
+            if linear == "gate_up" != role:  # the gate's half first
+                columns = columns.view(2, -1)[("gate", "up").index(role)]
+        return linear, columns.to(device)
+
+    @property
+    def output_roles(self) -> tuple[str, ...]:
+        """Roles that `outputs` finds here: the linears', and those whose work a fused one does."""
+        return (*self.roles, *self._fused)
+
+    @property
+    def _fused(self) -> dict[str, str]:
+        """The fused linears' roles by those that they do the work of."""
+        parts = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+        return {part: whole for whole in parts if whole in self.roles for part in parts[whole]}
+
+    def _lacking(self, role: str) -> str:
+        """What to say where no linear has a role."""
+        said = f'no linear has the role "{role}" in the layout of {self.layout.name}, whose roles are '
+        said += ", ".join(self.roles)
+        if role in self._fused:
+            whole = self._fused[role]
+            return f'{said}; "{whole}" makes it with others, so name that, or take anatomy.outputs(("{role}",))'
+        parts = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}.get(role, ())
+        if parts and set(parts) <= set(self.roles):
+            return f"{said}; name {', '.join(parts)}"
+        return f"{said}; leave it out"
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -234,7 +297,9 @@ class Anatomy:
         """
         unknown = set(roles) - set(self.roles)
         if unknown:
-            raise SettingError(f'{setting} names "{min(unknown)}", but the roles here are {", ".join(self.roles)}')
+            role = min(unknown)
+            whole = f'; "{self._fused[role]}" makes it with others' if role in self._fused else ""
+            raise SettingError(f'{setting} names "{role}", but the roles here are {", ".join(self.roles)}{whole}')
 
     def shrunk(self, factor: float, layers: int) -> nn.Module:
         """A random inner model of the same architecture, narrower by `factor` and with `layers` blocks, in float32.

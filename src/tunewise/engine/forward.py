@@ -12,7 +12,7 @@ from torch import Tensor
 from tunewise.engine.attention import packed
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.loss import head_loss, token_nll
-from tunewise.engine.model import Base
+from tunewise.engine.model import Base, PackingTrial
 from tunewise.engine.packing import Batch, packed_batch, padded_batch
 
 
@@ -119,11 +119,9 @@ def why_not_packed(base: Base) -> str | None:
 
     Four sequences in one row, two of which begin alike, must score as they do alone through the whole model.
     """
-    found: str | bool | None = getattr(base, "_why_not_packed", False)
-    if found is False:
-        found = _probe(base)
-        base._why_not_packed = found  # type: ignore[attr-defined]
-    return found  # type: ignore[return-value]
+    if base.packing is None:
+        base.packing = PackingTrial(_probe(base))
+    return base.packing.reason
 
 
 @torch.no_grad()

@@ -33,11 +33,21 @@ DTYPES = {
 }
 
 
+@dataclass(frozen=True)
+class PackingTrial:
+    """What trying packed rows on a base has shown: `reason` says why it cannot run them, None that it can."""
+
+    reason: str | None
+
+
 @dataclass
 class Base:
     """A loaded, frozen causal language model with its tokenizer.
 
     The model stays in evaluation mode while techniques train: its own dropout would make what is frozen random.
+    `frozen_fingerprint` is the fingerprint once it has been taken, and `packing` the outcome of trying packed rows
+    once they were tried (`tunewise.engine.forward.why_not_packed`). Both are found out on the bare base when they are
+    first needed; who builds a base without weights, on which neither can be found out, gives them.
     """
 
     model: PreTrainedModel
@@ -46,6 +56,8 @@ class Base:
     revision: str | None = None
     max_length: int | None = None
     attached: list[Any] = field(default_factory=list, repr=False)
+    frozen_fingerprint: str | None = field(default=None, repr=False, compare=False)
+    packing: PackingTrial | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.model.requires_grad_(False).eval()
@@ -54,6 +66,14 @@ class Base:
     def anatomy(self) -> Anatomy:
         """The named parts of the model."""
         return Anatomy(self.model)
+
+    def check_layout(self) -> None:
+        """Refuse a model whose parts cannot be found: here, and not after minutes of work.
+
+        Raises:
+            ModelError: no layout that is known fits it.
+        """
+        _ = self.anatomy
 
     @property
     def device(self) -> torch.device:
@@ -75,15 +95,21 @@ class Base:
         """Number of parameters, tied ones once."""
         return sum(p.numel() for p in self.model.parameters())
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """sha256 over names, types, shapes and bytes of all weights; taken when first asked, on the bare base."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            raw = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
-            digest.update(raw.numpy().data)
-        return digest.hexdigest()
+        return self.freeze_fingerprint()
+
+    def freeze_fingerprint(self) -> str:
+        """Take the fingerprint while the base is bare, where it has not been taken: what comes later is not in it."""
+        if self.frozen_fingerprint is None:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.model.named_parameters()):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                raw = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+                digest.update(raw.numpy().data)
+            self.frozen_fingerprint = digest.hexdigest()
+        return self.frozen_fingerprint
 
     def generate(self, **arguments: Any) -> torch.Tensor:
         """Hugging Face's generation on this model: token ids (rows, prompt + new)."""
@@ -153,7 +179,7 @@ def load_base(
             f'the model cannot be put on device "{device}": {" ".join(str(error).split())[:200]}'
         ) from error
     base = Base(model, tokenizer, str(name), revision, max_length)
-    base.anatomy  # noqa: B018 (an unknown layout is refused here, not after minutes of work)
+    base.check_layout()
     return base
 
 

@@ -9,7 +9,7 @@ adalomo      LOMO with Adafactor's second moments and update clipping (Lv et al.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -194,3 +194,64 @@ class AdaLomo(Lomo):
 
 def _rms(values: Tensor) -> Tensor:
     return values.square().mean().sqrt()
+
+
+class Combined(torch.optim.Optimizer):
+    """Several optimisers, each over groups of its own, that a loop, a schedule and a checkpoint see as one.
+
+    Groups and states stay with the members, in their order; nothing is copied.
+    """
+
+    def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:  # no state of its own, so no super()
+        self.members = tuple(members)
+
+    @property
+    def param_groups(self) -> Groups:  # type: ignore[override]
+        """The members' groups, themselves: a schedule writes its rates into them."""
+        return [group for member in self.members for group in member.param_groups]
+
+    @property
+    def state(self) -> dict[Tensor, Any]:  # type: ignore[override]
+        """The members' states by parameter."""
+        return {parameter: slots for member in self.members for parameter, slots in member.state.items()}
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """None: every group has its own values."""
+        return {}
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Let each member move its parameters."""
+        for member in self.members:
+            member.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all parameters."""
+        for member in self.members:
+            member.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The members' dictionaries in one; parameters are counted through all groups."""
+        states, groups, first = dict[int, Any](), Groups(), 0
+        for member in self.members:
+            held = member.state_dict()
+            states |= {first + place: slots for place, slots in held["state"].items()}
+            for group in held["param_groups"]:
+                groups.append({**group, "params": [first + place for place in group["params"]]})
+            first += _count(member.param_groups)
+        return {"state": states, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Give each member its part of `state_dict()`."""
+        groups, first = list(state_dict["param_groups"]), 0
+        for member in self.members:
+            own, groups = groups[: len(member.param_groups)], groups[len(member.param_groups) :]
+            last = first + _count(own)
+            states = {place - first: slots for place, slots in state_dict["state"].items() if first <= place < last}
+            shifted = [{**group, "params": [place - first for place in group["params"]]} for group in own]
+            member.load_state_dict({"state": states, "param_groups": shifted})
+            first = last
+
+
+def _count(groups: Groups) -> int:
+    return sum(len(group["params"]) for group in groups)

@@ -105,7 +105,7 @@ def _export(
     prompts = Prompts.of(loaded, compared_task)
     reader = TrainedReader(attachment, prompts.placeholders)
     trained = collect_outputs(reader, prompts, "running the trained model", progress)
-    replaced_weights = {name: tensor.detach().clone() for name, tensor in attachment.ground().items()}
+    replaced_weights = {name: tensor.detach().clone() for name, tensor in attachment.replaced_weights().items()}
     with artifact_writer.filled(folder) as stage:
         progress(f"writing {chosen.name}", 0, 0)
         written = chosen.write(loaded, stage, options)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from tunewise.core.errors import SettingError
 
@@ -66,3 +67,20 @@ class TrainSettings:
     def rows(self) -> int:
         """Sequences of one optimiser step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+def ever_lighter(settings: TrainSettings) -> Iterator[TrainSettings]:
+    """Yield these settings, then ones that need less and less memory for the same steps, to be tried in this order.
+
+    First ever fewer rows a pass, down to one, accumulated over more passes; then activations computed again. Every step
+    reads exactly as many rows as before, so a batch is cut only where it divides: 6 into 3 and 1, 5 into 1.
+    """
+    yield settings
+    while (size := settings.per_device_train_batch_size) > 1:
+        fewer = next(part for part in range(size // 2, 0, -1) if size % part == 0)
+        settings = replace(
+            settings, per_device_train_batch_size=fewer, gradient_accumulation_steps=settings.rows // fewer
+        )
+        yield settings
+    if not settings.gradient_checkpointing:
+        yield replace(settings, gradient_checkpointing=True)

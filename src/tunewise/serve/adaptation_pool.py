@@ -48,7 +48,7 @@ class AdaptationPool:
     """The adaptations of one base; `activate` makes one of them the base's."""
 
     def __init__(self, base: Base) -> None:
-        base.fingerprint  # noqa: B018 (taken while the base is still bare)
+        base.freeze_fingerprint()
         self.base, self.slots = base, dict[str, Slot]()
         modules = [*base.model.modules(), base.model.config]
         self._bare_attributes = {id(module): (module, shallow(vars(module))) for module in modules}

@@ -69,7 +69,7 @@ class PromptReader:
             )
         real_tokens = len(sequence.ids) - self.attachment.virtual_tokens - self.attachment.virtual_suffix
         room = max_tokens or min(ROOM, encoder.limit - real_tokens)
-        return Prompt(sequence.ids, room, () if question.raw else self.stops, self.attachment.sources(example))
+        return Prompt(sequence.ids, room, () if question.raw else self.stops, self.attachment.citations(example))
 
     def decode(self, ids: list[int]) -> str:
         """Decode ids to text without control tokens."""

@@ -23,8 +23,6 @@ from tunewise.core.errors import SettingError
 from tunewise.engine.optimizers import IN_BACKWARD, build
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tunewise.engine.model import Base
 
 _OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw8bit", "adamw_bf16", "adafactor", "galore", *IN_BACKWARD)
@@ -104,6 +102,8 @@ class _Everything(Attachment):
         ]
 
     def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+        for handle in getattr(self.mover, "handles", ()):  # an earlier phase's must not move anything any more
+            handle.remove()
         self.mover = build(self.recipe.optimizer, groups, betas)
         for handle in getattr(self.mover, "handles", ()):
             self.hook(handle)
@@ -127,6 +127,3 @@ class _Everything(Attachment):
 
     def training_state(self) -> dict[str, Tensor]:
         return {"active": self.active} if self.recipe.lisa_layers else {}
-
-    def merge(self) -> nn.Module:
-        return self.base.model

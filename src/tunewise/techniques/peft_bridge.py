@@ -123,7 +123,11 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bridg
     """
     name = NAMESPACE + str(config.get("peft_type")).lower()
     known = {item.name for item in fields(_config_class(name))} - _NOT_SETTINGS if name in methods() else set()
-    return recipe(name, {key: value for key, value in config.items() if key in known and value is not None})
+    given = {key: value for key, value in config.items() if key in known and value is not None}
+    if isinstance(targets := given.get("target_modules"), list):  # names for other models too; the file says which
+        written = [target for target in targets if any(f".{target}." in f".{key}" for key in tensors)]
+        given["target_modules"] = written or targets
+    return recipe(name, given)
 
 
 def survey(base: Base, report: Progress = silent) -> list[dict[str, Any]]:
@@ -169,7 +173,7 @@ def _config_class(name: str) -> Any:
 
 class _Injected(Attachment):
     def __init__(self, base: Base, recipe: Bridged, generator: torch.Generator) -> None:
-        base.anatomy  # noqa: B018 (found while the model is still bare)
+        base.check_layout()  # while the model is still bare: PEFT renames its parts
         super().__init__(base, recipe)
         self._before = [(parameter, parameter.detach().clone()) for parameter in base.model.parameters()]
         self._undo.append(_remember(base.model, self._before))
@@ -192,15 +196,29 @@ class _Injected(Attachment):
         attempts = [given]
         if "target_modules" in {item.name for item in fields(_config_class(name))} - set(given):
             attempts.append({**given, "target_modules": "all-linear"})
+        modules = [path for path, _ in self.base.model.named_modules()]
         for left, settings in enumerate(attempts, 1 - len(attempts)):
             try:
-                return PeftModel(self.base.model, _config_class(name)(**settings))
+                wrapped = PeftModel(self.base.model, _config_class(name)(**settings))
+                self._check_targets(wrapped.peft_config["default"], modules)
+                return wrapped
             except Exception as error:  # PEFT raises whatever its layers do
                 self._undo[0]()
                 if not left:
                     reason = " ".join(str(error).split())[:300]
                     raise TechniqueError(f"PEFT cannot put {name} on this model: {reason}") from error
         raise AssertionError("unreachable")
+
+    def _check_targets(self, config: Any, modules: list[str]) -> None:
+        """Refuse a target that names nothing; PEFT leaves it out in silence where another names something."""
+        targets = getattr(config, "target_modules", None)
+        for target in sorted(targets) if isinstance(targets, (list, set, tuple)) else ():
+            if not any(path == target or path.endswith(f".{target}") for path in modules):
+                ends = sorted({path.rpartition(".")[2] for path, _, _ in self.base.anatomy.linears()})
+                raise TechniqueError(
+                    f'target_modules names "{target}", but no module here is called that; the blocks\' linears are '
+                    f"{', '.join(ends)}"
+                )
 
     def changed(self) -> list[nn.Parameter]:
         """Found by comparing: what PEFT writes into a weight when it puts its layers in, it tells nobody."""
@@ -223,14 +241,13 @@ class _Injected(Attachment):
     def training_state(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self._params.items()}
 
-    def merge(self) -> nn.Module:
+    def fold(self) -> None:
         try:
             self.wrapped.merge_and_unload()
         except Exception as error:
             raise TechniqueError(
                 f"{self.recipe.name} cannot be merged by PEFT: {' '.join(str(error).split())}"
             ) from error
-        return self.base.model
 
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = {key: _plain(value) for key, value in self.wrapped.peft_config["default"].to_dict().items()}

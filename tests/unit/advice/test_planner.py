@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tunewise.adaptation.artifact import rows_text
 from tunewise.advice.plan.ledger import fake_tensors
 from tunewise.advice.plan.machine_rates import Rates
-from tunewise.advice.plan.planner import Planner, measure
+from tunewise.advice.plan.planner import Need, Planner, measure
 from tunewise.advice.plan.probe import probe
 from tunewise.advice.plan.weightless import sketch
 from tunewise.contract.study import Study
@@ -21,7 +21,7 @@ from tunewise.engine.device import device_of, is_fake
 from tunewise.engine.model import Base
 from tunewise.fitting.loop import train
 from tunewise.fitting.scoring import encoder_for
-from tunewise.fitting.settings import TrainSettings
+from tunewise.fitting.settings import TrainSettings, ever_lighter
 from tunewise.techniques.building.sparse_entries import weights_of
 from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import tiny_base, tiny_task
@@ -41,7 +41,7 @@ def drawn(tmp_path_factory, save_tiny):
 def test_counts_and_bytes_are_those_of_a_fit(drawn, name):
     base, task = tiny_base(), tiny_task()
     attachment = make(name, {}).resolved(base).attach(base, generator(0, "attach"))
-    attachment.learn(Study(task, 0, lambda: 1.0))
+    attachment.prepare(Study(task, 0, lambda: 1.0))
     rows = encoder_for(attachment, task).encode([attachment.render(example) for example in task.train])
     train(attachment, rows, SETTINGS)
     found, state = measure(drawn, task, make(name, {}), SETTINGS), attachment.state()
@@ -63,8 +63,8 @@ def test_a_file_is_as_long_as_foreseen(tmp_path):
 def test_rows_that_are_stored_are_foreseen_to_the_byte(drawn):
     base, task = tiny_base(), tiny_task()
     attachment = make("icl", {"icl": {"k": 2, "calibrate": "none"}}).attach(base, generator(0, "attach"))
-    attachment.learn(Study(task, 0, lambda: 1.0))
-    rows = rows_text(attachment.memory()).encode()
+    attachment.prepare(Study(task, 0, lambda: 1.0))
+    rows = rows_text(attachment.stored_rows()).encode()
     found = measure(drawn, task, make("icl", {"icl": {"k": 2, "calibrate": "none"}}), SETTINGS)
     assert found.artifact == artifact_writer.file_bytes(attachment.state()) + len(rows) and len(rows) > 100
 
@@ -138,6 +138,26 @@ def test_what_does_not_fit_is_tried_with_smaller_passes_and_then_refused(drawn):
     changed = rows[1]["with"]
     assert changed["per_device_train_batch_size"] * changed["gradient_accumulation_steps"] == 12
     assert rows[0]["micro_batch"] == 12 and "GB" in rows[2]["reason"]
+
+
+@pytest.mark.parametrize("size", range(1, 65))
+def test_a_plan_promises_only_what_a_trial_tries(drawn, monkeypatch, size):
+    """Whatever the limit, what a plan changes is a rung of the ladder that a trial goes down."""
+    settings = TrainSettings(per_device_train_batch_size=size)
+
+    def peak(given):
+        return given.per_device_train_batch_size + (0.5 if not given.gradient_checkpointing else 0)
+
+    def need(planner, technique, given):
+        memory = {"peak": peak(given), "activations": peak(given)}
+        return Need(0, 0, 0, memory, None, None, 0.0, None, float("inf"))
+
+    monkeypatch.setattr(Planner, "_need", need)
+    planner = Planner(drawn, tiny_task(), [make("lora", {})], settings)
+    for rung in ever_lighter(settings):
+        row = planner.rows(peak(rung))[0]
+        assert row["verdict"] == ("fits" if rung == settings else "fits with")
+        assert replace(settings, **row["with"]) == rung
 
 
 def test_what_cannot_be_done_says_why(drawn):

@@ -1,12 +1,10 @@
 """A trial: what it does when memory runs out, and where it stops and goes on."""
 
-import dataclasses
-
 import pytest
 
 from tunewise.comparison import trial as trials
 from tunewise.comparison.context import Cache
-from tunewise.comparison.trial import Trial, gentler, run
+from tunewise.comparison.trial import Trial, run
 from tunewise.core.errors import DivergedError
 from tunewise.fitting.forgetting import Retention
 from tunewise.fitting.loop import train
@@ -65,15 +63,6 @@ def test_out_of_memory_at_last_is_a_row_with_its_reason(cache, tmp_path, monkeyp
     monkeypatch.setattr(trials, "train", never)
     record = run(asked(), cache, tmp_path, finish=True)
     assert record["status"] == "failed" and record["reason"].startswith("out of memory, even one example at a time")
-
-
-def test_rungs_keep_the_step():
-    settings = TrainSettings(per_device_train_batch_size=6, gradient_accumulation_steps=2)
-    rungs = [found for found, _ in gentler(settings)]
-    assert {each.rows for each in rungs} == {12}
-    assert rungs[-1].gradient_checkpointing and rungs[-1].per_device_train_batch_size == 3
-    already = dataclasses.replace(settings, per_device_train_batch_size=1, gradient_checkpointing=True)
-    assert [found for found, _ in gentler(already)] == [already]
 
 
 @pytest.mark.parametrize("name", ["lora", "lt_sft", "adalora"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, Building, Storing, Training
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Technique
@@ -236,5 +236,17 @@ def test_a_technique_refused_half_way_leaves_the_base_bare():
 def test_long_work_before_training_reports_progress(name, settings, said):
     base, task, heard = tiny_base(), tiny_task(), {}
     attachment = make(name, {name: settings}).resolved(base).attach(base, generator(0, "attach"))
-    attachment.learn(Study(task, 0, lambda: 0.0, lambda what, done, total: heard.update({what: (done, total)})))
+    attachment.prepare(Study(task, 0, lambda: 0.0, lambda what, done, total: heard.update({what: (done, total)})))
     assert heard == {what: (total, total) for what, total in said.items()}
+
+
+def test_an_attachment_has_three_rooms():
+    """What its author calls, what the loop asks, what the store asks: every member lies in one, under one name."""
+    rooms = [{name for name in vars(room) if not name.startswith("_")} for room in (Building, Training, Storing)]
+    assert not [name for name in vars(Attachment) if not name.startswith("_")]
+    assert {"add", "adopt", "train_existing", "keep", "hook", "replace", "divert"} <= rooms[0]
+    assert {"params", "param_groups", "optimizer", "phases", "prepare", "prepare_shapes", "citations"} <= rooms[1]
+    assert {"state", "load", "stored_rows", "load_rows", "peft", "merge", "detach", "changed_entries"} <= rooms[2]
+    assert sum(map(len, rooms)) == len(set.union(*rooms))
+    former = {"learn", "rehearse", "memory", "recall", "ground", "sources", "touched"}
+    assert not former & set(dir(Attachment)) and not hasattr(Technique, "stamp")

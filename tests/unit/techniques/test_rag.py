@@ -45,7 +45,7 @@ def test_the_right_passage_stands_before_the_question(folder):
         text = found.render(example).prompt
         name = example.prompt.split()[-1].rstrip("?")
         assert text.endswith("\n\n" + example.prompt) and PAGES[name] in text
-        assert [source.split(":")[0] for source in found.sources(example)] == [example.passage]
+        assert [source.split(":")[0] for source in found.citations(example)] == [example.passage]
     assert found.findings(lambda: 0.0)["right passage found"] == 1.0
 
 
@@ -73,7 +73,7 @@ def test_best_last_and_best_first(folder):
 def test_nothing_is_shown_where_nothing_fits(folder):
     found = attached(folder, floor=0.9)
     odd = Example((Message("user", "zebra quantum neutrino"),), "x")
-    assert found.render(odd) is odd and found.sources(odd) == []
+    assert found.render(odd) is odd and found.citations(odd) == []
 
 
 def test_passages_fit_whole_or_not_at_all(folder):
@@ -109,7 +109,7 @@ def test_it_comes_back_as_it_was(folder, tmp_path_factory):
     base.release()
     loaded = load(target, base=base)
     assert score(loaded.attachment, task(), task().test).predictions == before.predictions
-    assert loaded.attachment.sources(task().test[0]) == found.sources(task().test[0])
+    assert loaded.attachment.citations(task().test[0]) == found.citations(task().test[0])
 
 
 def test_what_cannot_be(folder):
@@ -119,4 +119,4 @@ def test_what_cannot_be(folder):
     with pytest.raises(TechniqueError, match="plain text"):
         attach(make("rag"), tiny_base(), plain)
     with pytest.raises(ArtifactError, match="not as rag writes"):
-        make("rag").attach(tiny_base(), None).recall([{"k": 1}], task())
+        make("rag").attach(tiny_base(), None).load_rows([{"k": 1}], task())

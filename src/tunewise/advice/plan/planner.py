@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from tunewise.adaptation.artifact import rows_text
@@ -30,7 +31,7 @@ from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import why_not_packed
 from tunewise.fitting.loop import PASS, order, passes, train
 from tunewise.fitting.scoring import encoder_for, loss
-from tunewise.fitting.settings import TrainSettings
+from tunewise.fitting.settings import TrainSettings, ever_lighter
 
 # From `benchmarks/plan.py`; what torch's allocator on a GPU keeps in reserve is not counted.
 RUNTIME = {"cpu": 125e6, "cuda": 80e6}  # bytes that the libraries take at their first step
@@ -97,16 +98,14 @@ class Planner:
         return self._known[technique, settings]
 
     def _row(self, technique: Technique, limit: float) -> dict[str, Any]:
-        given, changed = self.settings, dict[str, Any]()
-        need = self._need(technique, given)
+        changed = dict[str, Any]()
+        need = self._need(technique, self.settings)
         largest = None
         if technique.trains:
-            largest = _largest(need, given.per_device_train_batch_size, limit, len(self.task.train))
-        while need.peak > limit and technique.trains:
-            lighter = _lighter(given)
-            if lighter is None:
+            largest = _largest(need, self.settings.per_device_train_batch_size, limit, len(self.task.train))
+        for given in islice(ever_lighter(self.settings), 1, None) if technique.trains else ():
+            if need.peak <= limit:
                 break
-            given = lighter
             changed = {
                 "per_device_train_batch_size": given.per_device_train_batch_size,
                 "gradient_accumulation_steps": given.gradient_accumulation_steps,
@@ -130,15 +129,6 @@ class Planner:
             "request": {"prompt_tokens": need.prompt_tokens, "seconds": need.request},
             "micro_batch": largest,
         }
-
-
-def _lighter(settings: TrainSettings) -> TrainSettings | None:
-    """The same steps with less memory: half the micro-batch, at last activations computed again; None after that."""
-    size, passes = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
-    if size > 1:
-        half = size // 2
-        return replace(settings, per_device_train_batch_size=half, gradient_accumulation_steps=passes * size // half)
-    return None if settings.gradient_checkpointing else replace(settings, gradient_checkpointing=True)
 
 
 def _largest(need: Need, size: int, limit: float, rows: int) -> int:
@@ -166,7 +156,7 @@ def measure(
         weights = ledger.live
         recipe = technique.resolved(base)
         attachment = recipe.attach(base, generator(0, "attach"))
-        attachment.rehearse(Study(task, 0, lambda: 1.0))
+        attachment.prepare_shapes(Study(task, 0, lambda: 1.0))
         trained, shares, whole = _Trained(), 0.0, math.inf
         if recipe.trains:
             rows, mean = heaviest(attachment, task, settings)
@@ -188,7 +178,7 @@ def measure(
         memory["activations"] = max(peak - sum(memory.values()) - trained.own, 0)
         memory |= {"technique": trained.own, "peak": peak}
         step = trained.seconds(rates, shares) if rates is not None and recipe.trains else None
-        rows_bytes = len(rows_text(attachment.memory()).encode())
+        rows_bytes = len(rows_text(attachment.stored_rows()).encode())
         prompt, request = _request(attachment, task, ledger, weights, rates)
         return Need(
             optimised,

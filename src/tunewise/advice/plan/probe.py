@@ -35,7 +35,7 @@ def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings)
     try:
         with peak_memory(base.device) as memory:
             attachment = technique.resolved(base).attach(base, generator(0, "attach"))
-            attachment.rehearse(Study(task, 0, lambda: 1.0))
+            attachment.prepare_shapes(Study(task, 0, lambda: 1.0))
             rows, mean = heaviest(attachment, task, settings)
             once = replace(
                 settings,

@@ -19,7 +19,7 @@ from transformers.utils.hub import cached_file
 from tunewise.advice.plan.ledger import fake_tensors
 from tunewise.core.errors import ModelError
 from tunewise.engine.forward import why_not_packed
-from tunewise.engine.model import DTYPES, Base, load_base, path_of
+from tunewise.engine.model import DTYPES, Base, PackingTrial, load_base, path_of
 from tunewise.engine.tiny import ARCHITECTURES, tiny_base
 
 
@@ -37,10 +37,15 @@ class Sketch:
     def build(self) -> Base:
         """The base, bare and without contents; call inside `fake_tensors()`."""
         model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=False)
-        base = Base(model, self.tokenizer, self.name, None, self.max_length)
-        vars(base)["fingerprint"] = "sketch"  # there is nothing to take it of
-        vars(base)["_why_not_packed"] = self.unpacked
-        return base
+        return Base(
+            model,
+            self.tokenizer,
+            self.name,
+            None,
+            self.max_length,
+            frozen_fingerprint="sketch",  # there are no weights to take one of
+            packing=PackingTrial(self.unpacked),
+        )
 
 
 def sketch(
@@ -60,7 +65,7 @@ def sketch(
     config, tokenizer = configuration(name, revision)
     found = Sketch(str(name), config, tokenizer, DTYPES[dtype], max_length, _unpacked(config.model_type))
     with fake_tensors(), readable(name):
-        found.build().anatomy  # noqa: B018 (an unknown layout is refused here)
+        found.build().check_layout()
     return found
 
 
@@ -124,7 +129,7 @@ def outline(name: str, revision: str | None = None, max_length: int | None = Non
     with torch.device("meta"), readable(name):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     base = Base(model, tokenizer, name, revision, max_length)
-    base.anatomy  # noqa: B018 (an unknown layout is refused here)
+    base.check_layout()
     return base
 
 

@@ -172,7 +172,7 @@ def evaluate(
     if predictions is not None:
         rows = [
             {"prompt": example.prompt, "prediction": text, "answer": example.answer, found.metric: value}
-            | ({"sources": cited} if (cited := loaded.attachment.sources(example)) else {})
+            | ({"sources": cited} if (cited := loaded.attachment.citations(example)) else {})
             for example, text, value in zip(chosen, found.predictions, found.per_example, strict=True)
         ]
         artifact_writer.write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

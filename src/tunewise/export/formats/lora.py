@@ -56,7 +56,7 @@ class LoraFormat(Format):
         """
         attachment = loaded.attachment
         base, name = attachment.base, attachment.recipe.name
-        replaced_weights = {key: tensor.clone() for key, tensor in attachment.ground().items()}
+        replaced_weights = {key: tensor.clone() for key, tensor in attachment.replaced_weights().items()}
         changes = find_weight_changes(attachment, replaced_weights)
         linears = {f"{path}.weight": (path, module) for path, _, module in base.anatomy.linears()}
         others = sorted({*changes.after, *changes.added} - set(linears))

@@ -38,7 +38,7 @@ class SparseFormat(Format):
 
     def why_not(self, attachment: Attachment) -> str | None:
         """Refuse what does not merge, and what was trained on other weights than the base's."""
-        if attachment.ground():
+        if attachment.replaced_weights():
             return "it was trained on a base in fewer bits, so every entry differs from the base's"
         return not_in_weights(attachment)
 

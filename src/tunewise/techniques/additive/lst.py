@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.study import Study
-from tunewise.contract.technique import Citation, Technique
+from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.core.errors import SettingError
 from tunewise.techniques.building.structured_pruning import importance, prune
 
@@ -66,9 +66,10 @@ class LST(Technique):
     num_samples: int = setting(128, "Training examples of init=fisher.", low=1, high=100_000)
     learning_rate: float | None = learning_rate()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "identity_at_start", self.output == "mix")
+    @fact(default=True)
+    def identity_at_start(self) -> bool:
+        """Say whether the base's own output is mixed in, which is all of it at first."""
+        return self.output == "mix"
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put the ladder beside the base.
@@ -104,7 +105,7 @@ class _Ladder(Attachment):
         self.embedded, self.states = torch.empty(0), [torch.empty(0)] * len(self.kept)
         self._connect()
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         if self.recipe.init == "random":
             return
         from tunewise.fitting.scoring import encoder_for
@@ -116,7 +117,7 @@ class _Ladder(Attachment):
             rows = study.counted("taking the Fisher information", encoded)
         prune(self.base, self.side, self.kept, importance(self.base, rows))
 
-    def rehearse(self, study: Study) -> None:
+    def prepare_shapes(self, study: Study) -> None:
         """Its size does not depend on what it starts from."""
 
     def trunk(self) -> list[int]:

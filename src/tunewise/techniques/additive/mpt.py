@@ -7,9 +7,9 @@
                    difference of last hidden states), at the answers' positions; some tasks a step, drawn anew
     3. target      P*, and u, v from the means of the sources', with two speeds
 
-The target stage is what a comparison's budget counts; the other two are `learn`'s, `source_steps` each, and their time
-is in the measured seconds. u and v start at one, so a prompt starts as P* itself, which starts as the mean of the
-teachers.
+The target stage is what a comparison's budget counts; the other two are part of `prepare`, `source_steps` each, and
+their time is in the measured seconds. u and v start at one, so a prompt starts as P* itself, which starts as the mean
+of the teachers.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class MPT(Technique):
         return "" if self.sources else said
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Put the prompt before the input; it is made in `learn`.
+        """Put the prompt before the input; it is made in `prepare`.
 
         Raises:
             TechniqueError: the virtual tokens leave no room in the model's context.
@@ -98,7 +98,7 @@ class _Multitask(Attachment):
         factors = {"params": [own["u"], own["v"]], "lr": rate * self.recipe.factor_speed}
         return [{"params": [own["prompt"]], "lr": rate}, factors]
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         from tunewise.fitting.scoring import encoder_for
 
         tasks = self._sources(study)
@@ -114,7 +114,7 @@ class _Multitask(Attachment):
             raise TechniqueError(lacking)
         return [Reader.read(source) for source in self.recipe.sources]
 
-    def rehearse(self, study: Study) -> None:
+    def prepare_shapes(self, study: Study) -> None:
         """The sources must be there; its size does not depend on them."""
         self._sources(study)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.study import Study
-from tunewise.contract.technique import Citation, Technique
+from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.engine.encoding import Encoder
 
@@ -67,9 +67,10 @@ class Pasta(Technique):
     init: str = setting("zero", "Vectors at the start: zero, or noise of 0.02 (the paper).", choices=("zero", "normal"))
     learning_rate: float | None = learning_rate()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "identity_at_start", self.init == "zero")
+    @fact(default=True)
+    def identity_at_start(self) -> bool:
+        """Say whether the vectors start at zero."""
+        return self.init == "zero"
 
     def lacks(self, base: Base, task: Task) -> str:
         """Special tokens in the task's prompts."""
@@ -78,7 +79,7 @@ class Pasta(Technique):
         return "" if wanted & tokens_of(Encoder(base, task), task, lambda example: example) else _NONE
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """A vector for every special token of the tokenizer; `learn` keeps those that the task has.
+        """A vector for every special token of the tokenizer; `prepare` keeps those that the task has.
 
         Raises:
             TechniqueError: the tokenizer has no special tokens.
@@ -103,10 +104,15 @@ class _Special(Attachment):
         self._keep(chosen)
         shape = (len(base.anatomy.blocks), len(chosen), base.anatomy.width)
         noise = torch.randn(shape, generator=generator) * 0.02
-        self.vectors = self.add("vectors", noise if recipe.init == "normal" else torch.zeros(shape))
+        self._put(noise if recipe.init == "normal" else torch.zeros(shape))
         self.hook(base.anatomy.embedding.register_forward_pre_hook(self._find))
         for index, block in enumerate(base.anatomy.blocks):
             self.hook(block.register_forward_pre_hook(self._adder(index), with_kwargs=True))
+
+    def _put(self, values: Tensor) -> None:
+        """Train these vectors, (L, special tokens, d), in place of those before."""
+        self._params.clear()
+        self.vectors = self.add("vectors", values)
 
     def _keep(self, ids: list[int]) -> None:
         """Remember which ids have vectors: `slot[id]` is the row of an id, -1 for all others."""
@@ -115,7 +121,7 @@ class _Special(Attachment):
         self.slot[self.ids] = torch.arange(len(ids))
         self.slot = self.slot.to(self.base.device)
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         from tunewise.fitting.scoring import encoder_for
 
         seen = tokens_of(encoder_for(self, study.task), study.task, self.render)
@@ -124,7 +130,7 @@ class _Special(Attachment):
             raise TechniqueError(_NONE)
         values = self.vectors.detach()[:, kept].clone()
         self._keep([self.ids.tolist()[row] for row in kept])
-        self.vectors = self.add("vectors", values)
+        self._put(values)
         if self.ids.tolist() == [self.base.tokenizer.bos_token_id]:
             self.label = "pasta (start mark only: a learned key and value at one position)"
 
@@ -157,4 +163,4 @@ class _Special(Attachment):
         blocks, width = self.vectors.shape[0], self.vectors.shape[2]
         strict({"vectors": torch.empty(blocks, count, width), "tokens": torch.empty(count, dtype=torch.int64)}, state)
         self._keep(ids.tolist())
-        self.vectors = self.add("vectors", state["vectors"])
+        self._put(state["vectors"])

@@ -108,7 +108,7 @@ class _Prompt(Attachment):
             return embed(base, text_tokens(base, self.recipe.init_text, count))
         return embed(base, ordinary_tokens(base, count, generator))
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         if self.recipe.init != "label":
             return
         labels = study.task.labels

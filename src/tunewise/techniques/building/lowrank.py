@@ -38,7 +38,6 @@ class LowRank(Attachment):
     def __init__(self, base: Base, recipe: Any) -> None:
         super().__init__(base, recipe)
         self.layers: dict[str, nn.Module] = {}
-        self._end_hooks: list[Any] = []
 
     @abstractmethod
     def factors(self, path: str) -> Factors:
@@ -59,9 +58,7 @@ class LowRank(Attachment):
         self.layers[path] = modules[0]
         for module in modules:
             hook = self._at_head if isinstance(module, nn.Linear) else self._at_embedding
-            handle = module.register_forward_hook(partial(hook, path))
-            self._end_hooks.append(handle)
-            self.hook(handle)
+            self.hook(module.register_forward_hook(partial(hook, path)))
 
     def _at_head(self, path: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         a, b, scale = self.factors(path)
@@ -98,18 +95,15 @@ class LowRank(Attachment):
         ]
         return torch.stack(terms).sum()
 
-    def merge(self) -> nn.Module:
-        """The model with the updates added to its weights."""
+    def fold(self) -> None:
+        """Add the updates to the weights, all of which are made before the first weight changes."""
         deltas = {path: self.delta(path) for path in self.layers}
-        for handle in self._end_hooks:
-            handle.remove()
         for path, module in self.layers.items():
             vars(module).pop("forward", None)
-            self.fold(path, deltas[path])
-        return self.base.model
+            self.add_delta(path, deltas[path])
 
-    def fold(self, path: str, delta: Tensor) -> None:
-        """Add an update to its weight."""
+    def add_delta(self, path: str, delta: Tensor) -> None:
+        """Add an update (out, in) to its weight."""
         self.keep(cast(nn.Parameter, self.layers[path].weight))
         add_to_weight(self.layers[path], delta)
 
@@ -182,7 +176,8 @@ def targets(base: Base, wanted: Iterable[str], setting: str) -> dict[str, tuple[
         hits = {path: (role, own) for path, role, own in linears if name == ALL_LINEAR or named(name, path, role)}
         if not hits:
             ends = sorted({path.rsplit(".", 1)[-1] for path, _, _ in linears})
-            raise SettingError(f'{setting} names "{name}", but the linears here are {", ".join(ends)}')
+            roles = f"{', '.join(ends)} (roles {', '.join(base.anatomy.roles)})"
+            raise SettingError(f'{setting} names "{name}", but the linears here are {roles}')
         found |= hits
     return found
 

@@ -141,7 +141,7 @@ class Sparse(Attachment):
         """The values are differences from the base."""
         return torch.stack([value.square().sum() for value in self.params().values()]).sum()
 
-    def touched(self) -> dict[str, Tensor]:
+    def changed_entries(self) -> dict[str, Tensor]:
         """The chosen places."""
         return self._places
 
@@ -172,24 +172,7 @@ class Sparse(Attachment):
             raise ArtifactError(f'the weights do not fit this technique and base: "{min(extra)}" is not expected')
         self.choose({name: places[name] for name in self.eligible if name in places}, values)  # in one order always
 
-    def merge(self) -> nn.Module:
-        """The base with the differences in its own tensors."""
+    def fold(self) -> None:
+        """The differences are in the base's own tensors already."""
         for parameter in self.eligible.values():
             parameter.requires_grad_(False)
-        return self.base.model
-
-
-def add_up(parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The sum of sparse differences on one base, e.g. of a task's and a language's (Ansell et al. 2022, section 3).
-
-    Each part is `state()` of an attachment that trains entries; so is the result.
-    """
-    found: dict[str, Tensor] = {}
-    names = {key.removesuffix(_INDEX) for part in parts for key in part if key.endswith(_INDEX)}
-    for name in sorted(names):
-        own = [part for part in parts if name + _INDEX in part]
-        places, slots = torch.cat([part[name + _INDEX] for part in own]).unique(return_inverse=True)
-        values = torch.cat([part[name + _VALUE] for part in own])
-        found[name + _INDEX] = places
-        found[name + _VALUE] = values.new_zeros(len(places)).index_add_(0, slots, values)
-    return found

@@ -10,7 +10,6 @@ from tunewise.contract.technique import Technique
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from tunewise.engine.model import Base as Model
 
@@ -29,9 +28,4 @@ class Base(Technique):
 
     def attach(self, base: Model, generator: torch.Generator) -> Attachment:
         """Change nothing."""
-        return _Unchanged(base, self)
-
-
-class _Unchanged(Attachment):
-    def merge(self) -> nn.Module:
-        return self.base.model
+        return Attachment(base, self)

@@ -91,7 +91,7 @@ class ICL(Technique):
         return "" if any(example.messages for example in task.train) else _NO_PROMPTS
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Nothing is shown until `learn` has seen a task."""
+        """Nothing is shown until `prepare` has seen a task."""
         return _Shown(base, self)
 
 
@@ -107,7 +107,7 @@ class _Shown(Embedded):
 
     # Choosing on validation.
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         task = study.task
         pool = self._pool(study)
         if self.recipe.selection == "gain":
@@ -125,7 +125,7 @@ class _Shown(Embedded):
         shown = [len(self._chosen(example)) for example in task.validation] or [0]
         self.facts |= {"examples wanted": float(self.k), "examples shown": sum(shown) / len(shown)}
 
-    def rehearse(self, study: Study) -> None:
+    def prepare_shapes(self, study: Study) -> None:
         """With as many examples as fit: training on validation may choose fewer."""
         self._pool(study)
         first = itertools.count()
@@ -280,7 +280,7 @@ class _Shown(Embedded):
 
     # Storing.
 
-    def memory(self) -> list[dict[str, Any]]:
+    def stored_rows(self) -> list[dict[str, Any]]:
         shown = self.pool[: 2 * self.k + 8] if self.recipe.selection in _FIXED else self.pool
         chosen = {"k": self.k, "order": self.order, "permutation": self.permutation, "instruction": self.instruction}
         return [
@@ -288,7 +288,7 @@ class _Shown(Embedded):
             *({"messages": [asdict(m) for m in e.messages], "answer": e.answer} for e in shown),
         ]
 
-    def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
+    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
         try:
             head = rows[0]
             self.k, self.order, self.instruction = int(head["k"]), str(head["order"]), str(head["instruction"])

@@ -92,10 +92,10 @@ class RAG(Technique):
         return "" if any(example.messages for example in task.train) else _NO_PROMPTS
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Nothing is retrieved until `learn` has seen a task."""
+        """Nothing is retrieved until `prepare` has seen a task."""
         return _Retrieving(base, self)
 
-    def stamp(self, task: Task) -> str:
+    def files_fingerprint(self, task: Task) -> str:
         """Names, sizes and times of the documents' files."""
         from tunewise.retrieval import sources
 
@@ -112,7 +112,7 @@ class _Retrieving(Embedded):
         self.own = False  # whether they are training examples
         self.found: dict[str, list[Hit]] = {}
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         task = study.task
         if not any(example.messages for example in task.train):
             raise TechniqueError(_NO_PROMPTS)
@@ -129,10 +129,10 @@ class _Retrieving(Embedded):
         self.facts["right passage found"] = sum(holds_answer(*pair) for pair in shown) / max(len(shown), 1)
         self.facts["passages shown"] = sum(len(own) for _, own in shown) / max(len(shown), 1)
 
-    def rehearse(self, study: Study) -> None:
+    def prepare_shapes(self, study: Study) -> None:
         """With as many passages as fit, found by words alone: validation may choose fewer."""
         self.recipe, first = replace(self.recipe, retrieval="bm25", reranker=""), itertools.count()
-        self.learn(replace(study, validation_loss=lambda: -float(next(first))))
+        self.prepare(replace(study, validation_loss=lambda: -float(next(first))))
 
     def _choose(self, study: Study) -> None:
         losses: dict[int, float] = {}
@@ -252,17 +252,17 @@ class _Retrieving(Embedded):
         ordered = passages if self.recipe.order == "best_first" else passages[::-1]
         return with_passages(example, ordered, quoted=self.quoted)
 
-    def sources(self, example: Example) -> list[str]:
+    def citations(self, example: Example) -> list[str]:
         return [passage.id for passage in self.passages(example)]
 
     # What is stored.
 
-    def memory(self) -> list[dict[str, Any]]:
+    def stored_rows(self) -> list[dict[str, Any]]:
         head = {"k": self.k, "room": self.room, "index": self.place, "own": self.own}
         held = self.store.passages if isinstance(self.store, Passages) else ()
         return [head, *(asdict(passage) for passage in held)]
 
-    def recall(self, rows: list[dict[str, Any]], style: Task) -> None:
+    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
         try:
             head, passages = rows[0], [Passage(**row) for row in rows[1:]]
             self.k, self.room, self.place = int(head["k"]), int(head["room"]), str(head["index"])

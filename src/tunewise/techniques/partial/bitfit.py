@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
@@ -74,7 +73,7 @@ class BitFit(Technique):
 class _Biases(Attachment):
     def __init__(self, base: Base, recipe: BitFit) -> None:
         super().__init__(base, recipe)
-        self.added: list[tuple[nn.Module, nn.Parameter, RemovableHandle]] = []
+        self.added: list[tuple[nn.Module, nn.Parameter]] = []
         existing = base.anatomy.biases()
         if recipe.source == "existing" and not existing:
             raise TechniqueError(
@@ -102,15 +101,13 @@ class _Biases(Attachment):
             raise TechniqueError("bitfit.source=add finds a bias on every such linear already; use source=existing")
         for path, _, module in free:
             bias = self.add(f"{path}.bias", torch.zeros(features(module)[1]))
-            handle = module.register_forward_hook(_adder(bias))
-            self.added.append((module, bias, handle))
-            self.hook(handle)
+            self.added.append((module, bias))
+            self.hook(module.register_forward_hook(_adder(bias)))
 
-    def merge(self) -> nn.Module:
+    def fold(self) -> None:
         """Biases in the linears, and in the configuration where it knows them: a standard checkpoint then."""
         model, known = self.base.model, {True: "attention_bias", False: "mlp_bias"}
-        for module, bias, handle in self.added:
-            handle.remove()
+        for module, bias in self.added:
             self.replace(module, "bias", nn.Parameter(bias.detach().to(model.dtype), requires_grad=False))
         for attention, name in known.items():
             own = [m for _, role, m in self.base.anatomy.linears() if (role in _ATTENTION) == attention]
@@ -119,7 +116,6 @@ class _Biases(Attachment):
                     if module.bias is None:
                         self.replace(module, "bias", nn.Parameter(module.weight.new_zeros(features(module)[1]), False))
                 self.replace(model.config, name, True)
-        return model
 
 
 def _adder(bias: nn.Parameter):  # type: ignore[no-untyped-def]

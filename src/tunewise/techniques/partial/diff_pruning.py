@@ -89,6 +89,7 @@ class _Gated(Sparse):
 
     def start_phase(self, phase: int) -> None:
         if phase == 0:
+            self.rewind()  # where it was trained before
             for name, parameter in self.eligible.items():
                 self._gated(name, parameter)
             return

@@ -55,7 +55,7 @@ class FishMask(Technique):
     learning_rate: float | None = learning_rate()
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Nothing is chosen before `learn` has seen a task."""
+        """Nothing is chosen before `prepare` has seen a task."""
         return _Fish(base, self)
 
 
@@ -64,7 +64,7 @@ class _Fish(Sparse):
         super().__init__(base, recipe, weights_of(base, recipe, recipe.target_modules))
         self.recipe: FishMask = recipe
 
-    def learn(self, study: Study) -> None:
+    def prepare(self, study: Study) -> None:
         from tunewise.fitting.scoring import encoder_for
 
         order = torch.randperm(len(study.task.train), generator=stream(study.seed, "fish_mask")).tolist()
@@ -72,7 +72,7 @@ class _Fish(Sparse):
         rows = study.counted("taking the Fisher information", encoder_for(self, study.task).encode(examples))
         self._choose(fisher(self.base, self.eligible, rows))
 
-    def rehearse(self, study: Study) -> None:
+    def prepare_shapes(self, study: Study) -> None:
         """As many entries, chosen by their size."""
         self._choose({name: parameter.detach().abs() for name, parameter in self.eligible.items()})
 

@@ -19,7 +19,6 @@ from tunewise.core.errors import SettingError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from tunewise.engine.model import Base
 
@@ -98,9 +97,6 @@ class _Top(Attachment):
     def trunk(self) -> list[int]:
         """The block below the lowest trained one."""
         return [self.lowest - 1] if self.lowest else []
-
-    def merge(self) -> nn.Module:
-        return self.base.model
 
 
 def _chosen(recipe: LastLayers, blocks: int) -> list[int]:

@@ -4,8 +4,8 @@
     2. mu = 1 on the K entries with the largest |theta_1 - theta_0|, over all tensors together
     3. back to theta_0; train with gradients mu * g:   phi = theta_2 - theta_0
 
-The sparse differences of several runs on one base add up (`tunewise.techniques.building.sparse_entries.add_up`). Half
-of the steps go to each phase. Eligible are the blocks' linears, norms and embeddings stay frozen as in the reference
+Half of the steps go to each phase. The paper also adds up the differences of several runs; here one run's difference is
+an adaptation of its own. Eligible are the blocks' linears, norms and embeddings stay frozen as in the reference
 scripts; an optional L1 term (the scripts use 0.1 for language differences, 0 for tasks) pulls both phases towards
 theta_0.
 """

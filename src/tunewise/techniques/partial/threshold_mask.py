@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tunewise.contract.attachment import Attachment, strict
 from tunewise.contract.settings import learning_rate, setting
-from tunewise.contract.technique import Citation, Technique
+from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.techniques.building.generated import Made
 from tunewise.techniques.building.sparse_entries import weights_of
 
@@ -57,9 +57,10 @@ class ThresholdMask(Technique):
     target_modules: tuple[str, ...] = setting((), "Roles of the masked linears (q, k, v, ...); default: all.")
     learning_rate: float | None = learning_rate()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "identity_at_start", self.init == "ones")
+    @fact(default=True)
+    def identity_at_start(self) -> bool:
+        """Say whether all weights start switched on."""
+        return self.init == "ones"
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put scores over the weights."""
@@ -96,7 +97,7 @@ class _Masked(Made):
     def param_groups(self) -> list[dict[str, Any]]:
         return [{**group, "weight_decay": 0.0} for group in super().param_groups()]
 
-    def touched(self) -> dict[str, Tensor]:
+    def changed_entries(self) -> dict[str, Tensor]:
         return {name: torch.arange(weight.numel(), device=weight.device) for name, weight in self.weights.items()}
 
     def make(self) -> dict[str, Tensor]:
@@ -115,10 +116,9 @@ class _Masked(Made):
         super().load_training_state(state)
         self._write()
 
-    def merge(self) -> nn.Module:
+    def fold(self) -> None:
         for parameter in self.masked.values():
             parameter.requires_grad_(False)
-        return self.base.model
 
 
 def _start(recipe: ThresholdMask, parameter: Tensor, generator: torch.Generator) -> Tensor:

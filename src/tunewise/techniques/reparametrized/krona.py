@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
-from tunewise.contract.technique import Citation, Technique
-from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.contract.technique import Citation, Technique, fact
+from tunewise.core.errors import SettingError
 from tunewise.engine.anatomy import add_to_weight, features
 from tunewise.techniques.building.lowrank import ALL_LINEAR, targets
 from tunewise.techniques.building.peft_lora import Factors, portable
@@ -48,7 +48,6 @@ class KronA(Technique):
     )
     equation = "h = W x + s (A (x) B) x"
     sides = frozenset({"weights"})
-    mergeable = True
     reference_rate = 1e-3
     width_exponent = 0.5
 
@@ -60,9 +59,17 @@ class KronA(Technique):
     export_rank: int = setting(0, "Rank of a LoRA for PEFT, by SVD, written beside; 0: none.", low=0, high=4096)
     learning_rate: float | None = learning_rate()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "mergeable", self.form == "plain")  # the others span a feed-forward
+    @fact(default=True)
+    def mergeable(self) -> bool:
+        """Say whether the product is added to a weight; in the other forms it spans a feed-forward."""
+        return self.form == "plain"
+
+    def why_not_mergeable(self) -> str:
+        """Say which form spans a feed-forward."""
+        return (
+            f"krona.form={self.form} cannot be merged: its product spans a feed-forward that is not linear; "
+            "ship the adaptation, or use form=plain"
+        )
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put products on the targeted linears, or beside every feed-forward.
@@ -77,20 +84,15 @@ class _Kronecker(Attachment):
     def __init__(self, base: Base, recipe: KronA, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
         self.recipe: KronA = recipe
-        self.handles: list[Any] = []
         self.layers: dict[str, nn.Module] = {}
         if recipe.form == "plain":
             for path, (_, module) in targets(base, recipe.target_modules, "krona.target_modules").items():
                 product = self._product(path, *features(module), generator)
                 self.layers[path] = module
-                self._watch(module.register_forward_hook(lambda m, args, out, f=product: out + f(args[0])))
+                self.hook(module.register_forward_hook(lambda m, args, out, f=product: out + f(args[0])))
             return
         for index in range(len(base.anatomy.blocks)):
             self._beside(index, generator)
-
-    def _watch(self, handle: Any) -> None:
-        self.handles.append(handle)
-        self.hook(handle)
 
     def _product(
         self, path: str, size_in: int, size_out: int, generator: torch.Generator
@@ -119,24 +121,16 @@ class _Kronecker(Attachment):
             found = output + product(x)
             return found if share is None else found + share.to(x.dtype) * x
 
-        self._watch(anatomy.linear(index, roles[0]).register_forward_pre_hook(enter))
-        self._watch(anatomy.linear(index, "down").register_forward_hook(leave))
+        self.hook(anatomy.linear(index, roles[0]).register_forward_pre_hook(enter))
+        self.hook(anatomy.linear(index, "down").register_forward_hook(leave))
 
     def _factors(self, path: str) -> tuple[Tensor, Tensor]:
         return self._params[f"{path}.krona_A"].detach(), self._params[f"{path}.krona_B"].detach()
 
-    def merge(self) -> nn.Module:
-        if self.recipe.form != "plain":
-            raise TechniqueError(
-                f"krona.form={self.recipe.form} cannot be merged: its product spans a feed-forward that is not linear; "
-                "ship the adaptation, or use form=plain"
-            )
-        for handle in self.handles:
-            handle.remove()
+    def fold(self) -> None:
         for path, module in self.layers.items():
             self.keep(module.weight)  # type: ignore[arg-type]
             add_to_weight(module, self.recipe.scale * torch.kron(*self._factors(path)))
-        return self.base.model
 
     def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         if not self.recipe.export_rank or self.recipe.form != "plain":

@@ -122,21 +122,21 @@ class _Quantised(Updates):
         module.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
         self._undo.append(restore)
 
-    def ground(self) -> dict[str, Tensor]:
+    def replaced_weights(self) -> dict[str, Tensor]:
         """The weights that the four bits stand for, in the modules' own orientation."""
         turned = {path: is_transposed(self.layers[path]) for path in self.packed}
         return {f"{path}.weight": self.matrix(path).T if turned[path] else self.matrix(path) for path in self.packed}
 
-    def touched(self) -> dict[str, Tensor]:
+    def changed_entries(self) -> dict[str, Tensor]:
         return {f"{path}.weight": torch.arange(packed.shape.numel()) for path, packed in self.packed.items()}
 
     def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
         return build(self.quantised.optimizer, groups, betas)
 
-    def fold(self, path: str, delta: Tensor) -> None:
+    def add_delta(self, path: str, delta: Tensor) -> None:
         """Put the dequantised weight with its update in place; embeddings were never quantised."""
         if path not in self.packed:
-            super().fold(path, delta)
+            super().add_delta(path, delta)
             return
         module: Any = self.layers[path]
         whole = self.matrix(path).float() + delta
