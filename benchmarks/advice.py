@@ -24,9 +24,11 @@ import numpy as np
 
 from tunewise.advice.atlas.records import shipped
 from tunewise.advice.atlas.schema import Record
-from tunewise.advice.forecast import Advisor, expected_seconds, situation
-from tunewise.advice.question import Asked
-from tunewise.advice.ranking import ranking
+from tunewise.advice.evidence import Evidence
+from tunewise.advice.forecast import Forecast
+from tunewise.advice.gains import Belief
+from tunewise.advice.question import Question, Situation
+from tunewise.advice.ranking import rank
 from tunewise.advice.stopping import Seen, move
 from tunewise.techniques.registry import all_techniques
 
@@ -37,38 +39,36 @@ ALWAYS = ("lora", "full")
 
 def asked_for(record: Record, records: Mapping[str, Record]) -> dict[str, Any]:
     """What advice would have said of a record that it does not know, and what became of that."""
-    known = {name: found for name, found in all_techniques().items() if name in record.scored}
-    advisor = Advisor.open(known, records=records, without=record.task.name)
+    candidates = {name: technique for name, technique in all_techniques().items() if name in record.scored}
+    evidence = Evidence.collect(candidates, records=records, without=record.task.name)
     features = record.features.features()
-    ranked = ranking(advisor, situation(advisor, features, Asked()))
-    assert ranked.top is not None
-    trained = [name for name in record.scored if name != "base"]
-    regrets = {name: 1 - record.gain(name) for name in trained}
-    inside = [low <= record.gain(name) <= high for name in trained for _, low, high in [ranked.belief.interval(name)]]
+    ranking = rank(evidence, Situation(features, Question()))
+    assert ranking.top is not None
+    advised = ranking.top.technique
+    regrets = {name: 1 - record.gain(name) for name in record.scored if name != "base"}
+    inside = [ranking.forecasts[name].low <= record.gain(name) <= ranking.forecasts[name].high for name in regrets]
     return {
         "record": record.name,
         "task": record.task.name,
         "model": record.model.name,
         "best": record.best[0],
-        "advised": ranked.top,
-        "tied": ranked.top in record.ties(),
-        "regret": regrets[ranked.top],
+        "advised": advised,
+        "tied": advised in record.ties(),
+        "regret": regrets[advised],
         **{f"regret_{name}": regrets.get(name, 1.0) for name in ALWAYS},
         "regret_random": float(np.mean(list(regrets.values()))),
         "inside": float(np.mean(inside)),
-        "replay": replay(record, advisor),
+        "replay": replay(record, evidence.recommender.predict(features), ranking.forecasts),
     }
 
 
-def replay(record: Record, advisor: Advisor) -> dict[str, Any]:
-    """A comparison that follows advice, with the scores and seconds that were recorded."""
-    features = record.features.features()
-    belief = advisor.model.predict(features)
-    costs = {name: expected_seconds(advisor, name, features) for name in advisor.techniques}
+def replay(record: Record, belief: Belief, forecasts: Mapping[str, Forecast]) -> dict[str, Any]:
+    """Replay a comparison that follows advice, with the scores and seconds that were recorded."""
+    costs = {name: forecast.seconds for name, forecast in forecasts.items()}
     rows, order = record.scored, ["base"]
     while True:
         seen = {name: _seen(record, name) for name in order}
-        step = move(belief, costs, seen, [name for name in advisor.techniques if name not in order])
+        step = move(belief, costs, seen, [name for name in forecasts if name not in order])
         if step.next is None:
             break
         order.append(step.next)

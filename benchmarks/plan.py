@@ -205,7 +205,7 @@ def trained_there(cells: list[Cell]) -> list[dict[str, Any]]:
             release_unused_memory()
             tried = probe(base, task(batch, "cuda"), make(name, {}), settings(batch, "cuda"))
             row |= {f"real_{key}": value for key, value in measured.items()}
-            row |= {"probed_peak": tried["peak"], "probed_step": tried["step"]}
+            row |= {"probed_peak": tried.peak, "probed_step": tried.step}
         except Exception as error:  # the others go on; a row without figures is shown as such
             row["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             base.release()
@@ -227,7 +227,7 @@ def all_of_it(shape: str, batch: str, name: str) -> dict[str, float]:
     found = {f"real_{key}": value for key, value in trained(shape, batch, name).items()}
     found |= foreseen(shape, batch, name, "cpu", Rates.measured())
     tried = probe(real(shape, "cpu"), task(batch, "cpu"), make(name, {}), settings(batch, "cpu"))
-    return found | {"probed_peak": tried["peak"], "probed_step": tried["step"]}
+    return found | {"probed_peak": tried.peak, "probed_step": tried.step}
 
 
 def main() -> None:

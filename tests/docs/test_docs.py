@@ -90,7 +90,13 @@ def test_commands_run(path, work, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"), [("README.md", "recommended"), ("docs/world.md", "lives in"), ("docs/forgetting.md", "alpha")]
+    ("path", "said"),
+    [
+        ("README.md", "recommended"),
+        ("docs/world.md", "lives in"),
+        ("docs/forgetting.md", "alpha"),
+        ("docs/advice.md", "is advised"),
+    ],
 )
 def test_python_examples_run(work, monkeypatch, capsys, path, said):
     monkeypatch.chdir(work)

@@ -1,19 +1,33 @@
-"""From a model and a task to advice: the features of the two, what the model turns down, and the question itself."""
+"""From a model and a task to advice: which technique to choose, why, on what evidence, and what would change that.
+
+The route of a candidate: `check_candidates` tries it on the model, `forecasts` predicts what it gains and costs,
+`refusal` says what is certainly against it, `rank` puts it in its place, `why` words the reasons, and an `AdviceRow`
+holds them all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
+from tunewise.advice import wording
+from tunewise.advice.changes import Change, changes
+from tunewise.advice.evidence import Evidence, Sentence
 from tunewise.advice.features import Features, measure, texts_of
+from tunewise.advice.forecast import Forecast
+from tunewise.advice.question import Planner, Question, Situation
+from tunewise.advice.ranking import Ranking, rank
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import RequestError
 from tunewise.core.seeds import generator
 
 if TYPE_CHECKING:
-    from tunewise.advice.question import Asked, Planner
     from tunewise.data.task import Task
     from tunewise.engine.model import Base
+
+SCHEMA = 1
+SCORED = 32  # validation examples that the base's loss is taken on
 
 
 def advise(
@@ -21,40 +35,216 @@ def advise(
     task: Task,
     *,
     recipes: Sequence[Technique] | None = None,
-    asked: Asked | None = None,
+    question: Question | None = None,
     knowledge: str | None = None,
     examples: float = 800.0,
     planner: Planner | None = None,
-) -> dict[str, Any]:
+) -> Advice:
     """Say which technique to choose, why, on what evidence, and what would change the answer; nothing is trained.
 
     Args:
-        base: the bare model, or its outline (`tunewise.advice.plan.outline`).
+        base: the bare model, or its outline (`tunewise.advice.plan.weightless.outline`).
         task: the data.
         recipes: the candidates; default: every technique.
-        asked: what is needed beside a good score.
+        question: what is needed beside a good score.
         knowledge: where documents are; default: the task's own.
         examples: training examples that a technique may see, repeated ones counted again.
         planner: says what fits; without one, nothing can be asked of memory or time.
 
     Raises:
-        SettingError: something is asked for that cannot be foreseen.
+        SettingError: something is asked for that cannot be predicted.
         ArtifactError: a file of the atlas is damaged.
     """
-    from tunewise.advice import reply
-    from tunewise.advice.forecast import Advisor
-    from tunewise.advice.question import Asked
     from tunewise.techniques.registry import all_techniques, make
 
     recipes = [make(name) for name in all_techniques()] if recipes is None else recipes
-    refused, facts = turned_down(base, task, recipes)
+    refused, swappable = check_candidates(base, task, recipes)
     features = features_of(base, task, knowledge=knowledge, examples=examples)
-    advisor = Advisor.open(candidates(recipes), refused=refused, facts=facts, planner=planner)
-    return reply.advise(advisor, features, asked or Asked(), model=base.name, task=task.name)
+    candidates = {recipe.name: recipe for recipe in recipes}
+    evidence = Evidence.collect(candidates, refused=refused, swappable=swappable, planner=planner)
+    return advice_for(evidence, features, question or Question(), model=base.name, task=task.name)
+
+
+def advice_for(
+    evidence: Evidence, features: Features, question: Question, *, model: str = "", task: str = ""
+) -> Advice:
+    """Draw up the advice for a model and a task of which only the features are known.
+
+    Args:
+        evidence: what it is drawn from, the candidates among it.
+        features: of the model and the task.
+        question: what is needed beside a good score.
+        model: what the model is called.
+        task: what the task is called.
+
+    Raises:
+        SettingError: the question has limits that only a planner can check, and there is none.
+    """
+    situation = Situation.planned(features, question, evidence.planner)
+    ranking = rank(evidence, situation)
+    return Advice(
+        model=model,
+        task=task,
+        situation=situation,
+        evidence=evidence,
+        summary=tuple(wording.summary(ranking)),
+        rows=tuple(AdviceRow.of(name, ranking, evidence) for name in (*ranking.order, *ranking.refused)),
+        changes=tuple(
+            ChangedAdvice.of(change, ranking, rank(evidence, change.situation))
+            for change in changes(evidence, situation)
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviceRow:
+    """Says where one candidate stands, and why.
+
+    Attributes:
+        forecast: what is expected of it.
+        verdict: whether it is the advised one, could be chosen, or is out of the question.
+        rank: its place, from 1; None where it is out.
+        chance: how likely it is the best of those that can be chosen.
+        reasons: sentences, the first of which says what is expected, or why it is out.
+    """
+
+    forecast: Forecast
+    verdict: Literal["advised", "possible", "out"]
+    rank: int | None
+    chance: float
+    reasons: tuple[Sentence, ...]
+
+    @classmethod
+    def of(cls, technique: str, ranking: Ranking, evidence: Evidence) -> AdviceRow:
+        """Take a candidate's row from a ranking."""
+        forecast, refused = ranking.forecasts[technique], ranking.refused.get(technique)
+        place = ranking.order.index(technique) + 1 if refused is None else None
+        return cls(
+            forecast=forecast,
+            verdict="out" if place is None else "advised" if place == 1 else "possible",
+            rank=place,
+            chance=ranking.chances.get(technique, 0.0),
+            reasons=tuple(wording.why(forecast, refused, evidence, ranking)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as `tunewise advise --json` prints it."""
+        expected = self.forecast
+        return {
+            "technique": expected.technique,
+            "family": expected.candidate.family,
+            "verdict": self.verdict,
+            "rank": self.rank,
+            "gain": {"mean": expected.gain, "low": expected.low, "high": expected.high},
+            "chance": self.chance,
+            "nll_rise": expected.rise,
+            "month_tokens": expected.month_tokens,
+            "prompt_tokens": expected.prompt_tokens,
+            "artifact_bytes": expected.artifact_bytes,
+            "with": dict(expected.plan.changed) if expected.plan is not None else {},
+            "why": [sentence.to_json() for sentence in self.reasons],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedAdvice:
+    """Says what would be advised in another situation.
+
+    Attributes:
+        change: the situation's name.
+        advised: the technique that would be advised there; None where none could be chosen.
+        gain: its expected gain there.
+        was: the expected gain there of the technique that is advised as things are.
+        same: whether the two are one technique.
+        sentence: the same in words.
+    """
+
+    change: str
+    advised: str | None
+    gain: float | None
+    was: float | None
+    same: bool
+    sentence: Sentence
+
+    @classmethod
+    def of(cls, change: Change, now: Ranking, then: Ranking) -> ChangedAdvice:
+        """Compare the ranking as things are with that of another situation."""
+        advised, present = (ranking.top.technique if ranking.top is not None else None for ranking in (then, now))
+        return cls(
+            change=change.name,
+            advised=advised,
+            gain=then.forecasts[advised].gain if advised is not None else None,
+            was=then.forecasts[present].gain if present is not None else None,
+            same=advised == present,
+            sentence=wording.changed(change, now, then),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as `tunewise advise --json` prints it."""
+        return {
+            "change": self.change,
+            "gain": self.gain,
+            "was": self.was,
+            "advised": self.advised,
+            "same": self.same,
+            "sentence": self.sentence.to_json(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """Says which technique to choose, with every candidate's row and what would change the answer.
+
+    Attributes:
+        model: what the model is called.
+        task: what the task is called.
+        situation: what was asked, with the features and the plan.
+        evidence: what the advice is drawn from.
+        summary: what is advised, how sure that is, and what the task looks like.
+        rows: those that can be chosen in their order, then those that are out.
+        changes: what would be advised in other situations.
+    """
+
+    model: str
+    task: str
+    situation: Situation
+    evidence: Evidence
+    summary: tuple[Sentence, ...]
+    rows: tuple[AdviceRow, ...]
+    changes: tuple[ChangedAdvice, ...]
+
+    @property
+    def advised(self) -> str | None:
+        """Return the technique to choose; None where none can be."""
+        return next((row.forecast.technique for row in self.rows if row.verdict == "advised"), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the advice as `tunewise advise --json` prints it."""
+        features, recommender = self.situation.features, self.evidence.recommender
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "task": self.task,
+            "features": features.to_json(),
+            "request": self.situation.question.to_json(),
+            "atlas": {
+                "records": len(self.evidence.records),
+                "tables": len(self.evidence.tables),
+                "reach": recommender.reach,
+                "share": recommender.share,
+                "width": recommender.width,
+            },
+            "similarity": {f"{each.kind}:{each.ref}": near for each, near in recommender.neighbours(features)},
+            "plan": [row.to_json() for row in self.situation.plan.values()],
+            "advised": self.advised,
+            "summary": [sentence.to_json() for sentence in self.summary],
+            "rows": [row.to_json() for row in self.rows],
+            "changes": [change.to_json() for change in self.changes],
+        }
 
 
 def features_of(base: Base, task: Task, *, knowledge: str | None, examples: float) -> Features:
-    """The features of a task for a model; the base's loss is taken where it has weights.
+    """Measure the features of a task for a model; the base's loss is taken where the model has weights.
 
     Args:
         base: the model, bare.
@@ -73,40 +263,33 @@ def features_of(base: Base, task: Task, *, knowledge: str | None, examples: floa
     )
 
 
-def turned_down(
-    base: Base, task: Task, recipes: Sequence[Technique]
-) -> tuple[dict[str, str], dict[str, dict[str, bool]]]:
-    """Reasons of the recipes that cannot work on this model and task, and facts of those that can, by name."""
-    refused, facts = dict[str, str](), dict[str, dict[str, bool]]()
+def check_candidates(base: Base, task: Task, recipes: Sequence[Technique]) -> tuple[dict[str, str], dict[str, bool]]:
+    """Find the recipes that cannot work on this model and task, by attaching each of them where there are weights.
+
+    Returns:
+        The reasons of those that cannot, and whether adaptations of the others are swappable, both by technique.
+    """
+    refused, swappable = dict[str, str](), dict[str, bool]()
     for recipe in recipes:
         lacking = recipe.lacks(base, task)
         if lacking:
             refused[recipe.name] = lacking
         elif _has_weights(base):
             try:
-                facts[recipe.name] = {"swappable": recipe.attach(base, generator(0, "attach")).swappable}
+                swappable[recipe.name] = recipe.attach(base, generator(0, "attach")).swappable
             except RequestError as error:
                 refused[recipe.name] = str(error)
             finally:
                 base.release()
-    return refused, facts
-
-
-def candidates(recipes: Sequence[Technique]) -> Mapping[str, Technique]:
-    """These recipes by name."""
-    return {recipe.name: recipe for recipe in recipes}
+    return refused, swappable
 
 
 def _has_weights(base: Base) -> bool:
     return base.device.type != "meta"
 
 
-SCORED = 32  # validation examples that the base's loss is taken on
-
-
 def loss_of(base: Base, task: Task) -> float:
-    """Nats per answer token of the unadapted model on a few validation examples."""
-    from tunewise.core.seeds import generator
+    """Return the unadapted model's loss on a few validation examples, in nats per answer token."""
     from tunewise.data.task import sample
     from tunewise.fitting.scoring import loss
     from tunewise.techniques.registry import make

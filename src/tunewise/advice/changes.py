@@ -1,47 +1,47 @@
-"""What might change the advice: other situations, each asked again."""
+"""What might change the advice: other situations, for each of which the answer is drawn up again."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-from tunewise.advice.features import Features
-from tunewise.advice.forecast import Advisor, situation
-from tunewise.advice.question import Asked, Situation
+from tunewise.advice.evidence import Evidence
+from tunewise.advice.question import Situation
 
 
 @dataclass(frozen=True)
 class Change:
-    """Another question to ask: what is different, in words, and the situation; `name` is for machines."""
+    """Names another situation to answer for: `name` is for machines, `words` say in a sentence what is different."""
 
     name: str
     words: str
     situation: Situation
 
 
-def changes(advisor: Advisor, asked: Situation, gathered: Asked) -> list[Change]:
-    """What might change the answer: each is asked again."""
-    features, found = asked.features, list[Change]()
-
-    def other(name: str, words: str, features: Features = features, **wanted: Any) -> None:
-        again = replace(gathered, **wanted)
-        found.append(Change(name, words, situation(advisor, features, again)))
-
-    other(
-        "data x 10", "ten times the data", features.changed(train=features.train * 10, examples=features.examples * 10)
-    )
-    other(
-        "data / 10", "a tenth of the data", features.changed(train=features.train / 10, examples=features.examples / 10)
-    )
+def changes(evidence: Evidence, situation: Situation) -> Iterator[Change]:
+    """Yield the situations that might have another answer: other data, other needs, less memory."""
+    features, question = situation.features, situation.question
+    more = features.changed(train=features.train * 10, examples=features.examples * 10)
+    fewer = features.changed(train=features.train / 10, examples=features.examples / 10)
+    yield Change("data x 10", "ten times the data", replace(situation, features=more))
+    yield Change("data / 10", "a tenth of the data", replace(situation, features=fewer))
     if not features.documents:
-        other("documents", "documents that hold the answers", features.changed(documents=1.0, in_documents=1.0))
-    elif not gathered.documents_change:
-        other("documents change", "documents that change after training", documents_change=True)
-    if not gathered.forget_nothing:
-        other("forget nothing", "a model that must forget nothing", forget_nothing=True)
-    if gathered.tenants == 1:
-        other("tenants", "a thousand tenants with an adaptation each", tenants=1000)
-    other("requests x 100", "a hundred times the requests", requests_per_day=gathered.requests_per_day * 100)
-    if advisor.planner is not None and gathered.memory is not None:
-        other("memory / 2", "half of the memory", memory=gathered.memory / 2)
-    return found
+        library = features.changed(documents=1.0, in_documents=1.0)
+        yield Change("documents", "documents that hold the answers", replace(situation, features=library))
+    elif not question.documents_change:
+        changing = replace(question, documents_change=True)
+        words = "documents that change after training"
+        yield Change("documents change", words, replace(situation, question=changing))
+    if not question.forget_nothing:
+        bound = replace(question, forget_nothing=True)
+        yield Change("forget nothing", "a model that must forget nothing", replace(situation, question=bound))
+    if question.tenants == 1:
+        many = replace(question, tenants=1000)
+        words = "a thousand tenants with an adaptation each"
+        yield Change("tenants", words, replace(situation, question=many))
+    busy = replace(question, requests_per_day=question.requests_per_day * 100)
+    yield Change("requests x 100", "a hundred times the requests", replace(situation, question=busy))
+    if evidence.planner is not None and question.memory is not None:
+        half = replace(question, memory=question.memory / 2)
+        planned = Situation.planned(features, half, evidence.planner)
+        yield Change("memory / 2", "half of the memory", planned)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunewise.advice.advise import candidates, features_of, turned_down
-from tunewise.advice.forecast import Advisor, expected_seconds, situation
+from tunewise.advice.advise import check_candidates, features_of
+from tunewise.advice.evidence import Evidence
+from tunewise.advice.forecast import forecasts
 from tunewise.advice.gains import Belief
-from tunewise.advice.question import Asked
+from tunewise.advice.question import Question, Situation
 from tunewise.advice.rules import refusal
 from tunewise.advice.stopping import Seen, move
 from tunewise.contract.technique import Technique
@@ -72,24 +73,26 @@ class Course:
             examples: training examples that a trial sees.
             needs: what the recommended row must have; what certainly lacks it is not run.
         """
-        known = sorted(recipe.name for recipe in recipes)
-        facts = [base.fingerprint, task.fingerprint, known, knowledge, examples, sorted(needs)]
-        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        names = sorted(recipe.name for recipe in recipes)
+        identity = [base.fingerprint, task.fingerprint, names, knowledge, examples, sorted(needs)]
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         path = folder / _FILE
         if path.is_file():
             kept = artifact_writer.read_json(path)
             if kept.get("schema") == SCHEMA and kept.get("key") == key:
                 return cls._read(kept, path)
-        refused, found = turned_down(base, task, recipes)
-        features = features_of(base, task, knowledge=knowledge, examples=examples)
+        refused, swappable = check_candidates(base, task, recipes)
+        candidates = {recipe.name: recipe for recipe in recipes}
+        evidence = Evidence.collect(candidates, refused=refused, swappable=swappable)
         certain = tuple(need for need in needs if Need.read(need).quantity in _CERTAIN)
-        advisor = Advisor.open(candidates(recipes), refused=refused, facts=found)
-        asked = situation(advisor, features, Asked(needs=certain))
-        out = {name: refusal(advisor, asked, name, 0.0) for name in advisor.techniques}
+        features = features_of(base, task, knowledge=knowledge, examples=examples)
+        situation = Situation(features, Question(needs=certain))
+        expected = forecasts(evidence, situation)
+        reasons = {name: refusal(forecast, situation) for name, forecast in expected.items()}
         course = cls(
-            advisor.model.predict(features),
-            {name: expected_seconds(advisor, name, features) for name in advisor.techniques},
-            {name: sentence.text for name, sentence in out.items() if sentence is not None},
+            evidence.recommender.predict(features),
+            {name: forecast.seconds for name, forecast in expected.items()},
+            {name: reason.text for name, reason in reasons.items() if reason is not None},
         )
         artifact_writer.write_json(path, {"schema": SCHEMA, "key": key, **course._written()})
         return course

@@ -1,164 +1,167 @@
-"""What advice is drawn from: the question, the candidates, the atlas, and what techniques are foreseen to cost."""
+"""What is expected of each candidate before anything runs: gain, forgetting, and what it costs.
+
+`forecasts` makes one `Forecast` for each candidate from the evidence; rules, ranking and wording read nothing else of
+a candidate.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from tunewise.advice.atlas.published import Table
-from tunewise.advice.atlas.published import tables as published
-from tunewise.advice.atlas.records import all_records
 from tunewise.advice.atlas.schema import Record, Row
-from tunewise.advice.evidence import Link
+from tunewise.advice.evidence import Evidence, Fact
 from tunewise.advice.features import Features
-from tunewise.advice.gains import Recommender, evidence
-from tunewise.advice.question import Asked, Candidate, Planner, Situation
-from tunewise.core.errors import SettingError
+from tunewise.advice.plan.plan_row import PlanRow
+from tunewise.advice.question import Candidate, Situation
 
 DAYS = 30  # of requests that count as a technique's cost
-
-
-def reads_documents(recipe: Candidate) -> bool:
-    """Whether a technique searches documents when it is asked, so that they may change."""
-    parts: tuple[Candidate, ...] = getattr(recipe, "parts", ()) or (recipe,)
-    return any(item.name == "knowledge" for part in parts for item in fields(part))
+_PASSES = 3.0  # through the model that a training token costs: one forward, and a backward one that counts twice
+_FAR_WEIGHT = 0.05  # weight that a record has however far it is
 
 
 @dataclass(frozen=True)
-class Advisor:
-    """Everything that advice is drawn from: the candidates, the atlas and what it predicts.
+class RecordedRow:
+    """Holds what one recorded comparison measured of a technique, and how similar its situation is (1: the same)."""
 
-    `refused` are candidates that the model turned down, with its reason; `planner` says what fits.
+    record: Record
+    row: Row
+    similarity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Says what is expected of one candidate in one situation.
+
+    Attributes:
+        technique: its name.
+        candidate: the technique itself.
+        gain: (score - base) / (best - base) that is expected.
+        low: the lower end of the gain's 95 % interval.
+        high: the upper end.
+        rise: of the loss on retention text, in nats per token.
+        prompt_tokens: of a request.
+        artifact_bytes: of the adaptation on disk.
+        month_tokens: through the model, in training and for a month's requests.
+        seconds: of its row in a comparison, as a share of a usual row's.
+        mergeable: whether it can be merged into the model's weights.
+        swappable: whether its adaptations can be swapped on one loaded model.
+        turned_down: why the model or the task cannot have it; None where they can.
+        nearest: the most similar recorded comparison that has it; None where no record has it.
+        plan: its row of the plan; None where there is none.
     """
 
-    techniques: Mapping[str, Candidate]
-    records: Mapping[str, Record]
-    tables: Mapping[str, Table]
-    model: Recommender
-    refused: Mapping[str, str] = field(default_factory=dict)
-    facts: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
-    planner: Planner | None = None
-
-    @classmethod
-    def open(
-        cls,
-        techniques: Mapping[str, Candidate],
-        *,
-        refused: Mapping[str, str] | None = None,
-        facts: Mapping[str, Mapping[str, bool]] | None = None,
-        planner: Planner | None = None,
-        records: Mapping[str, Record] | None = None,
-        without: str | None = None,
-    ) -> Advisor:
-        """With the atlas.
-
-        Args:
-            techniques: the candidates by name.
-            refused: reasons of the model or the task, by technique.
-            facts: {"swappable": ...} of techniques that the atlas may not know.
-            planner: says what fits.
-            records: the atlas's, by name; default: the package's and the user's own.
-            without: a task that nothing is to be known of, for tests of advice.
-
-        Raises:
-            ArtifactError: a file of the atlas is damaged.
-        """
-        records = all_records() if records is None else records
-        records = {name: record for name, record in records.items() if record.task.name != without}
-        tables = {name: table for name, table in published().items() if table.task != without}
-        candidates = {name: found for name, found in techniques.items() if name != "base"}
-        reading = [name for name, found in candidates.items() if reads_documents(found)]
-        model = Recommender.fit(evidence(records.values(), tables.values()), list(candidates), reading)
-        return cls(candidates, records, tables, model, refused or {}, facts or {}, planner)
-
-    def nearest(self, technique: str, features: Features) -> tuple[Record, Row, float] | None:
-        """The nearest record that has a technique, its row, and how similar it is."""
-        for found, similarity in self.model.neighbours(features):
-            if found.kind == "atlas" and technique in self.records[found.ref].scored:
-                record = self.records[found.ref]
-                return record, record.scored[technique], similarity
-        return None
-
-    def fact(self, technique: str, name: str) -> tuple[bool, Link]:
-        """Whether a technique merges or is swappable, and where that stands."""
-        if name == "mergeable":
-            value = self.techniques[technique].mergeable
-            return value, Link("technique", technique, "mergeable", value, "mergeable")
-        for record in self.records.values():
-            row = record.scored.get(technique)
-            if row is not None and row.cost is not None:
-                value = row.cost.swappable
-                return value, Link("atlas", record.name, f"{technique}.cost.swappable", value, "swappable")
-        value = bool(self.facts.get(technique, {}).get(name))
-        return value, Link("technique", technique, "name", technique, technique)
+    technique: str
+    candidate: Candidate
+    gain: float
+    low: float
+    high: float
+    rise: float
+    prompt_tokens: float
+    artifact_bytes: float
+    month_tokens: float
+    seconds: float
+    mergeable: Fact
+    swappable: Fact
+    turned_down: str | None
+    nearest: RecordedRow | None
+    plan: PlanRow | None
 
 
-def situation(advisor: Advisor, features: Features, asked: Asked) -> Situation:
-    """A question with its plan."""
-    rows = advisor.planner(asked.memory) if advisor.planner is not None else []
-    if advisor.planner is None and asked.planned:
-        raise SettingError(f"{', '.join(asked.planned)}: what a technique takes is not known here; give a planner")
-    return Situation(features, asked, {str(row["technique"]): row for row in rows})
+def forecasts(evidence: Evidence, situation: Situation) -> dict[str, Forecast]:
+    """Predict everything that advice needs of each candidate.
+
+    Returns:
+        The forecasts by technique, in the order of the candidates.
+    """
+    features = situation.features
+    belief = evidence.recommender.predict(features)
+    records = evidence.nearest_records(features)
+    full = next(iter(_rows_of("full", records)), None)
+    result = {}
+    for name, candidate in evidence.candidates.items():
+        rows, plan = _rows_of(name, records), situation.plan.get(name)
+        nearest = rows[0] if rows else None
+        gain, low, high = belief.interval(name)
+        prompt_tokens = _prompt_tokens(features, plan, nearest)
+        served = situation.question.requests_per_day * DAYS * prompt_tokens
+        trained = _trained_tokens(features, nearest, full) if candidate.trains else 0.0
+        result[name] = Forecast(
+            technique=name,
+            candidate=candidate,
+            gain=gain,
+            low=low,
+            high=high,
+            rise=_rise(rows),
+            prompt_tokens=prompt_tokens,
+            artifact_bytes=_artifact_bytes(features, plan, nearest),
+            month_tokens=served + trained,
+            seconds=_seconds(rows),
+            mergeable=evidence.is_mergeable(name),
+            swappable=evidence.is_swappable(name),
+            turned_down=evidence.refused.get(name),
+            nearest=nearest,
+            plan=plan,
+        )
+    return result
 
 
-def artifact(advisor: Advisor, asked: Situation, name: str) -> float:
-    """Bytes of the adaptation: the plan's, else those of the nearest record as a share of its model, for this one."""
-    if name in asked.plan and asked.plan[name].get("artifact_bytes") is not None:
-        return float(asked.plan[name]["artifact_bytes"])
-    near = advisor.nearest(name, asked.features)
-    if near is None or near[1].cost is None:
-        return asked.features.parameters
-    return near[1].cost.artifact_bytes * asked.features.parameters / max(near[0].model.parameters, 1)
+def _rows_of(technique: str, records: Sequence[tuple[Record, float]]) -> list[RecordedRow]:
+    """What these records measured of a technique, in their order."""
+    return [
+        RecordedRow(record, record.scored[technique], similarity)
+        for record, similarity in records
+        if technique in record.scored
+    ]
 
 
-def prompt_tokens(advisor: Advisor, asked: Situation, name: str) -> float:
-    """Tokens of a request: the plan's, else what the nearest record's technique puts before its prompts."""
-    request = (asked.plan.get(name) or {}).get("request") or {}
-    if request.get("prompt_tokens") is not None:
-        return float(request["prompt_tokens"])
-    near = advisor.nearest(name, asked.features)
-    if near is None or near[1].cost is None:
-        return asked.features.prompt_tokens
-    bare = near[0].scored["base"].cost
-    assert bare is not None
-    return asked.features.prompt_tokens + max(near[1].cost.prompt_tokens - bare.prompt_tokens, 0.0)
+def _prompt_tokens(features: Features, plan: PlanRow | None, nearest: RecordedRow | None) -> float:
+    """Tokens of a request: the plan's, else those of the task and what the technique adds in the nearest record."""
+    if plan is not None and plan.prompt_tokens is not None:
+        return float(plan.prompt_tokens)
+    if nearest is None or nearest.row.cost is None:
+        return features.prompt_tokens
+    base_cost = nearest.record.scored["base"].cost
+    assert base_cost is not None, f"the record {nearest.record.name} has no costs of base, which its reading refuses"
+    return features.prompt_tokens + max(nearest.row.cost.prompt_tokens - base_cost.prompt_tokens, 0.0)
 
 
-def month(advisor: Advisor, asked: Situation, name: str) -> float:
-    """What a technique costs, in tokens through the model: training, three passes each, and a month's requests."""
-    features = asked.features
-    served = asked.asked.requests_per_day * DAYS * prompt_tokens(advisor, asked, name)
-    if not advisor.techniques[name].trains:
-        return served
-    near, full = advisor.nearest(name, features), advisor.nearest("full", features)
-    passes = 3.0
-    if near is not None and full is not None and near[1].cost is not None and full[1].cost is not None:
-        passes *= near[1].cost.train_seconds / max(full[1].cost.train_seconds, 1e-9)
-    return served + passes * features.examples * (features.prompt_tokens + features.answer_tokens)
+def _artifact_bytes(features: Features, plan: PlanRow | None, nearest: RecordedRow | None) -> float:
+    """Bytes of the adaptation: the plan's, else the nearest record's share of its model, taken of this model."""
+    if plan is not None and plan.artifact_bytes is not None:
+        return float(plan.artifact_bytes)
+    if nearest is None or nearest.row.cost is None:
+        return features.parameters
+    return nearest.row.cost.artifact_bytes * features.parameters / max(nearest.record.model.parameters, 1)
 
 
-def expected_rise(advisor: Advisor, name: str, features: Features) -> float:
-    """Nats a token: records' rises, each as much as it is near, and a little the mean of all of them."""
-    pairs = []
-    for found, similarity in advisor.model.neighbours(features):
-        if found.kind == "atlas" and name in advisor.records[found.ref].scored:
-            forgotten = advisor.records[found.ref].scored[name].forgetting
-            if forgotten is not None:
-                pairs.append((similarity + 0.05, math.log1p(max(forgotten.nll_rise, 0.0))))
-    if not pairs:
-        return 0.0
-    return math.expm1(sum(weight * value for weight, value in pairs) / sum(weight for weight, _ in pairs))
+def _trained_tokens(features: Features, nearest: RecordedRow | None, full: RecordedRow | None) -> float:
+    """Tokens that training puts through the model; `full`'s time in the nearest record is what a plain step takes."""
+    passes = _PASSES
+    if nearest is not None and full is not None and nearest.row.cost is not None and full.row.cost is not None:
+        passes *= nearest.row.cost.train_seconds / max(full.row.cost.train_seconds, 1e-9)
+    return passes * features.examples * (features.prompt_tokens + features.answer_tokens)
 
 
-def expected_seconds(advisor: Advisor, name: str, features: Features) -> float:
-    """Seconds of a technique in a comparison, as a share of its usual row's: records', each as much as it is near."""
-    pairs = []
-    for found, similarity in advisor.model.neighbours(features):
-        if found.kind == "atlas" and name in advisor.records[found.ref].scored:
-            seconds = {n: row.cost.seconds for n, row in advisor.records[found.ref].scored.items() if row.cost}
-            usual = sorted(seconds.values())[len(seconds) // 2]
-            pairs.append((similarity + 0.05, math.log(max(seconds[name], 1e-3) / max(usual, 1e-3))))
-    if not pairs:
-        return 1.0
-    return math.exp(sum(weight * value for weight, value in pairs) / sum(weight for weight, _ in pairs))
+def _rise(rows: Sequence[RecordedRow]) -> float:
+    """The rise of the loss on retention text: the recorded ones', averaged as log(1 + rise); 0 where none is known."""
+    rises = [(each.similarity, each.row.forgetting.nll_rise) for each in rows if each.row.forgetting is not None]
+    return math.expm1(_average([(similarity, math.log1p(max(rise, 0.0))) for similarity, rise in rises]))
+
+
+def _seconds(rows: Sequence[RecordedRow]) -> float:
+    """Seconds over those of the same comparison's middle row: the recorded ratios' geometric mean; 1 without any."""
+    ratios = []
+    for each in rows:
+        seconds = {name: row.cost.seconds for name, row in each.record.scored.items() if row.cost is not None}
+        middle = sorted(seconds.values())[len(seconds) // 2]
+        own = seconds[each.row.technique]
+        ratios.append((each.similarity, math.log(max(own, 1e-3) / max(middle, 1e-3))))
+    return math.exp(_average(ratios))
+
+
+def _average(values: Sequence[tuple[float, float]]) -> float:
+    """The mean of (similarity, value) pairs, each as much as it is similar; 0 without any."""
+    weights = [similarity + _FAR_WEIGHT for similarity, _ in values]
+    return sum(w * value for w, (_, value) in zip(weights, values, strict=True)) / sum(weights) if values else 0.0

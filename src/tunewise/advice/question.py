@@ -1,38 +1,47 @@
-"""What is asked of advice: the needs beside a good score, and the situation that they are asked in."""
+"""What advice is asked: the needs beside a good score, and the situation that they are asked in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 from tunewise.advice.features import Features
+from tunewise.advice.plan.plan_row import PlanRow
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import SettingError
 from tunewise.results.needs import Need
 
-PlanRow = Mapping[str, Any]
-
-
 Candidate = Technique | type[Technique]  # a recipe, or a technique as it is by default
+Planner = Callable[[float | None], Sequence[PlanRow]]  # plans for so many bytes (None: for this machine's memory)
 
-
-Planner = Callable[[float | None], Sequence[PlanRow]]  # what fits into so many bytes (None: into this machine)
-
-
-_FORESEEN = ("memory", "artifact", "train", "prompt", "parameters", "forgot", "mergeable", "swappable", "retain")
-
-
+_PREDICTED = ("memory", "artifact", "train", "prompt", "parameters", "forgot", "mergeable", "swappable", "retain")
 _PLANNED = ("memory", "artifact", "train", "parameters")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What the user needs beside a good score."""
+def reads_documents(candidate: Candidate) -> bool:
+    """Tell whether a technique searches documents when it is asked, so that they may change after training."""
+    parts: tuple[Candidate, ...] = getattr(candidate, "parts", ()) or (candidate,)
+    return any(setting.name == "knowledge" for part in parts for setting in fields(part))
 
-    memory: float | None = None  # bytes
-    time: float | None = None  # seconds of training
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Says what the user needs beside a good score.
+
+    Attributes:
+        memory: bytes of the device that training must fit into.
+        time: seconds that training may take.
+        requests_per_day: requests that will be answered in a day.
+        tenants: adaptations that one loaded model must serve.
+        needs: what the technique must have, as `tunewise compare --need` takes it.
+        forget_nothing: the model's own weights must stay.
+        documents_change: the answers must follow documents that change after training.
+    """
+
+    memory: float | None = None
+    time: float | None = None
     requests_per_day: float = 1000.0
     tenants: int = 1
     needs: tuple[str, ...] = ()
@@ -44,26 +53,26 @@ class Asked:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SettingError(f"{name.replace('_', '-')} is {value:g} but must be more than 0")
-        for need in self.wanted:
-            if need.quantity not in _FORESEEN:
+        for need in self.parsed_needs:
+            if need.quantity not in _PREDICTED:
                 raise SettingError(
                     f"--need {need.text}: {need.quantity} cannot be foreseen; give it to tunewise compare, which "
                     "measures it"
                 )
 
     @cached_property
-    def wanted(self) -> tuple[Need, ...]:
-        """The needs, read."""
+    def parsed_needs(self) -> tuple[Need, ...]:
+        """Return the needs as objects that a row can be held against."""
         return tuple(Need.read(text) for text in self.needs)
 
     @property
-    def planned(self) -> list[str]:
-        """What is asked that only a plan can answer."""
+    def limits_for_a_plan(self) -> list[str]:
+        """Return the limits that only a plan can check."""
         limits = [name for name in ("memory", "time") if getattr(self, name) is not None]
-        return [need.text for need in self.wanted if need.quantity in _PLANNED] + limits
+        return [need.text for need in self.parsed_needs if need.quantity in _PLANNED] + limits
 
     def to_json(self) -> dict[str, Any]:
-        """By name."""
+        """Return the arguments of this class."""
         return {
             "memory": self.memory,
             "time": self.time,
@@ -77,8 +86,21 @@ class Asked:
 
 @dataclass(frozen=True)
 class Situation:
-    """One question: the features, what is asked, and the plan for it."""
+    """Holds everything that one answer is for: the model and the task as features, the question, and the plan."""
 
     features: Features
-    asked: Asked
-    plan: Mapping[str, PlanRow] = field(default_factory=dict)
+    question: Question
+    plan: Mapping[str, PlanRow] = field(default_factory=dict)  # by technique
+
+    @classmethod
+    def planned(cls, features: Features, question: Question, planner: Planner | None) -> Situation:
+        """Make the plan that a question needs and return the situation with it.
+
+        Raises:
+            SettingError: the question has limits that only a plan can check, and there is no planner.
+        """
+        if planner is None and question.limits_for_a_plan:
+            limits = ", ".join(question.limits_for_a_plan)
+            raise SettingError(f"{limits}: what a technique takes is not known here; give a planner")
+        rows = planner(question.memory) if planner is not None else ()
+        return cls(features, question, {row.technique: row for row in rows})

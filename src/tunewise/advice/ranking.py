@@ -1,13 +1,16 @@
-"""The candidates in the order in which they are advised, and why others are out of the question."""
+"""The candidates in the order in which they are advised, and why others are out of the question.
+
+The order is that of the expected gain; what is expected to gain alike is ordered by what it costs. Only what is certain
+leaves a candidate out, see `rules`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tunewise.advice.evidence import Sentence
-from tunewise.advice.forecast import Advisor, artifact, expected_rise, month
-from tunewise.advice.gains import Belief
+from tunewise.advice.evidence import Evidence, Sentence
+from tunewise.advice.forecast import Forecast, forecasts
 from tunewise.advice.question import Situation
 from tunewise.advice.rules import refusal
 
@@ -16,41 +19,46 @@ ALIKE = 0.02  # expected gains that differ by less are ordered by cost
 
 @dataclass(frozen=True)
 class Ranking:
-    """The answer: the belief over all candidates, those that can be chosen in order, and why others cannot."""
+    """Holds the answer to one situation.
+
+    Attributes:
+        situation: what was asked.
+        forecasts: of all candidates, by technique.
+        order: the techniques that can be chosen, the advised one first.
+        refused: the others, each with the reason against it.
+        chances: how likely each technique of the order is the best of them.
+    """
 
     situation: Situation
-    belief: Belief
+    forecasts: Mapping[str, Forecast]
     order: tuple[str, ...]
     refused: Mapping[str, Sentence]
-    tokens: Mapping[str, float]  # what a month costs, in tokens through the model
-    rises: Mapping[str, float]  # nats a token that retention text's loss is expected to rise by
+    chances: Mapping[str, float]
 
     @property
-    def top(self) -> str | None:
-        """The advised technique."""
-        return self.order[0] if self.order else None
+    def top(self) -> Forecast | None:
+        """Return the forecast of the advised technique; None where no technique can be chosen."""
+        return self.forecasts[self.order[0]] if self.order else None
 
 
-def ranking(advisor: Advisor, asked: Situation) -> Ranking:
-    """The candidates in order."""
-    belief = advisor.model.predict(asked.features)
-    rises = {name: expected_rise(advisor, name, asked.features) for name in advisor.techniques}
-    refused = {}
-    for name in advisor.techniques:
-        sentence = refusal(advisor, asked, name, rises[name])
-        if sentence is not None:
-            refused[name] = sentence
-    tokens = {name: month(advisor, asked, name) for name in advisor.techniques}
-    left = sorted((name for name in advisor.techniques if name not in refused), key=lambda n: -belief.interval(n)[0])
+def rank(evidence: Evidence, situation: Situation) -> Ranking:
+    """Order the candidates for a situation."""
+    expected = forecasts(evidence, situation)
+    reasons = {name: refusal(forecast, situation) for name, forecast in expected.items()}
+    refused = {name: reason for name, reason in reasons.items() if reason is not None}
+    left = sorted((expected[name] for name in expected if name not in refused), key=lambda each: -each.gain)
     order: list[str] = []
     while left:
-        best = belief.interval(left[0])[0]
-        alike = [name for name in left if best - belief.interval(name)[0] < ALIKE]
-        order += sorted(alike, key=lambda name: _price(advisor, asked, name, tokens[name]))
+        alike = [forecast for forecast in left if left[0].gain - forecast.gain < ALIKE]
+        alike.sort(key=lambda forecast: _price(forecast, situation.question.tenants))
+        order += [forecast.technique for forecast in alike]
         left = left[len(alike) :]
-    return Ranking(asked, belief, tuple(order), refused, tokens, rises)
+    belief = evidence.recommender.predict(situation.features)
+    return Ranking(situation, expected, tuple(order), refused, belief.only(order).chances() if order else {})
 
 
-def _price(advisor: Advisor, asked: Situation, name: str, tokens: float) -> tuple[float, float]:
-    disk = artifact(advisor, asked, name)
-    return (disk, tokens) if asked.asked.tenants > 1 else (tokens, disk)
+def _price(forecast: Forecast, tenants: int) -> tuple[float, float]:
+    """What orders candidates that gain alike: with several tenants the size on disk first, else the tokens."""
+    if tenants > 1:
+        return forecast.artifact_bytes, forecast.month_tokens
+    return forecast.month_tokens, forecast.artifact_bytes

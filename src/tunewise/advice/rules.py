@@ -6,119 +6,114 @@ from dataclasses import replace
 from typing import Any
 
 from tunewise.advice.evidence import Link, Sentence, say
-from tunewise.advice.forecast import Advisor, artifact, prompt_tokens, reads_documents
-from tunewise.advice.question import Situation
+from tunewise.advice.forecast import Forecast
+from tunewise.advice.question import Question, Situation, reads_documents
 from tunewise.core.units import size
 
-_PROBE = "retain"
 
-
-def refusal(advisor: Advisor, asked: Situation, name: str, rise: float) -> Sentence | None:
-    """The first reason against a technique, or None; `rise` is what it is expected to forget, in nats a token."""
+def refusal(forecast: Forecast, situation: Situation) -> Sentence | None:
+    """Return the first reason against a technique, or None where it can be chosen."""
+    question = situation.question
     return (
-        _does_not_fit(asked, name)
-        or _turned_down(advisor, name)
-        or _forbidden(advisor, asked, name)
-        or _unmet(advisor, asked, name, rise)
+        _does_not_fit(forecast, question)
+        or _turned_down(forecast)
+        or _forbidden(forecast, situation)
+        or _unmet_need(forecast, question)
     )
 
 
-def _does_not_fit(asked: Situation, name: str) -> Sentence | None:
-    row = asked.plan.get(name)
-    if row is None:
+def _does_not_fit(forecast: Forecast, question: Question) -> Sentence | None:
+    """Check the plan's verdict, then its figures against the memory and the time that there are."""
+    name, plan = forecast.technique, forecast.plan
+    if plan is None:
         return None
-    verdict = Link("plan", name, "verdict", row["verdict"], str(row["verdict"]))
-    if row["verdict"] in ("does not fit", "not possible"):
-        return say("The plan says that it {}: " + _braced(str(row["reason"])) + ".", verdict, _reason(row, name))
-    peak = (row.get("memory") or {}).get("peak")
-    if asked.asked.memory is not None and peak is not None and peak > asked.asked.memory:
+    verdict = Link("plan", name, "verdict", plan.verdict, plan.verdict)
+    if plan.verdict in ("does not fit", "not possible"):
+        text = str(plan.reason).rstrip(".")
+        return say("The plan says that it {}: {}.", verdict, Link("plan", name, "reason", plan.reason, text))
+    peak, seconds = plan.peak, plan.train_seconds
+    if question.memory is not None and peak is not None and peak > question.memory:
         needed = Link("plan", name, "memory.peak", peak, size(peak))
-        limit = Link("request", "memory", "", asked.asked.memory, size(asked.asked.memory))
+        limit = Link("request", "memory", "", question.memory, size(question.memory))
         return say("It needs {}, and there are {}.", needed, limit)
-    seconds = (row.get("time") or {}).get("seconds")
-    if asked.asked.time is not None and seconds is not None and seconds > asked.asked.time:
+    if question.time is not None and seconds is not None and seconds > question.time:
         needed = Link("plan", name, "time.seconds", seconds, f"{seconds:,.0f}")
-        limit = Link("request", "time", "", asked.asked.time, f"{asked.asked.time:,.0f}")
+        limit = Link("request", "time", "", question.time, f"{question.time:,.0f}")
         return say("Its training would take {} s, and there are {} s.", needed, limit)
     return None
 
 
-def _braced(text: str) -> str:
-    return text.rstrip(".").replace("{", "{{").replace("}", "}}")
-
-
-def _reason(row: Any, name: str) -> Link:
-    return Link("plan", name, "reason", row["reason"], str(row["reason"]).rstrip("."))
-
-
-def _turned_down(advisor: Advisor, name: str) -> Sentence | None:
-    if name not in advisor.refused:
+def _turned_down(forecast: Forecast) -> Sentence | None:
+    if forecast.turned_down is None:
         return None
-    needs = advisor.techniques[name].needs
-    fact = Link("technique", name, "needs" if needs else "summary", needs or advisor.techniques[name].summary, "")
-    return Sentence(f"Not possible here: {advisor.refused[name].rstrip('.')}.", (fact,))
+    name, candidate = forecast.technique, forecast.candidate
+    fact = Link("technique", name, "needs" if candidate.needs else "summary", candidate.needs or candidate.summary, "")
+    return Sentence(f"Not possible here: {forecast.turned_down.rstrip('.')}.", (fact,))
 
 
-def _forbidden(advisor: Advisor, asked: Situation, name: str) -> Sentence | None:
-    wanted = asked.asked
-    if wanted.documents_change:
-        if not reads_documents(advisor.techniques[name]):
-            fact = Link("request", "documents_change", "", True, "")
-            trains = Link("technique", name, "trains", advisor.techniques[name].trains, "")
-            return say("The documents change, and what it knows of them stands still once it is made.", fact, trains)
-        if not asked.features.documents:
-            return say("It would read documents, and none are given.", Link("task", "documents", "", 0.0, ""))
-    swappable, source = advisor.fact(name, "swappable")
-    source = replace(source, shown="")
-    if wanted.forget_nothing and not swappable:
+def _forbidden(forecast: Forecast, situation: Situation) -> Sentence | None:
+    """Check what was asked about documents, forgetting and tenants."""
+    question, name = situation.question, forecast.technique
+    if question.documents_change and not reads_documents(forecast.candidate):
+        fact = Link("request", "documents_change", "", True, "")
+        trains = Link("technique", name, "trains", forecast.candidate.trains, "")
+        return say("The documents change, and what it knows of them stands still once it is made.", fact, trains)
+    if question.documents_change and not situation.features.documents:
+        return say("It would read documents, and none are given.", Link("task", "documents", "", 0.0, ""))
+    if forecast.swappable.holds:
+        return None
+    source = replace(forecast.swappable.source, shown="")
+    if question.forget_nothing:
         return say(
             "It changes the model's own weights, and the model must forget nothing.",
             source,
             Link("request", "forget_nothing", "", True, ""),
         )
-    if wanted.tenants > 1 and not swappable:
-        asked_for = Link("request", "tenants", "", wanted.tenants, f"{wanted.tenants:,}")
+    if question.tenants > 1:
         return say(
             "{} tenants need adaptations that are swapped on one loaded model, and it changes the model's own weights.",
-            asked_for,
+            Link("request", "tenants", "", question.tenants, f"{question.tenants:,}"),
             source,
         )
     return None
 
 
-def _unmet(advisor: Advisor, asked: Situation, name: str, rise: float) -> Sentence | None:
-    row = expected(advisor, asked, name, rise)
-    for place, need in enumerate(asked.asked.wanted):
-        if not need.holds(row):
-            links = [Link("request", "needs", "", list(asked.asked.needs), asked.asked.needs[place])]
-            if need.quantity in ("mergeable", "swappable"):
-                return say("It is not {}, which is needed.", advisor.fact(name, need.quantity)[1], *links)
-            if name in asked.plan:
-                links.append(Link("plan", name, "verdict", asked.plan[name]["verdict"], ""))
-            if need.quantity in ("forgot", _PROBE):
-                links.append(Link("forecast", name, "nll_rise", rise, f"{rise:.2f}"))
-                return Sentence(
-                    f"It does not meet {need.text}: the loss on retention text is expected to rise by "
-                    f"{rise:.2f} nats a token.",
-                    tuple(links),
-                )
-            return say("It does not meet {}.", *links)
+def _unmet_need(forecast: Forecast, question: Question) -> Sentence | None:
+    name, row = forecast.technique, _as_row(forecast)
+    for need, text in zip(question.parsed_needs, question.needs, strict=True):
+        if need.holds(row):
+            continue
+        request = Link("request", "needs", "", list(question.needs), text)
+        if need.quantity in ("mergeable", "swappable"):
+            fact = forecast.mergeable if need.quantity == "mergeable" else forecast.swappable
+            return say(f"It is not {need.quantity}, which is needed.", fact.source, request)
+        links = [request]
+        if forecast.plan is not None:
+            links.append(Link("plan", name, "verdict", forecast.plan.verdict, ""))
+        if need.quantity in ("forgot", "retain"):
+            links.append(Link("forecast", name, "nll_rise", forecast.rise, f"{forecast.rise:.2f}"))
+            return Sentence(
+                f"It does not meet {need.text}: the loss on retention text is expected to rise by "
+                f"{forecast.rise:.2f} nats a token.",
+                tuple(links),
+            )
+        return say("It does not meet {}.", *links)
     return None
 
 
-def expected(advisor: Advisor, asked: Situation, name: str, rise: float) -> dict[str, Any]:
-    """A row as a comparison would have it, as far as it is foreseen."""
-    row = asked.plan.get(name) or {}
+def _as_row(forecast: Forecast) -> dict[str, Any]:
+    """The forecast as the row that a comparison would have, for needs to be held against; None is what is not known."""
+    plan = forecast.plan
     return {
-        "technique": name,
+        "technique": forecast.technique,
         "cost": {
-            "peak_memory_bytes": (row.get("memory") or {}).get("peak"),
-            "artifact_bytes": artifact(advisor, asked, name),
-            "train_seconds": (row.get("time") or {}).get("seconds"),
-            "prompt_tokens": prompt_tokens(advisor, asked, name),
-            "optimised_parameters": (row.get("parameters") or {}).get("optimised"),
-            "merges": advisor.techniques[name].mergeable,
-            "swappable": advisor.fact(name, "swappable")[0],
+            "peak_memory_bytes": plan.peak if plan is not None else None,
+            "artifact_bytes": forecast.artifact_bytes,
+            "train_seconds": plan.train_seconds if plan is not None else None,
+            "prompt_tokens": forecast.prompt_tokens,
+            "optimised_parameters": plan.optimised_parameters if plan is not None else None,
+            "merges": forecast.mergeable.holds,
+            "swappable": forecast.swappable.holds,
         },
-        "forgetting": {"nll_rise": rise},
+        "forgetting": {"nll_rise": forecast.rise},
     }

@@ -1,6 +1,6 @@
 """Which technique to run next when a comparison may stop early, and when the leader cannot be caught any more.
 
-Before anything is run there is a belief over the gains g_t of all techniques (see `recommend`). A score is
+Before anything is run there is a belief over the gains g_t of all techniques (see `gains`). A score is
 base + s g_t, where s, how much the best technique gains, is not known: it is integrated over a grid, from what the
 leader has gained already to what is left to gain. Given s, observed scores are observed gains with the noise of their
 intervals, and what they say of the others follows from the belief's covariance: techniques that surprise alike are

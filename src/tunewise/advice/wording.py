@@ -1,14 +1,12 @@
-"""Advice in sentences; each figure in them is linked to its source, see `cited`."""
+"""Advice in sentences; each figure in them is linked to its source, see `evidence`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tunewise.advice.atlas.published import Table
-from tunewise.advice.evidence import ALL, Link, Sentence, say
-from tunewise.advice.features import distance
-from tunewise.advice.forecast import Advisor, artifact, prompt_tokens
+from tunewise.advice.changes import Change
+from tunewise.advice.evidence import ALL, Evidence, Link, Sentence, say
+from tunewise.advice.features import Features, distance
+from tunewise.advice.forecast import Forecast
 from tunewise.advice.ranking import ALIKE, Ranking
 from tunewise.core.units import size
 
@@ -17,76 +15,77 @@ _FAR = 0.2  # similarity below which a record is not spoken of
 _CLOSE = 0.5  # similarity below which the nearest record is said to be far
 
 
-def summary(advisor: Advisor, ranked: Ranking, chances: Mapping[str, float]) -> list[Sentence]:
-    """What is advised and how sure that is, and what the task looks like."""
-    return [*_head(advisor, ranked, chances), *_task(ranked)]
+def summary(ranking: Ranking) -> list[Sentence]:
+    """Say what is advised and how sure that is, and what the task looks like."""
+    return [*_advised(ranking), *_task(ranking.situation.features)]
 
 
-def _head(advisor: Advisor, ranked: Ranking, chances: Mapping[str, float]) -> list[Sentence]:
-    top = ranked.top
+def _advised(ranking: Ranking) -> list[Sentence]:
+    top = ranking.top
     if top is None:
-        asked = Link("request", "needs", "", list(ranked.situation.asked.needs), "")
-        return [say("No technique meets what was asked; each row says why.", asked)]
-    said = [
+        needs = Link("request", "needs", "", list(ranking.situation.question.needs), "")
+        return [say("No technique meets what was asked; each row says why.", needs)]
+    name = top.technique
+    sentences = [
         say(
             "{} is advised: it is expected to reach {} of the best technique's gain ({} to {}).",
-            Link("forecast", top, "technique", top, top),
-            *_interval(ranked, top),
+            Link("forecast", name, "technique", name, name),
+            *_gain_links(top),
         )
     ]
-    if len(ranked.order) > 1:
-        said.append(
+    if len(ranking.order) > 1:
+        chance = ranking.chances[name]
+        sentences.append(
             say(
                 "It is the best of these with a chance of {}; the surest way to know is tunewise compare --advised.",
-                Link("forecast", top, "chance", chances[top], f"{chances[top]:.0%}"),
+                Link("forecast", name, "chance", chance, f"{chance:.0%}"),
             )
         )
-    if (lost := trade_off(ranked)) is not None:
-        said.append(lost)
-    near = advisor.nearest(top, ranked.situation.features)
-    if near is not None and near[2] < _CLOSE:
-        said.append(
+    if (price := trade_off(ranking)) is not None:
+        sentences.append(price)
+    if top.nearest is not None and top.nearest.similarity < _CLOSE:
+        record = top.nearest.record.name
+        similarity = top.nearest.similarity
+        sentences.append(
             say(
                 "Nothing recorded is like this: the nearest comparison with it, {}, has a similarity of {}.",
-                Link("atlas", near[0].name, f"{top}.technique", top, near[0].name),
-                Link("atlas", near[0].name, "similarity", near[2], f"{near[2]:.2f}"),
+                Link("atlas", record, f"{name}.technique", name, record),
+                Link("atlas", record, "similarity", similarity, f"{similarity:.2f}"),
             )
         )
-    return said
+    return sentences
 
 
-def trade_off(ranked: Ranking) -> Sentence | None:
-    """What is given up by what was asked: the technique of the highest expected gain among those that it forbids."""
-    top = ranked.top
-    if top is None or not ranked.refused:
+def trade_off(ranking: Ranking) -> Sentence | None:
+    """Say which technique of a higher expected gain the user's own wishes leave out; None where they cost nothing."""
+    top = ranking.top
+    # A refusal that cites no wish of the user's comes from the plan or the model, and is no price to be paid.
+    unwanted = [
+        ranking.forecasts[name]
+        for name, reason in ranking.refused.items()
+        if any(link.kind == "request" for link in reason.links)
+    ]
+    if top is None or not unwanted:
         return None
-    names = [name for name in ranked.refused if name not in _impossible(ranked)]
-    if not names:
-        return None
-    lost = max(names, key=lambda name: ranked.belief.interval(name)[0])
-    more, less = ranked.belief.interval(lost)[0], ranked.belief.interval(top)[0]
-    if more - less < ALIKE:
+    lost = max(unwanted, key=lambda forecast: forecast.gain)
+    if lost.gain - top.gain < ALIKE:
         return None
     return say(
         "What was asked has its price: {} is out, and would be expected to reach {} against {}.",
-        Link("forecast", lost, "technique", lost, lost),
-        Link("forecast", lost, "gain.mean", more, f"{more:.2f}"),
-        Link("forecast", top, "gain.mean", less, f"{less:.2f}"),
+        Link("forecast", lost.technique, "technique", lost.technique, lost.technique),
+        Link("forecast", lost.technique, "gain.mean", lost.gain, f"{lost.gain:.2f}"),
+        Link("forecast", top.technique, "gain.mean", top.gain, f"{top.gain:.2f}"),
     )
 
 
-def _impossible(ranked: Ranking) -> set[str]:
-    """Those that the plan or the model turned down: no wish of the user's."""
-    return {
-        name for name, sentence in ranked.refused.items() if not any(link.kind == "request" for link in sentence.links)
-    }
+def _task(features: Features) -> list[Sentence]:
+    """Describe the task by those of its features that stand out."""
 
+    def fact(name: str, shown: str) -> Link:
+        return Link("task", name, "", getattr(features, name), shown)
 
-def _task(ranked: Ranking) -> list[Sentence]:
-    features = ranked.situation.features
-    fact = lambda name, shown: Link("task", name, "", getattr(features, name), shown)  # noqa: E731
     kind = "answers are written" if features.generation else f"one of {features.labels:.0f} labels is chosen"
-    said = [
+    sentences = [
         say(
             "The task: {} training examples, " + kind + ", prompts of {} tokens and answers of {}.",
             fact("train", f"{features.train:,.0f}"),
@@ -98,160 +97,163 @@ def _task(ranked: Ranking) -> list[Sentence]:
     ]
     if features.base_loss is not None:
         loss = fact("base_loss", f"{features.base_loss:.2f}")
-        said.append(say("The unadapted model's loss there is {} nats an answer token.", loss))
+        sentences.append(say("The unadapted model's loss there is {} nats an answer token.", loss))
     if features.labels and features.balance < 0.8:
-        said.append(
-            say("The labels are uneven: their balance is {} (1 is even).", fact("balance", f"{features.balance:.2f}"))
-        )
+        balance = fact("balance", f"{features.balance:.2f}")
+        sentences.append(say("The labels are uneven: their balance is {} (1 is even).", balance))
     if features.documents:
-        shown = fact("in_documents", f"{features.in_documents:.0%}")
-        said.append(say("Documents are given; {} of the held-out answers stand in them word for word.", shown))
+        share = fact("in_documents", f"{features.in_documents:.0%}")
+        sentences.append(say("Documents are given; {} of the held-out answers stand in them word for word.", share))
     if features.unseen >= 0.1 and not features.documents:
         unseen = fact("unseen", f"{features.unseen:.0%}")
-        said.append(say("{} of the held-out answers are none that training shows.", unseen))
+        sentences.append(say("{} of the held-out answers are none that training shows.", unseen))
     if features.copied >= 0.1:
-        said.append(
-            say("{} of the held-out answers stand in their own prompts.", fact("copied", f"{features.copied:.0%}"))
-        )
-    return said
+        copied = fact("copied", f"{features.copied:.0%}")
+        sentences.append(say("{} of the held-out answers stand in their own prompts.", copied))
+    return sentences
 
 
-def why(advisor: Advisor, ranked: Ranking, name: str) -> list[Sentence]:
-    """Why a technique stands where it stands."""
-    if name in ranked.refused:
-        return [ranked.refused[name]]
-    said = [say("Expected to reach {} of the best technique's gain ({} to {}).", *_interval(ranked, name))]
-    said += [*_recorded(advisor, ranked, name), *_published(advisor, ranked, name), *_planned(ranked, name)]
-    return said + _cost(advisor, ranked, name)
+def why(forecast: Forecast, refused: Sentence | None, evidence: Evidence, ranking: Ranking) -> list[Sentence]:
+    """Say why a technique stands where it stands: the reason against it, or what its forecast is drawn from."""
+    if refused is not None:
+        return [refused]
+    situation = ranking.situation
+    return [
+        say("Expected to reach {} of the best technique's gain ({} to {}).", *_gain_links(forecast)),
+        *_recorded(forecast, evidence),
+        *_published(forecast, evidence, situation.features),
+        *_planned(forecast),
+        _cost(forecast, situation.question.tenants),
+    ]
 
 
-def _interval(ranked: Ranking, name: str) -> list[Link]:
-    mean, low, high = ranked.belief.interval(name)
-    parts = {"mean": mean, "low": low, "high": high}
-    return [Link("forecast", name, f"gain.{part}", value, f"{value:.2f}") for part, value in parts.items()]
+def _gain_links(forecast: Forecast) -> list[Link]:
+    """The expected gain and its interval, each a figure of the advice's own row."""
+    figures = {"mean": forecast.gain, "low": forecast.low, "high": forecast.high}
+    name = forecast.technique
+    return [Link("forecast", name, f"gain.{part}", value, f"{value:.2f}") for part, value in figures.items()]
 
 
-def _mean(row: Any) -> float:
-    return float(row.score.mean)
-
-
-def _recorded(advisor: Advisor, ranked: Ranking, name: str) -> list[Sentence]:
-    near = advisor.nearest(name, ranked.situation.features)
-    if near is None:
+def _recorded(forecast: Forecast, evidence: Evidence) -> list[Sentence]:
+    """What the nearest record measured of it, or the mean over all records where none is near."""
+    name, nearest = forecast.technique, forecast.nearest
+    if nearest is None:
         return [say("No recorded comparison has it.", Link("technique", name, "name", name, ""))]
-    record, row, similarity = near
+    record, row, similarity = nearest.record, nearest.row, nearest.similarity
     if similarity < _FAR:
-        gains = [each.gain(name) for each in advisor.records.values() if name in each.scored]
+        gains = [each.gain(name) for each in evidence.records.values() if name in each.scored]
         mean = sum(gains) / len(gains)
         shown = Link("atlas", ALL, f"{name}.gain", mean, f"{mean:.2f}")
         return [say(f"No recorded comparison is near; over all {len(gains)} its mean is {{}}.", shown)]
-    gain = record.gain(name)
-    said = [
+    assert row.score is not None, f"{record.name} scores {name}"
+    score, gain = float(row.score.mean), record.gain(name)
+    sentences = [
         say(
             f"On {record.task.name} with {record.model.name.rpartition('/')[2]} (" + "{}, similarity {}) it scored {}, "
             "{} of the best gain there.",
             Link("atlas", record.name, f"{name}.technique", name, record.name),
             Link("atlas", record.name, "similarity", similarity, f"{similarity:.2f}"),
-            Link("atlas", record.name, f"{name}.score.mean", _mean(row), f"{_mean(row):.3f}"),
+            Link("atlas", record.name, f"{name}.score.mean", score, f"{score:.3f}"),
             Link("atlas", record.name, f"{name}.gain", gain, f"{gain:.2f}"),
         )
     ]
     if row.forgetting is not None:
         rise = row.forgetting.nll_rise
         shown = Link("atlas", record.name, f"{name}.forgetting.nll_rise", rise, f"{rise:+.2f}")
-        said.append(say("There it changed the loss on text that the model knew by {} nats a token.", shown))
-    return said
+        sentences.append(say("There it changed the loss on text that the model knew by {} nats a token.", shown))
+    return sentences
 
 
-def _published(advisor: Advisor, ranked: Ranking, name: str) -> list[Sentence]:
-    """The nearest published table that has the technique, where no record is nearer, with what it is beside there."""
-    features, near = ranked.situation.features, advisor.nearest(name, ranked.situation.features)
-    found = [table for table in advisor.tables.values() if name in table.scored]
-    away = {table.id: distance(table.features.features(), features) for table in found}
-    limit = min(_APART, distance(near[0].features.features(), features) if near is not None else _APART)
-    found = sorted((table for table in found if away[table.id] < limit), key=lambda table: away[table.id])
-    beside = next((table for table in found if len(table.rows) > 1), None)
-    said = [_beside(beside, name)] if beside is not None else []
-    for table in found:
-        held = table.scored[name].memory_gb
-        if held is not None:
-            shown = Link("paper", table.id, f"{name}.memory_gb", held, f"{held:.3g}")
+def _published(forecast: Forecast, evidence: Evidence, features: Features) -> list[Sentence]:
+    """What published tables say of it that are nearer than any record: beside another technique, and of memory."""
+    name, nearest = forecast.technique, forecast.nearest
+    limit = _APART
+    if nearest is not None:
+        limit = min(_APART, distance(nearest.record.features.features(), features))
+    tables = [table for table in evidence.tables.values() if name in table.scored]
+    distances = {table.id: distance(table.features.features(), features) for table in tables}
+    near = sorted((table for table in tables if distances[table.id] < limit), key=lambda table: distances[table.id])
+    compared = next((table for table in near if len(table.rows) > 1), None)
+    sentences = [_beside_another(compared, name)] if compared is not None else []
+    for table in near:
+        memory = table.scored[name].memory_gb
+        if memory is not None:
+            shown = Link("paper", table.id, f"{name}.memory_gb", memory, f"{memory:.3g}")
             where = _escaped(f"{table.setting}; {table.authors} {table.year}")
-            return [*said, say(f"Published: it took {{}} GB ({where}).", shown)]
-    return said
+            return [*sentences, say(f"Published: it took {{}} GB ({where}).", shown)]
+    return sentences
 
 
-def _beside(table: Table, name: str) -> Sentence:
-    own = table.scored[name].score
-    other = max((each for each in table.scored if each != name), key=lambda each: table.scored[each].score)
-    theirs = table.scored[other].score
+def _beside_another(table: Table, name: str) -> Sentence:
+    """A technique's published score beside that of the best other one of the table."""
+    score = table.scored[name].score
+    other = max((technique for technique in table.scored if technique != name), key=lambda t: table.scored[t].score)
+    other_score = table.scored[other].score
     return say(
         f"Published, not measured here: {{}} {table.metric} against {{}} for {other} ({_escaped(table.setting)}; "
         f"{_escaped(table.cited)}).",
-        Link("paper", table.id, f"{name}.score", own, f"{own:.3f}"),
-        Link("paper", table.id, f"{other}.score", theirs, f"{theirs:.3f}"),
+        Link("paper", table.id, f"{name}.score", score, f"{score:.3f}"),
+        Link("paper", table.id, f"{other}.score", other_score, f"{other_score:.3f}"),
     )
 
 
 def _escaped(text: str) -> str:
+    """Text that `say` leaves as it is."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def _planned(ranked: Ranking, name: str) -> list[Sentence]:
-    row = ranked.situation.plan.get(name)
-    if row is None:
+def _planned(forecast: Forecast) -> list[Sentence]:
+    """What the plan says of memory and time."""
+    name, plan = forecast.technique, forecast.plan
+    if plan is None:
         return []
-    said = []
-    peak, seconds = (row.get("memory") or {}).get("peak"), (row.get("time") or {}).get("seconds")
-    if peak is not None:
-        shown = Link("plan", name, "memory.peak", peak, size(peak))
-        verdict = Link("plan", name, "verdict", row["verdict"], str(row["verdict"]))
-        parts = ", ".join(f"{key} {value}" for key, value in (row.get("with") or {}).items())
-        chosen = f" ({_escaped(parts)})" if parts and row["verdict"] == "fits with" else ""
-        said.append(say("By the plan it {}" + chosen + " and takes {} of memory.", verdict, shown))
-    if seconds is not None:
-        said.append(
-            say("Its training takes {} s by the plan.", Link("plan", name, "time.seconds", seconds, f"{seconds:,.0f}"))
-        )
-    return said
+    sentences = []
+    if plan.peak is not None:
+        verdict = Link("plan", name, "verdict", plan.verdict, plan.verdict)
+        settings = ", ".join(f"{setting} {value}" for setting, value in plan.changed.items())
+        changed = f" ({_escaped(settings)})" if settings and plan.verdict == "fits with" else ""
+        memory = Link("plan", name, "memory.peak", plan.peak, size(plan.peak))
+        sentences.append(say("By the plan it {}" + changed + " and takes {} of memory.", verdict, memory))
+    if plan.train_seconds is not None:
+        seconds = Link("plan", name, "time.seconds", plan.train_seconds, f"{plan.train_seconds:,.0f}")
+        sentences.append(say("Its training takes {} s by the plan.", seconds))
+    return sentences
 
 
-def _cost(advisor: Advisor, ranked: Ranking, name: str) -> list[Sentence]:
-    tokens, disk = prompt_tokens(advisor, ranked.situation, name), artifact(advisor, ranked.situation, name)
+def _cost(forecast: Forecast, tenants: int) -> Sentence:
+    """What requests and storage take."""
+    name, tokens, disk = forecast.technique, forecast.prompt_tokens, forecast.artifact_bytes
     request = Link("forecast", name, "prompt_tokens", tokens, f"{tokens:.0f}")
-    bytes_ = Link("forecast", name, "artifact_bytes", disk, size(disk))
-    tenants = ranked.situation.asked.tenants
+    artifact = Link("forecast", name, "artifact_bytes", disk, size(disk))
     if tenants > 1:
-        asked = Link("request", "tenants", "", tenants, f"{tenants:,}")
-        return [
-            say("A request is {} tokens long; an adaptation takes about {}, times {} tenants.", request, bytes_, asked)
-        ]
-    return [say("A request is {} tokens long; the adaptation takes about {}.", request, bytes_)]
+        count = Link("request", "tenants", "", tenants, f"{tenants:,}")
+        text = "A request is {} tokens long; an adaptation takes about {}, times {} tenants."
+        return say(text, request, artifact, count)
+    return say("A request is {} tokens long; the adaptation takes about {}.", request, artifact)
 
 
-def changed(advisor: Advisor, name: str, words: str, now: Ranking, other: Ranking) -> Sentence:
-    """What would be advised in another situation, which `words` describe and `name` names."""
-    top, mine = other.top, now.top
-    source = _source(advisor, other, top or mine)
+def changed(change: Change, now: Ranking, then: Ranking) -> Sentence:
+    """Say what would be advised in another situation: `now` is the answer as things are, `then` the one there."""
+    top, present = then.top, now.top
     if top is None:
-        return Sentence(f"With {words}, no technique meets what was asked.", (source,))
-    mean = other.belief.interval(top)[0]
-    links = [Link("change", name, "gain", mean, f"{mean:.2f}")]
-    still = "still be" if top == mine else "be"
-    said = f"With {words} it would {still} {top}, expected to reach {{}}"
-    if mine is not None and mine in other.refused:
-        said += f"; {mine} is out"
-    elif mine is not None and mine != top:
-        less = other.belief.interval(mine)[0]
-        links.append(Link("change", name, "was", less, f"{less:.2f}"))
-        said += f" ({mine}: {{}})"
-    return say(said + ".", *links, source)
+        source = _source(then, present)
+        return Sentence(f"With {change.words}, no technique meets what was asked.", (source,))
+    same = present is not None and top.technique == present.technique
+    links = [Link("change", change.name, "gain", top.gain, f"{top.gain:.2f}")]
+    text = f"With {change.words} it would {'still be' if same else 'be'} {top.technique}, expected to reach {{}}"
+    if present is not None and present.technique in then.refused:
+        text += f"; {present.technique} is out"
+    elif present is not None and not same:
+        was = then.forecasts[present.technique].gain
+        links.append(Link("change", change.name, "was", was, f"{was:.2f}"))
+        text += f" ({present.technique}: {{}})"
+    return say(text + ".", *links, _source(then, top))
 
 
-def _source(advisor: Advisor, ranked: Ranking, name: str | None) -> Link:
-    """The nearest record behind a forecast; a technique's own class where no record has it."""
-    near = advisor.nearest(name, ranked.situation.features) if name is not None else None
-    if name is None or near is None:
-        shown = name or next(iter(advisor.techniques))
-        return Link("technique", shown, "name", shown, "")
-    return Link("atlas", near[0].name, f"{name}.technique", name, "")
+def _source(ranking: Ranking, about: Forecast | None) -> Link:
+    """The nearest record behind a technique's forecast there; a class of technique where no record has it."""
+    forecast = ranking.forecasts[about.technique] if about is not None else next(iter(ranking.forecasts.values()))
+    name = forecast.technique
+    if about is None or forecast.nearest is None:
+        return Link("technique", name, "name", name, "")
+    return Link("atlas", forecast.nearest.record.name, f"{name}.technique", name, "")

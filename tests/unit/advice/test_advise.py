@@ -7,13 +7,16 @@ from dataclasses import replace
 import pytest
 
 from evidence import follow
+from tunewise.advice.advise import advice_for
 from tunewise.advice.atlas.published import tables
 from tunewise.advice.atlas.records import shipped
+from tunewise.advice.evidence import Evidence
 from tunewise.advice.features import Features
-from tunewise.advice.forecast import Advisor, situation
-from tunewise.advice.question import Asked
-from tunewise.advice.ranking import ALIKE, ranking
-from tunewise.advice.reply import advise
+from tunewise.advice.forecast import forecasts
+from tunewise.advice.plan.plan_row import PlanRow
+from tunewise.advice.question import Question, Situation
+from tunewise.advice.ranking import ALIKE, rank
+from tunewise.advice.rules import refusal
 from tunewise.core.errors import ArtifactError, SettingError
 from tunewise.techniques.registry import all_techniques
 
@@ -53,17 +56,21 @@ def plan(memory):
                 "micro_batch": 1,
             }
         )
-    return rows
+    return [PlanRow.from_json(row) for row in rows]
 
 
 @pytest.fixture(scope="module")
-def advisor():
-    return Advisor.open(all_techniques(), records=shipped())
+def evidence():
+    return Evidence.collect(all_techniques(), records=shipped())
 
 
 @pytest.fixture
-def planned(advisor):
-    return replace(advisor, planner=plan)
+def planned(evidence):
+    return replace(evidence, planner=plan)
+
+
+def advise(evidence, features, question):
+    return advice_for(evidence, features, question).to_json()
 
 
 def row(advice, name):
@@ -84,7 +91,7 @@ def text(advice):
 
 def test_seven_billion_parameters_on_8_gb_are_for_qlora(planned):
     """QLoRA's point: 4-bit weights fit where 16-bit ones do not, at the score of 16-bit LoRA (Dettmers et al. 2023)."""
-    advice = advise(planned, SEVEN, Asked(memory=8 * GB))
+    advice = advise(planned, SEVEN, Question(memory=8 * GB))
     assert advice["advised"] == "qlora"
     assert {each["technique"] for each in advice["rows"] if each["verdict"] != "out"} == {"qlora"}
     why = " ".join(sentence["text"] for sentence in row(advice, "qlora")["why"])
@@ -94,39 +101,39 @@ def test_seven_billion_parameters_on_8_gb_are_for_qlora(planned):
     assert half["advised"] is None
 
 
-def test_large_data_far_from_pretraining_is_for_full(advisor):
+def test_large_data_far_from_pretraining_is_for_full(evidence):
     """Continued pretraining on 20 billion tokens: .263 against .224, .293 against .203 (Biderman et al. 2024)."""
-    advice = advise(advisor, FAR, Asked())
+    advice = advise(evidence, FAR, Question())
     assert advice["advised"] == "full"
     assert "Biderman" in " ".join(sentence["text"] for sentence in row(advice, "lora")["why"])
     gap = row(advice, "full")["gain"]["mean"] - row(advice, "lora")["gain"]["mean"]
-    few = advise(advisor, SEVEN.changed(train=100_000.0, examples=400_000.0), Asked())
+    few = advise(evidence, SEVEN.changed(train=100_000.0, examples=400_000.0), Question())
     assert gap > row(few, "full")["gain"]["mean"] - row(few, "lora")["gain"]["mean"]  # .497 against .498 there
 
 
 @pytest.mark.parametrize("features", [SEVEN, FAR, shipped()["world.reviews"].features.features()])
-def test_documents_that_change_are_for_rag(advisor, features):
-    advice = advise(advisor, features.changed(documents=1.0, in_documents=0.9), Asked(documents_change=True))
+def test_documents_that_change_are_for_rag(evidence, features):
+    advice = advise(evidence, features.changed(documents=1.0, in_documents=0.9), Question(documents_change=True))
     assert advice["advised"] == "rag"
     assert "documents change" in row(advice, "full")["why"][0]["text"]
-    without = advise(advisor, features, Asked(documents_change=True))
+    without = advise(evidence, features, Question(documents_change=True))
     assert without["advised"] is None and "none are given" in row(without, "rag")["why"][0]["text"]
 
 
-def test_documents_that_hold_the_answers_are_for_rag(advisor):
+def test_documents_that_hold_the_answers_are_for_rag(evidence):
     features = shipped()["world.town"].features.features().changed(train=300.0, base_loss=4.5)
-    advice = advise(advisor, features, Asked())
+    advice = advise(evidence, features, Question())
     assert advice["advised"] == "rag"
-    without = advise(advisor, features.changed(documents=0.0, in_documents=0.0), Asked())
+    without = advise(evidence, features.changed(documents=0.0, in_documents=0.0), Question())
     assert without["advised"] != "rag"
     assert next(change for change in without["changes"] if change["change"] == "documents")["advised"] == "rag"
 
 
 @pytest.mark.parametrize("features", [SEVEN, FAR, shipped()["stories-3m.trec6"].features.features()])
-def test_thousands_of_tenants_are_for_small_swappable_adaptations(advisor, features):
-    advice = advise(advisor, features, Asked(tenants=5000))
+def test_thousands_of_tenants_are_for_small_swappable_adaptations(evidence, features):
+    advice = advise(evidence, features, Question(tenants=5000))
     kept = [each for each in advice["rows"] if each["verdict"] != "out"]
-    assert all(advisor.fact(each["technique"], "swappable")[0] for each in kept)
+    assert all(evidence.is_swappable(each["technique"]).holds for each in kept)
     assert not {"full", "last_layers"} & {each["technique"] for each in kept}
     assert {"lora", "adalora", "prompt_tuning"} <= {each["technique"] for each in kept}
     top = row(advice, advice["advised"])
@@ -135,19 +142,18 @@ def test_thousands_of_tenants_are_for_small_swappable_adaptations(advisor, featu
     assert top["artifact_bytes"] == min(each["artifact_bytes"] for each in alike)
 
 
-def test_forgetting_nothing_has_its_price_and_says_so(advisor):
-    free, bound = advise(advisor, FAR, Asked()), advise(advisor, FAR, Asked(forget_nothing=True))
+def test_forgetting_nothing_has_its_price_and_says_so(evidence):
+    free, bound = advise(evidence, FAR, Question()), advise(evidence, FAR, Question(forget_nothing=True))
     assert free["advised"] == "full" and bound["advised"] != "full"
     assert row(bound, "full")["verdict"] == "out"
     assert "What was asked has its price: full is out" in text(bound)
     assert "price" not in text(free)
 
 
-def test_a_longer_prompt_costs_more_with_more_requests(advisor):
+def test_a_longer_prompt_costs_more_with_more_requests(evidence):
     def place(requests):
-        asked = situation(advisor, SEVEN, Asked(requests_per_day=requests))
-        found = ranking(advisor, asked)
-        return found.tokens["icl"] / found.tokens["lora"]
+        expected = forecasts(evidence, Situation(SEVEN, Question(requests_per_day=requests)))
+        return expected["icl"].month_tokens / expected["lora"].month_tokens
 
     assert place(1) < 1 < place(1e6)
 
@@ -155,37 +161,37 @@ def test_a_longer_prompt_costs_more_with_more_requests(advisor):
 # Needs and plans.
 
 
-def test_needs_leave_out_what_lacks_them(advisor):
-    advice = advise(advisor, SEVEN, Asked(needs=("mergeable",)))
+def test_needs_leave_out_what_lacks_them(evidence):
+    advice = advise(evidence, SEVEN, Question(needs=("mergeable",)))
     out = {each["technique"] for each in advice["rows"] if each["verdict"] == "out"}
     assert out == {name for name, found in all_techniques().items() if not found.mergeable}
-    swappable = advise(advisor, SEVEN, Asked(needs=("swappable",)))
+    swappable = advise(evidence, SEVEN, Question(needs=("swappable",)))
     assert row(swappable, "full")["verdict"] == "out" and row(swappable, "lora")["verdict"] != "out"
-    nothing = advise(advisor, SEVEN, Asked(needs=("mergeable", "prompt<1")))
+    nothing = advise(evidence, SEVEN, Question(needs=("mergeable", "prompt<1")))
     assert nothing["advised"] is None and "No technique meets" in text(nothing)
 
 
-def test_what_only_a_plan_or_a_comparison_knows_is_refused(advisor):
+def test_what_only_a_plan_or_a_comparison_knows_is_refused(evidence):
     with pytest.raises(SettingError, match=r"memory: .*give a planner"):
-        advise(advisor, SEVEN, Asked(memory=GB))
+        advise(evidence, SEVEN, Question(memory=GB))
     with pytest.raises(SettingError, match=r"memory<8GB: .*give a planner"):
-        advise(advisor, SEVEN, Asked(needs=("memory<8GB",)))
+        advise(evidence, SEVEN, Question(needs=("memory<8GB",)))
     with pytest.raises(SettingError, match="latency cannot be foreseen"):
-        Asked(needs=("latency<5ms",))
+        Question(needs=("latency<5ms",))
     with pytest.raises(SettingError, match="tenants is 0"):
-        Asked(tenants=0)
+        Question(tenants=0)
 
 
 def test_the_plan_decides_what_fits(planned):
-    advice = advise(planned, SEVEN, Asked(memory=24 * GB, time=5000.0))
+    advice = advise(planned, SEVEN, Question(memory=24 * GB, time=5000.0))
     assert row(advice, "full")["verdict"] == "out" and row(advice, "lora")["verdict"] != "out"
     assert row(advice, "lora")["with"]["per_device_train_batch_size"] == 1
-    assert advise(planned, SEVEN, Asked(time=100.0))["advised"] is None
-    assert row(advise(planned, SEVEN, Asked(needs=("artifact<1GB",))), "full")["verdict"] == "out"
+    assert advise(planned, SEVEN, Question(time=100.0))["advised"] is None
+    assert row(advise(planned, SEVEN, Question(needs=("artifact<1GB",))), "full")["verdict"] == "out"
 
 
-def test_what_the_model_turns_down_is_out_with_its_reason(advisor):
-    advice = advise(replace(advisor, refused={"lora": "lora finds no linear here."}), SEVEN, Asked())
+def test_what_the_model_turns_down_is_out_with_its_reason(evidence):
+    advice = advise(replace(evidence, refused={"lora": "lora finds no linear here."}), SEVEN, Question())
     assert row(advice, "lora")["why"][0]["text"] == "Not possible here: lora finds no linear here."
 
 
@@ -193,23 +199,23 @@ def test_what_the_model_turns_down_is_out_with_its_reason(advisor):
 
 
 @pytest.mark.parametrize(
-    ("features", "asked"),
+    ("features", "question"),
     [
-        (SEVEN, Asked()),
-        (SEVEN, Asked(memory=24 * GB, time=5000.0, needs=("mergeable", "artifact<1GB"))),
-        (SEVEN, Asked(memory=8 * GB)),
-        (FAR, Asked(forget_nothing=True, tenants=1000)),
-        (SEVEN.changed(documents=1.0, in_documents=0.4, copied=0.3), Asked(documents_change=True)),
-        (SEVEN, Asked(documents_change=True)),
-        (shipped()["stories-3m.emotion"].features.features(), Asked(needs=("retain", "forgot<1"))),
-        (shipped()["world.reviews"].features.features().changed(balance=0.5), Asked()),
+        (SEVEN, Question()),
+        (SEVEN, Question(memory=24 * GB, time=5000.0, needs=("mergeable", "artifact<1GB"))),
+        (SEVEN, Question(memory=8 * GB)),
+        (FAR, Question(forget_nothing=True, tenants=1000)),
+        (SEVEN.changed(documents=1.0, in_documents=0.4, copied=0.3), Question(documents_change=True)),
+        (SEVEN, Question(documents_change=True)),
+        (shipped()["stories-3m.emotion"].features.features(), Question(needs=("retain", "forgot<1"))),
+        (shipped()["world.reviews"].features.features().changed(balance=0.5), Question()),
     ],
 )
-def test_every_sentence_is_linked_and_every_link_leads_to_its_figure(planned, features, asked):
-    advice = advise(planned, features, asked)
-    found = sentences(advice)
-    assert len(found) > 20
-    for sentence in found:
+def test_every_sentence_is_linked_and_every_link_leads_to_its_figure(planned, features, question):
+    advice = advise(planned, features, question)
+    cited = sentences(advice)
+    assert len(cited) > 20
+    for sentence in cited:
         assert sentence["evidence"], sentence["text"]
         for link in sentence["evidence"]:
             value = follow(link, advice, planned.records, planned.tables)
@@ -226,9 +232,40 @@ def figure(shown):
     return float(number.replace(",", "")) * worth
 
 
-def test_figures_of_the_recommender_are_in_the_rows(advisor):
-    advice = advise(advisor, SEVEN, Asked())
-    belief = advisor.model.predict(SEVEN)
+def test_a_forecast_is_what_its_row_prints(evidence):
+    question = Question(tenants=3)
+    expected = forecasts(evidence, Situation(SEVEN, question))
+    for each in advise(evidence, SEVEN, question)["rows"]:
+        forecast = expected[each["technique"]]
+        assert each["gain"] == {"mean": forecast.gain, "low": forecast.low, "high": forecast.high}
+        assert each["nll_rise"] == forecast.rise and each["month_tokens"] == forecast.month_tokens
+        assert each["prompt_tokens"] == forecast.prompt_tokens and each["artifact_bytes"] == forecast.artifact_bytes
+        assert (each["verdict"] == "out") == (refusal(forecast, Situation(SEVEN, question)) is not None)
+
+
+def test_what_a_plan_says_of_a_candidate_is_in_its_forecast(planned):
+    situation = Situation.planned(SEVEN, Question(memory=24 * GB), planned.planner)
+    expected = forecasts(planned, situation)
+    assert expected["icl"].plan is situation.plan["icl"] and expected["icl"].prompt_tokens == 1500.0
+    assert expected["full"].artifact_bytes == 27 * GB
+    assert not rank(planned, situation).refused.keys() & {"lora", "qlora"}
+
+
+def test_what_no_record_has_is_expected_from_the_task_and_the_model_alone():
+    """A sentence about it cites its class, and shows no figure that it does not have."""
+    alone = Evidence.collect({"lora": all_techniques()["lora"]}, records={}, swappable={"lora": False})
+    situation = Situation(SEVEN, Question(needs=("swappable",)))
+    forecast = forecasts(alone, situation)["lora"]
+    assert forecast.nearest is None and forecast.rise == 0.0 and forecast.seconds == 1.0
+    assert (forecast.prompt_tokens, forecast.artifact_bytes) == (SEVEN.prompt_tokens, SEVEN.parameters)
+    sentence = refusal(forecast, situation)
+    assert sentence.text == "It is not swappable, which is needed."
+    assert all(link.shown in sentence.text for link in sentence.links)
+
+
+def test_figures_of_the_recommender_are_in_the_rows(evidence):
+    advice = advise(evidence, SEVEN, Question())
+    belief = evidence.recommender.predict(SEVEN)
     for each in advice["rows"]:
         assert each["gain"]["mean"] == belief.interval(each["technique"])[0]
     assert math.isclose(sum(each["chance"] for each in advice["rows"]), 1.0)
@@ -236,26 +273,26 @@ def test_figures_of_the_recommender_are_in_the_rows(advisor):
     assert ranks == list(range(1, len(ranks) + 1))
 
 
-def test_a_link_that_leads_nowhere_is_an_error(advisor):
-    advice = advise(advisor, SEVEN, Asked())
+def test_a_link_that_leads_nowhere_is_an_error(evidence):
+    advice = advise(evidence, SEVEN, Question())
     with pytest.raises(ArtifactError, match="leads nowhere"):
-        follow({"kind": "atlas", "ref": "none", "path": "lora.gain"}, advice, advisor.records, advisor.tables)
+        follow({"kind": "atlas", "ref": "none", "path": "lora.gain"}, advice, evidence.records, evidence.tables)
 
 
-def test_changes_are_asked_again(advisor):
+def test_changes_are_asked_again(evidence):
     """Each change equals the advice for the changed situation."""
-    advice = {change["change"]: change for change in advise(advisor, FAR, Asked())["changes"]}
+    advice = {change["change"]: change for change in advise(evidence, FAR, Question())["changes"]}
     more = FAR.changed(train=FAR.train * 10, examples=FAR.examples * 10)
-    assert advice["data x 10"]["advised"] == advise(advisor, more, Asked())["advised"]
-    assert advice["forget nothing"]["advised"] == advise(advisor, FAR, Asked(forget_nothing=True))["advised"]
-    assert advice["tenants"]["advised"] == advise(advisor, FAR, Asked(tenants=1000))["advised"]
+    assert advice["data x 10"]["advised"] == advise(evidence, more, Question())["advised"]
+    assert advice["forget nothing"]["advised"] == advise(evidence, FAR, Question(forget_nothing=True))["advised"]
+    assert advice["tenants"]["advised"] == advise(evidence, FAR, Question(tenants=1000))["advised"]
     assert not advice["forget nothing"]["same"]
-    with_documents = advise(advisor, FAR.changed(documents=1.0, in_documents=1.0), Asked())
+    with_documents = advise(evidence, FAR.changed(documents=1.0, in_documents=1.0), Question())
     assert advice["documents"]["advised"] == with_documents["advised"]
     assert "documents change" in [change["change"] for change in with_documents["changes"]]
 
 
-def test_a_task_that_is_left_out_is_not_known(advisor):
-    held = Advisor.open(all_techniques(), records=shipped(), without="gsm8k")
+def test_a_task_that_is_left_out_is_not_known(evidence):
+    held = Evidence.collect(all_techniques(), records=shipped(), without="gsm8k")
     assert {"peft-metamath", "biderman-maths-instructions"} == tables().keys() - held.tables.keys()
-    assert held.model.predict(SEVEN).mean != pytest.approx(advisor.model.predict(SEVEN).mean)
+    assert held.recommender.predict(SEVEN).mean != pytest.approx(evidence.recommender.predict(SEVEN).mean)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tunewise.advice.advise import features_of, loss_of, turned_down
+from tunewise.advice.advise import check_candidates, features_of, loss_of
 from tunewise.advice.features import measure, texts_of
 from tunewise.advice.plan.weightless import consulted, outline
 from tunewise.data.task import Example, Message, Task
@@ -101,8 +101,8 @@ def test_documents_of_the_world_are_read():
 def test_what_a_model_or_task_turns_down_is_told():
     recipes = [make("lora"), make("mpt"), make("bitfit", {"bitfit": {"source": "existing"}}), make("icl+lora")]
     base = tiny_base()
-    refused, facts = turned_down(base, tiny_task(), recipes)
+    refused, swappable = check_candidates(base, tiny_task(), recipes)
     assert set(refused) == {"mpt", "bitfit"} and "source tasks" in refused["mpt"] and "bias" in refused["bitfit"]
-    assert facts["lora"] == {"swappable": True} and not base.attached
+    assert swappable["lora"] is True and not base.attached
     text = replace(tiny_task(), train=tuple(Example((), e.answer, ()) for e in tiny_task().train))
-    assert "plain text" in turned_down(base, text, [make("icl"), make("icl+lora")])[0]["icl+lora"]
+    assert "plain text" in check_candidates(base, text, [make("icl"), make("icl+lora")])[0]["icl+lora"]

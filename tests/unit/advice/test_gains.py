@@ -1,12 +1,14 @@
 """The recommender on evidence made by hand: what is near counts, what is far does not, and how sure it is."""
 
+import doctest
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from tunewise.advice import gains
 from tunewise.advice.features import MODEL, SCALES, Features, differences, distance
-from tunewise.advice.gains import READING, Evidence, Recommender
+from tunewise.advice.gains import READING, ObservedGains, Recommender
 
 SMALL = Features(train=1000.0, generation=0.0, prompt_tokens=30.0, answer_tokens=3.0, parameters=1e6, examples=1000.0)
 LARGE = SMALL.changed(train=1e6, examples=1e6, generation=1.0, answer_tokens=300.0)
@@ -14,7 +16,7 @@ NAMES = ("full", "lora", "icl")
 
 
 def told(task, features, gains, kind="atlas", error=0.03):
-    return Evidence(kind, f"{task}-{kind}", task, features, gains, dict.fromkeys(gains, error))
+    return ObservedGains(kind, f"{task}-{kind}", task, features, gains, dict.fromkeys(gains, error))
 
 
 def world():
@@ -42,7 +44,7 @@ def test_what_is_near_decides():
     assert NAMES[int(near_small.mean.argmax())] == "icl"
     assert NAMES[int(near_large.mean.argmax())] == "full"
     far = model.predict(SMALL.changed(parameters=1e60))
-    assert far.mean == pytest.approx(model.means, abs=1e-3)
+    assert far.mean == pytest.approx(model.technique_means, abs=1e-3)
     assert all(far.covariance.diagonal() > near_small.covariance.diagonal())
 
 
@@ -63,7 +65,7 @@ def test_a_task_counts_once_however_many_records_it_has():
     many = [told("copied", SMALL.changed(parameters=10.0**i), {"full": 0.0}) for i in range(6, 12)]
     once = Recommender((told("copied", SMALL, {"full": 0.0}), told("other", SMALL, {"full": 1.0})), ("full",))
     often = Recommender((*many, told("other", SMALL, {"full": 1.0})), ("full",))
-    assert often.means == pytest.approx(once.means)
+    assert often.technique_means == pytest.approx(once.technique_means)
 
 
 def test_published_tables_count_by_how_their_rows_differ():
@@ -100,11 +102,11 @@ def test_what_holds_for_a_model_holds_for_its_other_tasks():
         found += [told(f"task{place}", features.changed(parameters=1e6), tiny)]
         found += [told(f"task{place}", features.changed(parameters=8e6), large)]
     fitted = Recommender.fit(found, NAMES)
-    assert fitted.kin > 0
+    assert fitted.model_share > 0
     asked = SMALL.changed(answer_tokens=4000.0, generation=1.0, train=10.0)
     for parameters, best in ((1e6, "icl"), (8e6, "full")):
         assert NAMES[int(fitted.predict(asked.changed(parameters=parameters)).mean.argmax())] == best
-    assert fitted.near(asked, asked) == pytest.approx(1)
+    assert fitted.similarity(asked, asked) == pytest.approx(1)
 
 
 def test_without_evidence_all_are_alike():
@@ -123,3 +125,21 @@ def test_what_searches_documents_is_another_technique_where_there_are_some():
     after = Recommender((plain, found), ("full", "rag"), ("rag",))
     assert after.predict(library).mean.argmax() == 1
     assert after.predict(SMALL).mean.argmax() == 0
+
+
+def test_the_example_of_the_module_is_what_the_code_does():
+    results = doctest.testmod(gains)
+    assert results.attempted >= 10 and results.failed == 0
+
+
+def test_the_example_by_hand():
+    """One record: the mean, what of the correction holds at a similarity, and what certainty that gives."""
+    recommender = Recommender((told("notes", SMALL, {"full": 0.2, "lora": 0.8}, error=0.1),), ("full", "lora"))
+    weight = 0.05 / (0.05 + 0.1**2)
+    mean = (weight * 0.8 + 0.5) / (weight + 1)
+    correlation = 0.5 / (1 + 1 / (2 * 1.4**2)) + 0.5 * np.exp(-1 / (2 * 0.5**2))
+    share = 0.1 * correlation / (0.1 + 0.1**2)
+    belief = recommender.predict(SMALL.changed(parameters=1e7))
+    assert belief.mean[1] == pytest.approx(mean + share * (0.8 - mean))
+    assert belief.covariance[1, 1] == pytest.approx(0.1 - share * 0.1 * correlation)
+    assert belief.covariance[0, 1] == pytest.approx(0)

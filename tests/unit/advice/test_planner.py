@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tunewise.adaptation.artifact import rows_text
 from tunewise.advice.plan.ledger import fake_tensors
 from tunewise.advice.plan.machine_rates import Rates
+from tunewise.advice.plan.plan_row import Memory, Parameters
 from tunewise.advice.plan.planner import Need, Planner, measure
 from tunewise.advice.plan.probe import probe
 from tunewise.advice.plan.weightless import sketch
@@ -72,7 +73,7 @@ def test_rows_that_are_stored_are_foreseen_to_the_byte(drawn):
 def test_gradients_are_those_of_the_phase_that_has_most(drawn):
     found = measure(drawn, tiny_task(), make("lt_sft", {}), SETTINGS)
     dense = sum(p.nbytes for p in weights_of(tiny_base(), make("lt_sft", {}), ()).values())
-    assert found.memory["gradients"] == dense > 4 * found.optimised
+    assert found.memory.gradients == dense > 4 * found.optimised
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -111,11 +112,10 @@ def test_a_ledger_counts_what_lives_and_what_is_multiplied():
 def test_full_needs_its_weights_four_times_and_lora_does_not(drawn):
     task, weights = tiny_task(), sum(p.nbytes for p in tiny_base().model.parameters())
     full, lora = (measure(drawn, task, make(name, {}), SETTINGS).memory for name in ("full", "lora"))
-    assert full["weights"] == pytest.approx(weights, rel=0.02) and full["gradients"] == weights
-    assert full["optimizer"] == pytest.approx(2 * weights, rel=0.02) and full["technique"] == pytest.approx(
-        weights, rel=0.02
-    )
-    assert lora["gradients"] < weights and lora["peak"] < full["peak"]
+    assert full.weights == pytest.approx(weights, rel=0.02) and full.gradients == weights
+    assert full.optimizer == pytest.approx(2 * weights, rel=0.02)
+    assert full.technique == pytest.approx(weights, rel=0.02)
+    assert lora.gradients < weights and lora.peak < full.peak
 
 
 def test_more_rows_and_longer_ones_need_more_and_recomputation_less(drawn):
@@ -134,10 +134,10 @@ def test_what_does_not_fit_is_tried_with_smaller_passes_and_then_refused(drawn):
     need = measure(drawn, tiny_task(), make("full", {}), settings).peak
     planner = Planner(drawn, tiny_task(), [make("full", {})], settings)
     rows = [planner.rows(limit)[0] for limit in (need, need - 1, 1e6)]
-    assert [row["verdict"] for row in rows] == ["fits", "fits with", "does not fit"]
-    changed = rows[1]["with"]
+    assert [row.verdict for row in rows] == ["fits", "fits with", "does not fit"]
+    changed = rows[1].changed
     assert changed["per_device_train_batch_size"] * changed["gradient_accumulation_steps"] == 12
-    assert rows[0]["micro_batch"] == 12 and "GB" in rows[2]["reason"]
+    assert rows[0].micro_batch == 12 and "GB" in rows[2].reason
 
 
 @pytest.mark.parametrize("size", range(1, 65))
@@ -149,28 +149,30 @@ def test_a_plan_promises_only_what_a_trial_tries(drawn, monkeypatch, size):
         return given.per_device_train_batch_size + (0.5 if not given.gradient_checkpointing else 0)
 
     def need(planner, technique, given):
-        memory = {"peak": peak(given), "activations": peak(given)}
+        memory = Memory(
+            weights=0, gradients=0, optimizer=0, runtime=0, technique=0, peak=peak(given), activations=peak(given)
+        )
         return Need(0, 0, 0, memory, None, None, 0.0, None, float("inf"))
 
     monkeypatch.setattr(Planner, "_need", need)
     planner = Planner(drawn, tiny_task(), [make("lora", {})], settings)
     for rung in ever_lighter(settings):
         row = planner.rows(peak(rung))[0]
-        assert row["verdict"] == ("fits" if rung == settings else "fits with")
-        assert replace(settings, **row["with"]) == rung
+        assert row.verdict == ("fits" if rung == settings else "fits with")
+        assert replace(settings, **row.changed) == rung
 
 
 def test_what_cannot_be_done_says_why(drawn):
     rows = Planner(drawn, tiny_task(), [make("mpt", {}), make("base")], SETTINGS).rows(1e9)
-    assert rows[0]["verdict"] == "not possible" and "source tasks" in rows[0]["reason"]
-    assert rows[1]["verdict"] == "fits" and rows[1]["parameters"] == {"optimised": 0, "stored": 0}
+    assert rows[0].verdict == "not possible" and "source tasks" in rows[0].reason
+    assert rows[1].verdict == "fits" and rows[1].parameters == Parameters(optimised=0, stored=0)
 
 
 def test_a_probe_runs_the_real_thing_and_gives_the_base_back():
     base = tiny_base()
     before = base.fingerprint
     found = probe(base, tiny_task(), make("full", {}), SETTINGS)
-    assert found["peak"] > 0 and found["step"] > 0 and found["rows"] == 4
+    assert found.peak > 0 and found.step > 0 and found.rows == 4
     assert not base.attached and base.fingerprint == before
 
 
@@ -201,7 +203,7 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
 
 def test_rag_and_icl_say_how_long_requests_can_get(drawn):
     rows = Planner(drawn, tiny_task(), [make("base"), make("icl"), make("rag")], SETTINGS).rows(1e9)
-    base, icl, rag = (row["request"]["prompt_tokens"] for row in rows)
+    base, icl, rag = (row.request.prompt_tokens for row in rows)
     assert icl > 2 * base and rag > base
 
 
@@ -209,11 +211,11 @@ def test_a_request_takes_as_long_as_its_words(drawn):
     rates = Rates(1e10, 1e10, 1e-5)
     choice, talk = tiny_task(), replace(tiny_task(), kind="generation", metric="rouge_l", labels=())
     names = [make("base"), make("icl")]
-    base, icl = (row["request"]["seconds"] for row in Planner(drawn, choice, names, SETTINGS, rates=rates).rows(1e9))
-    spoken, _ = (row["request"]["seconds"] for row in Planner(drawn, talk, names, SETTINGS, rates=rates).rows(1e9))
+    base, icl = (row.request.seconds for row in Planner(drawn, choice, names, SETTINGS, rates=rates).rows(1e9))
+    spoken, _ = (row.request.seconds for row in Planner(drawn, talk, names, SETTINGS, rates=rates).rows(1e9))
     assert 0 < base < icl
     assert spoken > 2 * base  # one pass for each token that is written
-    assert Planner(drawn, choice, names, SETTINGS).rows(1e9)[0]["request"]["seconds"] is None
+    assert Planner(drawn, choice, names, SETTINGS).rows(1e9)[0].request.seconds is None
 
 
 def test_what_one_probe_freed_is_not_the_next_one_s():
@@ -221,7 +223,7 @@ def test_what_one_probe_freed_is_not_the_next_one_s():
         "llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=4, vocab_size=8000
     )
     base = Base(AutoModelForCausalLM.from_config(config), tiny_base().tokenizer, "middling")
-    alone = probe(base, tiny_task(), make("bitfit", {}), SETTINGS)["peak"]
+    alone = probe(base, tiny_task(), make("bitfit", {}), SETTINGS).peak
     weights = sum(parameter.nbytes for parameter in base.model.parameters())
-    assert probe(base, tiny_task(), make("full"), SETTINGS)["peak"] > alone + weights
-    assert probe(base, tiny_task(), make("bitfit", {}), SETTINGS)["peak"] < alone + weights / 2
+    assert probe(base, tiny_task(), make("full"), SETTINGS).peak > alone + weights
+    assert probe(base, tiny_task(), make("bitfit", {}), SETTINGS).peak < alone + weights / 2

@@ -19,6 +19,7 @@ from typing import Any
 from tunewise.adaptation.artifact import rows_text
 from tunewise.advice.plan.ledger import Ledger, fake_tensors
 from tunewise.advice.plan.machine_rates import Rates
+from tunewise.advice.plan.plan_row import Memory, Parameters, PlanRow, Request, Time
 from tunewise.advice.plan.weightless import Sketch
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.study import Study
@@ -49,7 +50,7 @@ class Need:
     optimised: int
     stored: int
     artifact: int
-    memory: dict[str, int]
+    memory: Memory
     step: float | None
     epoch: float | None
     prompt_tokens: float
@@ -57,9 +58,9 @@ class Need:
     whole: float  # rows up to which a pass is not split, and so grows with them
 
     @property
-    def peak(self) -> int:
+    def peak(self) -> float:
         """Bytes at most."""
-        return self.memory["peak"]
+        return self.memory.peak
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Planner:
     report: Callable[[str, int, int], None] = lambda name, done, total: None
     _known: dict[tuple[Technique, TrainSettings], Need] = field(default_factory=dict, init=False, repr=False)
 
-    def rows(self, limit: float) -> list[dict[str, Any]]:
+    def rows(self, limit: float) -> list[PlanRow]:
         """One row for each technique, in the order given, on a device of `limit` bytes."""
         found = []
         for place, technique in enumerate(self.techniques):
@@ -87,7 +88,7 @@ class Planner:
             try:
                 found.append(self._row(technique, limit))
             except RequestError as error:
-                found.append({"technique": technique.name, "verdict": "not possible", "reason": str(error)})
+                found.append(PlanRow(technique=technique.name, verdict="not possible", reason=str(error)))
         self.report("", len(self.techniques), len(self.techniques))
         return found
 
@@ -97,7 +98,7 @@ class Planner:
             self._known[technique, settings] = found
         return self._known[technique, settings]
 
-    def _row(self, technique: Technique, limit: float) -> dict[str, Any]:
+    def _row(self, technique: Technique, limit: float) -> PlanRow:
         changed = dict[str, Any]()
         need = self._need(technique, self.settings)
         largest = None
@@ -113,27 +114,27 @@ class Planner:
             }
             need = self._need(technique, given)
         fits = need.peak <= limit
-        return {
-            "technique": technique.name,
-            "verdict": ("fits with" if changed else "fits") if fits else "does not fit",
-            "with": changed if fits else {},
-            "reason": None if fits else f"it needs {need.peak / 1e9:.2f} GB of {limit / 1e9:.2f} GB at the least",
-            "parameters": {"optimised": need.optimised, "stored": need.stored},
-            "artifact_bytes": need.artifact,
-            "memory": need.memory,
-            "time": {
-                "seconds_per_step": need.step,
-                "seconds_per_epoch": need.epoch,
-                "seconds": None if need.step is None else need.step * self.settings.max_steps,
-            },
-            "request": {"prompt_tokens": need.prompt_tokens, "seconds": need.request},
-            "micro_batch": largest,
-        }
+        return PlanRow(
+            technique=technique.name,
+            verdict=("fits with" if changed else "fits") if fits else "does not fit",
+            changed=changed if fits else {},
+            reason=None if fits else f"it needs {need.peak / 1e9:.2f} GB of {limit / 1e9:.2f} GB at the least",
+            parameters=Parameters(optimised=need.optimised, stored=need.stored),
+            artifact_bytes=need.artifact,
+            memory=need.memory,
+            time=Time(
+                seconds_per_step=need.step,
+                seconds_per_epoch=need.epoch,
+                seconds=None if need.step is None else need.step * self.settings.max_steps,
+            ),
+            request=Request(prompt_tokens=need.prompt_tokens, seconds=need.request),
+            micro_batch=largest,
+        )
 
 
 def _largest(need: Need, size: int, limit: float, rows: int) -> int:
     """The micro-batch whose activations fill what the rest leaves, at most all `rows`; they grow up to a whole pass."""
-    grows = need.memory["activations"]
+    grows = need.memory.activations or 0
     found = max(int(min(size, need.whole) * (limit - need.peak + grows) / grows), 0) if grows > 0 else size
     return rows if found >= need.whole else min(found, rows)
 
@@ -169,14 +170,17 @@ def measure(
         fit = ledger.peak
         loss(attachment, task, task.validation[:_SCORED])
         peak = int(max(fit, ledger.peak) * SLACK[device] + RUNTIME[device])
-        memory = {
-            "weights": weights,
-            "gradients": trained.gradients,
-            "optimizer": trained.optimizer,
-            "runtime": int(peak - max(fit, ledger.peak)),
-        }
-        memory["activations"] = max(peak - sum(memory.values()) - trained.own, 0)
-        memory |= {"technique": trained.own, "peak": peak}
+        runtime = int(peak - max(fit, ledger.peak))
+        counted = weights + trained.gradients + trained.optimizer + runtime + trained.own
+        memory = Memory(
+            weights=weights,
+            gradients=trained.gradients,
+            optimizer=trained.optimizer,
+            runtime=runtime,
+            activations=max(peak - counted, 0),
+            technique=trained.own,
+            peak=peak,
+        )
         step = trained.seconds(rates, shares) if rates is not None and recipe.trains else None
         rows_bytes = len(rows_text(attachment.stored_rows()).encode())
         prompt, request = _request(attachment, task, ledger, weights, rates)

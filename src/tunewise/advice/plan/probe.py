@@ -6,8 +6,8 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
+from tunewise.advice.plan.plan_row import Probe
 from tunewise.advice.plan.planner import heaviest
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Technique
@@ -21,8 +21,8 @@ from tunewise.fitting.settings import TrainSettings
 _STEPS = 3  # of each phase; the first one warms up and is not timed
 
 
-def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings) -> dict[str, Any]:
-    """What three steps on the heaviest pass took: `peak` in bytes, `step` in seconds for a pass of mean size.
+def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings) -> Probe:
+    """Run three steps on the heaviest pass and measure them; the time is that of a step of mean size.
 
     The base is given back bare.
 
@@ -49,9 +49,9 @@ def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings)
     finally:
         base.release()
     passed = median(after - before for before, after in pairwise(ends[:_STEPS]))
-    return {
-        "peak": max(memory[0], held),
-        "step": passed * mean * settings.gradient_accumulation_steps,
-        "steps": _STEPS,
-        "rows": len(rows),
-    }
+    return Probe(
+        peak=max(memory[0], held),
+        step=passed * mean * settings.gradient_accumulation_steps,
+        steps=_STEPS,
+        rows=len(rows),
+    )

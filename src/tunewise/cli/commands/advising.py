@@ -22,11 +22,12 @@ from tunewise.cli.options import (
     Sources,
     Template,
 )
-from tunewise.core.errors import ArtifactError
 from tunewise.core.logs import quiet
 from tunewise.resolve import read_task, recipes_of
 
 if TYPE_CHECKING:
+    from tunewise.advice.atlas.schema import Record
+    from tunewise.advice.plan.plan_row import PlanRow
     from tunewise.advice.question import Planner
     from tunewise.contract.technique import Technique
     from tunewise.data.task import Task
@@ -62,10 +63,10 @@ def advise(
     config: Config = None,
 ) -> None:
     """Say which technique to choose, why, on what evidence, and what would change the answer; nothing is trained."""
-    from tunewise.advice.question import Asked
+    from tunewise.advice.question import Question
     from tunewise.core.units import BYTES, SECONDS, quantity
 
-    asked = Asked(
+    question = Question(
         memory=quantity("--memory", memory, BYTES) if memory is not None else None,
         time=quantity("--time", time, SECONDS) if time is not None else None,
         requests_per_day=requests_per_day,
@@ -77,32 +78,32 @@ def advise(
     task = read_task(data, columns, template, metric)
     recipes = recipes_of("all", {}, sources, (), knowledge)
     quiet()
-    from tunewise.advice import advise
+    from tunewise.advice.advise import advise as draw_up_advice
     from tunewise.advice.plan.weightless import consulted
-    from tunewise.cli.views.advice import page
+    from tunewise.cli.views.advice import render_advice
 
-    planner = read_plan(plan) if plan is not None else None
-    if planner is None and asked.planned:
-        planner = _planned(model, task, recipes, budget_steps, batch_size, revision, max_length)
-    found = advise.advise(
+    planner = _planner_of(plan) if plan is not None else None
+    if planner is None and question.limits_for_a_plan:
+        planner = _planner_here(model, task, recipes, budget_steps, batch_size, revision, max_length)
+    advice = draw_up_advice(
         consulted(model, revision, max_length),
         task,
         recipes=recipes,
-        asked=asked,
+        question=question,
         knowledge=knowledge,
         examples=budget_steps * batch_size,
         planner=planner,
     )
     if as_json:
-        print_json(found)
+        print_json(advice.to_json())
     else:
-        console().print(page(found))
+        console().print(render_advice(advice))
 
 
-def _planned(
+def _planner_here(
     model: str, task: Task, recipes: list[Technique], steps: int, size: int, revision: str | None, length: int | None
 ) -> Planner:
-    """Plans for this machine's own size, or the memory that is asked for."""
+    """A planner for this machine's own memory, or the memory that is asked for."""
     import psutil
 
     from tunewise.advice.plan import planner as plans
@@ -114,7 +115,7 @@ def _planned(
     settings = TrainSettings(max_steps=steps, per_device_train_batch_size=size)
     planner = plans.Planner(drawn, task, recipes, settings, "cpu", Rates.measured())
 
-    def rows(memory: float | None) -> list[dict[str, Any]]:
+    def rows(memory: float | None) -> list[PlanRow]:
         with progress() as show:
             planner.report = lambda name, done, total: show(model, f"planning {name}", done, total)
             return planner.rows(memory or float(psutil.virtual_memory().total))
@@ -122,16 +123,11 @@ def _planned(
     return rows
 
 
-def read_plan(path: Path) -> Planner:
-    """A planner that always gives the rows of a file."""
-    from tunewise.core import artifact_reader
+def _planner_of(path: Path) -> Planner:
+    """A planner that gives the rows of a file whatever memory is asked for."""
+    from tunewise.advice.plan.plan_row import read_rows
 
-    rows = artifact_reader.read_json(path).get("rows")
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and isinstance(row.get("technique"), str) and isinstance(row.get("verdict"), str)
-        for row in rows
-    ):
-        raise ArtifactError(f"{path}: is no plan; give what tunewise plan --json printed")
+    rows = read_rows(path)
     return lambda memory: rows
 
 
@@ -156,7 +152,7 @@ def listed(context: typer.Context, as_json: Json = False) -> None:
         console().print(atlas_table(records.values(), own_folder()))
 
 
-def _facts(record: Any) -> dict[str, Any]:
+def _facts(record: Record) -> dict[str, Any]:
     best, score = record.best
     return {
         "name": record.name,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,7 +32,11 @@ from tunewise.resolve import load_model, read_task, recipes_of, settings_of
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from tunewise.advice.plan.plan_row import PlanRow
     from tunewise.contract.technique import Technique
+    from tunewise.data.task import Task
+    from tunewise.engine.model import Base
+    from tunewise.fitting.settings import TrainSettings
 
 
 def plan(
@@ -89,42 +94,45 @@ def plan(
         rows = Planner(drawn, task, recipes, settings, kind, rates, report).rows(limit)
         if probe:
             base = load_model(model, revision, dtype, device if kind == "cuda" else "cpu", max_length)
-            _calibrate(rows, recipes, base, task, settings, show)
+            rows = _calibrated(rows, recipes, base, task, settings, show)
     result = {
         "model": model,
         "task": task.name,
         "device": {"kind": kind, "bytes": limit},
         "budget": {"steps": budget_steps, "per_device_train_batch_size": batch_size},
-        "rows": rows,
+        "rows": [row.to_json() for row in rows],
     }
     if as_json:
         print_json(result)
     else:
         console().print(_table(rows, limit))
         for row in rows:
-            if row["reason"]:
-                console().print(f"{row['technique']}: {row['reason']}", markup=False, highlight=False)
+            if row.reason:
+                console().print(f"{row.technique}: {row.reason}", markup=False, highlight=False)
 
 
-def _calibrate(
-    rows: list[dict[str, Any]], recipes: list[Technique], base: Any, task: Any, settings: Any, show: Any
-) -> None:
-    """Put what three real steps took into the rows of techniques that fit as they are; the figures foreseen stay."""
-    from tunewise.advice.plan.probe import probe as tried
+def _calibrated(
+    rows: Sequence[PlanRow],
+    recipes: Sequence[Technique],
+    base: Base,
+    task: Task,
+    settings: TrainSettings,
+    show: Callable[[str, str, int, int], None],
+) -> list[PlanRow]:
+    """Put what three real steps took into the rows of techniques that fit as they are."""
+    from tunewise.advice.plan.probe import probe
 
+    steps_per_epoch = max(1, round(len(task.train) / settings.rows))
+    calibrated = []
     for place, (row, recipe) in enumerate(zip(rows, recipes, strict=True)):
         show(base.name, f"trying {recipe.name}", place, len(rows))
-        if row["verdict"] != "fits" or not recipe.trains:
-            continue
-        found = tried(base, task, recipe, settings)
-        factor = settings.max_steps * found["step"]
-        row["probe"] = found | {"foreseen_peak": row["memory"]["peak"], "foreseen_time": row["time"]}
-        row["memory"] = row["memory"] | {"peak": found["peak"]}
-        epoch = found["step"] * max(1, round(len(task.train) / settings.rows))
-        row["time"] = {"seconds_per_step": found["step"], "seconds_per_epoch": epoch, "seconds": factor}
+        if row.verdict == "fits" and recipe.trains:
+            row = row.calibrated(probe(base, task, recipe, settings), settings.max_steps, steps_per_epoch)
+        calibrated.append(row)
+    return calibrated
 
 
-def _table(rows: list[dict[str, Any]], limit: float) -> Table:
+def _table(rows: Sequence[PlanRow], limit: float) -> Table:
     from rich.table import Table
 
     from tunewise.core.units import count, size
@@ -148,24 +156,27 @@ def _table(rows: list[dict[str, Any]], limit: float) -> Table:
     ):
         table.add_column(name, justify="left" if name in ("technique", "verdict") else "right")
     for row in rows:
-        if row["verdict"] == "not possible":
-            table.add_row(row["technique"], row["verdict"])
-            continue
-        seconds, asked, changed = row["time"]["seconds"], row["request"]["seconds"], row["with"]
-        said = row["verdict"]
-        if changed:
-            said += f" batches of {changed['per_device_train_batch_size']}"
-            said += " and recomputation" if changed["gradient_checkpointing"] else ""
+        verdict: str = row.verdict
+        if row.changed:
+            verdict += f" batches of {row.changed['per_device_train_batch_size']}"
+            verdict += " and recomputation" if row.changed["gradient_checkpointing"] else ""
+        stored = row.parameters.stored if row.parameters is not None else None
+        request = row.request.seconds if row.request is not None else None
         table.add_row(
-            row["technique"],
-            said,
-            count(row["parameters"]["optimised"]),
-            count(row["parameters"]["stored"]),
-            size(row["artifact_bytes"]),
-            size(row["memory"]["peak"]),
-            "" if seconds is None else f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min",
-            f"{row['request']['prompt_tokens']:,.0f}",
-            "" if asked is None else f"{1000 * asked:,.0f} ms" if asked < 10 else f"{asked:,.0f} s",
-            "" if row["micro_batch"] is None else f"{row['micro_batch']:,}",
+            row.technique,
+            verdict,
+            _cell(row.optimised_parameters, count),
+            _cell(stored, count),
+            _cell(row.artifact_bytes, size),
+            _cell(row.peak, size),
+            _cell(row.train_seconds, lambda s: f"{s:,.0f} s" if s < 600 else f"{s / 60:,.0f} min"),
+            _cell(row.prompt_tokens, "{:,.0f}".format),
+            _cell(request, lambda s: f"{1000 * s:,.0f} ms" if s < 10 else f"{s:,.0f} s"),
+            _cell(row.micro_batch, "{:,}".format),
         )
     return table
+
+
+def _cell(figure: float | None, show: Callable[[float], str]) -> str:
+    """A figure as a cell of the table; what is not known is left empty."""
+    return "" if figure is None else show(figure)

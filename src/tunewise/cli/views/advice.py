@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunewise.advice.advise import Advice, AdviceRow
 from tunewise.advice.atlas.schema import Record
 from tunewise.core.units import count, size
 
 
-def page(advice: Mapping[str, Any]) -> RenderableType:
-    """The advice: what is advised, the ranking with a reason for each, and what would change it."""
-    parts: list[RenderableType] = [Text(f"{advice['task']} on {advice['model']}", style="bold")]
-    parts += [Text(sentence["text"]) for sentence in advice["summary"]]
-    parts += [Text(), _ranking(advice), Text("\nWhat would change the answer", style="bold")]
-    parts += [Text(f"  {change['sentence']['text']}") for change in advice["changes"]]
-    atlas = advice["atlas"]
+def render_advice(advice: Advice) -> RenderableType:
+    """Show what is advised, the ranking with a reason for each candidate, and what would change it."""
+    parts: list[RenderableType] = [Text(f"{advice.task} on {advice.model}", style="bold")]
+    parts += [Text(sentence.text) for sentence in advice.summary]
+    parts += [Text(), _ranking(advice.rows), Text("\nWhat would change the answer", style="bold")]
+    parts += [Text(f"  {change.sentence.text}") for change in advice.changes]
+    evidence = advice.evidence
     parts.append(
         Text(
-            f"\nDrawn from {atlas['records']} recorded comparisons and {atlas['tables']} published tables; "
+            f"\nDrawn from {len(evidence.records)} recorded comparisons and {len(evidence.tables)} published tables; "
             "--json links every figure to its source.",
             style="dim",
         )
@@ -31,23 +31,24 @@ def page(advice: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _ranking(advice: Mapping[str, Any]) -> Table:
+def _ranking(rows: Iterable[AdviceRow]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "technique", "gain", "95 %", "request", "artifact", "why"):
         table.add_column(name, justify="left" if name in ("technique", "why") else "right")
-    for row in advice["rows"]:
-        out, gain = row["verdict"] == "out", row["gain"]
-        texts = [sentence["text"] for sentence in row["why"]]
+    for row in rows:
+        expected, out = row.forecast, row.verdict == "out"
+        # The first reason says what the cells of the gain say already, unless it is why the technique is out.
+        reasons = row.reasons if out else row.reasons[1:3]
         cells = [
-            "" if out else str(row["rank"]),
-            row["technique"],
-            "out" if out else f"{gain['mean']:.2f}",
-            "" if out else f"{gain['low']:.2f} to {gain['high']:.2f}",
-            "" if out else f"{row['prompt_tokens']:.0f}",
-            "" if out else size(row["artifact_bytes"]),
-            " ".join(texts if out else texts[1:3]),
+            "" if out else str(row.rank),
+            expected.technique,
+            "out" if out else f"{expected.gain:.2f}",
+            "" if out else f"{expected.low:.2f} to {expected.high:.2f}",
+            "" if out else f"{expected.prompt_tokens:.0f}",
+            "" if out else size(expected.artifact_bytes),
+            " ".join(sentence.text for sentence in reasons),
         ]
-        style = "green" if row["verdict"] == "advised" else "dim" if out else ""
+        style = "green" if row.verdict == "advised" else "dim" if out else ""
         table.add_row(*(Text(cell, style=style) for cell in cells))
     return table
 

@@ -1,0 +1,254 @@
+"""One row of a plan: what a technique needs on a device, and whether the device has it.
+
+`tunewise plan --json` prints rows, and `tunewise advise --plan FILE` reads them again. Sizes are in bytes, times in
+seconds. A figure that is None is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from tunewise.core import artifact_reader
+from tunewise.core.errors import ArtifactError
+
+# "fits with": with the settings in `changed`; "not possible": the technique cannot work on this model or task.
+Verdict = Literal["fits", "fits with", "does not fit", "not possible"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Counts the numbers that training moves, and those that the adaptation stores."""
+
+    optimised: int | None = None
+    stored: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Splits the peak of memory into what takes it; `technique` is what the technique keeps beside its parameters."""
+
+    weights: float | None = None
+    gradients: float | None = None
+    optimizer: float | None = None
+    runtime: float | None = None
+    activations: float | None = None
+    technique: float | None = None
+    peak: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Time:
+    """Says how long training takes: a step, an epoch, and all steps of the budget."""
+
+    seconds_per_step: float | None = None
+    seconds_per_epoch: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Describes one request to the adapted model: tokens of a mean prompt, and the time to answer it alone."""
+
+    prompt_tokens: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Holds what a few real steps took: the peak, the time of a mean step, the steps of a phase, the rows of a step."""
+
+    peak: int
+    step: float
+    steps: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Holds a probe with the planned figures that it replaced in a row."""
+
+    probe: Probe
+    planned_peak: float
+    planned_time: Time
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as `tunewise plan --probe --json` prints it."""
+        replaced = {"foreseen_peak": self.planned_peak, "foreseen_time": asdict(self.planned_time)}
+        return asdict(self.probe) | replaced
+
+    @classmethod
+    def from_json(cls, value: object) -> Calibration | None:
+        """Read what `to_json` returns.
+
+        Raises:
+            ValueError: something is missing or of another type.
+        """
+        probe = _figures(Probe, value)
+        if probe is None or not isinstance(value, Mapping):
+            return None
+        time = _figures(Time, value.get("foreseen_time"))
+        if time is None or not _is_number(value.get("foreseen_peak")):
+            raise ValueError("the planned peak or time that the probe replaced is missing")
+        return cls(probe=probe, planned_peak=value["foreseen_peak"], planned_time=time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """Says what one technique needs on a device.
+
+    Attributes:
+        technique: its name.
+        verdict: whether it fits.
+        changed: training settings that it fits with, where it does not with those that were given.
+        reason: why it does not fit or is not possible; None where it fits.
+        parameters: how many numbers it trains and stores.
+        artifact_bytes: size of the adaptation on disk.
+        memory: the peak in training.
+        time: of training.
+        request: what asking the adapted model takes.
+        micro_batch: examples of the largest micro-batch that fits; None for what is not trained.
+        calibration: a probe whose figures stand in `memory` and `time`.
+    """
+
+    technique: str
+    verdict: Verdict
+    changed: Mapping[str, int] = field(default_factory=dict)
+    reason: str | None = None
+    parameters: Parameters | None = None
+    artifact_bytes: float | None = None
+    memory: Memory | None = None
+    time: Time | None = None
+    request: Request | None = None
+    micro_batch: int | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def peak(self) -> float | None:
+        """Return the bytes of memory in training at most."""
+        return self.memory.peak if self.memory is not None else None
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Return the seconds of the whole training."""
+        return self.time.seconds if self.time is not None else None
+
+    @property
+    def prompt_tokens(self) -> float | None:
+        """Return the tokens of a mean request."""
+        return self.request.prompt_tokens if self.request is not None else None
+
+    @property
+    def optimised_parameters(self) -> int | None:
+        """Return how many numbers training moves."""
+        return self.parameters.optimised if self.parameters is not None else None
+
+    def calibrated(self, probe: Probe, max_steps: int, steps_per_epoch: int) -> PlanRow:
+        """Return the row with what a probe measured in place of the planned memory and time, which are kept beside it.
+
+        Args:
+            probe: the measurement.
+            max_steps: steps of the budget.
+            steps_per_epoch: steps that see the training examples once.
+        """
+        if self.memory is None or self.time is None:
+            raise ValueError(f"the plan of {self.technique} has no memory or no time to calibrate")
+        return replace(
+            self,
+            memory=replace(self.memory, peak=probe.peak),
+            time=Time(
+                seconds_per_step=probe.step,
+                seconds_per_epoch=probe.step * steps_per_epoch,
+                seconds=max_steps * probe.step,
+            ),
+            calibration=Calibration(probe=probe, planned_peak=self.memory.peak, planned_time=self.time),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as `tunewise plan --json` prints it."""
+        if self.verdict == "not possible":
+            return {"technique": self.technique, "verdict": self.verdict, "reason": self.reason}
+        row: dict[str, Any] = {
+            "technique": self.technique,
+            "verdict": self.verdict,
+            "with": dict(self.changed),
+            "reason": self.reason,
+            "parameters": asdict(self.parameters) if self.parameters is not None else None,
+            "artifact_bytes": self.artifact_bytes,
+            "memory": asdict(self.memory) if self.memory is not None else None,
+            "time": asdict(self.time) if self.time is not None else None,
+            "request": asdict(self.request) if self.request is not None else None,
+            "micro_batch": self.micro_batch,
+        }
+        return row | ({"probe": self.calibration.to_json()} if self.calibration is not None else {})
+
+    @classmethod
+    def from_json(cls, value: object) -> PlanRow:
+        """Read what `to_json` returns; figures that are missing are not known, names that are not ours are left out.
+
+        Raises:
+            ValueError: the technique or the verdict is missing, or something is of another type.
+        """
+        if not isinstance(value, Mapping) or not isinstance(value.get("technique"), str):
+            raise ValueError("a row has no technique")
+        verdict, reason, changed = value.get("verdict"), value.get("reason"), value.get("with") or {}
+        if verdict not in get_args(Verdict):
+            raise ValueError(f"a verdict is {verdict!r} but must be one of {', '.join(get_args(Verdict))}")
+        if not (isinstance(reason, str) or (reason is None and verdict in ("fits", "fits with"))):
+            raise ValueError(f"there is no reason for the verdict {verdict}")
+        if not isinstance(changed, Mapping) or not all(isinstance(number, int) for number in changed.values()):
+            raise ValueError("the settings that it fits with are not whole numbers or truth values")
+        artifact, micro_batch = value.get("artifact_bytes"), value.get("micro_batch")
+        if not all(figure is None or _is_number(figure) for figure in (artifact, micro_batch)):
+            raise ValueError("a size is no number")
+        return cls(
+            technique=value["technique"],
+            verdict=value["verdict"],
+            changed=dict(changed),
+            reason=reason,
+            parameters=_figures(Parameters, value.get("parameters")),
+            artifact_bytes=artifact,
+            memory=_figures(Memory, value.get("memory")),
+            time=_figures(Time, value.get("time")),
+            request=_figures(Request, value.get("request")),
+            micro_batch=micro_batch,
+            calibration=Calibration.from_json(value.get("probe")),
+        )
+
+
+Figures = TypeVar("Figures", Parameters, Memory, Time, Request, Probe)
+
+
+def _figures(kind: type[Figures], value: object) -> Figures | None:
+    """Read one group of figures; None where there is none."""
+    if not value:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{kind.__name__.lower()} is no object")
+    figures: dict[str, Any] = {part.name: value.get(part.name) for part in fields(kind)}
+    required = {part.name for part in fields(kind) if part.default is MISSING}
+    for name, figure in figures.items():
+        if not _is_number(figure) and (figure is not None or name in required):
+            raise ValueError(f"{name} is {figure!r} and no number")
+    return kind(**figures)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_rows(path: Path) -> list[PlanRow]:
+    """Read the rows of a plan from a file that holds what `tunewise plan --json` printed.
+
+    Raises:
+        ArtifactError: it cannot be read, or is no plan.
+    """
+    rows = artifact_reader.read_json(path).get("rows")
+    try:
+        if not isinstance(rows, list):
+            raise ValueError("it has no rows")
+        return [PlanRow.from_json(row) for row in rows]
+    except ValueError as error:
+        raise ArtifactError(f"{path}: is no plan ({error}); give what tunewise plan --json printed") from error
