@@ -2,128 +2,131 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress
-from tunewise.cli.options import (
-    BatchSize,
-    Columns,
-    Config,
-    Data,
-    Json,
-    Knowledge,
-    MaxLength,
-    Metric,
-    Model,
-    Revision,
-    Sources,
-    Template,
-)
+from tunewise.cli.console import console, print_json, print_result, print_text, progress_display
+from tunewise.cli.options import Data, Json, Model, grouped_options, only
 from tunewise.core.errors import ArtifactError
 from tunewise.core.logs import quiet
-from tunewise.resolve import read_task, recipes_of
+from tunewise.resolve import (
+    DataOptions,
+    ModelOptions,
+    TechniqueOptions,
+    TrainOptions,
+    read_task,
+    recipes_of,
+    train_settings,
+)
 
 if TYPE_CHECKING:
-    from tunewise.advice.question import Planner
+    from tunewise.advice.atlas.schema import Record
+    from tunewise.advice.question import Asked, Planner, PlanRow
     from tunewise.contract.technique import Technique
     from tunewise.data.task import Task
+    from tunewise.fitting.settings import TrainSettings
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuestionOptions:
+    """What is needed beside a good score."""
+
+    memory: Annotated[str | None, typer.Option(help="Memory of the device, e.g. 24GB.")] = None
+    time: Annotated[str | None, typer.Option(help="Time that training may take, e.g. 2h.")] = None
+    requests_per_day: Annotated[float, typer.Option(help="Requests that will be answered in a day.")] = 1000.0
+    tenants: Annotated[int, typer.Option(help="Adaptations that one loaded model must serve.")] = 1
+    need: Annotated[
+        list[str] | None, typer.Option(help="What it must have: mergeable, swappable, retain, artifact<50MB, ...")
+    ] = None
+    forget_nothing: Annotated[
+        bool, typer.Option("--forget-nothing", help="The model's own weights must stay, to be had back at any time.")
+    ] = False
+    knowledge: str | None = None
+    documents_change: Annotated[
+        bool, typer.Option("--documents-change", help="Answers must follow documents that change after training.")
+    ] = False
+
+    def question(self) -> Asked:
+        """Read these options as the question to the advisor; a `SettingError` says which cannot be read."""
+        from tunewise.advice.question import Asked
+        from tunewise.core.units import BYTES, SECONDS, quantity
+
+        return Asked(
+            memory=quantity("--memory", self.memory, BYTES) if self.memory is not None else None,
+            time=quantity("--time", self.time, SECONDS) if self.time is not None else None,
+            requests_per_day=self.requests_per_day,
+            tenants=self.tenants,
+            needs=tuple(self.need or ()),
+            forget_nothing=self.forget_nothing,
+            documents_change=self.documents_change,
+        )
+
+
+@grouped_options
 def advise(
     model: Model,
     data: Data,
-    memory: Annotated[str | None, typer.Option(help="Memory of the device, e.g. 24GB.")] = None,
-    time: Annotated[str | None, typer.Option(help="Time that training may take, e.g. 2h.")] = None,
-    requests_per_day: Annotated[float, typer.Option(help="Requests that will be answered in a day.")] = 1000.0,
-    tenants: Annotated[int, typer.Option(help="Adaptations that one loaded model must serve.")] = 1,
-    need: Annotated[
-        list[str] | None, typer.Option(help="What it must have: mergeable, swappable, retain, artifact<50MB, ...")
-    ] = None,
-    forget_nothing: Annotated[
-        bool, typer.Option("--forget-nothing", help="The model's own weights must stay, to be had back at any time.")
-    ] = False,
-    knowledge: Knowledge = None,
-    documents_change: Annotated[
-        bool, typer.Option("--documents-change", help="Answers must follow documents that change after training.")
-    ] = False,
+    needs: QuestionOptions,
     plan: Annotated[Path | None, typer.Option(help="What tunewise plan --json printed, to say what fits.")] = None,
     budget_steps: Annotated[int, typer.Option(help="Optimiser steps that a technique may train for.")] = 100,
-    batch_size: BatchSize = 8,
-    columns: Columns = None,
-    template: Template = None,
-    metric: Metric = None,
-    sources: Sources = None,
-    max_length: MaxLength = None,
-    revision: Revision = None,
+    *,
+    training: Annotated[TrainOptions, only("batch_size")],
+    reading: DataOptions,
+    recipes: Annotated[TechniqueOptions, only("sources")],
+    loading: Annotated[ModelOptions, only("max_length", "revision")],
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Say which technique to choose, why, on what evidence, and what would change the answer; nothing is trained."""
-    from tunewise.advice.question import Asked
-    from tunewise.core.units import BYTES, SECONDS, quantity
-
-    asked = Asked(
-        memory=quantity("--memory", memory, BYTES) if memory is not None else None,
-        time=quantity("--time", time, SECONDS) if time is not None else None,
-        requests_per_day=requests_per_day,
-        tenants=tenants,
-        needs=tuple(need or ()),
-        forget_nothing=forget_nothing,
-        documents_change=documents_change,
-    )
-    task = read_task(data, columns, template, metric)
-    recipes = recipes_of("all", {}, sources, (), knowledge)
+    question = needs.question()
+    task = read_task(data, reading)
+    candidates = recipes_of("all", replace(recipes, knowledge=needs.knowledge))
     quiet()
     from tunewise.advice import advise
     from tunewise.advice.plan.weightless import consulted
     from tunewise.cli.views.advice import page
 
     planner = read_plan(plan) if plan is not None else None
-    if planner is None and asked.planned:
-        planner = _planned(model, task, recipes, budget_steps, batch_size, revision, max_length)
-    found = advise.advise(
-        consulted(model, revision, max_length),
+    if planner is None and question.planned:
+        planner = _planned(model, task, candidates, train_settings(budget_steps, training), loading)
+    advice = advise.advise(
+        consulted(model, loading.revision, loading.max_length),
         task,
-        recipes=recipes,
-        asked=asked,
-        knowledge=knowledge,
-        examples=budget_steps * batch_size,
+        recipes=candidates,
+        asked=question,
+        knowledge=needs.knowledge,
+        examples=budget_steps * training.batch_size,
         planner=planner,
     )
-    if as_json:
-        print_json(found)
-    else:
-        console().print(page(found))
+    print_result(advice, as_json, lambda: page(advice))
 
 
 def _planned(
-    model: str, task: Task, recipes: list[Technique], steps: int, size: int, revision: str | None, length: int | None
+    model: str, task: Task, recipes: list[Technique], settings: TrainSettings, loading: ModelOptions
 ) -> Planner:
-    """Plans for this machine's own size, or the memory that is asked for."""
+    """Make plans for this machine's own size, or the memory that is asked for."""
     import psutil
 
     from tunewise.advice.plan import planner as plans
     from tunewise.advice.plan.machine_rates import Rates
     from tunewise.advice.plan.weightless import sketch
-    from tunewise.fitting.settings import TrainSettings
 
-    drawn = sketch(model, revision=revision, max_length=length)
-    settings = TrainSettings(max_steps=steps, per_device_train_batch_size=size)
+    drawn = sketch(model, revision=loading.revision, max_length=loading.max_length)
     planner = plans.Planner(drawn, task, recipes, settings, "cpu", Rates.measured())
 
-    def rows(memory: float | None) -> list[dict[str, Any]]:
-        with progress() as show:
-            planner.report = lambda name, done, total: show(model, f"planning {name}", done, total)
+    def rows(memory: float | None) -> Sequence[PlanRow]:
+        with progress_display() as display:
+            planner.report = lambda name, done, total: display(model, f"planning {name}", done, total)
             return planner.rows(memory or float(psutil.virtual_memory().total))
 
     return rows
 
 
 def read_plan(path: Path) -> Planner:
-    """A planner that always gives the rows of a file."""
+    """Make a planner that always gives the rows of a file."""
     from tunewise.core import artifact_reader
 
     rows = artifact_reader.read_json(path).get("rows")
@@ -156,7 +159,7 @@ def listed(context: typer.Context, as_json: Json = False) -> None:
         console().print(atlas_table(records.values(), own_folder()))
 
 
-def _facts(record: Any) -> dict[str, Any]:
+def _facts(record: Record) -> dict[str, object]:
     best, score = record.best
     return {
         "name": record.name,
@@ -206,4 +209,4 @@ def add(
     if as_json:
         print_json({**_facts(record), "path": str(path)})
     else:
-        console().print(f"{record.name} is recorded in {path}", markup=False, highlight=False)
+        print_text(f"{record.name} is recorded in {path}")
