@@ -1,10 +1,14 @@
-"""Names and paths as objects: world:reviews a task, Qwen/Qwen3-0.6B a base, lora.r=8 a recipe's setting."""
+"""Names and paths as objects: world:reviews a task, Qwen/Qwen3-0.6B a base, lora.r=8 a recipe's setting.
+
+The options that several commands share stand here in groups, with the names and defaults of the command line.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunewise.core.addresses import shipped
 from tunewise.core.errors import SettingError
@@ -14,27 +18,91 @@ if TYPE_CHECKING:
     from tunewise.contract.technique import Technique
     from tunewise.data.task import Task
     from tunewise.engine.model import Base
+    from tunewise.fitting.settings import TrainSettings
 
 
 COMPARED = "base,icl,rag,full,last_layers,bitfit,prompt_tuning,lora"
 
+TechniqueSettings = dict[str, dict[str, object]]  # {technique: {setting: value}}
 
-def read_task(data: str, columns: str | None, template: str | None, metric: str | None) -> Task:
-    """The task that `--data` and its companions name."""
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How a task is read from its data."""
+
+    columns: str | None = None
+    template: str | None = None
+    metric: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How a base is loaded."""
+
+    max_length: int | None = None
+    revision: str | None = None
+    dtype: str = "float32"
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TechniqueOptions:
+    """What recipes are made of besides their names.
+
+    `sources` are for those that learn from other tasks, `knowledge` for those that search documents.
+    """
+
+    sets: list[str] | None = None
+    sources: str | None = None
+    knowledge: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How the steps of training are taken."""
+
+    batch_size: int = 8
+    accumulate: int = 1
+    lr_scheduler_type: str = "cosine"
+    save_steps: int = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions:
+    """How a pass over the model is computed."""
+
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemedyOptions:
+    """Remedies for forgetting, and the text that they rehearse."""
+
+    replay: float = 0.0
+    kl_to_base: float = 0.0
+    l2_sp: float = 0.0
+    remember: str | None = None
+
+
+def read_task(data: str, options: DataOptions | None = None) -> Task:
+    """Read the task that `--data` and its companions name."""
     from tunewise.data.task import Task
     from tunewise.fitting.metrics import find
 
+    options = options or DataOptions()
+    metric = options.metric
     if metric is not None and metric != "accuracy":
         find(metric)
-    text = template.replace("\\n", "\n") if template else None
-    task = Task.read(data, columns=pairs(columns), template=text, metric=metric)
+    template = options.template.replace("\\n", "\n") if options.template else None
+    task = Task.read(data, columns=pairs(options.columns), template=template, metric=metric)
     if metric == "accuracy" and task.kind != "classification":
         raise SettingError(f"accuracy is for labels, and {data} is a {task.kind} task; use exact_match or f1")
     return task
 
 
 def pairs(columns: str | None) -> dict[str, str] | None:
-    """`--columns` as {standard name: the data's own}."""
+    """Read `--columns` as {standard name: the data's own}."""
     if not columns:
         return None
     pairs = [item.partition("=") for item in columns.split(",")]
@@ -43,24 +111,24 @@ def pairs(columns: str | None) -> dict[str, str] | None:
     return {name.strip(): own.strip() for name, _, own in pairs}
 
 
-def settings_of(sets: list[str] | None) -> dict[str, dict[str, Any]]:
-    """`--set technique.setting=value` as {technique: {setting: value}}."""
+def settings_of(sets: list[str] | None) -> TechniqueSettings:
+    """Read `--set technique.setting=value` as {technique: {setting: value}}."""
     import yaml
 
-    found: dict[str, dict[str, Any]] = {}
+    settings: TechniqueSettings = {}
     for item in sets or []:
         where, equals, value = item.partition("=")
         technique, dot, name = where.strip().partition(".")
         if not equals or not dot or not name:
             raise SettingError(f'--set is "{item}" but must look like lora.r=8')
         try:
-            found.setdefault(technique, {})[name] = _number(yaml.safe_load(value))
+            settings.setdefault(technique, {})[name] = _number(yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise SettingError(f"--set {item}: the value cannot be read") from error
-    return found
+    return settings
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     """YAML reads 1e-4 as text; people mean the number."""
     if isinstance(value, str):
         try:
@@ -72,57 +140,97 @@ def _number(value: Any) -> Any:
 
 def recipes_of(
     names: str,
-    chosen: dict[str, dict[str, Any]],
-    sources: str | None = None,
+    options: TechniqueOptions | None = None,
+    *,
     default_sources: Sequence[str] = (),
-    knowledge: str | None = None,
+    learning_rate: float | None = None,
 ) -> list[Technique]:
-    """Recipes of comma-separated names, or of "all".
+    """Make the recipes of comma-separated names, or of "all".
 
-    `sources` are for those that learn from other tasks, `knowledge` for those that search documents.
+    Args:
+        names: techniques, several joined by "+" to compose.
+        options: their settings, other tasks and documents.
+        default_sources: data of other tasks for those that learn from them, where `options.sources` names none.
+        learning_rate: for every part that trains and has no rate among its settings.
     """
     quiet()
     from tunewise.techniques.registry import all_techniques, make
 
-    known = all_techniques()
-    wanted = list(known) if names == "all" else [n.strip() for n in names.split(",") if n.strip()]
-    used = {part for name in wanted for part in name.split("+")}
-    for technique in chosen:
+    options = options or TechniqueOptions()
+    settings = settings_of(options.sets)
+    recipe_names = list(all_techniques()) if names == "all" else [n.strip() for n in names.split(",") if n.strip()]
+    used = {part for name in recipe_names for part in name.split("+")}
+    for technique in settings:
         if technique not in used:
             raise SettingError(f'--set names "{technique}", which is not among {", ".join(sorted(used))}')
-    for name in _takers(used, "sources", sources, "learn from other tasks first"):
-        names_of = sources.split(",") if sources else default_sources
-        if names_of:
-            chosen.setdefault(name, {}).setdefault("sources", [s.strip() for s in names_of if s.strip()])
-    for name in _takers(used, "knowledge", knowledge, "search documents"):
-        if knowledge:
-            chosen.setdefault(name, {}).setdefault("knowledge", knowledge)
-    return [make(name, chosen) for name in wanted]
+    for name in _takers(used, "sources", options.sources, "learn from other tasks first"):
+        sources = options.sources.split(",") if options.sources else default_sources
+        if sources:
+            settings.setdefault(name, {}).setdefault("sources", [s.strip() for s in sources if s.strip()])
+    for name in _takers(used, "knowledge", options.knowledge, "search documents"):
+        if options.knowledge:
+            settings.setdefault(name, {}).setdefault("knowledge", options.knowledge)
+    recipes = [make(name, settings) for name in recipe_names]
+    if learning_rate is None:
+        return recipes
+    for recipe in recipes:
+        for part in getattr(recipe, "parts", (recipe,)):
+            if part.trains:
+                settings.setdefault(part.name, {}).setdefault("learning_rate", learning_rate)
+    return [make(name, settings) for name in recipe_names]
 
 
-def _takers(used: set[str], setting: str, given: str | None, what: str) -> list[str]:
-    """Those of the used techniques that have a setting; an option that none of them takes is refused."""
-    from dataclasses import fields
-
+def _takers(used: set[str], setting: str, value: str | None, what: str) -> list[str]:
+    """List those of the used techniques that have a setting; an option that none of them takes is refused."""
     from tunewise.techniques.registry import all_techniques
 
     known = all_techniques()
     takers = [n for n in sorted(used) if n in known and setting in {item.name for item in fields(known[n])}]
-    if given and not takers:
+    if value and not takers:
         raise SettingError(f"--{setting} is for techniques that {what}, and none of these does")
     return takers
 
 
-def load_model(name: str, revision: str | None, dtype: str, device: str | None, max_length: int | None) -> Base:
-    """The base that `--model` and its companions name."""
+def load_model(name: str, options: ModelOptions | None = None) -> Base:
+    """Load the base that `--model` and its companions name."""
     quiet()
     from tunewise.engine.model import load_base
 
-    return load_base(name, revision=revision, dtype=dtype, device=device, max_length=max_length)
+    options = options or ModelOptions()
+    return load_base(
+        name, revision=options.revision, dtype=options.dtype, device=options.device, max_length=options.max_length
+    )
+
+
+def train_settings(
+    max_steps: int,
+    train: TrainOptions,
+    compute: ComputeOptions | None = None,
+    remedies: RemedyOptions | None = None,
+    *,
+    eval_steps: int = 0,
+) -> TrainSettings:
+    """Read the options that say how to train as the settings of the training loop."""
+    from tunewise.fitting.settings import TrainSettings
+
+    compute, remedies = compute or ComputeOptions(), remedies or RemedyOptions()
+    return TrainSettings(
+        max_steps=max_steps,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        save_steps=train.save_steps,
+        eval_steps=eval_steps,
+        bf16=compute.bf16,
+        gradient_checkpointing=compute.gradient_checkpointing,
+        replay=remedies.replay,
+        kl_to_base=remedies.kl_to_base,
+        l2_sp=remedies.l2_sp,
+    )
 
 
 def read_texts(path: str | None) -> list[str] | None:
-    """The lines of a text file, or of the shipped world's (`world:text`); None where none is given."""
+    """Read the lines of a text file, or of the shipped world's (`world:text`); None where none is named."""
     if path is None:
         return None
     address = shipped(path)

@@ -4,60 +4,64 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
-from tunewise.cli.console import console
+from tunewise.cli.console import console, print_text
 from tunewise.data.task import Message
 from tunewise.serve.client import Reply, ask
 from tunewise.serve.decoding import Sampling
 from tunewise.serve.scheduler import Engine
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 HELP = "/reset begins again, /quit ends"
 
 
-class Talk:
-    """The same questions to several adaptations, each with its own history of answers."""
+class Chat:
+    """Puts the same questions to several adaptations, each with its own history of answers."""
 
     def __init__(
         self, engine: Engine, names: list[str], sampling: Sampling, max_tokens: int, system: str | None = None
     ) -> None:
         self.engine, self.names, self.sampling, self.max_tokens = engine, names, sampling, max_tokens
-        self.begin = [Message("system", system)] if system else []
+        self.opening = [Message("system", system)] if system else []
         self.history: dict[str, list[Message]] = {}
         self.screen = console()
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was said."""
-        self.history = {name: list(self.begin) for name in self.names}
+        """Forget the conversation up to here."""
+        self.history = {name: list(self.opening) for name in self.names}
 
     def run(self) -> None:
         """Read questions until /quit or the end of the input."""
-        self.screen.print(f"{', '.join(self.names)}: {HELP}", markup=False, highlight=False)
+        print_text(f"{', '.join(self.names)}: {HELP}")
         while True:
             try:
-                said = input("> " if sys.stdin.isatty() else "").strip()
+                line = input("> " if sys.stdin.isatty() else "").strip()
             except EOFError:
                 return
-            if said == "/quit":
+            if line == "/quit":
                 return
-            if said == "/reset":
+            if line == "/reset":
                 self.reset()
-            elif said.startswith("/"):
-                self.screen.print(f'there is no command "{said}"; {HELP}', markup=False, highlight=False)
-            elif said:
-                self.ask(said)
+            elif line.startswith("/"):
+                print_text(f'there is no command "{line}"; {HELP}')
+            elif line:
+                self.ask(line)
 
-    def ask(self, said: str, *, show: bool = True) -> Mapping[str, Reply]:
-        """Ask all of them; answers are remembered. Where only one is asked, its error is raised."""
+    def ask(self, question: str, *, show: bool = True) -> Mapping[str, Reply]:
+        """Ask all of them and remember their answers; where none is shown, the first error is raised."""
         from rich.live import Live
 
-        talks = {name: [*self.history[name], Message("user", said)] for name in self.names}
+        conversations = {name: [*self.history[name], Message("user", question)] for name in self.names}
         replies: Mapping[str, Reply] = {}
         live = show and self.screen.is_terminal
-        with Live(console=self.screen, auto_refresh=False, transient=False) if live else _Nothing() as screen:
-            for replies in ask(self.engine, talks, self.sampling, self.max_tokens):
-                if live:
+        with Live(console=self.screen, auto_refresh=False, transient=False) if live else nullcontext() as screen:
+            for replies in ask(self.engine, conversations, self.sampling, self.max_tokens):
+                if screen is not None:
                     screen.update(self._columns(replies), refresh=True)
         if show and not live:
             self.screen.print(self._columns(replies))
@@ -65,11 +69,11 @@ class Talk:
             if reply.error is not None and not show:
                 raise reply.error
             if reply.error is None:
-                self.history[name] = [*talks[name], Message("assistant", reply.text)]
+                self.history[name] = [*conversations[name], Message("assistant", reply.text)]
         return replies
 
-    def _columns(self, replies: Mapping[str, Reply]) -> Any:
-        """Answers side by side, with what they cite below."""
+    def _columns(self, replies: Mapping[str, Reply]) -> Table:
+        """Lay answers out side by side, with what they cite below."""
         from rich import box
         from rich.table import Table
         from rich.text import Text
@@ -84,13 +88,3 @@ class Talk:
             cells.append(body)
         table.add_row(*cells)
         return table
-
-
-class _Nothing:
-    """Stands where nothing is shown."""
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None

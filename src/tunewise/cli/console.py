@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import TaskID
 
-def console() -> Any:
-    """Where results are printed."""
+
+def console() -> Console:
+    """Open the console that results are printed on."""
     from rich.console import Console
 
     # Piped output has no width of its own; a table must not be folded to 80 columns in a file.
     return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def print_text(text: str) -> None:
+    """Print plain text on stdout, folded at the terminal's width."""
+    console().print(text, markup=False, highlight=False)
 
 
 def print_json(value: object) -> None:
@@ -24,13 +33,26 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-class Show:
-    """What runs, how far it is and the time left, below the rows so far; a total of 0 is one that nobody knows."""
+def print_result(value: object, as_json: bool, view: Callable[[], RenderableType]) -> None:
+    """Print a result as JSON, or else as its view; the view of text is the text as it is."""
+    if as_json:
+        print_json(value)
+        return
+    shown = view()
+    if isinstance(shown, str):
+        print_text(shown)
+    else:
+        console().print(shown)
+
+
+class ProgressDisplay:
+    """Shows what runs, how far it is and the time left, below the rows so far; a total of 0 is not known."""
 
     def __init__(self, live: Any) -> None:
-        self._live, self._tasks = live, dict[tuple[str, str], Any]()
+        self._live = live
+        self._tasks: dict[tuple[str, str], TaskID] = {}
 
-    def __call__(self, row: str, what: str, done: int, total: int) -> None:
+    def __call__(self, row: str, what: str, done: int, total: int, /) -> None:
         """Show where `row` is with what it does."""
         live, tasks = self._live, self._tasks
         kind = "training" if what.startswith("loss") else what
@@ -49,20 +71,20 @@ class Show:
 
 
 @contextmanager
-def progress() -> Iterator[Show]:
-    """A live display on stderr, where that is a terminal."""
+def progress_display() -> Iterator[ProgressDisplay]:
+    """Open a live display on stderr, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     class Board(Progress):
-        above: Any = None
+        above: RenderableType | None = None
 
-        def get_renderables(self) -> Iterator[Any]:
+        def get_renderables(self) -> Iterator[RenderableType]:
             if self.above is not None:
                 yield self.above
             yield self.make_tasks_table(self.tasks)
 
-    console = Console(stderr=True)
+    stderr = Console(stderr=True)
     columns = (
         TextColumn("{task.fields[row]}", markup=False),
         TextColumn("{task.fields[what]}", markup=False),
@@ -70,5 +92,5 @@ def progress() -> Iterator[Show]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Board(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
-        yield Show(live)
+    with Board(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as live:
+        yield ProgressDisplay(live)

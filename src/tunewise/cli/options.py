@@ -1,4 +1,4 @@
-"""What the commands have in common: their options, and the words of options as tasks, recipes, settings and bases.
+"""The options that commands share: their texts, how groups of them become a command's signature, and `--config`.
 
 Nothing heavy is imported before it is needed.
 """
@@ -6,16 +6,83 @@ Nothing heavy is imported before it is needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import cache, wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ParameterInfo
 
 from tunewise.core.errors import SettingError
 
-if TYPE_CHECKING:
-    pass
+_OPTIONS: Mapping[str, ParameterInfo] = {
+    "model": typer.Option("--model", "-m", help="Folder or Hub id of a causal language model; world: the one shipped."),
+    "data": typer.Option(
+        "--data", "-d", help="File, folder of splits, Hub id or world:TASK; path#500 takes a sample of 500."
+    ),
+    "out": typer.Option("--out", "-o", help="Folder for the results."),
+    "techniques": typer.Option("--techniques", "-t", help="Names joined by commas, or all."),
+    # DataOptions
+    "columns": typer.Option(help="Names of the data's columns, e.g. prompt=q,completion=a or text=review,label=stars."),
+    "template": typer.Option(help='Text around a prompt, e.g. "Review: {prompt}\\nSentiment:".'),
+    "metric": typer.Option(help="exact_match, f1, rouge_l, sentence_bleu, or your own path.py:function."),
+    # ModelOptions
+    "max_length": typer.Option(help="Longest sequence in tokens; default: the model's context."),
+    "revision": typer.Option(help="Hub branch, tag or commit of the model."),
+    "dtype": typer.Option(help="Type of the weights in memory: float32, bfloat16, float16."),
+    "device": typer.Option(help="cpu, cuda, cuda:1, mps; default: the best there is."),
+    # TechniqueOptions
+    "sets": typer.Option("--set", help="A technique's setting, e.g. lora.r=8 (may be repeated)."),
+    "sources": typer.Option(help="Data of other tasks to learn from first, joined by commas (mpt)."),
+    "knowledge": typer.Option(help="Documents to search: folder, file, index or qdrant://host:port/name (rag)."),
+    # TrainOptions
+    "batch_size": typer.Option("--per-device-train-batch-size", "--batch-size", help="Examples of one pass."),
+    "accumulate": typer.Option("--gradient-accumulation-steps", "--accumulate", help="Passes of one optimiser step."),
+    "lr_scheduler_type": typer.Option("--lr-scheduler-type", help="linear, cosine, constant, ..."),
+    "save_steps": typer.Option(help="Optimiser steps between checkpoints."),
+    # ComputeOptions
+    "bf16": typer.Option("--bf16", help="Compute in bfloat16 (weights and updates stay float32)."),
+    "gradient_checkpointing": typer.Option(
+        "--gradient-checkpointing", help="Compute activations again instead of keeping them: less memory."
+    ),
+    # RemedyOptions
+    "replay": typer.Option(help="Against forgetting: share of the loss that is remembered text's."),
+    "kl_to_base": typer.Option(help="Against forgetting: weight of the divergence from the base there."),
+    "l2_sp": typer.Option(help="Against forgetting: weight of the squared distance from the base's weights."),
+    "remember": typer.Option(help="Text file to remember, for --replay and --kl-to-base; default: the base's own."),
+    # BudgetOptions
+    "budget_steps": typer.Option(help="Optimiser steps of each trial."),
+    "budget_tokens": typer.Option(help="Training tokens of each trial instead."),
+    "budget_minutes": typer.Option(help="Minutes for everything instead; techniques that train share them equally."),
+    "search": typer.Option(help="Trials' worth of training that each technique may spend on finding its settings."),
+    "seeds": typer.Option(help="Runs of each technique."),
+    "test_examples": typer.Option(help="Default: 500, or 200 where answers are written."),
+    "validation_examples": typer.Option(help="Examples that choices are made on."),
+    # ForgettingOptions
+    "retention": typer.Option("--retention", help="Text the model should not forget; default: text it writes itself."),
+    "probe": typer.Option(help="Data of a task that the model can do and should not lose."),
+    # CompareOptions
+    "need": typer.Option(help="What the recommended row must have: memory<8GB, artifact<50MB, mergeable, retain, ..."),
+    "price_per_hour": typer.Option(help="US dollars that an hour of this machine costs."),
+    "report_to": typer.Option(help="Follow training in tensorboard, wandb, mlflow or trackio (joined by commas)."),
+    "advised": typer.Option(
+        "--advised", help="Run what advice says could win, best first, and stop when it is settled."
+    ),
+}
+
+Model = Annotated[str, _OPTIONS["model"]]
+Data = Annotated[str, _OPTIONS["data"]]
+Out = Annotated[Path, _OPTIONS["out"]]
+Techniques = Annotated[str, _OPTIONS["techniques"]]
+Device = Annotated[str | None, _OPTIONS["device"]]
+BudgetSteps = Annotated[int, _OPTIONS["budget_steps"]]
+Retention = Annotated[str | None, _OPTIONS["retention"]]
+BaseLocation = Annotated[str | None, typer.Option("--model", "-m", help="Where the base is, if not where it was.")]
+AdaptationFolder = Annotated[Path, typer.Argument(help="Folder of an adaptation, or of a PEFT adapter.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -36,7 +103,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         for word in (*parameter.opts, str(parameter.name))
         if parameter.name != "config" and len(word) > 2
     }
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, object] = {}
     for name, value in values.items():
         key = str(name).replace("-", "_")
         if key not in known:
@@ -50,70 +117,92 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="Folder or Hub id of a causal language model; world: the one shipped.")
-]
-Data = Annotated[
-    str,
-    typer.Option("--data", "-d", help="File, folder of splits, Hub id or world:TASK; path#500 takes a sample of 500."),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
-Columns = Annotated[
-    str | None,
-    typer.Option(help="Names of the data's columns, e.g. prompt=q,completion=a or text=review,label=stars."),
-]
-Template = Annotated[str | None, typer.Option(help='Text around a prompt, e.g. "Review: {prompt}\\nSentiment:".')]
-Metric = Annotated[
-    str | None, typer.Option(help="exact_match, f1, rouge_l, sentence_bleu, or your own path.py:function.")
-]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="A technique's setting, e.g. lora.r=8 (may be repeated).")
-]
-Sources = Annotated[str | None, typer.Option(help="Data of other tasks to learn from first, joined by commas (mpt).")]
-Knowledge = Annotated[
-    str | None, typer.Option(help="Documents to search: folder, file, index or qdrant://host:port/name (rag).")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Config = Annotated[
     Path | None,
     typer.Option(help="YAML file with any of these settings.", callback=read_config, is_eager=True),
 ]
-Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit of the model.")]
-Dtype = Annotated[str, typer.Option(help="Type of the weights in memory: float32, bfloat16, float16.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the best there is.")]
-MaxLength = Annotated[int | None, typer.Option(help="Longest sequence in tokens; default: the model's context.")]
-BatchSize = Annotated[int, typer.Option("--per-device-train-batch-size", "--batch-size", help="Examples of one pass.")]
-Accumulate = Annotated[
-    int, typer.Option("--gradient-accumulation-steps", "--accumulate", help="Passes of one optimiser step.")
-]
-Schedule = Annotated[str, typer.Option("--lr-scheduler-type", help="linear, cosine, constant, ...")]
-SaveSteps = Annotated[int, typer.Option(help="Optimiser steps between checkpoints.")]
-Bf16 = Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 (weights and updates stay float32).")]
-Recompute = Annotated[
-    bool,
-    typer.Option("--gradient-checkpointing", help="Compute activations again instead of keeping them: less memory."),
-]
-Replay = Annotated[float, typer.Option(help="Against forgetting: share of the loss that is remembered text's.")]
-KlToBase = Annotated[float, typer.Option(help="Against forgetting: weight of the divergence from the base there.")]
-L2Sp = Annotated[
-    float, typer.Option(help="Against forgetting: weight of the squared distance from the base's weights.")
-]
-Remember = Annotated[
-    str | None, typer.Option(help="Text file to remember, for --replay and --kl-to-base; default: the base's own.")
-]
-RetentionFile = Annotated[
-    str | None,
-    typer.Option("--retention", help="Text the model should not forget; default: text it writes itself."),
-]
 
 
-def train_arguments(steps: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `fit` and `compare` that say how to train, as arguments of `TrainSettings`."""
-    same = ("lr_scheduler_type", "save_steps", "bf16", "gradient_checkpointing", "replay", "kl_to_base", "l2_sp")
-    return {
-        "max_steps": steps,
-        "per_device_train_batch_size": given["batch_size"],
-        "gradient_accumulation_steps": given["accumulate"],
-        "eval_steps": given.get("eval_steps", 0),
-        **{name: given[name] for name in same},
-    }
+@dataclass(frozen=True)
+class _Only:
+    """Marks which fields of a group a command takes; the others keep the group's defaults."""
+
+    names: frozenset[str]
+
+
+def only(*names: str) -> _Only:
+    """Have a command take these fields of a group alone.
+
+    Example: `loading: Annotated[ModelOptions, only("max_length", "revision")]`.
+    """
+    return _Only(frozenset(names))
+
+
+def grouped_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Spread a command's groups of options into the signature that Typer reads, with `--config` behind them.
+
+    A parameter whose type is a dataclass is a group. Its fields become options where the parameter stands, with their
+    own names, types and defaults; fields that are dataclasses are spread in turn. The text of an option is in
+    `_OPTIONS`, or in the annotation of the field.
+    """
+    hints = _hints(command)
+    parameters: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        group, names = _group(hints[name])
+        spread = [parameter.replace(annotation=hints[name])] if group is None else _spread(group, names)
+        parameters += (each.replace(kind=Parameter.KEYWORD_ONLY) for each in spread)
+    parameters.append(Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=Config))
+
+    @wraps(command)
+    def call(**values: object) -> None:
+        arguments = {}
+        for name in signature(command).parameters:
+            group, names = _group(hints[name])
+            arguments[name] = values[name] if group is None else _gathered(group, names, values)
+        command(**arguments)
+
+    vars(call)["__signature__"] = Signature(parameters)
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    return call
+
+
+@cache
+def _hints(annotated: Any) -> Mapping[str, Any]:
+    return get_type_hints(annotated, include_extras=True)
+
+
+def _group(hint: Any) -> tuple[Any, frozenset[str] | None]:
+    """Tell the dataclass of a parameter and which of its fields are taken (None: all); no dataclass is no group."""
+    kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        return None, None
+    names = next((mark.names for mark in marks if isinstance(mark, _Only)), None)
+    if names is not None and not names <= set(_hints(kind)):
+        raise TypeError(f"{kind.__name__} has no option {', '.join(sorted(names - set(_hints(kind))))}")
+    return kind, names
+
+
+def _spread(group: Any, names: frozenset[str] | None) -> list[Parameter]:
+    """List a group's fields as parameters."""
+    spread: list[Parameter] = []
+    for name, parameter in signature(group).parameters.items():
+        hint = _hints(group)[name]
+        if names is not None and name not in names:
+            continue
+        inner, inner_names = _group(hint)
+        if inner is not None:
+            spread += _spread(inner, inner_names)
+        else:
+            annotation = hint if get_origin(hint) is Annotated else Annotated[hint, _OPTIONS[name]]
+            spread.append(parameter.replace(annotation=annotation))
+    return spread
+
+
+def _gathered(group: Any, names: frozenset[str] | None, values: Mapping[str, object]) -> Any:
+    """Make a group of the options' values."""
+    fields: dict[str, object] = {}
+    for name, hint in _hints(group).items():
+        inner, inner_names = _group(hint)
+        if names is None or name in names:
+            fields[name] = values[name] if inner is None else _gathered(inner, inner_names, values)
+    return group(**fields)

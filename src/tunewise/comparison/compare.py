@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -24,7 +24,8 @@ import torch
 import transformers
 
 from tunewise.comparison.budget import Budget, Clock
-from tunewise.comparison.context import Cache, OnTrial
+from tunewise.comparison.context import Cache
+from tunewise.comparison.invocation import Invocation
 from tunewise.comparison.row import Runs, skipped
 from tunewise.comparison.trial import ANSWERS
 from tunewise.contract.technique import Technique
@@ -44,9 +45,6 @@ from tunewise.results.report.tables import markdown
 from tunewise.results.statistics import against, interval, ranks, seed_variance
 from tunewise.results.verdict import verdict
 
-if TYPE_CHECKING:
-    from tunewise.advice.course import Course
-
 SCHEMA = 1
 
 
@@ -62,17 +60,10 @@ def compare(
     probe: Task | None = None,
     remembered: Sequence[str] | None = None,
     needs: Sequence[str] = (),
-    held: Collection[str] = (),
     price: float | None = None,
     report_to: Sequence[str] = (),
-    started: float | None = None,
-    command: Sequence[str] | None = None,
     progress: RowProgress = silent_row,
-    on_row: Callable[[dict[str, Any]], None] = lambda result: None,
-    on_trial: OnTrial = lambda folder, identity: None,
-    life: str | None = None,
-    locked: bool = False,
-    course: Course | None = None,
+    invocation: Invocation | None = None,
 ) -> dict[str, Any]:
     """Run the comparison and return the content of `compare.json`; it is written to `out` with `report.md` and `.html`.
 
@@ -87,23 +78,17 @@ def compare(
         probe: a task that the base can do; its score is taken again on up to 200 test examples after each trial.
         remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: what the base writes.
         needs: what is required of the recommended row, as `memory<8GB`, `mergeable`, `retain`.
-        held: settings as "lora.r" that were chosen, which a search leaves alone.
         price: US dollars that an hour of this machine costs; gives the price of a thousand requests.
         report_to: services that follow training: tensorboard, wandb, mlflow, trackio.
-        started: when the minutes began, in seconds since the epoch; default: now.
-        command: the words that ask for this comparison, for whoever wants to repeat it.
         progress: called as progress(technique, what, done, total); a total of 0 is not known.
-        on_row: called with the result so far after each row.
-        on_trial: called with a trial's folder and recipe when it begins, and with None twice when it is over.
-        life: names this attempt; a trial that failed in it is not tried again in it (default: a new one).
-        locked: the caller holds the folder's lock.
-        course: advice to follow: what to run in which order, and when to stop; default: all, in their order.
+        invocation: how it was started and who follows it: callbacks, the lock, advice on the order.
 
     Raises:
         SettingError: two rows of the same name, or none; a need that is not one.
         RequestError: another process works in `out`.
     """
-    budget = budget or Budget()
+    budget, invocation = budget or Budget(), invocation or Invocation()
+    course = invocation.course
     names = [technique.name for technique in techniques]
     if not names or len(set(names)) < len(names):
         raise SettingError(f"the techniques to compare must be different and at least one; given: {', '.join(names)}")
@@ -113,7 +98,7 @@ def compare(
     folder = artifact_writer.output_folder(out)
     settings = replace(settings or TrainSettings(), max_steps=budget.steps)
     tests = budget.test_examples or (200 if task.kind == "generation" else 500)
-    with nullcontext() if locked else artifact_writer.lock(folder):
+    with nullcontext() if invocation.locked else artifact_writer.lock(folder):
         progress("base", "measuring what the base knows", 0, 1)
         knew = Retention.measure(base, retention)
         cache = Cache(
@@ -124,13 +109,15 @@ def compare(
             retention=knew,
             probe=probe,
             remembered=remembered,
-            life=life or uuid4().hex,
+            life=invocation.life or uuid4().hex,
             report_to=report_to,
-            on_trial=on_trial,
+            on_trial=invocation.on_trial,
         )
-        result = _head(cache, budget, settings) | {"command": list(command) if command else None}
-        clock = Clock(budget.minutes, started or time.time(), folder / "paces.json") if budget.minutes else None
-        runs, answers = Runs(cache, budget, settings, folder / "trials", held, progress, clock), dict[str, list[str]]()
+        result = _head(cache, budget, settings) | {"command": list(invocation.command) if invocation.command else None}
+        started = invocation.started or time.time()
+        clock = Clock(budget.minutes, started, folder / "paces.json") if budget.minutes else None
+        runs = Runs(cache, budget, settings, folder / "trials", invocation.held, progress, clock)
+        answers = dict[str, list[str]]()
         tables: dict[str, np.ndarray] = {}
         order = sorted(techniques, key=lambda technique: technique.trains) if clock else techniques
         turns = course.turns(order, result["rows"]) if course is not None else _all_of(order)
@@ -151,7 +138,7 @@ def compare(
             result["answers"] = _answers(cache, tables, answers)
             result["seconds"] = time.perf_counter() - begun
             artifact_writer.write_json(folder / "compare.json", result)
-            on_row(result)
+            invocation.on_row(result)
         artifact_writer.write_text(folder / "report.md", markdown(result))
         artifact_writer.write_text(folder / "report.html", page(result))
     return result

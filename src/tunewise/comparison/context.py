@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tunewise.comparison.invocation import OnTrial, ignore_trial
 from tunewise.contract.attachment import Attachment
 from tunewise.data.task import Task, sample
 from tunewise.engine.encoding import TokenSequence
@@ -18,8 +19,6 @@ from tunewise.fitting.scoring import encoder_for
 from tunewise.fitting.settings import TrainSettings
 
 _PROBED = 200  # examples of a probe that are scored
-
-OnTrial = Callable[[str | None, dict[str, Any] | None], None]
 
 
 class Cache:
@@ -43,7 +42,7 @@ class Cache:
         remembered: Sequence[str] | None = None,
         life: str = "",
         report_to: Sequence[str] = (),
-        on_trial: OnTrial = lambda folder, identity: None,
+        on_trial: OnTrial = ignore_trial,
     ) -> None:
         self.base, self.task, self.retention, self.probe = base, task, retention, probe
         self.remembered, self.life, self._on_trial = remembered, life, on_trial

@@ -2,111 +2,193 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from tunewise.core import artifact_writer
+from tunewise.comparison.invocation import Invocation
+from tunewise.core.errors import ArtifactError
 from tunewise.core.progress import RowProgress
-from tunewise.resolve import COMPARED, load_model, read_task, read_texts, recipes_of, settings_of
-
-# What has the same name and type as an option of `tunewise compare`.
-SAME = (
-    *("model", "data", "techniques", "retention", "probe", "columns", "template", "metric", "sources", "knowledge"),
-    *("max_length", "revision", "dtype", "device", "remember"),
+from tunewise.resolve import (
+    COMPARED,
+    ComputeOptions,
+    DataOptions,
+    ModelOptions,
+    RemedyOptions,
+    TechniqueOptions,
+    TrainOptions,
+    load_model,
+    read_task,
+    read_texts,
+    recipes_of,
+    settings_of,
+    train_settings,
 )
+
+if TYPE_CHECKING:
+    from tunewise.comparison.budget import Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """What each technique may spend."""
+
+    budget_steps: int = 100
+    budget_tokens: int | None = None
+    budget_minutes: float | None = None
+    search: int = 1
+    seeds: int = 1
+    test_examples: int | None = None
+    validation_examples: int = 128
+
+    def budget(self) -> Budget:
+        """Read these options as a budget; a `SettingError` says which is out of range."""
+        from tunewise.comparison.budget import Budget
+
+        return Budget(
+            steps=self.budget_steps,
+            tokens=self.budget_tokens,
+            minutes=self.budget_minutes,
+            search=self.search,
+            seeds=self.seeds,
+            test_examples=self.test_examples,
+            validation_examples=self.validation_examples,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgettingOptions:
+    """What forgetting is measured on."""
+
+    retention: str | None = None
+    probe: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """The options of `tunewise compare` that say what is compared, in the order of its help."""
+
+    model: str
+    data: str
+    out: Path
+    techniques: str = COMPARED
+    budget: BudgetOptions = field(default_factory=BudgetOptions)
+    forgetting: ForgettingOptions = field(default_factory=ForgettingOptions)
+    training: TrainOptions = field(default_factory=TrainOptions)
+    reading: DataOptions = field(default_factory=DataOptions)
+    recipes: TechniqueOptions = field(default_factory=TechniqueOptions)
+    loading: ModelOptions = field(default_factory=ModelOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    remedies: RemedyOptions = field(default_factory=RemedyOptions)
+    need: list[str] | None = None
+    price_per_hour: float | None = None
+    report_to: str | None = None
+    advised: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Everything that `compare` is asked, in JSON's types; names and defaults are those of the command line."""
+    """Everything that a comparison is asked, in types that JSON can hold."""
 
-    model: str
-    data: str
-    out: str
-    techniques: str = COMPARED
-    budget: dict[str, Any] = field(default_factory=dict)  # arguments of `tunewise.comparison.compare.Budget`
-    settings: dict[str, Any] = field(default_factory=dict)  # arguments of `tunewise.fitting.settings.TrainSettings`
-    retention: str | None = None
-    probe: str | None = None
-    columns: str | None = None
-    template: str | None = None
-    metric: str | None = None
-    sets: list[str] = field(default_factory=list)
-    sources: str | None = None
+    options: CompareOptions
     default_sources: list[str] = field(default_factory=list)  # for what learns from other tasks, where none are given
-    knowledge: str | None = None
-    max_length: int | None = None
-    revision: str | None = None
-    dtype: str = "float32"
-    device: str | None = None
-    remember: str | None = None
-    needs: list[str] = field(default_factory=list)
-    price: float | None = None
-    report_to: list[str] = field(default_factory=list)
     started: float | None = None
     command: list[str] | None = None
-    advised: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """The arguments of this class."""
-        return asdict(self)
+    def to_json(self) -> dict[str, object]:
+        """Write this request for another process."""
+        value = asdict(self)
+        value["options"]["out"] = str(self.options.out)
+        return value
 
-    def run(self, progress: RowProgress, **watching: Any) -> dict[str, Any]:
-        """Carry it out in this process; `watching` are further arguments of `compare`.
+    @classmethod
+    def from_json(cls, value: object) -> Request:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ArtifactError: something is missing, unknown or of another type; it is named.
+        """
+        return _read(cls, value, "request")
+
+    def run(self, progress: RowProgress, invocation: Invocation | None = None) -> dict[str, Any]:
+        """Carry the comparison out in this process; `invocation` says who follows it.
 
         Raises:
             RequestError: the data, a setting or the model cannot be used as asked.
         """
-        task = read_task(self.data, self.columns, self.template, self.metric)
-        texts, remembered = read_texts(self.retention), read_texts(self.remember)
-        probed = read_task(self.probe, None, None, None) if self.probe else None
-        chosen = settings_of(self.sets)
-        held = [f"{name}.{setting}" for name, own in chosen.items() for setting in own]
-        names = f"base,{self.techniques}" if self.advised and not self._has_base() else self.techniques
-        recipes = recipes_of(names, chosen, self.sources, self.default_sources, self.knowledge)
-        from tunewise.comparison.budget import Budget
+        options = self.options
+        task = read_task(options.data, options.reading)
+        texts, remembered = read_texts(options.forgetting.retention), read_texts(options.remedies.remember)
+        probe = read_task(options.forgetting.probe) if options.forgetting.probe else None
+        held = [f"{name}.{setting}" for name, own in settings_of(options.recipes.sets).items() for setting in own]
+        names = options.techniques
+        if options.advised and not _names_base(names):
+            names = f"base,{names}"
+        recipes = recipes_of(names, options.recipes, default_sources=self.default_sources)
         from tunewise.comparison.compare import compare
-        from tunewise.fitting.settings import TrainSettings
 
-        budget, settings = Budget(**self.budget), TrainSettings(**self.settings)
-        progress(self.model, "loading", 0, 0)
-        base = load_model(self.model, self.revision, self.dtype, self.device, self.max_length)
+        budget = options.budget.budget()
+        settings = train_settings(budget.steps, options.training, options.compute, options.remedies)
+        progress(options.model, "loading", 0, 0)
+        base = load_model(options.model, options.loading)
         course = None
-        if self.advised:
+        if options.advised:
             from tunewise.advice.course import Course
+            from tunewise.core import artifact_writer
 
             progress("advice", "looking at the task", 0, 0)
             course = Course.open(
                 base,
                 task,
                 recipes,
-                artifact_writer.output_folder(self.out),
-                knowledge=self.knowledge,
+                artifact_writer.output_folder(options.out),
+                knowledge=options.recipes.knowledge,
                 examples=budget.steps * settings.rows,
-                needs=self.needs,
+                needs=options.need or [],
             )
         return compare(
             base,
             task,
             recipes,
-            Path(self.out),
+            options.out,
             budget=budget,
             settings=settings,
             retention=texts,
-            probe=probed,
+            probe=probe,
             remembered=remembered,
-            needs=self.needs,
-            held=held,
-            price=self.price,
-            report_to=self.report_to,
-            started=self.started,
-            command=self.command,
+            needs=options.need or [],
+            price=options.price_per_hour,
+            report_to=[name.strip() for name in options.report_to.split(",")] if options.report_to else [],
             progress=progress,
-            course=course,
-            **watching,
+            invocation=replace(
+                invocation or Invocation(), held=held, started=self.started, command=self.command, course=course
+            ),
         )
 
-    def _has_base(self) -> bool:
-        names = [name.strip() for name in self.techniques.split(",")]
-        return "base" in names or names == ["all"]
+
+def _names_base(techniques: str) -> bool:
+    names = [name.strip() for name in techniques.split(",")]
+    return "base" in names or names == ["all"]
+
+
+def _read(kind: Any, value: object, where: str) -> Any:
+    """Read a value of a type from what JSON holds; `where` names its place for the error."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if not isinstance(value, dict) or set(value) != set(hints):
+            raise ArtifactError(f"{where}: must be an object of {', '.join(hints)}; run both processes of one tunewise")
+        return kind(**{name: _read(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    for allowed in get_args(kind) if isinstance(kind, UnionType) else (kind,):
+        if _is(allowed, value):
+            return Path(str(value)) if allowed is Path else value
+    raise ArtifactError(f"{where}: is {value!r} but must be {kind}; run both processes of one tunewise")
+
+
+def _is(kind: Any, value: object) -> bool:
+    """Whether a value of JSON is of a type: `true` is no number, and 1 is a float too."""
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(get_args(kind)[0], item) for item in value)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, str if kind is Path else kind)

@@ -14,12 +14,12 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 from uuid import uuid4
 
+from tunewise.comparison.invocation import OnRow, ignore_row
 from tunewise.comparison.request import Request
 from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError, TunewiseError
@@ -30,15 +30,13 @@ _STARTING = 600  # seconds of silence that a worker may take outside of trials, 
 _KILLS = 3  # times that a trial's worker may be killed from outside before the trial is given up
 _KERNEL_EVENTS = Path("/proc/vmstat")
 
-OnRow = Callable[[dict[str, Any]], None]
-
 
 def supervise(
     request: Request,
     *,
     patience: float = PATIENCE,
     progress: RowProgress = silent_row,
-    on_row: OnRow = lambda result: None,
+    on_row: OnRow = ignore_row,
 ) -> dict[str, Any]:
     """Carry out a request in worker processes; the content of its `compare.json`.
 
@@ -52,9 +50,9 @@ def supervise(
         RequestError: the request is wrong, or another process works in its folder.
         TunewiseError: it failed outside of any trial.
     """
-    wanted = Path(request.out).absolute()
+    wanted = request.options.out.absolute()
     missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
-    folder = artifact_writer.output_folder(request.out)
+    folder = artifact_writer.output_folder(request.options.out)
     try:
         with artifact_writer.lock(folder):
             return _carried_out(request, folder, patience, progress, on_row)
@@ -68,7 +66,7 @@ def _carried_out(
 ) -> dict[str, Any]:
     life, killed = uuid4().hex, Counter[str]()
     while True:
-        progress(request.model, "starting", 0, 0)
+        progress(request.options.model, "starting", 0, 0)
         worker = _Worker(request, life)
         try:
             ended = worker.watch(folder, patience, progress, on_row)

@@ -27,7 +27,7 @@ _APART = 0.1  # seconds between reports of progress
 
 def main() -> None:
     """Carry out the request on stdin."""
-    request = json.loads(sys.stdin.readline())
+    order = json.loads(sys.stdin.readline())
     threading.Thread(target=_die_with_parent, daemon=True).start()
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -38,7 +38,7 @@ def main() -> None:
         events.flush()
 
     try:
-        _carry_out(request, tell)
+        _carry_out(order, tell)
         tell(done=True)
     except TunewiseError as error:
         tell(error=str(error), code=error.exit_code)
@@ -54,7 +54,8 @@ def _die_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGKILL)  # any moment is as good as another: what is on disk is whole
 
 
-def _carry_out(given: dict[str, Any], tell: Any) -> None:
+def _carry_out(order: dict[str, Any], tell: Any) -> None:
+    from tunewise.comparison.invocation import Invocation
     from tunewise.comparison.request import Request
 
     told = 0.0
@@ -66,13 +67,13 @@ def _carry_out(given: dict[str, Any], tell: Any) -> None:
             told = now
             tell(progress=[row, what, done, total])
 
-    Request(**given["request"]).run(
-        progress,
+    invocation = Invocation(
         on_trial=lambda folder, identity: tell(trial=folder, identity=identity),
         on_row=lambda result: tell(rows=len(result["rows"])),
-        life=given["life"],
+        life=order["life"],
         locked=True,
     )
+    Request.from_json(order["request"]).run(progress, invocation)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 from tunewise.comparison.budget import Budget, Clock
 from tunewise.comparison.compare import compare
 from tunewise.comparison.context import Cache
+from tunewise.comparison.invocation import Invocation
 from tunewise.comparison.row import Runs
 from tunewise.fitting.forgetting import Retention
 from tunewise.fitting.settings import TrainSettings
@@ -75,7 +76,7 @@ def test_what_finds_no_time_is_skipped_and_said(tmp_path):
         [make(name, {}) for name in ("lora", "base", "bitfit")],
         tmp_path,
         budget=Budget(minutes=1),
-        started=time.time() - 59.9,
+        invocation=Invocation(started=time.time() - 59.9),
         settings=TrainSettings(),
     )
     by_name = {row["technique"]: row for row in result["rows"]}
@@ -107,7 +108,9 @@ def test_minutes_are_kept(tmp_path):
     started = time.time()
     names = ("base", "lora", "bitfit", "full")
     recipes = [make(name, {}) for name in names]
-    result = compare(tiny_base(), tiny_task(), recipes, tmp_path, budget=Budget(minutes=0.4), started=started)
+    result = compare(
+        tiny_base(), tiny_task(), recipes, tmp_path, budget=Budget(minutes=0.4), invocation=Invocation(started=started)
+    )
     assert 0.5 * 24 < time.time() - started < 1.5 * 24
     assert [row["status"] for row in result["rows"]] == ["ok"] * 4
     assert all(row["training"]["steps"] > 20 for row in result["rows"] if row["technique"] != "base")

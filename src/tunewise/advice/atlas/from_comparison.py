@@ -51,12 +51,14 @@ def pack(
 def _features(
     result: Mapping[str, Any], named: tuple[str, str], wanted: tuple[str, str], words: list[str], path: Path
 ) -> Features:
-    from tunewise.resolve import load_model, read_task
+    from tunewise.resolve import DataOptions, ModelOptions, load_model, read_task
 
     option = _options(words)
     try:
-        base = load_model(named[0], option("--revision"), "float32", "cpu", int(option("--max-length") or 0) or None)
-        task = read_task(named[1], option("--columns"), option("--template"), option("--metric"))
+        length = int(option("--max-length") or 0) or None
+        base = load_model(named[0], ModelOptions(max_length=length, revision=option("--revision"), device="cpu"))
+        reading = DataOptions(columns=option("--columns"), template=option("--template"), metric=option("--metric"))
+        task = read_task(named[1], reading)
     except TunewiseError as error:
         raise SettingError(
             f"{path}: its model or data cannot be read again ({error}); give --model and --data"

@@ -2,129 +2,131 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress
-from tunewise.cli.options import (
-    BatchSize,
-    Columns,
-    Config,
-    Data,
-    Json,
-    Knowledge,
-    MaxLength,
-    Metric,
-    Model,
-    Revision,
-    Sources,
-    Template,
-)
+from tunewise.cli.console import console, print_json, print_result, print_text, progress_display
+from tunewise.cli.options import Data, Json, Model, grouped_options, only
 from tunewise.core.logs import quiet
-from tunewise.resolve import read_task, recipes_of
+from tunewise.resolve import (
+    DataOptions,
+    ModelOptions,
+    TechniqueOptions,
+    TrainOptions,
+    read_task,
+    recipes_of,
+    train_settings,
+)
 
 if TYPE_CHECKING:
     from tunewise.advice.atlas.schema import Record
     from tunewise.advice.plan.plan_row import PlanRow
-    from tunewise.advice.question import Planner
+    from tunewise.advice.question import Planner, Question
     from tunewise.contract.technique import Technique
     from tunewise.data.task import Task
+    from tunewise.fitting.settings import TrainSettings
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuestionOptions:
+    """What is needed beside a good score."""
+
+    memory: Annotated[str | None, typer.Option(help="Memory of the device, e.g. 24GB.")] = None
+    time: Annotated[str | None, typer.Option(help="Time that training may take, e.g. 2h.")] = None
+    requests_per_day: Annotated[float, typer.Option(help="Requests that will be answered in a day.")] = 1000.0
+    tenants: Annotated[int, typer.Option(help="Adaptations that one loaded model must serve.")] = 1
+    need: Annotated[
+        list[str] | None, typer.Option(help="What it must have: mergeable, swappable, retain, artifact<50MB, ...")
+    ] = None
+    forget_nothing: Annotated[
+        bool, typer.Option("--forget-nothing", help="The model's own weights must stay, to be had back at any time.")
+    ] = False
+    knowledge: str | None = None
+    documents_change: Annotated[
+        bool, typer.Option("--documents-change", help="Answers must follow documents that change after training.")
+    ] = False
+
+    def question(self) -> Question:
+        """Read these options as the question to the advisor; a `SettingError` says which cannot be read."""
+        from tunewise.advice.question import Question
+        from tunewise.core.units import BYTES, SECONDS, quantity
+
+        return Question(
+            memory=quantity("--memory", self.memory, BYTES) if self.memory is not None else None,
+            time=quantity("--time", self.time, SECONDS) if self.time is not None else None,
+            requests_per_day=self.requests_per_day,
+            tenants=self.tenants,
+            needs=tuple(self.need or ()),
+            forget_nothing=self.forget_nothing,
+            documents_change=self.documents_change,
+        )
+
+
+@grouped_options
 def advise(
     model: Model,
     data: Data,
-    memory: Annotated[str | None, typer.Option(help="Memory of the device, e.g. 24GB.")] = None,
-    time: Annotated[str | None, typer.Option(help="Time that training may take, e.g. 2h.")] = None,
-    requests_per_day: Annotated[float, typer.Option(help="Requests that will be answered in a day.")] = 1000.0,
-    tenants: Annotated[int, typer.Option(help="Adaptations that one loaded model must serve.")] = 1,
-    need: Annotated[
-        list[str] | None, typer.Option(help="What it must have: mergeable, swappable, retain, artifact<50MB, ...")
-    ] = None,
-    forget_nothing: Annotated[
-        bool, typer.Option("--forget-nothing", help="The model's own weights must stay, to be had back at any time.")
-    ] = False,
-    knowledge: Knowledge = None,
-    documents_change: Annotated[
-        bool, typer.Option("--documents-change", help="Answers must follow documents that change after training.")
-    ] = False,
+    needs: QuestionOptions,
     plan: Annotated[Path | None, typer.Option(help="What tunewise plan --json printed, to say what fits.")] = None,
     budget_steps: Annotated[int, typer.Option(help="Optimiser steps that a technique may train for.")] = 100,
-    batch_size: BatchSize = 8,
-    columns: Columns = None,
-    template: Template = None,
-    metric: Metric = None,
-    sources: Sources = None,
-    max_length: MaxLength = None,
-    revision: Revision = None,
+    *,
+    training: Annotated[TrainOptions, only("batch_size")],
+    reading: DataOptions,
+    recipes: Annotated[TechniqueOptions, only("sources")],
+    loading: Annotated[ModelOptions, only("max_length", "revision")],
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Say which technique to choose, why, on what evidence, and what would change the answer; nothing is trained."""
-    from tunewise.advice.question import Question
-    from tunewise.core.units import BYTES, SECONDS, quantity
-
-    question = Question(
-        memory=quantity("--memory", memory, BYTES) if memory is not None else None,
-        time=quantity("--time", time, SECONDS) if time is not None else None,
-        requests_per_day=requests_per_day,
-        tenants=tenants,
-        needs=tuple(need or ()),
-        forget_nothing=forget_nothing,
-        documents_change=documents_change,
-    )
-    task = read_task(data, columns, template, metric)
-    recipes = recipes_of("all", {}, sources, (), knowledge)
+    question = needs.question()
+    task = read_task(data, reading)
+    candidates = recipes_of("all", replace(recipes, knowledge=needs.knowledge))
     quiet()
     from tunewise.advice.advise import advise as draw_up_advice
     from tunewise.advice.plan.weightless import consulted
     from tunewise.cli.views.advice import render_advice
 
-    planner = _planner_of(plan) if plan is not None else None
+    planner = read_plan(plan) if plan is not None else None
     if planner is None and question.limits_for_a_plan:
-        planner = _planner_here(model, task, recipes, budget_steps, batch_size, revision, max_length)
+        planner = _planned(model, task, candidates, train_settings(budget_steps, training), loading)
     advice = draw_up_advice(
-        consulted(model, revision, max_length),
+        consulted(model, loading.revision, loading.max_length),
         task,
-        recipes=recipes,
+        recipes=candidates,
         question=question,
-        knowledge=knowledge,
-        examples=budget_steps * batch_size,
+        knowledge=needs.knowledge,
+        examples=budget_steps * training.batch_size,
         planner=planner,
     )
-    if as_json:
-        print_json(advice.to_json())
-    else:
-        console().print(render_advice(advice))
+    print_result(advice.to_json(), as_json, lambda: render_advice(advice))
 
 
-def _planner_here(
-    model: str, task: Task, recipes: list[Technique], steps: int, size: int, revision: str | None, length: int | None
+def _planned(
+    model: str, task: Task, recipes: list[Technique], settings: TrainSettings, loading: ModelOptions
 ) -> Planner:
-    """A planner for this machine's own memory, or the memory that is asked for."""
+    """Make plans for this machine's own size, or the memory that is asked for."""
     import psutil
 
     from tunewise.advice.plan import planner as plans
     from tunewise.advice.plan.machine_rates import Rates
     from tunewise.advice.plan.weightless import sketch
-    from tunewise.fitting.settings import TrainSettings
 
-    drawn = sketch(model, revision=revision, max_length=length)
-    settings = TrainSettings(max_steps=steps, per_device_train_batch_size=size)
+    drawn = sketch(model, revision=loading.revision, max_length=loading.max_length)
     planner = plans.Planner(drawn, task, recipes, settings, "cpu", Rates.measured())
 
-    def rows(memory: float | None) -> list[PlanRow]:
-        with progress() as show:
-            planner.report = lambda name, done, total: show(model, f"planning {name}", done, total)
+    def rows(memory: float | None) -> Sequence[PlanRow]:
+        with progress_display() as display:
+            planner.report = lambda name, done, total: display(model, f"planning {name}", done, total)
             return planner.rows(memory or float(psutil.virtual_memory().total))
 
     return rows
 
 
-def _planner_of(path: Path) -> Planner:
-    """A planner that gives the rows of a file whatever memory is asked for."""
+def read_plan(path: Path) -> Planner:
+    """Make a planner that always gives the rows of a file."""
     from tunewise.advice.plan.plan_row import read_rows
 
     rows = read_rows(path)
@@ -152,7 +154,7 @@ def listed(context: typer.Context, as_json: Json = False) -> None:
         console().print(atlas_table(records.values(), own_folder()))
 
 
-def _facts(record: Record) -> dict[str, Any]:
+def _facts(record: Record) -> dict[str, object]:
     best, score = record.best
     return {
         "name": record.name,
@@ -202,4 +204,4 @@ def add(
     if as_json:
         print_json({**_facts(record), "path": str(path)})
     else:
-        console().print(f"{record.name} is recorded in {path}", markup=False, highlight=False)
+        print_text(f"{record.name} is recorded in {path}")

@@ -5,129 +5,32 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress
-from tunewise.cli.options import (
-    Accumulate,
-    BatchSize,
-    Bf16,
-    Columns,
-    Config,
-    Data,
-    Device,
-    Dtype,
-    Json,
-    KlToBase,
-    Knowledge,
-    L2Sp,
-    MaxLength,
-    Metric,
-    Model,
-    Out,
-    Recompute,
-    Remember,
-    Replay,
-    RetentionFile,
-    Revision,
-    SaveSteps,
-    Schedule,
-    Sets,
-    Sources,
-    Template,
-    train_arguments,
-)
+from tunewise.cli.console import print_json, print_result, print_text, progress_display
+from tunewise.cli.options import Json, Out, Techniques, grouped_options
+from tunewise.comparison.request import CompareOptions, ForgettingOptions, Request
 from tunewise.core.errors import ArtifactError, SettingError, TunewiseError
-from tunewise.resolve import COMPARED
+from tunewise.resolve import COMPARED, TrainOptions
 
-if TYPE_CHECKING:
-    from tunewise.comparison.request import Request
+_PATIENCE = 1800  # seconds; as the supervisor has it, which is too heavy to import before it is needed
 
 
+@grouped_options
 def compare(
-    context: typer.Context,
-    model: Model,
-    data: Data,
-    out: Out,
-    techniques: Annotated[str, typer.Option("--techniques", "-t", help="Names joined by commas, or all.")] = COMPARED,
-    budget_steps: Annotated[int, typer.Option(help="Optimiser steps of each trial.")] = 100,
-    budget_tokens: Annotated[int | None, typer.Option(help="Training tokens of each trial instead.")] = None,
-    budget_minutes: Annotated[
-        float | None, typer.Option(help="Minutes for everything instead; techniques that train share them equally.")
-    ] = None,
-    search: Annotated[
-        int, typer.Option(help="Trials' worth of training that each technique may spend on finding its settings.")
-    ] = 1,
-    seeds: Annotated[int, typer.Option(help="Runs of each technique.")] = 1,
-    test_examples: Annotated[int | None, typer.Option(help="Default: 500, or 200 where answers are written.")] = None,
-    validation_examples: Annotated[int, typer.Option(help="Examples that choices are made on.")] = 128,
-    retention: RetentionFile = None,
-    probe: Annotated[str | None, typer.Option(help="Data of a task that the model can do and should not lose.")] = None,
-    batch_size: BatchSize = 8,
-    accumulate: Accumulate = 1,
-    lr_scheduler_type: Schedule = "cosine",
-    save_steps: SaveSteps = 500,
-    columns: Columns = None,
-    template: Template = None,
-    metric: Metric = None,
-    sets: Sets = None,
-    sources: Sources = None,
-    knowledge: Knowledge = None,
-    max_length: MaxLength = None,
-    revision: Revision = None,
-    dtype: Dtype = "float32",
-    device: Device = None,
-    bf16: Bf16 = False,
-    gradient_checkpointing: Recompute = False,
-    replay: Replay = 0.0,
-    kl_to_base: KlToBase = 0.0,
-    l2_sp: L2Sp = 0.0,
-    remember: Remember = None,
-    need: Annotated[
-        list[str] | None,
-        typer.Option(help="What the recommended row must have: memory<8GB, artifact<50MB, mergeable, retain, ..."),
-    ] = None,
-    price_per_hour: Annotated[float | None, typer.Option(help="US dollars that an hour of this machine costs.")] = None,
-    report_to: Annotated[
-        str | None, typer.Option(help="Follow training in tensorboard, wandb, mlflow or trackio (joined by commas).")
-    ] = None,
-    advised: Annotated[
-        bool, typer.Option("--advised", help="Run what advice says could win, best first, and stop when it is settled.")
-    ] = False,
-    patience: Annotated[float, typer.Option(help="Seconds without a sign of life after which a trial hangs.")] = 1800,
+    options: CompareOptions,
+    patience: Annotated[
+        float, typer.Option(help="Seconds without a sign of life after which a trial hangs.")
+    ] = _PATIENCE,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Run trials here: a crash then ends the comparison.")
     ] = False,
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Run techniques side by side under one budget and say which to use; run it again to continue."""
-    from tunewise.comparison.request import SAME, Request
-
-    request = Request(
-        **{name: context.params[name] for name in SAME},
-        out=str(out),
-        budget={
-            "steps": budget_steps,
-            "tokens": budget_tokens,
-            "minutes": budget_minutes,
-            "search": search,
-            "seeds": seeds,
-            "test_examples": test_examples,
-            "validation_examples": validation_examples,
-        },
-        settings=train_arguments(budget_steps, context.params),
-        sets=sets or [],
-        needs=need or [],
-        price=price_per_hour,
-        report_to=[name.strip() for name in report_to.split(",")] if report_to else [],
-        started=time.time(),
-        command=["tunewise", *sys.argv[1:]],
-        advised=advised,
-    )
-    _compare(request, as_json, patience, in_process)
+    _compare(Request(options=options, started=time.time(), command=_words()), as_json, patience, in_process)
 
 
 def report(
@@ -149,7 +52,7 @@ def report(
         raise SettingError("--html, --svg and --png show one comparison; give one folder")
     results = [_comparison(path) for path in (folder, other) if path is not None]
     try:
-        shown = beside(*results) if other is not None else terminal(results[0])
+        view = beside(*results) if other is not None else terminal(results[0])
         texts = [(html, page(results[0]) if html else ""), (svg, picture(results[0]) if svg else "")]
         if png:
             pngs(results[0], png)
@@ -159,14 +62,11 @@ def report(
     for path, text in texts:
         if path is not None:
             artifact_writer.write_text(path, text)
-    if as_json:
-        print_json(results[0] if other is None else results)
-    else:
-        console().print(shown)
+    print_result(results[0] if other is None else results, as_json, lambda: view)
 
 
 def _comparison(folder: Path) -> dict[str, Any]:
-    """The content of a comparison's `compare.json`."""
+    """Read the content of a comparison's `compare.json`."""
     from tunewise.core import artifact_writer
 
     if not (folder / "compare.json").is_file():
@@ -177,45 +77,48 @@ def _comparison(folder: Path) -> dict[str, Any]:
 def demo(
     out: Out = Path("tunewise-demo"),
     task: Annotated[str, typer.Option(help="town, reviews, records, skill or letters.")] = "town",
-    techniques: Annotated[str, typer.Option("--techniques", "-t", help="Names joined by commas, or all.")] = COMPARED,
+    techniques: Techniques = COMPARED,
     all_techniques: Annotated[bool, typer.Option("--all", help="Every technique that there is.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare on the shipped model and a task of its world: no network; eight rows in under three minutes."""
-    from tunewise.comparison.request import Request
     from tunewise.data import world
 
-    request = Request(
+    options = CompareOptions(
         model="world",
         data=f"world:{task}",
-        out=str(out / task),
+        out=out / task,
         techniques="all" if all_techniques else techniques,
-        budget={"steps": 100},
-        settings={"per_device_train_batch_size": 16},
-        retention="world:text",
-        probe="world:memory",
-        default_sources=[found.source for found in world.sources().values()],
-        command=["tunewise", *sys.argv[1:]],
+        forgetting=ForgettingOptions(retention="world:text", probe="world:memory"),
+        training=TrainOptions(batch_size=16),
     )
-    _compare(request, as_json)
+    sources = [source_task.source for source_task in world.sources().values()]
+    _compare(Request(options=options, default_sources=sources, command=_words()), as_json)
 
 
-def _compare(request: Request, as_json: bool, patience: float = 1800, in_process: bool = False) -> None:
+def _words() -> list[str]:
+    """The words of this command line, which a comparison records."""
+    return ["tunewise", *sys.argv[1:]]
+
+
+def _compare(request: Request, as_json: bool, patience: float = _PATIENCE, in_process: bool = False) -> None:
     """Run the comparison and print it; nothing at all finished is a failure."""
-    with progress() as show:
+    with progress_display() as display:
         if in_process:
-            result = request.run(show, on_row=show.rows)
+            from tunewise.comparison.invocation import Invocation
+
+            result = request.run(display, Invocation(on_row=display.rows))
         else:
             from tunewise.comparison.supervisor import supervise
 
-            result = supervise(request, patience=patience, progress=show, on_row=show.rows)
-    out = Path(request.out)
+            result = supervise(request, patience=patience, progress=display, on_row=display.rows)
+    out = request.options.out
     if as_json:
         print_json(result)
     else:
         from tunewise.results.report.tables import terminal
 
-        console().print(terminal(result))
-        console().print(f"\nReport: {out / 'report.html'} and report.md", markup=False, highlight=False)
+        print_result(result, False, lambda: terminal(result))
+        print_text(f"\nReport: {out / 'report.html'} and report.md")
     if not any(row["status"] == "ok" for row in result["rows"]):
         raise TunewiseError(f"no technique finished; the reasons are in {out / 'compare.json'}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress
-from tunewise.cli.options import Config, Json
+from tunewise.cli.console import print_json, print_text, progress_display
+from tunewise.cli.options import Json, grouped_options
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
+from tunewise.core.progress import for_row
 
 
+@grouped_options
 def index(
     documents: Annotated[str, typer.Argument(help="Folder or file: .txt .md .html .pdf .jsonl.")],
     out: Annotated[str, typer.Option("--out", "--index", "-o", help="Folder, or qdrant://host:port/name.")],
@@ -21,23 +22,20 @@ def index(
     chunk_size: Annotated[int, typer.Option(help="Tokens of a passage at most.")] = 256,
     chunk_overlap: Annotated[int, typer.Option(help="Tokens that the next one repeats.")] = 32,
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Make or update an index of documents; what has not changed is not embedded again."""
     quiet()
     from tunewise.retrieval.build import build
 
-    with progress() as show:
-        report = partial(show, out)
+    with progress_display() as display:
+        report = for_row(display, out)
         result = build(documents, out, embedder, embedder_dtype, chunk_size, chunk_overlap, report)
     if as_json:
         print_json(result)
         return
     skipped = result.pop("skipped")
-    said = ", ".join(f"{value:,} {name}" for name, value in result["documents"].items())
-    console().print(
-        f"{result['index']}: documents {said}; {result['passages']:,} passages", markup=False, highlight=False
-    )
+    counts = ", ".join(f"{value:,} {name}" for name, value in result["documents"].items())
+    print_text(f"{result['index']}: documents {counts}; {result['passages']:,} passages")
     for name, why in skipped:
         typer.echo(f"skipped {name}: {why}", err=True)
 
@@ -61,8 +59,6 @@ def search(
         print_json([{"source": hit.passage.id, "score": hit.score, "text": hit.passage.text} for hit in hits])
         return
     for number, hit in enumerate(hits, 1):
-        console().print(
-            f"[{number}] {hit.passage.id}  {hit.score:.4f}\n{hit.passage.indexed}\n", markup=False, highlight=False
-        )
+        print_text(f"[{number}] {hit.passage.id}  {hit.score:.4f}\n{hit.passage.indexed}\n")
     if not hits:
-        console().print("nothing fits", markup=False)
+        print_text("nothing fits")

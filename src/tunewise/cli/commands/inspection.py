@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress
-from tunewise.cli.options import Columns, Config, Data, Json, MaxLength, Metric, Revision, Template
+from tunewise.cli.console import console, print_json, print_result, progress_display
+from tunewise.cli.options import Data, Json, grouped_options, only
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
-from tunewise.resolve import load_model, read_task
+from tunewise.resolve import DataOptions, ModelOptions, load_model, read_task
 
 
 def techniques(
@@ -38,35 +39,27 @@ def _survey(model: str, as_json: bool) -> None:
     from tunewise.cli.views import techniques
     from tunewise.techniques import peft_bridge
 
-    base = load_model(model, None, "float32", "cpu", None)
-    with progress() as show:
-        rows = peft_bridge.survey(base, lambda what, done, total: show(what, "trying", done, total))
-    if as_json:
-        print_json(rows)
-    else:
-        console().print(techniques.peft_table(rows, base.name))
+    base = load_model(model, ModelOptions(device="cpu"))
+    with progress_display() as display:
+        rows = peft_bridge.survey(base, lambda what, done, total: display(what, "trying", done, total))
+    print_result(rows, as_json, lambda: techniques.peft_table(rows, base.name))
 
 
+@grouped_options
 def check(
     data: Data,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Model whose tokenizer and window the lengths are for."),
     ] = None,
-    columns: Columns = None,
-    template: Template = None,
-    metric: Metric = None,
-    max_length: MaxLength = None,
-    revision: Revision = None,
+    *,
+    reading: DataOptions,
+    loading: Annotated[ModelOptions, only("max_length", "revision")],
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Detect the data's format, validate it, and show what a model would see."""
-    task = read_task(data, columns, template, metric)
+    task = read_task(data, reading)
     from tunewise.cli.views import data_check
 
-    found = data_check.check(task, load_model(model, revision, "float32", "cpu", max_length) if model else None)
-    if as_json:
-        print_json(found)
-    else:
-        console().print(data_check.check_page(found))
+    result = data_check.check(task, load_model(model, replace(loading, device="cpu")) if model else None)
+    print_result(result.to_json(), as_json, lambda: data_check.check_page(result))

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress
-from tunewise.cli.options import (
-    Accumulate,
-    BatchSize,
-    Bf16,
-    Columns,
-    Config,
-    Data,
-    Dtype,
-    Json,
-    Knowledge,
-    MaxLength,
-    Model,
-    Recompute,
-    Revision,
-    Sets,
-    Sources,
-    Template,
-)
+from tunewise.cli.console import ProgressDisplay, console, print_json, print_text, progress_display
+from tunewise.cli.options import BudgetSteps, Data, Json, Model, Techniques, grouped_options, only
 from tunewise.core.logs import quiet
-from tunewise.resolve import load_model, read_task, recipes_of, settings_of
+from tunewise.resolve import (
+    ComputeOptions,
+    DataOptions,
+    ModelOptions,
+    TechniqueOptions,
+    TrainOptions,
+    load_model,
+    read_task,
+    recipes_of,
+    train_settings,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,33 +33,27 @@ if TYPE_CHECKING:
     from tunewise.fitting.settings import TrainSettings
 
 
+@grouped_options
 def plan(
     model: Model,
     data: Data,
-    techniques: Annotated[str, typer.Option("--techniques", "-t", help="Names joined by commas, or all.")] = "all",
+    techniques: Techniques = "all",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or a size such as 24GB, taken as a GPU's.")] = "cpu",
-    budget_steps: Annotated[int, typer.Option(help="Optimiser steps of each trial.")] = 100,
-    batch_size: BatchSize = 8,
-    accumulate: Accumulate = 1,
-    bf16: Bf16 = False,
-    gradient_checkpointing: Recompute = False,
-    columns: Columns = None,
-    template: Template = None,
-    sets: Sets = None,
-    sources: Sources = None,
-    knowledge: Knowledge = None,
-    max_length: MaxLength = None,
-    revision: Revision = None,
-    dtype: Dtype = "float32",
+    budget_steps: BudgetSteps = 100,
+    *,
+    training: Annotated[TrainOptions, only("batch_size", "accumulate")],
+    compute: ComputeOptions,
+    reading: Annotated[DataOptions, only("columns", "template")],
+    recipes: TechniqueOptions,
+    loading: Annotated[ModelOptions, only("max_length", "revision", "dtype")],
     probe: Annotated[
         bool, typer.Option("--probe", help="Run three real steps of each, to calibrate memory and time here.")
     ] = False,
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Say what techniques need of memory, time and disk, and which fit, from a model's configuration alone."""
-    task = read_task(data, columns, template, None)
-    recipes = recipes_of(techniques, settings_of(sets), sources, (), knowledge)
+    task = read_task(data, reading)
+    candidates = recipes_of(techniques, recipes)
     quiet()
     import torch
 
@@ -73,33 +61,26 @@ def plan(
     from tunewise.advice.plan.planner import Planner
     from tunewise.advice.plan.weightless import sketch
     from tunewise.engine.device import device_of
-    from tunewise.fitting.settings import TrainSettings
 
     kind, limit = device_of(device)
-    settings = TrainSettings(
-        max_steps=budget_steps,
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulate,
-        bf16=bf16,
-        gradient_checkpointing=gradient_checkpointing,
-    )
-    drawn = sketch(model, revision=revision, dtype=dtype, max_length=max_length)
-    with progress() as show:
+    settings = train_settings(budget_steps, training, compute)
+    drawn = sketch(model, revision=loading.revision, dtype=loading.dtype, max_length=loading.max_length)
+    with progress_display() as display:
         there = device.startswith(("cpu", "cuda"))  # a GPU of some size is nowhere
-        rates = Rates.measured(torch.bfloat16 if bf16 else torch.float32, device) if there else None
+        rates = Rates.measured(torch.bfloat16 if compute.bf16 else torch.float32, device) if there else None
 
         def report(name: str, done: int, total: int) -> None:
-            show(model, f"planning {name}", done, total)
+            display(model, f"planning {name}", done, total)
 
-        rows = Planner(drawn, task, recipes, settings, kind, rates, report).rows(limit)
+        rows = Planner(drawn, task, candidates, settings, kind, rates, report).rows(limit)
         if probe:
-            base = load_model(model, revision, dtype, device if kind == "cuda" else "cpu", max_length)
-            rows = _calibrated(rows, recipes, base, task, settings, show)
+            base = load_model(model, replace(loading, device=device if kind == "cuda" else "cpu"))
+            rows = _calibrated(rows, candidates, base, task, settings, display)
     result = {
         "model": model,
         "task": task.name,
         "device": {"kind": kind, "bytes": limit},
-        "budget": {"steps": budget_steps, "per_device_train_batch_size": batch_size},
+        "budget": {"steps": budget_steps, "per_device_train_batch_size": training.batch_size},
         "rows": [row.to_json() for row in rows],
     }
     if as_json:
@@ -108,7 +89,7 @@ def plan(
         console().print(_table(rows, limit))
         for row in rows:
             if row.reason:
-                console().print(f"{row.technique}: {row.reason}", markup=False, highlight=False)
+                print_text(f"{row.technique}: {row.reason}")
 
 
 def _calibrated(
@@ -117,7 +98,7 @@ def _calibrated(
     base: Base,
     task: Task,
     settings: TrainSettings,
-    show: Callable[[str, str, int, int], None],
+    display: ProgressDisplay,
 ) -> list[PlanRow]:
     """Put what three real steps took into the rows of techniques that fit as they are."""
     from tunewise.advice.plan.probe import probe
@@ -125,7 +106,7 @@ def _calibrated(
     steps_per_epoch = max(1, round(len(task.train) / settings.rows))
     calibrated = []
     for place, (row, recipe) in enumerate(zip(rows, recipes, strict=True)):
-        show(base.name, f"trying {recipe.name}", place, len(rows))
+        display(base.name, f"trying {recipe.name}", place, len(rows))
         if row.verdict == "fits" and recipe.trains:
             row = row.calibrated(probe(base, task, recipe, settings), settings.max_steps, steps_per_epoch)
         calibrated.append(row)

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.cli.console import print_json, progress
-from tunewise.cli.options import Columns, Config, Data, Device, Json
+from tunewise.cli.console import print_json, progress_display
+from tunewise.cli.options import BaseLocation, Data, Device, Json, grouped_options, only
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
-from tunewise.resolve import pairs
+from tunewise.core.progress import for_row
+from tunewise.resolve import DataOptions, pairs
+
+if TYPE_CHECKING:
+    from tunewise.serve.scheduler import Engine
 
 Adaptations = Annotated[
     list[str], typer.Argument(help="Folders of adaptations or PEFT adapters of one base; NAME=FOLDER names one.")
 ]
-Where = Annotated[str | None, typer.Option("--model", "-m", help="Where the base is, if not where it was.")]
 NewTokens = Annotated[int, typer.Option(help="Tokens of an answer at most.", min=1)]
 
 
+@grouped_options
 def serve(
     adaptations: Adaptations,
     host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need a token.")] = (
@@ -31,14 +37,13 @@ def serve(
     token: Annotated[
         str | None, typer.Option(envvar="TUNEWISE_TOKEN", help="What clients must send as their API key.")
     ] = None,
-    model: Where = None,
+    model: BaseLocation = None,
     device: Device = None,
     engine: Annotated[str, typer.Option(help="tunewise, or vllm where that is installed.")] = "tunewise",
     rows: Annotated[int, typer.Option("--max-batch", help="Answers written at a time.", min=1)] = 32,
     queue: Annotated[int, typer.Option("--max-waiting", help="Answers that may wait; more get 429.", min=1)] = 256,
     drain: Annotated[int, typer.Option(help="Seconds that running answers have after SIGTERM.", min=0)] = 30,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be served, only.")] = False,
-    config: Config = None,
 ) -> None:
     """Serve adaptations of one base with OpenAI's API; the model of a request chooses the adaptation."""
     if engine not in ("tunewise", "vllm"):
@@ -64,15 +69,15 @@ def serve(
     from tunewise.serve.server import listening, run
 
     place = listening(host, port)
-    with progress() as show:
-        pool = opened(folders, model, device, lambda what, done, total: show("serve", what, done, total))
+    with progress_display() as display:
+        pool = opened(folders, model, device, for_row(display, "serve"))
     names = ", ".join(pool.slots)
     if dry_run:
         place.close()
         typer.echo(f"would serve {names}")
         return
-    shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"serving {names} at http://{shown}:{place.getsockname()[1]}/v1", err=True)
+    url_host = f"[{host}]" if ":" in host else host
+    typer.echo(f"serving {names} at http://{url_host}:{place.getsockname()[1]}/v1", err=True)
     run(application(Engine(pool, queue=queue, rows=rows), token=token), place, drain)
 
 
@@ -85,12 +90,12 @@ def _vllm(folders: dict[str, Path], model: str | None, host: str, port: int, tok
     if dry_run:
         typer.echo(shlex.join(command))
         return
-    found = which("vllm")
-    if found is None:
+    program = which("vllm")
+    if program is None:
         raise SettingError("vllm is not installed; install vllm here, or leave --engine out")
     typer.echo(shlex.join(command), err=True)
     # The token goes through the environment: a command line can be read by every user of the machine.
-    os.execve(found, command, {**os.environ, **({"VLLM_API_KEY": token} if token else {})})  # noqa: S606
+    os.execve(program, command, {**os.environ, **({"VLLM_API_KEY": token} if token else {})})  # noqa: S606
 
 
 def _need_serving() -> None:
@@ -101,11 +106,12 @@ def _need_serving() -> None:
         raise SettingError(f"serving needs {', '.join(missing)}; install tunewise[serve]")
 
 
+@grouped_options
 def chat(
     adaptations: Adaptations,
     prompt: Annotated[str | None, typer.Option(help="Ask this one question and end.")] = None,
     system: Annotated[str | None, typer.Option(help="What the conversation begins with.")] = None,
-    model: Where = None,
+    model: BaseLocation = None,
     device: Device = None,
     max_new_tokens: NewTokens = 256,
     temperature: Annotated[float, typer.Option(help="0: the likeliest token always.", min=0.0, max=2.0)] = 0.0,
@@ -113,7 +119,6 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="What is drawn follows from it.")] = None,
     with_base: Annotated[bool, typer.Option("--base", help="The base beside them.")] = False,
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Talk to one adaptation, or to several side by side."""
     if as_json and prompt is None:
@@ -121,73 +126,76 @@ def chat(
     if not 0 < top_p <= 1:
         raise SettingError(f"top_p is {top_p} but must be more than 0 and at most 1")
     quiet()
-    from tunewise.cli.chat import Talk
+    from tunewise.cli.chat import Chat
     from tunewise.serve.decoding import Sampling
     from tunewise.serve.loading import named, opened
     from tunewise.serve.scheduler import Engine
 
     folders = named(adaptations)
-    with progress() as show:
-        pool = opened(folders, model, device, lambda what, done, total: show("chat", what, done, total))
+    with progress_display() as display:
+        pool = opened(folders, model, device, for_row(display, "chat"))
     names = [name for name in pool.slots if with_base or name in folders]
-    engine = Engine(pool)
+    with _running(Engine(pool)) as engine:
+        sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+        conversation = Chat(engine, names, sampling, max_new_tokens, system)
+        if prompt is None:
+            conversation.run()
+            return
+        replies = conversation.ask(prompt, show=not as_json)
+        if as_json:
+            answers = {name: {"text": reply.text, "sources": reply.sources} for name, reply in replies.items()}
+            print_json({"prompt": prompt, "answers": answers})
+
+
+@contextmanager
+def _running(engine: Engine) -> Iterator[Engine]:
+    """Start an engine's thread, and stop it in the end."""
     engine.start()
     try:
-        talk = Talk(engine, names, Sampling(temperature=temperature, top_p=top_p, seed=seed), max_new_tokens, system)
-        if prompt is None:
-            talk.run()
-            return
-        replies = talk.ask(prompt, show=not as_json)
-        if as_json:
-            print_json(
-                {"prompt": prompt, "answers": {n: {"text": r.text, "sources": r.sources} for n, r in replies.items()}}
-            )
+        yield engine
     finally:
         engine.stop(timeout=10)
 
 
+@grouped_options
 def generate(
     adaptation: Annotated[str, typer.Argument(help="Folder of an adaptation, or of a PEFT adapter.")],
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL file for the answers; one that is there goes on.")],
-    model: Where = None,
+    model: BaseLocation = None,
     device: Device = None,
-    columns: Columns = None,
+    *,
+    reading: Annotated[DataOptions, only("columns")],
     max_new_tokens: NewTokens = 128,
     batch_size: Annotated[int, typer.Option(help="Answers written at a time.", min=1)] = 16,
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Answer every prompt of a file; killed and run again, it goes on where it was."""
     from tunewise.serve.answer_file import AnswerFile
     from tunewise.serve.prompt_file import read_prompts
 
-    talks = read_prompts(data, pairs(columns))
+    conversations = read_prompts(data, pairs(reading.columns))
     quiet()
     from tunewise.serve.loading import named, opened
 
     folders = named([adaptation])
     name = next(iter(folders))
-    file = AnswerFile(out, talks, name)
+    file = AnswerFile(out, conversations, name)
     left = file.left()
     if left:
         from tunewise.serve.client import answered
         from tunewise.serve.scheduler import Engine
 
-        with progress() as show:
-            pool = opened(folders, model, device, lambda what, done, total: show(name, what, done, total))
-            engine = Engine(pool, queue=2 * batch_size, rows=batch_size)
-            engine.start()
-            try:
-                begun = len(talks) - len(left)
-                asked = {number: talks[number] for number in left}
-                for done, (number, reply) in enumerate(answered(engine, name, asked, batch_size, max_new_tokens), 1):
+        with progress_display() as display:
+            pool = opened(folders, model, device, for_row(display, name))
+            with _running(Engine(pool, queue=2 * batch_size, rows=batch_size)) as engine:
+                before, questions = len(conversations) - len(left), {number: conversations[number] for number in left}
+                replies = answered(engine, name, questions, batch_size, max_new_tokens)
+                for done, (number, reply) in enumerate(replies, before + 1):
                     file.add(number, reply)
-                    show(name, "answering", begun + done, len(talks))
-            finally:
-                engine.stop(timeout=10)
-    result = {"adaptation": name, "out": str(out), "answers": len(talks), "new": len(left)}
+                    display(name, "answering", done, len(conversations))
+    result = {"adaptation": name, "out": str(out), "answers": len(conversations), "new": len(left)}
     if as_json:
         print_json(result)
     else:
-        typer.echo(f"{len(talks)} answers in {out}, {len(left)} of them new")
+        typer.echo(f"{len(conversations)} answers in {out}, {len(left)} of them new")

@@ -9,15 +9,17 @@ from typing import Annotated
 import typer
 
 from tunewise.cli.commands.training import folder_of
-from tunewise.cli.console import console, print_json, progress
-from tunewise.cli.options import Columns, Config, Json, Metric, Out, Sets, Template
+from tunewise.cli.console import print_json, print_result, progress_display
+from tunewise.cli.options import AdaptationFolder, BaseLocation, Json, Out, grouped_options, only
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
-from tunewise.resolve import read_task, settings_of
+from tunewise.core.progress import for_row
+from tunewise.resolve import DataOptions, TechniqueOptions, read_task, settings_of
 
 
+@grouped_options
 def export(
-    adaptation: Annotated[Path, typer.Argument(help="Folder of an adaptation, or of a PEFT adapter.")],
+    adaptation: AdaptationFolder,
     to: Annotated[str, typer.Option("--to", help="peft, merged, lora, sparse, onnx, gguf or ollama.")],
     out: Out,
     data: Annotated[
@@ -29,25 +31,23 @@ def export(
     ] = None,
     error: Annotated[float, typer.Option(help="lora: relative error allowed to each weight's change.")] = 0.01,
     rank: Annotated[int, typer.Option(help="lora: the rank, whatever the error; 0: by --error.")] = 0,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the base is, if not where it was.")] = None,
-    columns: Columns = None,
-    template: Template = None,
-    metric: Metric = None,
-    sets: Sets = None,
+    model: BaseLocation = None,
+    *,
+    reading: DataOptions,
+    recipes: Annotated[TechniqueOptions, only("sets")],
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Write an adaptation for other programs, and prove that what they read is the model that was trained."""
-    task = read_task(data, columns, template, metric) if data is not None else None
-    if data is None and (columns or template or metric):
+    task = read_task(data, reading) if data is not None else None
+    if data is None and (reading.columns or reading.template or reading.metric):
         raise SettingError("--columns, --template and --metric say how to read --data, which is not given")
     folder = folder_of(adaptation)
     quiet()
     from tunewise.export.export import export
     from tunewise.export.summary import text
 
-    with progress() as show:
-        found = export(
+    with progress_display() as display:
+        parity = export(
             folder,
             to,
             out,
@@ -56,17 +56,15 @@ def export(
             dtype=dtype,
             error=error,
             rank=rank,
-            settings=settings_of(sets),
-            progress=lambda what, done, total: show(to, what, done, total),
+            settings=settings_of(recipes.sets),
+            progress=for_row(display, to),
         )
-    if as_json:
-        print_json(found)
-    else:
-        console().print(text(found, out), markup=False, highlight=False)
-    if not found["same"]:
+    print_result(parity, as_json, lambda: text(parity, out))
+    if not parity["same"]:
         sys.exit(1)
 
 
+@grouped_options
 def push(
     folder: Annotated[Path, typer.Argument(help="Folder of an adaptation or of an export.")],
     repo: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub.")],
@@ -76,7 +74,6 @@ def push(
     ] = None,
     card_only: Annotated[bool, typer.Option("--card-only", help="Print the model card and send nothing.")] = False,
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Put an adaptation or an export on the Hugging Face Hub, with a model card of what is known about it."""
     from tunewise.export.push import prepared
@@ -90,8 +87,8 @@ def push(
         else:
             typer.echo(text, nl=False)
         return
-    found = send(place, repo, private=private, licence=licence)
+    upload = send(place, repo, private=private, licence=licence)
     if as_json:
-        print_json(found)
+        print_json(upload)
     else:
-        typer.echo(f"{len(found['files'])} files are at {found['url']}")
+        typer.echo(f"{len(upload['files'])} files are at {upload['url']}")

@@ -3,148 +3,126 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tunewise.cli.console import console, print_json, progress
+from tunewise.cli.console import print_json, print_result, print_text, progress_display
 from tunewise.cli.options import (
-    Accumulate,
-    BatchSize,
-    Bf16,
-    Columns,
-    Config,
+    AdaptationFolder,
+    BaseLocation,
     Data,
-    Device,
-    Dtype,
     Json,
-    KlToBase,
-    Knowledge,
-    L2Sp,
-    MaxLength,
-    Metric,
     Model,
     Out,
-    Recompute,
-    Remember,
-    Replay,
-    RetentionFile,
-    Revision,
-    SaveSteps,
-    Schedule,
-    Sets,
-    Sources,
-    Template,
-    train_arguments,
+    Retention,
+    grouped_options,
+    only,
 )
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
-from tunewise.resolve import load_model, read_task, read_texts, recipes_of, settings_of
+from tunewise.core.progress import for_row
+from tunewise.resolve import (
+    ComputeOptions,
+    DataOptions,
+    ModelOptions,
+    RemedyOptions,
+    TechniqueOptions,
+    TrainOptions,
+    load_model,
+    read_task,
+    read_texts,
+    recipes_of,
+    settings_of,
+    train_settings,
+)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How one technique is trained: for how long, how, and whether a stopped run goes on."""
+
+    max_steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100
+    num_train_epochs: Annotated[float | None, typer.Option(help="Passes over the training data instead.")] = None
+    learning_rate: Annotated[float | None, typer.Option(help="Default: the technique's for this model.")] = None
+    steps: TrainOptions = field(default_factory=TrainOptions)
+    eval_steps: Annotated[int, typer.Option(help="Steps between validation losses in metrics.jsonl; 0: none.")] = 0
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run, to the same bits.")] = False
+
+
+@grouped_options
 def fit(
-    context: typer.Context,
     technique: Annotated[str, typer.Argument(help="A technique, or several joined by + (icl+lora).")],
     model: Model,
     data: Data,
     out: Out,
-    max_steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
-    num_train_epochs: Annotated[float | None, typer.Option(help="Passes over the training data instead.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: the technique's for this model.")] = None,
-    batch_size: BatchSize = 8,
-    accumulate: Accumulate = 1,
-    lr_scheduler_type: Schedule = "cosine",
-    save_steps: SaveSteps = 500,
-    eval_steps: Annotated[int, typer.Option(help="Steps between validation losses in metrics.jsonl; 0: none.")] = 0,
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run, to the same bits.")] = False,
-    columns: Columns = None,
-    template: Template = None,
-    metric: Metric = None,
-    sets: Sets = None,
-    sources: Sources = None,
-    knowledge: Knowledge = None,
-    max_length: MaxLength = None,
-    revision: Revision = None,
-    dtype: Dtype = "float32",
-    device: Device = None,
-    bf16: Bf16 = False,
-    gradient_checkpointing: Recompute = False,
-    replay: Replay = 0.0,
-    kl_to_base: KlToBase = 0.0,
-    l2_sp: L2Sp = 0.0,
-    remember: Remember = None,
+    training: FitOptions,
+    reading: DataOptions,
+    recipes: TechniqueOptions,
+    loading: ModelOptions,
+    compute: ComputeOptions,
+    remedies: RemedyOptions,
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Fit one technique and leave an adaptation."""
-    task, remembered = read_task(data, columns, template, metric), read_texts(remember)
-    chosen = settings_of(sets)
+    task, remembered = read_task(data, reading), read_texts(remedies.remember)
     if "," in technique or not technique.strip():
         raise SettingError(
             f'fit takes one technique, not "{technique}"; join with + to compose, or use tunewise compare'
         )
-    recipe = recipes_of(technique, chosen, sources, knowledge=knowledge)[0]
-    if learning_rate is not None:
-        for part in [part for part in getattr(recipe, "parts", (recipe,)) if part.trains]:
-            chosen.setdefault(part.name, {}).setdefault("learning_rate", learning_rate)
-        recipe = recipes_of(technique, chosen, sources, knowledge=knowledge)[0]
-    base = load_model(model, revision, dtype, device, max_length)
+    recipe = recipes_of(technique, recipes, learning_rate=training.learning_rate)[0]
+    base = load_model(model, loading)
     from tunewise.adaptation.fit import fit
-    from tunewise.fitting.settings import TrainSettings
 
-    settings = TrainSettings(**train_arguments(max_steps, context.params))
-
-    with progress() as show:
+    settings = train_settings(training.max_steps, training.steps, compute, remedies, eval_steps=training.eval_steps)
+    with progress_display() as display:
         record = fit(
             base,
             task,
             recipe,
             out,
             settings=settings,
-            num_train_epochs=num_train_epochs,
-            seed=seed,
-            resume=resume,
+            num_train_epochs=training.num_train_epochs,
+            seed=training.seed,
+            resume=training.resume,
             remembered=remembered,
-            progress=lambda what, done, total: show(recipe.name, what, done, total),
+            progress=for_row(display, recipe.name),
         )
     if as_json:
         print_json(record)
         return
     from tunewise.core.units import count
 
-    console().print(
+    print_text(
         f"{recipe.name}: validation loss {record['validation_loss_before']:.4f} before, "
         f"{record['validation_loss']:.4f} after; {count(record['optimised_parameters'])} parameters optimised, "
         f"{record['seconds']:.1f} s.\nSaved to {record['adaptation']}\n"
         f"Score it: tunewise eval {record['adaptation']} --data {data}"
-        + (f" --columns {columns}" if columns else "")
-        + (f" --metric {metric}" if metric else ""),
-        markup=False,
-        highlight=False,
+        + (f" --columns {reading.columns}" if reading.columns else "")
+        + (f" --metric {reading.metric}" if reading.metric else "")
     )
 
 
+@grouped_options
 def evaluate(
-    adaptation: Annotated[Path, typer.Argument(help="Folder of an adaptation, or of a PEFT adapter.")],
+    adaptation: AdaptationFolder,
     data: Data,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the base is, if not where it was.")] = None,
+    model: BaseLocation = None,
     examples: Annotated[
         int | None, typer.Option("--test-examples", help="Default: 500, or 200 where answers are written.")
     ] = None,
-    columns: Columns = None,
-    template: Template = None,
-    metric: Metric = None,
+    *,
+    reading: DataOptions,
     predictions: Annotated[Path | None, typer.Option(help="Write the answers to this JSONL file.")] = None,
-    sets: Sets = None,
+    recipes: Annotated[TechniqueOptions, only("sets")],
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Score an adaptation on data, to the digit that a comparison showed."""
-    task = read_task(data, columns, template, metric)
+    task = read_task(data, reading)
     if split not in ("train", "validation", "test"):
         raise SettingError(f'split is "{split}" but must be train, validation or test')
     if examples is not None and examples < 1:
@@ -156,62 +134,54 @@ def evaluate(
     from tunewise.data.task import sample
     from tunewise.fitting.scoring import describe, score
 
-    loaded = load(folder, model=model, settings=settings_of(sets))
+    loaded = load(folder, model=model, settings=settings_of(recipes.sets))
     if task.template is None:
         task = replace(task, template=loaded.style.template if (folder / "adaptation.json").is_file() else None)
     chosen = sample(getattr(task, split), examples or (200 if task.kind == "generation" else 500))
-    from tunewise.core.progress import for_row
-
-    with progress() as show:
-        found = score(
-            loaded.attachment,
-            task,
-            chosen,
-            progress=for_row(show, loaded.attachment.recipe.name),
-        )
+    with progress_display() as display:
+        scores = score(loaded.attachment, task, chosen, progress=for_row(display, loaded.attachment.recipe.name))
     if predictions is not None:
         rows = [
-            {"prompt": example.prompt, "prediction": text, "answer": example.answer, found.metric: value}
+            {"prompt": example.prompt, "prediction": text, "answer": example.answer, scores.metric: value}
             | ({"sources": cited} if (cited := loaded.attachment.citations(example)) else {})
-            for example, text, value in zip(chosen, found.predictions, found.per_example, strict=True)
+            for example, text, value in zip(chosen, scores.predictions, scores.per_example, strict=True)
         ]
         artifact_writer.write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    result = {"adaptation": str(folder), "split": split, **describe(found)}
-    if as_json:
-        print_json(result)
-        return
-    others = ", ".join(f"{name} {value:.4f}" for name, value in found.others.items())
-    console().print(
-        f"{found.metric} {found.mean:.4f} on {len(chosen)} {split} examples; nll {found.nll:.4f} a token; {others}",
-        markup=False,
-        highlight=False,
+    others = ", ".join(f"{name} {value:.4f}" for name, value in scores.others.items())
+    print_result(
+        {"adaptation": str(folder), "split": split, **describe(scores)},
+        as_json,
+        lambda: (
+            f"{scores.metric} {scores.mean:.4f} on {len(chosen)} {split} examples; nll {scores.nll:.4f} a token; "
+            f"{others}"
+        ),
     )
 
 
-def folder_of(given: Path) -> Path:
-    """The folder of the adaptation that a trial's or a fit's folder holds, or that was given itself."""
-    folder = given / "adaptation" if (given / "adaptation").is_dir() else given
+def folder_of(path: Path) -> Path:
+    """Find the folder of the adaptation that a trial's or a fit's folder holds, or that is named itself."""
+    folder = path / "adaptation" if (path / "adaptation").is_dir() else path
     if not folder.is_dir():
-        raise SettingError(f"{given}: there is no such folder; give the folder of an adaptation")
+        raise SettingError(f"{path}: there is no such folder; give the folder of an adaptation")
     if (folder / "compare.json").is_file():
         raise SettingError(f"{folder}: is a comparison; give one of its rows, e.g. {folder}/trials/.../adaptation")
     return folder
 
 
+@grouped_options
 def interpolate(
     adaptation: Annotated[Path, typer.Argument(help="Folder of an adaptation that merges into its base.")],
     data: Data,
     alphas: Annotated[str, typer.Option(help="Shares of the way from the base.")] = "0,.25,.5,.75,1",
     examples: Annotated[int, typer.Option("--test-examples", help="Examples scored at each.")] = 200,
-    retention: RetentionFile = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the base is, if not where it was.")] = None,
-    columns: Columns = None,
-    metric: Metric = None,
+    retention: Retention = None,
+    model: BaseLocation = None,
+    *,
+    reading: Annotated[DataOptions, only("columns", "metric")],
     as_json: Json = False,
-    config: Config = None,
 ) -> None:
     """Score the models between a base and an adaptation of it: what is learnt against what is forgotten."""
-    task, texts = read_task(data, columns, None, metric), read_texts(retention)
+    task, texts = read_task(data, reading), read_texts(retention)
     try:
         shares = [float(share) for share in alphas.split(",")]
     except ValueError as error:
@@ -222,11 +192,8 @@ def interpolate(
 
     loaded = load(folder_of(adaptation), model=model)
     task = replace(task, template=task.template or loaded.style.template)
-    with progress() as show:
-        rows = measured(loaded.attachment, task, shares, texts, examples, show)
-    if as_json:
-        print_json(rows)
-        return
+    with progress_display() as display:
+        rows = measured(loaded.attachment, task, shares, texts, examples, display)
     from tunewise.results.report.tables import curve_table
 
-    console().print(curve_table(rows, task.metric))
+    print_result(rows, as_json, lambda: curve_table(rows, task.metric))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TypedDict, cast
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -13,65 +14,146 @@ from tunewise.data.task import check as check_task
 from tunewise.engine.encoding import Encoder
 from tunewise.engine.model import Base
 
+_TRUNCATION = "the prompt loses its beginning, down to half of the window; then the answer loses its end"
 
-def check(task: Task, base: Base | None = None) -> dict[str, Any]:
-    """The task's report; with a base, token lengths, the first example as the model sees it, and what exceeds it."""
-    found: dict[str, Any] = check_task(task)
-    if base is None:
-        return found
-    encoder = Encoder(base, task)
+
+class Leak(TypedDict):
+    """A held-out prompt that is also in train."""
+
+    split: str
+    text: str
+
+
+class Leaks(TypedDict):
+    """How many held-out prompts are also in train, and the first of them."""
+
+    count: int
+    examples: list[Leak]
+
+
+class TaskFacts(TypedDict):
+    """What `tunewise.data.task.check` reports of a task, as far as it is shown."""
+
+    name: str
+    format: str
+    kind: str
+    metric: str
+    counts: dict[str, int]
+    labels: dict[str, dict[str, int]]
+    duplicates: int
+    leaks: Leaks
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class TokenLengths:
+    """Tokens of the training examples before truncation, and how many tokens are left after it."""
+
+    shortest: int
+    mean: float
+    longest: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Bin:
+    """How many examples have at most so many tokens, and more than half of that."""
+
+    up_to: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Exceeding:
+    """How many training examples exceed the window, and what becomes of them."""
+
+    train: int
+    what_happens: str = _TRUNCATION
+
+
+@dataclass(frozen=True)
+class FirstExample:
+    """The first training example as the model sees it."""
+
+    prompt: str
+    answer: str
+    template: str | None
+    chat: bool
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """What a model makes of a task's training examples."""
+
+    model: str
+    window: int
+    tokens: TokenLengths
+    histogram: list[Bin]
+    exceeding: Exceeding
+    first_example: FirstExample
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """A task's facts, and a model's view of it where one is given."""
+
+    task: TaskFacts
+    view: ModelView | None
+
+    def to_json(self) -> dict[str, object]:
+        """List both in one object, as `tunewise check --json` prints them."""
+        return {**self.task, **(asdict(self.view) if self.view is not None else {})}
+
+
+def check(task: Task, base: Base | None = None) -> DataCheck:
+    """Check a task; with a base, also token lengths, the first example as the model sees it, and what exceeds it."""
+    return DataCheck(cast(TaskFacts, check_task(task)), _view(task, base) if base is not None else None)
+
+
+def _view(task: Task, base: Base) -> ModelView:
+    encoder, unlimited = Encoder(base, task), Encoder(base, task)
+    unlimited.limit = 1 << 30
     sequences = encoder.encode(task.train)
-    lengths = [len(sequence.ids) for sequence in sequences]
-    uncut = Encoder(base, task)
-    uncut.limit = 1 << 30
-    whole = [len(sequence.ids) for sequence in uncut.encode(task.train)]
-    cut = sum(sequence.cut for sequence in sequences)
+    lengths = [len(sequence.ids) for sequence in unlimited.encode(task.train)]
     prompt, answer = encoder.text(task.train[0])
-    return found | {
-        "model": base.name,
-        "window": encoder.limit,
-        "tokens": {
-            "shortest": min(whole),
-            "mean": sum(whole) / len(whole),
-            "longest": max(whole),
-            "kept": sum(lengths),
-        },
-        "histogram": _histogram(whole),
-        "exceeding": {
-            "train": cut,
-            "what_happens": "the prompt loses its beginning, down to half of the window; then the answer loses its end",
-        },
-        "first_example": {
-            "prompt": prompt,
-            "answer": answer,
-            "template": encoder.template,
-            "chat": encoder.chat,
-        },
-    }
+    return ModelView(
+        model=base.name,
+        window=encoder.limit,
+        tokens=TokenLengths(
+            shortest=min(lengths),
+            mean=sum(lengths) / len(lengths),
+            longest=max(lengths),
+            kept=sum(len(sequence.ids) for sequence in sequences),
+        ),
+        histogram=_histogram(lengths),
+        exceeding=Exceeding(sum(sequence.cut for sequence in sequences)),
+        first_example=FirstExample(prompt, answer, encoder.template, encoder.chat),
+    )
 
 
-def _histogram(lengths: list[int]) -> list[dict[str, int]]:
-    """Counts by powers of two."""
+def _histogram(lengths: list[int]) -> list[Bin]:
+    """Count by powers of two."""
     bins = Counter(max(length - 1, 0).bit_length() for length in lengths)
-    return [{"up_to": 1 << power, "examples": bins[power]} for power in range(min(bins), max(bins) + 1)]
+    return [Bin(1 << power, bins[power]) for power in range(min(bins), max(bins) + 1)]
 
 
-def check_page(found: dict[str, Any]) -> RenderableType:
-    """A check for the terminal; the part of the first example that is not learnt is dim."""
-    counts = ", ".join(f"{count} {split}" for split, count in found["counts"].items())
+def check_page(check: DataCheck) -> RenderableType:
+    """Show a check in the terminal; the part of the first example that is not learnt is dim."""
+    task = check.task
+    counts = ", ".join(f"{count} {split}" for split, count in task["counts"].items())
     parts: list[RenderableType] = [
         Text(
-            f"{found['name']}: {found['kind']}, format {found['format']}, scored by {found['metric']}",
+            f"{task['name']}: {task['kind']}, format {task['format']}, scored by {task['metric']}",
             style="bold",
         ),
         Text(f"examples: {counts}"),
     ]
-    if found["labels"]:
-        each = ", ".join(f"{_visible(label)} {sum(splits.values())}" for label, splits in found["labels"].items())
-        parts.append(Text(f"labels: {each}"))
-    parts += [Text(_visible(note)) for note in found["notes"]]
-    leaks = found["leaks"]
-    parts.append(Text(f"duplicates within train: {found['duplicates']}"))
+    if task["labels"]:
+        labels = ", ".join(f"{_visible(label)} {sum(splits.values())}" for label, splits in task["labels"].items())
+        parts.append(Text(f"labels: {labels}"))
+    parts += [Text(_visible(note)) for note in task["notes"]]
+    leaks = task["leaks"]
+    parts.append(Text(f"duplicates within train: {task['duplicates']}"))
     parts.append(
         Text(
             f"held-out prompts that are also in train: {leaks['count']}"
@@ -79,30 +161,30 @@ def check_page(found: dict[str, Any]) -> RenderableType:
             style="red" if leaks["count"] else "",
         )
     )
-    if "model" not in found:
+    view = check.view
+    if view is None:
         parts.append(Text("give --model to see token lengths and the first example as the model does", style="dim"))
         return Group(*parts)
-    tokens, exceeding = found["tokens"], found["exceeding"]
     parts.append(
         Text(
-            f"tokens: {tokens['shortest']} to {tokens['longest']}, mean {tokens['mean']:.0f}; "
-            f"the window is {found['window']}"
+            f"tokens: {view.tokens.shortest} to {view.tokens.longest}, mean {view.tokens.mean:.0f}; "
+            f"the window is {view.window}"
         )
     )
-    most = max(item["examples"] for item in found["histogram"])
-    for item in found["histogram"]:
-        bar = "█" * round(40 * item["examples"] / most)
-        parts.append(Text(f"  up to {item['up_to']:>6} {item['examples']:>7} {bar}"))
-    if exceeding["train"]:
+    most = max(item.examples for item in view.histogram)
+    for item in view.histogram:
+        bar = "█" * round(40 * item.examples / most)
+        parts.append(Text(f"  up to {item.up_to:>6} {item.examples:>7} {bar}"))
+    if view.exceeding.train:
         parts.append(
             Text(
-                f"{exceeding['train']} training examples exceed the window: {exceeding['what_happens']}",
+                f"{view.exceeding.train} training examples exceed the window: {view.exceeding.what_happens}",
                 "red",
             )
         )
-    first = found["first_example"]
+    prompt, answer = _visible(view.first_example.prompt), _visible(view.first_example.answer)
     parts.append(Text("\nfirst example (dim: given, green: learnt):"))
-    parts.append(Text.assemble((_visible(first["prompt"]), "dim"), ("⟨" + _visible(first["answer"]) + "⟩", "green")))
+    parts.append(Text.assemble((prompt, "dim"), (f"⟨{answer}⟩", "green")))
     return Group(*parts)
 
 
