@@ -9,6 +9,7 @@ from tunewise.advice.evidence import Link, Sentence, say
 from tunewise.advice.forecast import Advisor, artifact, prompt_tokens, reads_documents
 from tunewise.advice.question import Situation
 from tunewise.core.units import size
+from tunewise.results.needs import Measured
 
 _PROBE = "retain"
 
@@ -87,9 +88,9 @@ def _forbidden(advisor: Advisor, asked: Situation, name: str) -> Sentence | None
 
 
 def _unmet(advisor: Advisor, asked: Situation, name: str, rise: float) -> Sentence | None:
-    row = expected(advisor, asked, name, rise)
+    measured = expected(advisor, asked, name, rise)
     for place, need in enumerate(asked.asked.wanted):
-        if not need.holds(row):
+        if not need.holds(measured):
             links = [Link("request", "needs", "", list(asked.asked.needs), asked.asked.needs[place])]
             if need.quantity in ("mergeable", "swappable"):
                 return say("It is not {}, which is needed.", advisor.fact(name, need.quantity)[1], *links)
@@ -106,19 +107,16 @@ def _unmet(advisor: Advisor, asked: Situation, name: str, rise: float) -> Senten
     return None
 
 
-def expected(advisor: Advisor, asked: Situation, name: str, rise: float) -> dict[str, Any]:
-    """A row as a comparison would have it, as far as it is foreseen."""
+def expected(advisor: Advisor, asked: Situation, name: str, rise: float) -> Measured:
+    """What a comparison would measure, as far as it is foreseen."""
     row = asked.plan.get(name) or {}
-    return {
-        "technique": name,
-        "cost": {
-            "peak_memory_bytes": (row.get("memory") or {}).get("peak"),
-            "artifact_bytes": artifact(advisor, asked, name),
-            "train_seconds": (row.get("time") or {}).get("seconds"),
-            "prompt_tokens": prompt_tokens(advisor, asked, name),
-            "optimised_parameters": (row.get("parameters") or {}).get("optimised"),
-            "merges": advisor.techniques[name].mergeable,
-            "swappable": advisor.fact(name, "swappable")[0],
-        },
-        "forgetting": {"nll_rise": rise},
-    }
+    return Measured(
+        memory=(row.get("memory") or {}).get("peak"),
+        artifact=artifact(advisor, asked, name),
+        train=(row.get("time") or {}).get("seconds"),
+        prompt=prompt_tokens(advisor, asked, name),
+        parameters=(row.get("parameters") or {}).get("optimised"),
+        forgot=rise,
+        mergeable=advisor.techniques[name].mergeable,
+        swappable=bool(advisor.fact(name, "swappable")[0]),
+    )

@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from tunewise.results.schema import Comparison
 
 
 def console() -> Any:
@@ -40,7 +43,7 @@ class Show:
             tasks[row, kind] = live.add_task("", row=row, what=what, total=total or None)
         live.update(tasks[row, kind], completed=done, total=total or None, what=what)
 
-    def rows(self, result: Any) -> None:
+    def rows(self, result: Comparison) -> None:
         """Show a comparison's table so far."""
         from tunewise.results.report.tables import table
 

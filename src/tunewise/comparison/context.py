@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from tunewise.contract.attachment import Attachment
 from tunewise.data.task import Task, sample
@@ -16,10 +16,11 @@ from tunewise.fitting.forgetting import OnTask, Retention
 from tunewise.fitting.rehearsal import Memory
 from tunewise.fitting.scoring import encoder_for
 from tunewise.fitting.settings import TrainSettings
+from tunewise.results.schema import TrialIdentity, TrialRecord
 
 _PROBED = 200  # examples of a probe that are scored
 
-OnTrial = Callable[[str | None, dict[str, Any] | None], None]
+OnTrial = Callable[[str | None, TrialIdentity | None], None]
 
 
 class Cache:
@@ -71,12 +72,12 @@ class Cache:
         kept = [*(self.retention.log_p if self.retention else ()), *(self.on_task.log_p if self.on_task else ())]
         return sum(tensor.nbytes for tensor in kept)
 
-    def stands(self, record: Mapping[str, Any]) -> bool:
+    def stands(self, record: TrialRecord | None) -> TypeGuard[TrialRecord]:
         """Whether a failure is not tried again: it would be the same, or it happened in this comparison's life."""
-        return record.get("status") == "failed" and record.get("life") in (None, self.life)
+        return record is not None and record.status == "failed" and record.life in (None, self.life)
 
     @contextmanager
-    def running(self, folder: Path, identity: dict[str, Any]) -> Iterator[None]:
+    def running(self, folder: Path, identity: TrialIdentity) -> Iterator[None]:
         """Says which trial runs, for whoever watches over this process."""
         self._on_trial(str(folder), identity)
         try:

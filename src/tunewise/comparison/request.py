@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from tunewise.core import artifact_writer
 from tunewise.core.progress import RowProgress
 from tunewise.resolve import COMPARED, load_model, read_task, read_texts, recipes_of, settings_of
+from tunewise.results.schema import Comparison
 
 # What has the same name and type as an option of `tunewise compare`.
 SAME = (
@@ -52,8 +54,15 @@ class Request:
         """The arguments of this class."""
         return asdict(self)
 
-    def run(self, progress: RowProgress, **watching: Any) -> dict[str, Any]:
-        """Carry it out in this process; `watching` are further arguments of `compare`.
+    def run(
+        self, progress: RowProgress, on_row: Callable[[Comparison], None] = lambda result: None, **watching: Any
+    ) -> Comparison:
+        """Carry it out in this process.
+
+        Args:
+            progress: called as progress(row, what, done, total).
+            on_row: called with the result so far after each row.
+            watching: further arguments of `compare`.
 
         Raises:
             RequestError: the data, a setting or the model cannot be used as asked.
@@ -86,7 +95,7 @@ class Request:
                 examples=budget.steps * settings.rows,
                 needs=self.needs,
             )
-        return compare(
+        result = compare(
             base,
             task,
             recipes,
@@ -104,8 +113,10 @@ class Request:
             command=self.command,
             progress=progress,
             course=course,
+            on_row=lambda result: on_row(Comparison.from_json(result)),
             **watching,
         )
+        return Comparison.from_json(result)
 
     def _has_base(self) -> bool:
         names = [name.strip() for name in self.techniques.split(",")]

@@ -125,17 +125,13 @@ def run(
     except Exception as error:  # whatever it is, it costs this trial alone
         if isinstance(error, OSError) and not isinstance(error, TunewiseError):
             raise  # a full or vanished disk fails the comparison, not the technique
-        outcome = failure(_identity(trial), _reason(error), None if isinstance(error, DivergedError) else cache.life)
+        life = None if isinstance(error, DivergedError) else cache.life
+        outcome = TrialRecord.failure(_identity(trial), _reason(error), life)
     if isinstance(outcome, Stage):
         return outcome
     outcome = replace(outcome, seconds=(outcome.seconds or 0.0) + time.perf_counter() - begun)
     artifact_writer.write_json(path, outcome.to_json())
     return outcome
-
-
-def failure(identity: TrialIdentity, reason: str, life: str | None) -> TrialRecord:
-    """Make the record of a trial that failed; it stands in this life of the comparison alone, or in all (None)."""
-    return identity.extended(TrialRecord, status="failed", reason=reason, life=life)
 
 
 def _recorded(path: Path) -> TrialRecord | None:
@@ -322,9 +318,7 @@ _OWN_FILES = ("adaptation.json", "weights.safetensors", "rows.jsonl")
 _POINTS = 100  # of a learning curve
 
 
-def _stage(
-    cache: Cache, attachment: Attachment, folder: Path, share: float, done: Trained, validation: float
-) -> Stage:
+def _stage(cache: Cache, attachment: Attachment, folder: Path, share: float, done: Trained, validation: float) -> Stage:
     """What is known of a trial that is not over, written beside its checkpoint."""
     stage = Stage(
         steps=done.steps,
@@ -351,7 +345,16 @@ def _finish(cache: Cache, attachment: Attachment, record: FittedTrial, report: P
         found = score(attachment, cache.task, cache.test, progress=report)
     forgetting: Forgetting | None = None
     if cache.retention is not None:
-        forgetting = Forgetting(**cache.retention.compare(attachment), **moved(attachment, cache))
+        left = cache.retention.compare(attachment)
+        kl_task, weight_change = moved(attachment, cache)
+        forgetting = Forgetting(
+            nll_rise=left["nll_rise"],
+            nll_rise_low=left["nll_rise_low"],
+            nll_rise_high=left["nll_rise_high"],
+            kl=left["kl"],
+            kl_task=kl_task,
+            weight_change=weight_change,
+        )
     if forgetting is not None and cache.probe is not None:
         found_again = score(
             attachment,
@@ -378,13 +381,8 @@ def _finish(cache: Cache, attachment: Attachment, record: FittedTrial, report: P
     )
 
 
-def moved(attachment: Attachment, cache: Cache) -> dict[str, float]:
-    """How far the weights moved, ||W - W_0|| / ||W_0||, and the answers' distribution on the task, where they did."""
-    found = {}
+def moved(attachment: Attachment, cache: Cache) -> tuple[float | None, float | None]:
+    """Say how far the answers' distribution moved on the task, and the weights, ||W - W_0|| / ||W_0||, if they did."""
     kl = cache.on_task.divergence(attachment, cache.task) if cache.on_task is not None else None
-    if kl is not None:
-        found["kl_task"] = kl
-    far = attachment.moved()
-    if far is not None:
-        found["weight_change"] = far / cache.norm
-    return found
+    distance = attachment.moved()
+    return kl, distance / cache.norm if distance is not None else None

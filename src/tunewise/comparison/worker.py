@@ -68,8 +68,8 @@ def _carry_out(given: dict[str, Any], tell: Any) -> None:
 
     Request(**given["request"]).run(
         progress,
-        on_trial=lambda folder, identity: tell(trial=folder, identity=identity),
-        on_row=lambda result: tell(rows=len(result["rows"])),
+        on_trial=lambda folder, identity: tell(trial=folder, identity=identity.to_json() if identity else None),
+        on_row=lambda result: tell(rows=len(result.rows)),
         life=given["life"],
         locked=True,
     )

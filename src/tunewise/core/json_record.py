@@ -82,13 +82,18 @@ class JsonRecord:
             raise ArtifactError(f"{source or cls.__name__}: {unlike} ({error})") from None
 
     @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Give the keys that JSON may have, in their order."""
+        return cls.ORDER or tuple(each.name for each in fields(cls) if each.name != "_keys")
+
+    @classmethod
     def _class_of(cls, value: Mapping[str, object]) -> type[Self]:
         """Choose the class to read a value as: this one, or one derived from it."""
         return cls
 
     def _order(self) -> tuple[str, ...]:
         """Give the keys in the order in which they are written, where the record was not read from a file."""
-        return _names(type(self))
+        return self.names()
 
     def to_json(self) -> dict[str, Any]:
         """Make the object that a file holds."""
@@ -110,14 +115,9 @@ Extended = TypeVar("Extended", bound=JsonRecord)
 
 
 @cache
-def _names(record: type[JsonRecord]) -> tuple[str, ...]:
-    return record.ORDER or tuple(each.name for each in fields(record) if each.name != "_keys")
-
-
-@cache
-def _types(record: type[JsonRecord]) -> dict[str, Any]:
+def _types(record: type[Any]) -> dict[str, Any]:
     hints = get_type_hints(record, include_extras=True)
-    return {name: hints[name] for name in _names(record)}
+    return {name: hints[name] for name in record.names()}
 
 
 def _plain(value: object) -> object:
@@ -128,10 +128,10 @@ def _plain(value: object) -> object:
     return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def _read_record(value: object, wanted: type[Any], place: str) -> Any:
+def _read_record(value: object, wanted: Any, place: str) -> Any:
     if not isinstance(value, Mapping):
         raise _MismatchError(place, "must be an object")
-    record: type[JsonRecord] = wanted._class_of(value)
+    record = wanted._class_of(value)
     known = _types(record)
     inside = f"{place}." if place else ""
     for name in value:

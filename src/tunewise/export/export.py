@@ -21,7 +21,7 @@ from tunewise.data.task import Task
 from tunewise.engine.model import DTYPES, Base
 from tunewise.export.format import Asked, Format, Written, find, known
 from tunewise.export.parity import TOLERANCE, Measured, Prompts, Trained, measure, tokenizer_problem, verdict
-from tunewise.export.provenance import facts_of
+from tunewise.export.provenance import Provenance, facts_of
 
 
 def export(
@@ -82,7 +82,7 @@ def export(
 
 def _export(
     loaded: Adaptation,
-    facts: dict[str, Any],
+    facts: Provenance,
     to: str,
     folder: Path,
     task: Task | None,
@@ -116,7 +116,7 @@ def _export(
         "tunewise": __version__,
         "format": to,
         "dtype": str(dtype).removeprefix("torch."),
-        "adaptation": facts,
+        "adaptation": facts.to_json(),
         **found,
         "notes": [*written.notes, *([why] if why else [])],
         **(written.facts or {}),

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Self, TypeAlias
 from tunewise.core import artifact_reader
 from tunewise.core.json_record import Count, JsonRecord, NonNegative, nullable
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 LIMIT_BYTES = 1 << 28
 
 Settings: TypeAlias = dict[str, object]
@@ -117,7 +117,7 @@ class ScoreInterval(JsonRecord):
 class Score(ScoreInterval):
     """A test score and the metric that it is of."""
 
-    ORDER: ClassVar = ("metric", "mean", "per_seed", "low", "high")
+    ORDER: ClassVar[tuple[str, ...]] = ("metric", "mean", "per_seed", "low", "high")
     metric: str
 
 
@@ -275,7 +275,7 @@ class ScoredRow(Row):
         adaptation: folder of the best seed's, in the comparison's.
     """
 
-    ORDER: ClassVar = (
+    ORDER: ClassVar[tuple[str, ...]] = (
         *("technique", "family", "label", "status", "reason", "learning_rate", "settings", "search", "seeds"),
         *("score", "others", "nll", "validation_loss", "forgetting", "cost", "training", "curve", "memory"),
         *("findings", "test_cut", "adaptation", "spent", "rank", "p_value"),
@@ -313,7 +313,7 @@ class Verdict(JsonRecord):
     ties: tuple[str, ...]
     recommended: str | None
     needs: tuple[str, ...] | None = None
-    needed_examples: Count | None = nullable()
+    needed_examples: int | None = nullable()
     break_even: tuple[str, ...] | None = None
     summary: str | None = None
     reasons: tuple[str, ...]
@@ -459,6 +459,11 @@ class TrialRecord(TrialIdentity):
     seconds: NonNegative | None = None
 
     @classmethod
+    def failure(cls, identity: TrialIdentity, reason: str, life: str | None) -> TrialRecord:
+        """Make the record of a trial that failed."""
+        return identity.extended(TrialRecord, status="failed", reason=reason, life=life)
+
+    @classmethod
     def _class_of(cls, value: Mapping[str, object]) -> type[TrialRecord]:
         """Choose `FinishedTrial` for what has a score, and `FittedTrial` for what has a loss alone."""
         return FinishedTrial if "score" in value else FittedTrial if "validation_loss" in value else TrialRecord
@@ -483,7 +488,7 @@ class FittedTrial(TrialRecord):
         memory: what was done when memory ran out.
     """
 
-    ORDER: ClassVar = (*_IDENTITY, *_FIT, "seconds")
+    ORDER: ClassVar[tuple[str, ...]] = (*_IDENTITY, *_FIT, "seconds")
     label: str
     validation_loss: float
     findings: dict[str, Finding]
@@ -510,7 +515,16 @@ class TrialScore(JsonRecord):
 class FinishedTrial(FittedTrial):
     """A trial whose test split is scored; `answers` are those to the first examples."""
 
-    ORDER: ClassVar = (*_IDENTITY, *_FIT, "score", "nll", "per_example", "answers", "forgetting", "seconds")
+    ORDER: ClassVar[tuple[str, ...]] = (
+        *_IDENTITY,
+        *_FIT,
+        "score",
+        "nll",
+        "per_example",
+        "answers",
+        "forgetting",
+        "seconds",
+    )
     cost: Cost = field()
     score: TrialScore
     nll: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -39,11 +39,12 @@ from tunewise.cli.options import (
     Template,
     train_arguments,
 )
-from tunewise.core.errors import ArtifactError, SettingError, TunewiseError
+from tunewise.core.errors import SettingError, TunewiseError
 from tunewise.resolve import COMPARED
 
 if TYPE_CHECKING:
     from tunewise.comparison.request import Request
+    from tunewise.results.schema import Comparison
 
 
 def compare(
@@ -148,30 +149,27 @@ def report(
     if other is not None and (html or svg or png):
         raise SettingError("--html, --svg and --png show one comparison; give one folder")
     results = [_comparison(path) for path in (folder, other) if path is not None]
-    try:
-        shown = beside(*results) if other is not None else terminal(results[0])
-        texts = [(html, page(results[0]) if html else ""), (svg, picture(results[0]) if svg else "")]
-        if png:
-            pngs(results[0], png)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        files = " and ".join(str(path / "compare.json") for path in (folder, other) if path is not None)
-        raise ArtifactError(f"{files}: not as tunewise writes it ({error!r})") from error
+    shown = beside(*results) if other is not None else terminal(results[0])
+    texts = [(html, page(results[0]) if html else ""), (svg, picture(results[0]) if svg else "")]
+    if png:
+        pngs(results[0], png)
     for path, text in texts:
         if path is not None:
             artifact_writer.write_text(path, text)
     if as_json:
-        print_json(results[0] if other is None else results)
+        written = [result.to_json() for result in results]
+        print_json(written[0] if other is None else written)
     else:
         console().print(shown)
 
 
-def _comparison(folder: Path) -> dict[str, Any]:
+def _comparison(folder: Path) -> Comparison:
     """The content of a comparison's `compare.json`."""
-    from tunewise.core import artifact_writer
+    from tunewise.results.schema import Comparison
 
     if not (folder / "compare.json").is_file():
         raise SettingError(f"{folder}: holds no comparison (no compare.json); give the --out of tunewise compare")
-    return artifact_writer.read_json(folder / "compare.json", limit_bytes=1 << 26)
+    return Comparison.read(folder / "compare.json")
 
 
 def demo(
@@ -211,11 +209,11 @@ def _compare(request: Request, as_json: bool, patience: float = 1800, in_process
             result = supervise(request, patience=patience, progress=show, on_row=show.rows)
     out = Path(request.out)
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
     else:
         from tunewise.results.report.tables import terminal
 
         console().print(terminal(result))
         console().print(f"\nReport: {out / 'report.html'} and report.md", markup=False, highlight=False)
-    if not any(row["status"] == "ok" for row in result["rows"]):
+    if not any(row.status == "ok" for row in result.rows):
         raise TunewiseError(f"no technique finished; the reasons are in {out / 'compare.json'}")
