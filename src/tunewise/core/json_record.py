@@ -105,10 +105,12 @@ class JsonRecord:
         return into(**{**{each.name: getattr(self, each.name) for each in fields(self)}, **values})
 
     def _is_written(self, name: str) -> bool:
-        if name in self._keys or getattr(self, name) is not None:
+        value, declared = getattr(self, name), type(self).__dataclass_fields__[name]
+        if name in self._keys or declared.default is MISSING:
             return True
-        declared = type(self).__dataclass_fields__[name]
-        return declared.default is MISSING or (_NULLABLE in declared.metadata and not self._keys)
+        if self._keys:  # the file that it was read from lacked it: it is written if it was set since
+            return value != declared.default
+        return value is not None or _NULLABLE in declared.metadata
 
 
 Extended = TypeVar("Extended", bound=JsonRecord)

@@ -245,8 +245,8 @@ class Row(JsonRecord):
 
     @classmethod
     def _class_of(cls, value: Mapping[str, object]) -> type[Row]:
-        """Choose `ScoredRow` for what has a score."""
-        return ScoredRow if "score" in value else Row
+        """Choose `ScoredRow` for what has figures."""
+        return Row if value.keys().isdisjoint(_FIGURES) else ScoredRow
 
     def _order(self) -> tuple[str, ...]:
         """Give the keys in their order: a technique that is not run begins with its recipe."""
@@ -254,6 +254,12 @@ class Row(JsonRecord):
         if self.status != "skipped":
             return names
         return "technique", "settings", *(name for name in names if name not in ("technique", "settings"))
+
+
+_FIGURES = (
+    *("score", "others", "nll", "validation_loss", "forgetting", "cost", "training", "curve", "memory"),
+    *("findings", "test_cut", "adaptation"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,8 +283,8 @@ class ScoredRow(Row):
 
     ORDER: ClassVar[tuple[str, ...]] = (
         *("technique", "family", "label", "status", "reason", "learning_rate", "settings", "search", "seeds"),
-        *("score", "others", "nll", "validation_loss", "forgetting", "cost", "training", "curve", "memory"),
-        *("findings", "test_cut", "adaptation", "spent", "rank", "p_value"),
+        *_FIGURES,
+        *("spent", "rank", "p_value"),
     )
     score: Score
     others: Numbers | None = None
@@ -465,12 +471,15 @@ class TrialRecord(TrialIdentity):
 
     @classmethod
     def _class_of(cls, value: Mapping[str, object]) -> type[TrialRecord]:
-        """Choose `FinishedTrial` for what has a score, and `FittedTrial` for what has a loss alone."""
-        return FinishedTrial if "score" in value else FittedTrial if "validation_loss" in value else TrialRecord
+        """Choose `FinishedTrial` for what has figures of the test split, `FittedTrial` for what has others alone."""
+        if not value.keys().isdisjoint(_TEST):
+            return FinishedTrial
+        return TrialRecord if value.keys().isdisjoint(_FIT) else FittedTrial
 
 
 _IDENTITY = ("technique", "settings", "family", "seed", "learning_rate", "status", "reason")
 _FIT = ("label", "validation_loss", "findings", "training", "curve", "packed", "cost", "memory")
+_TEST = ("score", "nll", "per_example", "answers", "forgetting")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -515,16 +524,7 @@ class TrialScore(JsonRecord):
 class FinishedTrial(FittedTrial):
     """A trial whose test split is scored; `answers` are those to the first examples."""
 
-    ORDER: ClassVar[tuple[str, ...]] = (
-        *_IDENTITY,
-        *_FIT,
-        "score",
-        "nll",
-        "per_example",
-        "answers",
-        "forgetting",
-        "seconds",
-    )
+    ORDER: ClassVar[tuple[str, ...]] = (*_IDENTITY, *_FIT, *_TEST, "seconds")
     cost: Cost = field()
     score: TrialScore
     nll: float

@@ -107,9 +107,9 @@ def record(result: Comparison, features: Features, name: str | None, path: Path)
         "budget": {
             "steps": result.budget.steps,
             "tokens": result.budget.tokens,
+            "rows": rows_of(result, path),
             "search": result.budget.search,
             "seeds": result.budget.seeds,
-            "rows": rows_of(result, path),
         },
         "provenance": {
             "command": shlex.join(result.command or ()),
