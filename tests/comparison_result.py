@@ -2,6 +2,8 @@
 
 import math
 
+from tunewise.results.schema import Comparison
+
 HOSTILE = (
     "</script><script>window.hit=1</script><!--<img src=x onerror=window.hit=1><a href=https://x.invalid>a</a>"
     "\u2028\u2029\0\ud800{{7*7}}$x$"
@@ -208,6 +210,11 @@ def result():
             "break_even": ["icl costs less than lora up to 1,200 requests."],
         },
     }
+
+
+def comparison(value=None):
+    """The same, read; or another value."""
+    return Comparison.from_json(result() if value is None else value)
 
 
 def poisoned(value):

@@ -22,6 +22,7 @@ from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError
 from tunewise.results.needs import Need
+from tunewise.results.schema import AdviceFollowed, ExpectedGain, Row, ScoredRow
 
 if TYPE_CHECKING:
     from tunewise.data.task import Task
@@ -119,7 +120,7 @@ class Course:
         return cls(Belief(names, mean, covariance), costs, refused)
 
     def turns(
-        self, techniques: Sequence[Technique], rows: Sequence[Mapping[str, Any]]
+        self, techniques: Sequence[Technique], rows: Sequence[Row]
     ) -> Iterator[tuple[Technique, int, str | None]]:
         """Each technique once, with how many are left with it and, where it is not to be run, the reason.
 
@@ -131,7 +132,8 @@ class Course:
         for name in [name for name in left if name in self.refused]:
             yield left.pop(name), 0, f"not advised: {self.refused[name]}"
         while left:
-            seen = {row["technique"]: _seen(row) for row in rows if row["status"] == "ok"}
+            finished = [row for row in rows if isinstance(row, ScoredRow) and row.status == "ok"]
+            seen = {row.technique: Seen(row.score.mean, row.score.low, row.score.high) for row in finished}
             if "base" not in seen:  # gains have no start: nothing is foreseen
                 yield self._taken(next(iter(left)), left)
                 continue
@@ -149,21 +151,13 @@ class Course:
         count = len(left)
         return left.pop(name), count, None
 
-    def to_json(self) -> dict[str, Any]:
+    def followed(self) -> AdviceFollowed:
         """What is kept of it in `compare.json`."""
-        return {
-            "order": list(self.order),
-            "chance": self.chance,
-            "expected": {
-                name: dict(zip(("mean", "low", "high"), self.belief.interval(name), strict=True))
-                for name in self.belief.names
-            },
-        }
-
-
-def _seen(row: Mapping[str, Any]) -> Seen:
-    score = row["score"]
-    return Seen(score["mean"], score["low"], score["high"])
+        expected = {}
+        for name in self.belief.names:
+            mean, low, high = self.belief.interval(name)
+            expected[name] = ExpectedGain(mean=mean, low=low, high=high)
+        return AdviceFollowed(order=tuple(self.order), chance=self.chance, expected=expected)
 
 
 def _reason(leader: str, chance: float) -> str:

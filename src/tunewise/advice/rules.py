@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from tunewise.advice.evidence import Link, Sentence, say
 from tunewise.advice.forecast import Forecast
 from tunewise.advice.question import Question, Situation, reads_documents
 from tunewise.core.units import size
+from tunewise.results.needs import Measured
 
 
 def refusal(forecast: Forecast, situation: Situation) -> Sentence | None:
@@ -79,9 +79,9 @@ def _forbidden(forecast: Forecast, situation: Situation) -> Sentence | None:
 
 
 def _unmet_need(forecast: Forecast, question: Question) -> Sentence | None:
-    name, row = forecast.technique, _as_row(forecast)
+    name, measured = forecast.technique, _as_measured(forecast)
     for need, text in zip(question.parsed_needs, question.needs, strict=True):
-        if need.holds(row):
+        if need.holds(measured):
             continue
         request = Link("request", "needs", "", list(question.needs), text)
         if need.quantity in ("mergeable", "swappable"):
@@ -101,19 +101,16 @@ def _unmet_need(forecast: Forecast, question: Question) -> Sentence | None:
     return None
 
 
-def _as_row(forecast: Forecast) -> dict[str, Any]:
-    """The forecast as the row that a comparison would have, for needs to be held against; None is what is not known."""
+def _as_measured(forecast: Forecast) -> Measured:
+    """Return what a comparison would measure, as far as it is predicted; None is what is not known."""
     plan = forecast.plan
-    return {
-        "technique": forecast.technique,
-        "cost": {
-            "peak_memory_bytes": plan.peak if plan is not None else None,
-            "artifact_bytes": forecast.artifact_bytes,
-            "train_seconds": plan.train_seconds if plan is not None else None,
-            "prompt_tokens": forecast.prompt_tokens,
-            "optimised_parameters": plan.optimised_parameters if plan is not None else None,
-            "merges": forecast.mergeable.holds,
-            "swappable": forecast.swappable.holds,
-        },
-        "forgetting": {"nll_rise": forecast.rise},
-    }
+    return Measured(
+        memory=plan.peak if plan is not None else None,
+        artifact=forecast.artifact_bytes,
+        train=plan.train_seconds if plan is not None else None,
+        prompt=forecast.prompt_tokens,
+        parameters=plan.optimised_parameters if plan is not None else None,
+        forgot=forecast.rise,
+        mergeable=forecast.mergeable.holds,
+        swappable=forecast.swappable.holds,
+    )

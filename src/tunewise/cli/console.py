@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import TaskID
 
+    from tunewise.results.schema import Comparison
+
 
 def console() -> Console:
     """Open the console that results are printed on."""
@@ -62,7 +64,7 @@ class ProgressDisplay:
             tasks[row, kind] = live.add_task("", row=row, what=what, total=total or None)
         live.update(tasks[row, kind], completed=done, total=total or None, what=what)
 
-    def rows(self, result: Any) -> None:
+    def rows(self, result: Comparison) -> None:
         """Show a comparison's table so far."""
         from tunewise.results.report.tables import table
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -42,10 +42,23 @@ from tunewise.fitting.settings import TrainSettings
 from tunewise.results.needs import Need
 from tunewise.results.report.page import page
 from tunewise.results.report.tables import markdown
+from tunewise.results.schema import (
+    SCHEMA,
+    Answer,
+    Answered,
+    Available,
+    BudgetFacts,
+    Comparison,
+    MachineFacts,
+    ModelFacts,
+    RetentionFacts,
+    Row,
+    ScoredRow,
+    TaskFacts,
+    Verdict,
+)
 from tunewise.results.statistics import against, interval, ranks, seed_variance
 from tunewise.results.verdict import verdict
-
-SCHEMA = 1
 
 
 def compare(
@@ -113,35 +126,41 @@ def compare(
             report_to=report_to,
             on_trial=invocation.on_trial,
         )
-        result = _head(cache, budget, settings) | {"command": list(invocation.command) if invocation.command else None}
+        command = tuple(invocation.command) if invocation.command else None
+        result = replace(_head(cache, budget, settings), command=command)
         started = invocation.started or time.time()
         clock = Clock(budget.minutes, started, folder / "paces.json") if budget.minutes else None
         runs = Runs(cache, budget, settings, folder / "trials", invocation.held, progress, clock)
-        answers = dict[str, list[str]]()
-        tables: dict[str, np.ndarray] = {}
+        rows: list[Row] = []
+        answers, tables = dict[str, tuple[str, ...]](), dict[str, np.ndarray]()
         order = sorted(techniques, key=lambda technique: technique.trains) if clock else techniques
-        turns = course.turns(order, result["rows"]) if course is not None else _all_of(order)
+        turns = course.turns(order, rows) if course is not None else _all_of(order)
         for technique, left, reason in turns:
             row, records = (
                 runs.row(technique.resolved(base), left) if reason is None else (skipped(technique, reason), [])
             )
-            if price is not None and "cost" in row:
-                row["cost"]["usd_per_1000_requests"] = row["cost"]["seconds_per_example"] / 3.6 * price
-            result["rows"].append(row)
-            result["rows"].sort(key=lambda row: names.index(row["technique"]))
+            if price is not None and isinstance(row, ScoredRow):
+                usd = row.cost.seconds_per_example / 3.6 * price
+                row = replace(row, cost=replace(row.cost, usd_per_1000_requests=usd))
+            rows.append(row)
+            rows.sort(key=lambda row: names.index(row.technique))
             if records:
-                tables[row["technique"]] = np.array([record["per_example"] for record in records])
-                answers[row["technique"]] = records[0]["answers"]
-            _conclude(result, tables, wanted)
-            if course is not None:
-                result["advice"] = course.to_json()
-            result["answers"] = _answers(cache, tables, answers)
-            result["seconds"] = time.perf_counter() - begun
-            artifact_writer.write_json(folder / "compare.json", result)
+                tables[row.technique] = np.array([record.per_example for record in records])
+                answers[row.technique] = records[0].answers
+            rows[:], verdict_so_far = _concluded(rows, tables, wanted)
+            result = replace(
+                result,
+                rows=tuple(rows),
+                verdict=verdict_so_far,
+                advice=course.followed() if course is not None else None,
+                answers=_answers(cache, tables, answers),
+                seconds=time.perf_counter() - begun,
+            )
+            artifact_writer.write_json(folder / "compare.json", result.to_json())
             invocation.on_row(result)
         artifact_writer.write_text(folder / "report.md", markdown(result))
         artifact_writer.write_text(folder / "report.html", page(result))
-    return result
+    return result.to_json()
 
 
 def _all_of(order: Sequence[Technique]) -> Iterator[tuple[Technique, int, str | None]]:
@@ -150,80 +169,86 @@ def _all_of(order: Sequence[Technique]) -> Iterator[tuple[Technique, int, str | 
         yield technique, len(order) - place, None
 
 
-def _conclude(result: dict[str, Any], tables: dict[str, np.ndarray], needs: Sequence[Need]) -> None:
-    """Each row's interval and its place among the others so far, and the verdict over them."""
+def _concluded(rows: Sequence[Row], tables: dict[str, np.ndarray], needs: Sequence[Need]) -> tuple[list[Row], Verdict]:
+    """Each row with its interval and its place among the others so far, and the verdict over them."""
     usual, places = seed_variance(tables), ranks(tables)
-    for row in result["rows"]:
-        if row["technique"] in tables:
-            row["score"]["low"], row["score"]["high"] = interval(tables[row["technique"]], usual)
-            row["rank"] = list(places[row["technique"]])
-    result["verdict"] = found = verdict(result["rows"], tables, needs)
-    values = against(found["best"], tables) if tables else {}
-    for row in result["rows"]:
-        row["p_value"] = values.get(row["technique"])
+    placed: list[Row] = []
+    for row in rows:
+        if isinstance(row, ScoredRow) and row.technique in tables:
+            low, high = interval(tables[row.technique], usual)
+            row = replace(row, score=replace(row.score, low=low, high=high), rank=places[row.technique])
+        placed.append(row)
+    found = verdict([row for row in placed if isinstance(row, ScoredRow)], tables, needs)
+    values = against(found.best, tables) if found.best is not None else {}
+    return [replace(row, p_value=values.get(row.technique)) for row in placed], found
 
 
-def _answers(cache: Cache, tables: dict[str, np.ndarray], answers: dict[str, list[str]]) -> list[dict[str, Any]]:
+def _answers(
+    cache: Cache, tables: Mapping[str, np.ndarray], answers: Mapping[str, tuple[str, ...]]
+) -> tuple[Answer, ...]:
     """The first test examples, with what each technique's first seed answered."""
-    return [
-        {
-            "prompt": example.prompt,
-            "answer": example.answer,
-            "rows": {name: {"text": own[i], "score": float(tables[name][0, i])} for name, own in answers.items()},
-        }
-        for i, example in enumerate(cache.test[:ANSWERS])
-    ]
+    return tuple(
+        Answer(
+            prompt=example.prompt,
+            answer=example.answer,
+            rows={
+                name: Answered(text=texts[place], score=float(tables[name][0, place]))
+                for name, texts in answers.items()
+            },
+        )
+        for place, example in enumerate(cache.test[:ANSWERS])
+    )
 
 
-def _head(cache: Cache, budget: Budget, settings: TrainSettings) -> dict[str, Any]:
+def _head(cache: Cache, budget: Budget, settings: TrainSettings) -> Comparison:
     base, task, held = cache.base, cache.task, cache.retention
     assert held is not None
-    return {
-        "schema": SCHEMA,
-        "tunewise": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": base.describe(),
-        "task": {
-            "name": task.name,
-            "source": task.source,
-            "kind": task.kind,
-            "format": task.format,
-            "metric": task.metric,
-            "labels": list(task.labels),
-            "train": len(task.train),
-            "validation": len(cache.validation),
-            "test": len(cache.test),
-            "available": {"validation": len(task.validation), "test": len(task.test)},
-            "window": base.window,
-            "fingerprint": task.fingerprint,
-            "notes": list(task.notes),
-        },
-        "retention": {
-            "source": held.source,
-            "sequences": len(held.sequences),
-            "kl_positions": held.kl_tokens,
-            "base_nll": held.nll,
-            "probe": cache.probe.name if cache.probe is not None else None,
-        },
-        "budget": asdict(budget),
-        "settings": {name: value for name, value in asdict(settings).items() if name != "max_steps"},
-        "machine": machine(base),
-        "rows": [],
-        "verdict": None,
-    }
+    return Comparison(
+        schema=SCHEMA,
+        tunewise=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=ModelFacts(**base.describe()),
+        task=TaskFacts(
+            name=task.name,
+            source=task.source,
+            kind=task.kind,
+            format=task.format,
+            metric=task.metric,
+            labels=tuple(task.labels),
+            train=len(task.train),
+            validation=len(cache.validation),
+            test=len(cache.test),
+            available=Available(validation=len(task.validation), test=len(task.test)),
+            window=base.window,
+            fingerprint=task.fingerprint,
+            notes=tuple(task.notes),
+        ),
+        retention=RetentionFacts(
+            source=held.source,
+            sequences=len(held.sequences),
+            kl_positions=held.kl_tokens,
+            base_nll=held.nll,
+            probe=cache.probe.name if cache.probe is not None else None,
+        ),
+        budget=BudgetFacts(**asdict(budget)),
+        settings={name: value for name, value in asdict(settings).items() if name != "max_steps"},
+        machine=machine(base),
+        rows=(),
+        verdict=None,
+    )
 
 
-def machine(base: Base) -> dict[str, Any]:
+def machine(base: Base) -> MachineFacts:
     """What the figures were measured on."""
-    return {
-        "platform": platform.platform(terse=True),
-        "processor": platform.processor() or platform.machine(),
-        "cores": psutil.cpu_count(logical=False),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "device": torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else base.device.type,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "packing": why_not_packed(base) or "padding-free",
-    }
+    return MachineFacts(
+        platform=platform.platform(terse=True),
+        processor=platform.processor() or platform.machine(),
+        cores=psutil.cpu_count(logical=False),
+        threads=torch.get_num_threads(),
+        memory_bytes=psutil.virtual_memory().total,
+        device=torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else base.device.type,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        packing=why_not_packed(base) or "padding-free",
+    )

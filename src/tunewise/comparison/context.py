@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from tunewise.comparison.invocation import OnTrial, ignore_trial
 from tunewise.contract.attachment import Attachment
@@ -17,6 +17,7 @@ from tunewise.fitting.forgetting import OnTask, Retention
 from tunewise.fitting.rehearsal import Rehearsal
 from tunewise.fitting.scoring import encoder_for
 from tunewise.fitting.settings import TrainSettings
+from tunewise.results.schema import TrialIdentity, TrialRecord
 
 _PROBED = 200  # examples of a probe that are scored
 
@@ -70,12 +71,12 @@ class Cache:
         kept = [*(self.retention.log_p if self.retention else ()), *(self.on_task.log_p if self.on_task else ())]
         return sum(tensor.nbytes for tensor in kept)
 
-    def stands(self, record: Mapping[str, Any]) -> bool:
+    def stands(self, record: TrialRecord | None) -> TypeGuard[TrialRecord]:
         """Whether a failure is not tried again: it would be the same, or it happened in this comparison's life."""
-        return record.get("status") == "failed" and record.get("life") in (None, self.life)
+        return record is not None and record.status == "failed" and record.life in (None, self.life)
 
     @contextmanager
-    def running(self, folder: Path, identity: dict[str, Any]) -> Iterator[None]:
+    def running(self, folder: Path, identity: TrialIdentity) -> Iterator[None]:
         """Says which trial runs, for whoever watches over this process."""
         self._on_trial(str(folder), identity)
         try:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tunewise.advice.course import Course
+    from tunewise.results.schema import Comparison, TrialIdentity
 
-OnRow = Callable[[dict[str, Any]], None]
-OnTrial = Callable[[str | None, dict[str, Any] | None], None]
+OnRow = Callable[["Comparison"], None]
+OnTrial = Callable[[str | None, "TrialIdentity | None"], None]
 
 
-def ignore_row(result: dict[str, Any], /) -> None:
+def ignore_row(result: Comparison, /) -> None:
     """Do nothing about a row."""
 
 
-def ignore_trial(folder: str | None, identity: dict[str, Any] | None, /) -> None:
+def ignore_trial(folder: str | None, identity: TrialIdentity | None, /) -> None:
     """Do nothing about a trial."""
 
 

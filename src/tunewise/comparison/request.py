@@ -25,6 +25,7 @@ from tunewise.resolve import (
     settings_of,
     train_settings,
 )
+from tunewise.results.schema import Comparison
 
 if TYPE_CHECKING:
     from tunewise.comparison.budget import Budget
@@ -111,7 +112,7 @@ class Request:
         """
         return _read(cls, value, "request")
 
-    def run(self, progress: RowProgress, invocation: Invocation | None = None) -> dict[str, Any]:
+    def run(self, progress: RowProgress, invocation: Invocation | None = None) -> Comparison:
         """Carry the comparison out in this process; `invocation` says who follows it.
 
         Raises:
@@ -147,7 +148,7 @@ class Request:
                 examples=budget.steps * settings.rows,
                 needs=options.need or [],
             )
-        return compare(
+        result = compare(
             base,
             task,
             recipes,
@@ -165,6 +166,7 @@ class Request:
                 invocation or Invocation(), held=held, started=self.started, command=self.command, course=course
             ),
         )
+        return Comparison.from_json(result)
 
 
 def _names_base(techniques: str) -> bool:

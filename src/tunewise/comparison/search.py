@@ -14,13 +14,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 from tunewise.contract.technique import Technique
+from tunewise.results.schema import SearchTrial, Settings
 
-Outcome = dict[str, Any]
-Train = Callable[[Technique, float], Outcome]  # trains a share of the steps; {"validation_loss", "tokens", ...}
 _QUARTER, _HALF = 0.25, 0.5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training a share of the steps gave; without a loss it failed, for a reason."""
+
+    validation_loss: float | None
+    reason: str | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    nll_rise: float | None = None
+
+
+Train = Callable[[Technique, float], Outcome]  # trains a recipe for a share of the steps
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class Plan:
 
 def find(
     technique: Technique, allowance: int, train: Train, held: Collection[str] = ()
-) -> tuple[Technique, list[Outcome]]:
+) -> tuple[Technique, list[SearchTrial]]:
     """The best recipe around a resolved one, and what was tried.
 
     Args:
@@ -69,30 +82,38 @@ def find(
     best = min(better, key=lambda recipe: up_to(recipe, _HALF))
     variations = {recipe: up_to(recipe, _QUARTER) for recipe in best.varied(held)[: plan.variations]}
     winner = min([best, *variations], key=lambda recipe: variations.get(recipe, first[best]))
-    return winner, [
-        {**_said(recipe, technique), **outcome, "won": recipe == winner} for recipe, outcome in tried.items()
-    ]
+    return winner, [_entry(recipe, technique, outcome, recipe == winner) for recipe, outcome in tried.items()]
 
 
 def _loss(outcome: Outcome) -> float:
-    found = outcome.get("validation_loss")
-    return found if found is not None and math.isfinite(found) else math.inf
+    loss = outcome.validation_loss
+    return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
-def _said(recipe: Technique, start: Technique) -> dict[str, Any]:
-    before, after = start.to_json()["settings"], recipe.to_json()["settings"]
-    return {"learning_rate": rate_of(recipe), "settings": _changed(before, after)}
+def _entry(recipe: Technique, start: Technique, outcome: Outcome, won: bool) -> SearchTrial:
+    return SearchTrial(
+        learning_rate=rate_of(recipe),
+        settings=_changed(start.to_json()["settings"], recipe.to_json()["settings"]),
+        steps=outcome.steps,
+        tokens=outcome.tokens,
+        seconds=outcome.seconds,
+        validation_loss=outcome.validation_loss,
+        nll_rise=outcome.nll_rise,
+        reason=outcome.reason,
+        won=won,
+    )
 
 
-def _changed(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _changed(before: Settings, after: Settings, prefix: str = "") -> Settings:
     """The settings that differ, the learning rate apart; those of composed techniques by "part.setting"."""
-    found: dict[str, Any] = {}
+    changed: Settings = {}
     for name, value in after.items():
-        if isinstance(value, dict):
-            found |= _changed(before[name], value, f"{name}.")
-        elif name != "learning_rate" and value != before[name]:
-            found[prefix + name] = value
-    return found
+        earlier = before[name]
+        if isinstance(value, dict) and isinstance(earlier, dict):
+            changed |= _changed(earlier, value, f"{name}.")
+        elif name != "learning_rate" and value != earlier:
+            changed[prefix + name] = value
+    return changed
 
 
 def rate_of(recipe: Technique) -> float | None:

@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 from uuid import uuid4
 
 from tunewise.comparison.invocation import OnRow, ignore_row
@@ -24,6 +24,7 @@ from tunewise.comparison.request import Request
 from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError, TunewiseError
 from tunewise.core.progress import RowProgress, silent_row
+from tunewise.results.schema import Comparison, TrialIdentity, TrialRecord
 
 PATIENCE = 1800.0  # seconds without a sign of life after which a worker is said to hang
 _STARTING = 600  # seconds of silence that a worker may take outside of trials, to load libraries and a model
@@ -37,7 +38,7 @@ def supervise(
     patience: float = PATIENCE,
     progress: RowProgress = silent_row,
     on_row: OnRow = ignore_row,
-) -> dict[str, Any]:
+) -> Comparison:
     """Carry out a request in worker processes; the content of its `compare.json`.
 
     Args:
@@ -61,9 +62,7 @@ def supervise(
         raise
 
 
-def _carried_out(
-    request: Request, folder: Path, patience: float, progress: RowProgress, on_row: OnRow
-) -> dict[str, Any]:
+def _carried_out(request: Request, folder: Path, patience: float, progress: RowProgress, on_row: OnRow) -> Comparison:
     life, killed = uuid4().hex, Counter[str]()
     while True:
         progress(request.options.model, "starting", 0, 0)
@@ -73,20 +72,20 @@ def _carried_out(
         finally:
             worker.kill()
         if ended is None:
-            return artifact_writer.read_json(folder / "compare.json", limit_bytes=1 << 28)
-        if worker.trial is None:
+            return Comparison.read(folder / "compare.json")
+        if worker.trial is None or worker.identity is None:
             killed["none"] += 1
             if killed["none"] >= _KILLS or not ended.again:
                 raise TunewiseError(f"the worker process {ended.why} outside of any trial")
             continue
         where = Path(worker.trial)
         killed[worker.trial] += 1
-        if ended.memory and worker.identity.get("trains"):
+        if ended.memory and worker.identity.trains:
             _gentler(where)
-            progress(str(worker.identity["technique"]), "out of memory: trying with less", 0, 0)
+            progress(worker.identity.technique, "out of memory: trying with less", 0, 0)
         elif not ended.again or killed[worker.trial] >= _KILLS:
-            record = {**worker.identity, "status": "failed", "reason": f"its process {ended.why}", "life": life}
-            artifact_writer.write_json(where / "trial.json", record)
+            record = TrialRecord.failure(worker.identity, f"its process {ended.why}", life)
+            artifact_writer.write_json(where / "trial.json", record.to_json())
 
 
 def _gentler(trial: Path) -> None:
@@ -107,7 +106,7 @@ class _End:
 class _Worker:
     def __init__(self, request: Request, life: str) -> None:
         self.trial: str | None = None
-        self.identity: dict[str, Any] = {}
+        self.identity: TrialIdentity | None = None
         self._kills_before = _kernel_kills()
         # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker.
         self._process = subprocess.Popen(
@@ -144,9 +143,10 @@ class _Worker:
             if "progress" in event:
                 progress(*event["progress"])
             elif "trial" in event:
-                self.trial, self.identity = event["trial"], event["identity"] or {}
+                self.trial, told = event["trial"], event["identity"]
+                self.identity = TrialIdentity.from_json(told) if told is not None else None
             elif "rows" in event:
-                on_row(artifact_writer.read_json(folder / "compare.json", limit_bytes=1 << 28))
+                on_row(Comparison.read(folder / "compare.json"))
             elif "error" in event:
                 raise (RequestError if event["code"] == 2 else TunewiseError)(event["error"])
             elif "crash" in event:

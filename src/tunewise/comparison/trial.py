@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, overload
 
 import torch
 
@@ -31,6 +30,20 @@ from tunewise.fitting.loop import Trained, steps_for_tokens, train
 from tunewise.fitting.scoring import describe, loss, score, study
 from tunewise.fitting.settings import TrainSettings, ever_lighter
 from tunewise.fitting.trackers import Trackers
+from tunewise.results.schema import (
+    LIMIT_BYTES,
+    Cost,
+    Curve,
+    FinishedTrial,
+    FitCost,
+    FittedTrial,
+    Forgetting,
+    Stage,
+    Training,
+    TrialIdentity,
+    TrialRecord,
+    TrialScore,
+)
 
 ANSWERS = 10  # test examples whose answers are kept to be shown
 
@@ -68,6 +81,18 @@ class Trial:
         return f"{self.technique.name}-seed{self.seed}-{digest[:12]}"
 
 
+@overload
+def run(
+    trial: Trial, cache: Cache, trials: Path, *, finish: bool, until: None = None, report: Progress = silent
+) -> TrialRecord: ...
+
+
+@overload
+def run(
+    trial: Trial, cache: Cache, trials: Path, *, finish: Literal[False], until: float, report: Progress = silent
+) -> TrialRecord | Stage: ...
+
+
 def run(
     trial: Trial,
     cache: Cache,
@@ -76,45 +101,48 @@ def run(
     finish: bool,
     until: float | None = None,
     report: Progress = silent,
-) -> dict[str, Any]:
-    """The record of a trial, from disk where it is there already. A failure is a record too, with its reason.
+) -> TrialRecord | Stage:
+    """Run a trial, or read its record where it is on disk already. A failure is a record too, with its reason.
 
-    With `until`, training stops after that share of the steps: the record holds the `stage` there, and a later call
-    goes on.
+    With `until`, training stops after that share of the steps: the stage there is returned, and a later call goes on.
     """
     folder = trials / trial.key(cache)
     path = folder / "trial.json"
-    record: dict[str, Any] = artifact_writer.read_json(path, limit_bytes=1 << 28) if path.is_file() else {}
-    wanted = "score" if finish else "validation_loss"
-    if (record.get("status") == "ok" and wanted in record) or cache.stands(record):
+    record = _recorded(path)
+    if isinstance(record, FinishedTrial if finish else FittedTrial) or cache.stands(record):
         return record
     stages = _stages(folder)
     if until is not None and str(until) in stages:
-        return {**_identity(trial), "status": "ok", "reason": None, "stage": stages[str(until)]}
+        return stages[str(until)]
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
+    outcome: TrialRecord | Stage
     try:
-        with cache.running(folder, {**_identity(trial), "trains": trial.technique.trains}):
-            before = record if record.get("status") == "ok" else {}
-            record = _run(trial, cache, folder, before, finish, until, report)
+        with cache.running(folder, replace(_identity(trial), trains=trial.technique.trains)):
+            before = record if isinstance(record, FittedTrial) else None
+            outcome = _run(trial, cache, folder, before, finish, until, report)
     except Exception as error:  # whatever it is, it costs this trial alone
         if isinstance(error, OSError) and not isinstance(error, TunewiseError):
             raise  # a full or vanished disk fails the comparison, not the technique
-        record = failure(trial, _reason(error), cache.life, final=isinstance(error, DivergedError))
-    record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - begun
-    if "stage" not in record:
-        artifact_writer.write_json(path, record)
-    return record
+        life = None if isinstance(error, DivergedError) else cache.life
+        outcome = TrialRecord.failure(_identity(trial), _reason(error), life)
+    if isinstance(outcome, Stage):
+        return outcome
+    outcome = replace(outcome, seconds=(outcome.seconds or 0.0) + time.perf_counter() - begun)
+    artifact_writer.write_json(path, outcome.to_json())
+    return outcome
 
 
-def failure(trial: Trial, reason: str, life: str, *, final: bool = False) -> dict[str, Any]:
-    """The record of a trial that failed; a `final` one fails in every life, another only stands for this one."""
-    return {**_identity(trial), "status": "failed", "reason": reason, "life": None if final else life}
+def _recorded(path: Path) -> TrialRecord | None:
+    if not path.is_file():
+        return None
+    return TrialRecord.from_json(artifact_writer.read_json(path, limit_bytes=LIMIT_BYTES), path)
 
 
-def _stages(folder: Path) -> dict[str, Any]:
+def _stages(folder: Path) -> dict[str, Stage]:
     path = folder / "stages.json"
-    return artifact_writer.read_json(path) if path.is_file() else {}
+    stages = artifact_writer.read_json(path) if path.is_file() else {}
+    return {share: Stage.from_json(stage, path) for share, stage in stages.items()}
 
 
 def _reason(error: BaseException) -> str:
@@ -130,13 +158,13 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _identity(trial: Trial) -> dict[str, Any]:
-    return {
+def _identity(trial: Trial) -> TrialIdentity:
+    return TrialIdentity(
         **trial.technique.to_json(),
-        "family": trial.technique.family,
-        "seed": trial.seed,
-        "learning_rate": getattr(trial.technique, "learning_rate", None),
-    }
+        family=trial.technique.family,
+        seed=trial.seed,
+        learning_rate=getattr(trial.technique, "learning_rate", None),
+    )
 
 
 def _memory_note(wanted: TrainSettings, used: TrainSettings) -> str | None:
@@ -154,21 +182,21 @@ def _run(
     trial: Trial,
     cache: Cache,
     folder: Path,
-    before: Mapping[str, Any],
+    before: FittedTrial | None,
     finish: bool,
     until: float | None,
     report: Progress,
-) -> dict[str, Any]:
+) -> FittedTrial | Stage:
     target = folder / "adaptation"
     try:
         cache.measure_bare(trial.settings)
-        if before and target.is_dir():
-            attachment = artifact.load(target, base=cache.base).attachment
-            record = dict(before)
+        record: FittedTrial | Stage
+        if before is not None and target.is_dir():
+            attachment, record = artifact.load(target, base=cache.base).attachment, before
         else:
             attachment, record = _fitted(trial, cache, folder, until, report)
-        if finish:
-            record |= _finish(cache, attachment, record, report)
+        if finish and isinstance(record, FittedTrial):
+            record = _finish(cache, attachment, record, report)
         return record
     finally:
         cache.base.release()
@@ -176,7 +204,7 @@ def _run(
 
 def _fitted(
     trial: Trial, cache: Cache, folder: Path, until: float | None, report: Progress
-) -> tuple[Attachment, dict[str, Any]]:
+) -> tuple[Attachment, FittedTrial | Stage]:
     """Trained, with as little memory as it takes; where memory ran out before, there it begins."""
     note = folder / "memory.json"
     start = artifact_writer.read_json(note)["rung"] if note.is_file() else 0
@@ -187,7 +215,7 @@ def _fitted(
         try:
             record = _fit(trial, settings, cache, attachment, folder, until, report)
             shortage = _memory_note(trial.settings, settings)
-            return attachment, record | ({"memory": shortage} if shortage else {})
+            return attachment, replace(record, memory=shortage) if isinstance(record, FittedTrial) else record
         except Exception as error:
             if not out_of_memory(error) or not trial.technique.trains or rung + 1 == len(rungs):
                 raise
@@ -207,9 +235,8 @@ def _fit(
     folder: Path,
     until: float | None,
     report: Progress,
-) -> dict[str, Any]:
-    base, task = cache.base, cache.task
-    record: dict[str, Any] = {**_identity(trial), "status": "ok", "reason": None, "label": attachment.label}
+) -> FittedTrial | Stage:
+    base, task, identity = cache.base, cache.task, _identity(trial)
     done = Trained(0, 0, 0, 0.0, None)
     cut = 0
     with peak_memory(base.device, cache.held_bytes) as memory:
@@ -222,7 +249,7 @@ def _fit(
             steps = settings.max_steps
             if trial.tokens is not None:
                 steps = steps_for_tokens(sequences, settings, trial.seed, trial.tokens)
-            trackers = Trackers(cache.report_to, folder.parent.parent / "logs", folder.name, _identity(trial))
+            trackers = Trackers(cache.report_to, folder.parent.parent / "logs", folder.name, identity.to_json())
 
             def on_step(step: int, value: float) -> None:
                 report(f"loss {value:.3f}", step, steps)
@@ -245,64 +272,84 @@ def _fit(
             seconds += done.seconds
         validation = loss(attachment, task, cache.validation)
         if until is not None and trial.technique.trains and done.steps < steps:
-            return record | {"stage": _stage(cache, attachment, folder, until, done, validation)}
-        record["validation_loss"] = validation
-        record["findings"] = attachment.findings(lambda: loss(attachment, task, cache.validation))
-    training = {
-        "steps": done.steps,
-        "tokens": done.tokens,
-        "labelled_tokens": done.labelled_tokens,
-        "final_loss": done.final_loss,
-        "cut": cut,
-    }
-    artifact.save(attachment, task, folder / "adaptation", {"trial": _identity(trial), "training": training})
+            return _stage(cache, attachment, folder, until, done, validation)
+        findings = attachment.findings(lambda: loss(attachment, task, cache.validation))
+    training = Training(
+        steps=done.steps,
+        tokens=done.tokens,
+        labelled_tokens=done.labelled_tokens,
+        final_loss=done.final_loss,
+        cut=cut,
+    )
+    made = {"trial": identity.to_json(), "training": training.to_json()}
+    artifact.save(attachment, task, folder / "adaptation", made)
     artifact_writer.prune(folder, keep=0)
     weights = sum(file.stat().st_size for file in (folder / "adaptation").iterdir() if file.name in _OWN_FILES)
-    record["training"] = training
-    record["curve"] = _curve(folder / "metrics.jsonl")
-    record["packed"] = why_not_packed(base) or True
-    record["cost"] = {
-        "train_seconds": seconds,
-        "tokens_per_second": done.tokens / done.seconds if done.seconds else 0.0,
-        "peak_memory_bytes": memory[0],
-        "optimised_parameters": sum(p.numel() for p in attachment.params().values()),
-        "stored_parameters": sum(t.numel() for t in attachment.state().values()),
-        "artifact_bytes": weights,
-        "merges": trial.technique.mergeable,
-        "swappable": attachment.swappable,
-    }
-    return record
+    cost = FitCost(
+        train_seconds=seconds,
+        tokens_per_second=done.tokens / done.seconds if done.seconds else 0.0,
+        peak_memory_bytes=memory[0],
+        optimised_parameters=sum(p.numel() for p in attachment.params().values()),
+        stored_parameters=sum(t.numel() for t in attachment.state().values()),
+        artifact_bytes=weights,
+        merges=trial.technique.mergeable,
+        swappable=attachment.swappable,
+    )
+    return identity.extended(
+        FittedTrial,
+        status="ok",
+        reason=None,
+        label=attachment.label,
+        validation_loss=validation,
+        findings=findings,
+        training=training,
+        curve=_curve(folder / "metrics.jsonl"),
+        packed=why_not_packed(base) or True,
+        cost=cost,
+    )
 
 
 _OWN_FILES = ("adaptation.json", "weights.safetensors", "rows.jsonl")
 _POINTS = 100  # of a learning curve
 
 
-def _stage(
-    cache: Cache, attachment: Attachment, folder: Path, share: float, done: Trained, validation: float
-) -> dict[str, float | int]:
+def _stage(cache: Cache, attachment: Attachment, folder: Path, share: float, done: Trained, validation: float) -> Stage:
     """What is known of a trial that is not over, written beside its checkpoint."""
-    stage = {"steps": done.steps, "tokens": done.tokens, "seconds": done.seconds, "validation_loss": validation}
-    if cache.retention is not None:
-        stage["nll_rise"] = cache.retention.compare(attachment)["nll_rise"]
-    artifact_writer.write_json(folder / "stages.json", {**_stages(folder), str(share): stage})
+    stage = Stage(
+        steps=done.steps,
+        tokens=done.tokens,
+        seconds=done.seconds,
+        validation_loss=validation,
+        nll_rise=cache.retention.compare(attachment)["nll_rise"] if cache.retention is not None else None,
+    )
+    stages = {**_stages(folder), str(share): stage}
+    artifact_writer.write_json(folder / "stages.json", {name: each.to_json() for name, each in stages.items()})
     return stage
 
 
-def _curve(path: Path) -> list[list[float]]:
-    """[step, training loss] of at most a hundred steps, the last among them."""
+def _curve(path: Path) -> Curve:
+    """(step, training loss) of at most a hundred steps, the last among them."""
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
-    points = [[line["step"], line["loss"]] for line in lines if "loss" in line]
+    points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     every = -(-len(points) // _POINTS) or 1
-    return points[::-every][::-1]
+    return tuple(points[::-every][::-1])
 
 
-def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report: Progress) -> dict[str, Any]:
+def _finish(cache: Cache, attachment: Attachment, record: FittedTrial, report: Progress) -> FinishedTrial:
     with peak_memory(cache.base.device, cache.held_bytes) as memory:
         found = score(attachment, cache.task, cache.test, progress=report)
-    forgetting: dict[str, Any] | None = cache.retention.compare(attachment) if cache.retention is not None else None
-    if forgetting is not None:
-        forgetting |= moved(attachment, cache)
+    forgetting: Forgetting | None = None
+    if cache.retention is not None:
+        left = cache.retention.compare(attachment)
+        kl_task, weight_change = moved(attachment, cache)
+        forgetting = Forgetting(
+            nll_rise=left["nll_rise"],
+            nll_rise_low=left["nll_rise_low"],
+            nll_rise_high=left["nll_rise_high"],
+            kl=left["kl"],
+            kl_task=kl_task,
+            weight_change=weight_change,
+        )
     if forgetting is not None and cache.probe is not None:
         found_again = score(
             attachment,
@@ -311,30 +358,26 @@ def _finish(cache: Cache, attachment: Attachment, record: dict[str, Any], report
             progress=lambda what, done, total: report("probing", done, total),
             as_given=True,
         )
-        forgetting["probe"] = found_again.mean
-    cost = {
-        **record["cost"],
-        "scoring_peak_memory_bytes": memory[0],
-        "seconds_per_example": found.seconds_per_example,
-        "prompt_tokens": found.prompt_tokens,
-    }
-    return {
-        "score": describe(found),
-        "nll": found.nll,
-        "per_example": found.per_example,
-        "answers": found.predictions[:ANSWERS],
-        "forgetting": forgetting,
-        "cost": cost,
-    }
+        forgetting = replace(forgetting, probe=found_again.mean)
+    cost = record.cost.extended(
+        Cost,
+        scoring_peak_memory_bytes=memory[0],
+        seconds_per_example=found.seconds_per_example,
+        prompt_tokens=found.prompt_tokens,
+    )
+    return record.extended(
+        FinishedTrial,
+        cost=cost,
+        score=TrialScore(**describe(found)),
+        nll=found.nll,
+        per_example=tuple(found.per_example),
+        answers=tuple(found.predictions[:ANSWERS]),
+        forgetting=forgetting,
+    )
 
 
-def moved(attachment: Attachment, cache: Cache) -> dict[str, float]:
-    """How far the weights moved, ||W - W_0|| / ||W_0||, and the answers' distribution on the task, where they did."""
-    found = {}
+def moved(attachment: Attachment, cache: Cache) -> tuple[float | None, float | None]:
+    """Say how far the answers' distribution moved on the task, and the weights, ||W - W_0|| / ||W_0||, if they did."""
     kl = cache.on_task.divergence(attachment, cache.task) if cache.on_task is not None else None
-    if kl is not None:
-        found["kl_task"] = kl
-    far = attachment.moved()
-    if far is not None:
-        found["weight_change"] = far / cache.norm
-    return found
+    distance = attachment.moved()
+    return kl, distance / cache.norm if distance is not None else None

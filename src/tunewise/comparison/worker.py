@@ -68,8 +68,8 @@ def _carry_out(order: dict[str, Any], tell: Any) -> None:
             tell(progress=[row, what, done, total])
 
     invocation = Invocation(
-        on_trial=lambda folder, identity: tell(trial=folder, identity=identity),
-        on_row=lambda result: tell(rows=len(result["rows"])),
+        on_trial=lambda folder, identity: tell(trial=folder, identity=identity.to_json() if identity else None),
+        on_row=lambda result: tell(rows=len(result.rows)),
         life=order["life"],
         locked=True,
     )

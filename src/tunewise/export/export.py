@@ -30,7 +30,7 @@ from tunewise.export.parity import (
     tokenizer_problem,
 )
 from tunewise.export.parity_record import ParityFigures, ParityRecord
-from tunewise.export.provenance import facts_of
+from tunewise.export.provenance import Provenance, facts_of
 
 
 def export(
@@ -93,7 +93,7 @@ def export(
 
 def _export(
     loaded: Adaptation,
-    provenance: Mapping[str, object],
+    provenance: Provenance,
     chosen: Format,
     folder: Path,
     task: Task | None,
@@ -128,7 +128,7 @@ def _export(
         "tunewise": __version__,
         "format": chosen.name,
         "dtype": str(options.dtype).removeprefix("torch."),
-        "adaptation": provenance,
+        "adaptation": provenance.to_json(),
         **figures,
         "notes": [*written.notes, *([why_no_task] if why_no_task else [])],
         **written.figures,

@@ -2,51 +2,127 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunewise.core import artifact_writer
+from tunewise.core.json_record import Count, JsonRecord
+from tunewise.results.schema import BudgetFacts, Comparison, Cost, Forgetting, Score, ScoredRow, Settings
 
-_ROW = ("technique", "label", "score", "forgetting", "cost", "nll", "learning_rate", "seeds", "rank")
-_TASK = ("name", "source", "kind", "metric", "train", "validation", "test")
+
+@dataclass(frozen=True, kw_only=True)
+class Standing(JsonRecord):
+    """What is kept of a row of a comparison."""
+
+    technique: str
+    label: str | None
+    score: Score
+    forgetting: Forgetting | None
+    cost: Cost | None
+    nll: float | None
+    learning_rate: float | None
+    seeds: tuple[int, ...] | None
+    rank: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, row: ScoredRow) -> Standing:
+        """Keep what a model card says of a row."""
+        return cls(**{name: getattr(row, name) for name in cls.names()})
 
 
-def facts_of(folder: Path) -> dict[str, Any]:
-    """As JSON: technique, settings, base, style and record; `comparison` is None where it lies in none."""
+@dataclass(frozen=True, kw_only=True)
+class MeasuredOn(JsonRecord):
+    """The data of a comparison, and how much of it was used."""
+
+    name: str
+    source: str
+    kind: str
+    metric: str
+    train: Count
+    validation: Count
+    test: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared(JsonRecord):
+    """The comparison that an adaptation lies in: its row, the base's, and what they were measured on."""
+
+    row: Standing
+    base: Standing | None
+    rows: Count
+    task: MeasuredOn
+    budget: BudgetFacts
+    device: str | None
+    created: str
+
+    @classmethod
+    def of(cls, folder: Path, technique: str) -> Compared | None:
+        """Read it where the adaptation lies in DIR/trials/<trial>/adaptation and DIR holds a comparison."""
+        place = folder.absolute()
+        path = place.parents[2] / "compare.json" if len(place.parents) > 2 else place / "compare.json"
+        if place.parents[1].name != "trials" or not path.is_file():
+            return None
+        result = Comparison.read(path)
+        rows = {row.technique: Standing.of(row) for row in result.scored if row.status == "ok"}
+        if technique not in rows:
+            return None
+        task = result.task
+        return cls(
+            row=rows[technique],
+            base=rows.get("base"),
+            rows=len(rows),
+            task=MeasuredOn(
+                name=task.name,
+                source=task.source,
+                kind=task.kind,
+                metric=task.metric,
+                train=task.train,
+                validation=task.validation,
+                test=task.test,
+            ),
+            budget=result.budget,
+            device=result.machine.device,
+            created=result.created,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(JsonRecord):
+    """How an adaptation was made.
+
+    Attributes:
+        technique: its name; of another program's adapter, "peft:" and its kind.
+        label: its name for people.
+        settings: of the technique.
+        base: name, revision and fingerprint of the model, as far as they are known.
+        style: how prompts are written.
+        record: what its fit wrote down.
+        comparison: the one that it lies in.
+    """
+
+    technique: str
+    label: str | None = None
+    settings: Settings
+    base: dict[str, object]
+    style: dict[str, object]
+    record: dict[str, object]
+    comparison: Compared | None
+
+
+def facts_of(folder: Path) -> Provenance:
+    """Read what is known of the adaptation in a folder."""
     if not (folder / "adaptation.json").is_file():  # a PEFT adapter of another program's
         config = artifact_writer.read_json((folder / "adapter_config.json").resolve())
         name = str(config.get("peft_type", "adapter")).lower()
         base = {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")}
-        return {
-            "technique": f"peft:{name}",
-            "settings": {},
-            "base": base,
-            "style": {},
-            "record": {},
-            "comparison": None,
-        }
-    found = artifact_writer.read(folder).json("adaptation.json")
-    kept = {name: found[name] for name in ("technique", "label", "settings", "base", "style", "record")}
-    return {**kept, "comparison": _comparison(folder, found["technique"])}
-
-
-def _comparison(folder: Path, technique: str) -> dict[str, Any] | None:
-    """The technique's row, the base's, and what they were measured on: DIR/trials/<trial>/adaptation in DIR."""
-    place = folder.absolute()
-    path = place.parents[2] / "compare.json" if len(place.parents) > 2 else place / "compare.json"
-    if place.parents[1].name != "trials" or not path.is_file():
-        return None
-    result = artifact_writer.read_json(path, limit_bytes=1 << 28)
-    rows = {row["technique"]: row for row in result["rows"] if row["status"] == "ok"}
-    if technique not in rows:
-        return None
-    kept = [{name: rows[own].get(name) for name in _ROW} for own in ("base", technique) if own in rows]
-    return {
-        "row": kept[-1],
-        "base": kept[0] if "base" in rows else None,
-        "rows": len(rows),
-        "task": {name: result["task"].get(name) for name in _TASK},
-        "budget": result["budget"],
-        "device": result["machine"].get("device"),
-        "created": result["created"],
-    }
+        return Provenance(technique=f"peft:{name}", settings={}, base=base, style={}, record={}, comparison=None)
+    kept = artifact_writer.read(folder).json("adaptation.json")
+    return Provenance(
+        technique=kept["technique"],
+        label=kept["label"],
+        settings=kept["settings"],
+        base=kept["base"],
+        style=kept["style"],
+        record=kept["record"],
+        comparison=Compared.of(folder, kept["technique"]),
+    )

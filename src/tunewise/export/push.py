@@ -8,7 +8,7 @@ from typing import TypedDict
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, SettingError, TunewiseError
 from tunewise.export.card import card
-from tunewise.export.provenance import facts_of
+from tunewise.export.provenance import Provenance, facts_of
 
 CARD = "README.md"
 _NOT_SENT = {CARD, ".gitattributes", ".lock", ".lock-holder"}
@@ -44,7 +44,7 @@ def prepared(folder: Path, repo: str, licence: str | None) -> tuple[list[Path], 
                 f"{folder}: is not the model that was trained, as its parity.json says; export it again, or to another "
                 "format"
             )
-        facts = parity.get("adaptation") or {}
+        facts = Provenance.from_json(parity.get("adaptation"), folder / "parity.json")
     elif (folder / "adaptation.json").is_file():
         artifact_writer.read(folder)  # refuses what is damaged or altered
         facts = facts_of(folder)

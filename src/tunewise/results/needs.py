@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tunewise.core.errors import SettingError
 from tunewise.core.units import BYTES, SECONDS
+from tunewise.results.schema import ScoredRow
 
 KEPT = 0.9  # share of its score on what the base could do that a technique must keep to be said to retain it
 ROSE = 0.1  # nats per token that the loss on retention text may rise where no such score was taken
 
-Row = Mapping[str, Any]
-
 _PLAIN = {"": 1.0, "k": 1e3, "M": 1e6}
-_QUANTITIES: dict[str, tuple[str, str, dict[str, float]]] = {
-    "memory": ("cost", "peak_memory_bytes", BYTES),
-    "artifact": ("cost", "artifact_bytes", BYTES),
-    "train": ("cost", "train_seconds", SECONDS),
-    "latency": ("cost", "seconds_per_example", SECONDS),
-    "prompt": ("cost", "prompt_tokens", _PLAIN),
-    "parameters": ("cost", "optimised_parameters", _PLAIN),
-    "price": ("cost", "usd_per_1000_requests", _PLAIN),
-    "score": ("score", "mean", _PLAIN),
-    "forgot": ("forgetting", "nll_rise", _PLAIN),
-    "kept": ("forgetting", "probe", _PLAIN),
+_UNITS: dict[str, dict[str, float]] = {
+    "memory": BYTES,
+    "artifact": BYTES,
+    "train": SECONDS,
+    "latency": SECONDS,
+    "prompt": _PLAIN,
+    "parameters": _PLAIN,
+    "price": _PLAIN,
+    "score": _PLAIN,
+    "forgot": _PLAIN,
+    "kept": _PLAIN,
 }
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -37,17 +35,68 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-def retains(row: Row) -> bool:
-    """Whether a row kept what the base could do: by the probe, or by the loss on retention text."""
-    forgetting = row.get("forgetting") or {}
-    if "probe" in forgetting:
-        return bool(forgetting["probe"] >= KEPT)
-    return bool(forgetting.get("nll_rise", 0.0) <= ROSE)
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What needs are about, of a row or of what a row is expected to be; None where it is not known.
+
+    Attributes:
+        memory: peak in bytes while fitting.
+        artifact: bytes on disk.
+        train: seconds of a fit.
+        latency: seconds of answering one example.
+        prompt: tokens of a request.
+        parameters: that are optimised.
+        price: US dollars of a thousand requests.
+        score: mean of the test score.
+        forgot: rise of the loss on retention text, in nats a token.
+        kept: score on what the base could do.
+        mergeable: it becomes part of the model's own weights.
+        swappable: it is put on one loaded model and taken off again.
+    """
+
+    memory: float | None = None
+    artifact: float | None = None
+    train: float | None = None
+    latency: float | None = None
+    prompt: float | None = None
+    parameters: float | None = None
+    price: float | None = None
+    score: float | None = None
+    forgot: float | None = None
+    kept: float | None = None
+    mergeable: bool = False
+    swappable: bool = False
+
+    @classmethod
+    def of(cls, row: ScoredRow) -> Measured:
+        """Take what a comparison measured."""
+        cost, forgetting = row.cost, row.forgetting
+        return cls(
+            memory=cost.peak_memory_bytes,
+            artifact=cost.artifact_bytes,
+            train=cost.train_seconds,
+            latency=cost.seconds_per_example,
+            prompt=cost.prompt_tokens,
+            parameters=cost.optimised_parameters,
+            price=cost.usd_per_1000_requests,
+            score=row.score.mean,
+            forgot=forgetting.nll_rise if forgetting is not None else None,
+            kept=forgetting.probe if forgetting is not None else None,
+            mergeable=bool(cost.merges),
+            swappable=bool(cost.swappable),
+        )
 
 
-_FLAGS: dict[str, Callable[[Row], bool]] = {
-    "mergeable": lambda row: bool(row["cost"].get("merges")),
-    "swappable": lambda row: bool(row["cost"].get("swappable")),
+def retains(measured: Measured) -> bool:
+    """Whether what the base could do is kept: by the probe, or by the loss on retention text."""
+    if measured.kept is not None:
+        return measured.kept >= KEPT
+    return (measured.forgot or 0.0) <= ROSE
+
+
+_FLAGS: dict[str, Callable[[Measured], bool]] = {
+    "mergeable": lambda measured: measured.mergeable,
+    "swappable": lambda measured: measured.swappable,
     "retain": retains,
 }
 
@@ -57,7 +106,7 @@ class Need:
     """One requirement, as it was written; `quantity` is what it is about: memory, artifact, ..., mergeable, retain."""
 
     text: str
-    holds: Callable[[Row], bool]
+    holds: Callable[[Measured], bool]
     quantity: str = ""
 
     @classmethod
@@ -71,14 +120,18 @@ class Need:
         if words in _FLAGS:
             return cls(words, _FLAGS[words], words)
         found = re.fullmatch(r"(\w+)\s*(<=|>=|<|>)\s*([\d.]+)\s*([A-Za-z]*)", words)
-        if found is None or found[1] not in _QUANTITIES or found[3].count(".") > 1 or found[3] == ".":
+        if found is None or found[1] not in _UNITS or found[3].count(".") > 1 or found[3] == ".":
             raise SettingError(
                 f'--need is "{text}" but must be one of {", ".join(_FLAGS)}, or compare one of '
-                f"{', '.join(_QUANTITIES)} with a number, as in memory<8GB"
+                f"{', '.join(_UNITS)} with a number, as in memory<8GB"
             )
-        group, name, units = _QUANTITIES[found[1]]
+        name, units = found[1], _UNITS[found[1]]
         if found[4] not in units:
             raise SettingError(f'--need is "{text}", but its unit must be one of {", ".join(filter(None, units))}')
         limit, compare = float(found[3]) * units[found[4]], _COMPARE[found[2]]
-        holds = lambda row: (row.get(group) or {}).get(name) is not None and compare(row[group][name], limit)  # noqa: E731
-        return cls(words, holds, found[1])
+
+        def holds(measured: Measured) -> bool:
+            value: float | None = getattr(measured, name)
+            return value is not None and compare(value, limit)
+
+        return cls(words, holds, name)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tunewise.core.units import size
-from tunewise.results.needs import KEPT, Need, Row, retains
+from tunewise.results.needs import KEPT, Measured, Need, retains
+from tunewise.results.schema import ScoredRow, Verdict
 from tunewise.results.statistics import LEVEL, Tables, against, needed_examples, seed_variance
 
 _PROMPT = 1.5  # times the shortest prompt of the comparison: longer ones are said to be long
 
 
-def verdict(rows: Sequence[Row], tables: Tables, needs: Sequence[Need] = ()) -> dict[str, Any]:
+def verdict(rows: Sequence[ScoredRow], tables: Tables, needs: Sequence[Need] = ()) -> Verdict:
     """Best mean, its ties, one of them to take, and the reasons.
 
     `rows` are the comparison's, `tables` the scores (seeds, examples) of those that finished. A tie is what the paired
@@ -20,27 +20,29 @@ def verdict(rows: Sequence[Row], tables: Tables, needs: Sequence[Need] = ()) -> 
     and its ties; of these what keeps what the base could do, where any does; of these what does not lengthen the prompt
     by half or more; of these the smallest artifact.
     """
-    scored = {row["technique"]: row for row in rows if row["technique"] in tables}
+    scored = {row.technique: row for row in rows if row.technique in tables}
     if not scored:
-        return {"best": None, "ties": [], "recommended": None, "reasons": ["no technique finished"]}
+        return Verdict(best=None, ties=(), recommended=None, reasons=("no technique finished",))
     best, ties = _leaders(scored, tables)
-    fitting = {name: row for name, row in scored.items() if all(need.holds(row) for need in needs)}
+    fitting = {name: row for name, row in scored.items() if all(need.holds(Measured.of(row)) for need in needs)}
     more = _needed(best, scored, tables)
     said = _standing(best, ties, scored, next(iter(tables.values())).shape[1], more)
-    found: dict[str, Any] = {
-        "best": best,
-        "ties": ties,
-        "recommended": None,
-        "needs": [need.text for need in needs],
-        "needed_examples": more,
-    }
     if not fitting:
         reasons = [*said, f"Nothing here meets {', '.join(need.text for need in needs)}; " + _nearest(scored, needs)]
-        return {**found, "break_even": break_even(scored, best), "summary": " ".join(reasons[:2]), "reasons": reasons}
+        return Verdict(
+            best=best,
+            ties=tuple(ties),
+            recommended=None,
+            needs=tuple(need.text for need in needs),
+            needed_examples=more,
+            break_even=tuple(break_even(scored, best)),
+            summary=" ".join(reasons[:2]),
+            reasons=tuple(reasons),
+        )
     leader, equals = _leaders(fitting, tables)
-    able = [name for name in (leader, *equals) if retains(fitting[name]) or not _probed(fitting[name])]
+    able = [name for name in (leader, *equals) if _retains(fitting[name]) or not _probed(fitting[name])]
     able = able or [leader, *equals]
-    shortest = min(row["cost"]["prompt_tokens"] for row in scored.values())
+    shortest = min(row.cost.prompt_tokens for row in scored.values())
     taken = min(able, key=lambda name: _price(fitting[name], shortest))
     reasons = said + _choice(taken, able, (leader, equals), fitting, needs)
     reasons += _alternatives(taken, (best, ties), scored, fitting)
@@ -50,41 +52,53 @@ def verdict(rows: Sequence[Row], tables: Tables, needs: Sequence[Need] = ()) -> 
         head = f"{taken} is the one to take: the test cannot tell it from the best, {best}, and it costs less."
     if taken not in (best, *ties):
         head = f"{taken} is the one to take: the best of what meets {', '.join(need.text for need in needs)}."
-    found["break_even"] = break_even(scored, taken if _trained(scored[taken]) else best)
-    return {**found, "recommended": taken, "summary": f"{head} {said[0]}", "reasons": reasons}
+    return Verdict(
+        best=best,
+        ties=tuple(ties),
+        recommended=taken,
+        needs=tuple(need.text for need in needs),
+        needed_examples=more,
+        break_even=tuple(break_even(scored, taken if _trained(scored[taken]) else best)),
+        summary=f"{head} {said[0]}",
+        reasons=tuple(reasons),
+    )
 
 
-def _leaders(rows: Mapping[str, Row], tables: Tables) -> tuple[str, list[str]]:
+def _leaders(rows: Mapping[str, ScoredRow], tables: Tables) -> tuple[str, list[str]]:
     """The best mean, and what cannot be told from it."""
-    best = max(rows, key=lambda name: rows[name]["score"]["mean"])
+    best = max(rows, key=lambda name: rows[name].score.mean)
     values = against(best, {name: tables[name] for name in rows})
     return best, [name for name in rows if name != best and values[name] > 1 - LEVEL]
 
 
-def _trained(row: Row) -> bool:
-    return bool(row["cost"]["optimised_parameters"])
+def _trained(row: ScoredRow) -> bool:
+    return bool(row.cost.optimised_parameters)
 
 
-def _probed(row: Row) -> bool:
-    return "probe" in (row.get("forgetting") or {})
+def _probed(row: ScoredRow) -> bool:
+    return row.forgetting is not None and row.forgetting.probe is not None
 
 
-def _price(row: Row, shortest: float) -> tuple[bool, int]:
-    cost = row["cost"]
-    return cost["prompt_tokens"] > _PROMPT * shortest, 0 if row["technique"] == "base" else cost["artifact_bytes"]
+def _retains(row: ScoredRow) -> bool:
+    return retains(Measured.of(row))
 
 
-def _standing(best: str, ties: list[str], rows: Mapping[str, Row], have: int, more: int | None) -> list[str]:
+def _price(row: ScoredRow, shortest: float) -> tuple[bool, int]:
+    cost = row.cost
+    return cost.prompt_tokens > _PROMPT * shortest, 0 if row.technique == "base" else cost.artifact_bytes
+
+
+def _standing(best: str, ties: list[str], rows: Mapping[str, ScoredRow], have: int, more: int | None) -> list[str]:
     """What the figures say of the best, on `have` test examples; `more` would separate it from the second."""
-    top = rows[best]["score"]
-    said = [f"{best} has the best mean {top['metric']}, {top['mean']:.3f} [{top['low']:.3f}, {top['high']:.3f}]."]
+    top = rows[best].score
+    said = [f"{best} has the best mean {top.metric}, {top.mean:.3f} [{top.low:.3f}, {top.high:.3f}]."]
     if ties:
         said.append(f"The test cannot tell it from {', '.join(ties)}.")
     if len(rows) == 1:
         said.append("There is nothing else to compare it with: not enough evidence for a choice.")
     elif ties:
         second = _second(best, rows)
-        apart = rows[best]["score"]["mean"] - rows[second]["score"]["mean"]
+        apart = rows[best].score.mean - rows[second].score.mean
         if more is None and apart:
             said.append(f"No number of test examples would separate {best} from {second}; more seeds might.")
         elif more is not None and more > have:
@@ -95,22 +109,22 @@ def _standing(best: str, ties: list[str], rows: Mapping[str, Row], have: int, mo
     return said
 
 
-def _second(best: str, rows: Mapping[str, Row]) -> str:
-    return max((name for name in rows if name != best), key=lambda name: rows[name]["score"]["mean"])
+def _second(best: str, rows: Mapping[str, ScoredRow]) -> str:
+    return max((name for name in rows if name != best), key=lambda name: rows[name].score.mean)
 
 
-def _needed(best: str, rows: Mapping[str, Row], tables: Tables) -> int | None:
+def _needed(best: str, rows: Mapping[str, ScoredRow], tables: Tables) -> int | None:
     return needed_examples(tables[best], tables[_second(best, rows)], seed_variance(tables)) if len(rows) > 1 else None
 
 
-def _nearest(rows: Mapping[str, Row], needs: Sequence[Need]) -> str:
-    met = {name: [need.text for need in needs if need.holds(row)] for name, row in rows.items()}
-    name = max(met, key=lambda name: (len(met[name]), rows[name]["score"]["mean"]))
+def _nearest(rows: Mapping[str, ScoredRow], needs: Sequence[Need]) -> str:
+    met = {name: [need.text for need in needs if need.holds(Measured.of(row))] for name, row in rows.items()}
+    name = max(met, key=lambda name: (len(met[name]), rows[name].score.mean))
     return f"{name} comes nearest, meeting {', '.join(met[name]) or 'none of them'}."
 
 
 def _choice(
-    taken: str, able: list[str], leaders: tuple[str, list[str]], rows: Mapping[str, Row], needs: Sequence[Need]
+    taken: str, able: list[str], leaders: tuple[str, list[str]], rows: Mapping[str, ScoredRow], needs: Sequence[Need]
 ) -> list[str]:
     said = []
     best, ties = leaders
@@ -122,25 +136,25 @@ def _choice(
     if taken == "base":
         said.append("The unadapted base is among them, so nothing here shows that adapting is worth its cost.")
     elif len(able) > 1:
-        cost, other = rows[taken]["cost"], rows[best]["cost"]
-        disk, tokens = size(cost["artifact_bytes"]), f"{cost['prompt_tokens']:.0f} prompt tokens"
+        cost, other = rows[taken].cost, rows[best].cost
+        disk, tokens = size(cost.artifact_bytes), f"{cost.prompt_tokens:.0f} prompt tokens"
         if taken != best:
             disk, tokens = (
-                f"{disk} ({best}: {size(other['artifact_bytes'])})",
-                f"{tokens} ({best}: {other['prompt_tokens']:.0f})",
+                f"{disk} ({best}: {size(other.artifact_bytes)})",
+                f"{tokens} ({best}: {other.prompt_tokens:.0f})",
             )
         among = "those left" if lost else "these"
         said.append(f"Of {among} with short prompts, {taken} is the smallest on disk: {disk}, {tokens}.")
-    forgotten = rows[taken].get("forgetting") or {}
-    if forgotten and taken != "base":
-        kept = f", and it keeps {forgotten['probe']:.1%} of what the base could do" if "probe" in forgotten else ""
-        rise = forgotten["nll_rise"]
-        said.append(f"{taken} changed the loss on what the base knew by {rise:+.3f} nats a token{kept}.")
+    forgotten = rows[taken].forgetting
+    if forgotten is not None and taken != "base":
+        probe = forgotten.probe
+        kept = f", and it keeps {probe:.1%} of what the base could do" if probe is not None else ""
+        said.append(f"{taken} changed the loss on what the base knew by {forgotten.nll_rise:+.3f} nats a token{kept}.")
     return said
 
 
 def _alternatives(
-    taken: str, leaders: tuple[str, list[str]], rows: Mapping[str, Row], fitting: Mapping[str, Row]
+    taken: str, leaders: tuple[str, list[str]], rows: Mapping[str, ScoredRow], fitting: Mapping[str, ScoredRow]
 ) -> list[str]:
     """What would change the choice."""
     best, ties = leaders
@@ -151,15 +165,15 @@ def _alternatives(
     shown = [name for name in longer if not _trained(rows[name]) and name != "base"]
     if _trained(rows[taken]) and shown:
         said.append(f"If nothing may be trained, {shown[0]} does as well here, with longer prompts.")
-    if _probed(rows[taken]) and not retains(rows[taken]):
-        keeping = [name for name, row in fitting.items() if retains(row) and name != "base"]
+    if _probed(rows[taken]) and not _retains(rows[taken]):
+        keeping = [name for name, row in fitting.items() if _retains(row) and name != "base"]
         if keeping:
-            name = max(keeping, key=lambda name: rows[name]["score"]["mean"])
+            name = max(keeping, key=lambda name: rows[name].score.mean)
             said.append(f"If the base's abilities must stay, {name} is the best that keeps them (--need retain).")
     return said
 
 
-def break_even(rows: Mapping[str, Row], best: str) -> list[str]:
+def break_even(rows: Mapping[str, ScoredRow], best: str) -> list[str]:
     """After how many requests training `best` has paid for itself against what only lengthens the prompt, in seconds.
 
     Nothing where it is not trained.
@@ -168,8 +182,8 @@ def break_even(rows: Mapping[str, Row], best: str) -> list[str]:
     for name, row in rows.items():
         if name == "base" or _trained(row) or not _trained(rows[best]):
             continue
-        saved = row["cost"]["seconds_per_example"] - rows[best]["cost"]["seconds_per_example"]
-        spent = rows[best]["cost"]["train_seconds"] - row["cost"]["train_seconds"]
+        saved = row.cost.seconds_per_example - rows[best].cost.seconds_per_example
+        spent = rows[best].cost.train_seconds - row.cost.train_seconds
         if saved > 0 and spent > 0:
             said.append(f"{best} has paid for its training after {spent / saved:,.0f} requests answered by {name}.")
         elif saved <= 0:

@@ -16,7 +16,7 @@ NAME = "world.reviews"
 
 @pytest.fixture
 def value():
-    return records.shipped()[NAME].model_dump(by_alias=True)
+    return records.shipped()[NAME].to_json()
 
 
 @pytest.fixture

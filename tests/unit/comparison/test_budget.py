@@ -99,7 +99,7 @@ def test_what_one_technique_learns_before_training_is_not_taken_from_the_others(
     clock = Clock(1, time.time(), tmp_path / "paces.json")
     runs = Runs(cache, Budget(minutes=1), TrainSettings(), tmp_path, (), lambda *told: None, clock)
     row, _ = runs.row(make("icl", {}).resolved(base), 2)
-    assert row["cost"]["train_seconds"] > 5 > clock.scoring > 0
+    assert row.cost.train_seconds > 5 > clock.scoring > 0
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tunewise.comparison.search import Plan, find
+from tunewise.comparison.search import Outcome, Plan, find
 from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base
 
@@ -20,9 +20,9 @@ def trained(best, spent, wave=0.0):
         spent[recipe] = max(spent.get(recipe, 0), share)
         rate = recipe.learning_rate
         if rate > 9 * best:
-            return {"validation_loss": None, "reason": "diverged"}
+            return Outcome(None, "diverged")
         far = abs(math.log(rate / best))
-        return {"validation_loss": 1 + far * (1 - share / 2) - wave * math.log(getattr(recipe, "r", 1)), "tokens": 9}
+        return Outcome(1 + far * (1 - share / 2) - wave * math.log(getattr(recipe, "r", 1)), tokens=9)
 
     return train
 
@@ -33,7 +33,7 @@ def test_it_finds_the_best_rate(factor):
     best = float(f"{recipe.learning_rate * factor:.3g}")
     found, tried = find(recipe, 3, trained(best, {}))
     assert found.learning_rate == best
-    assert [each["learning_rate"] for each in tried if each["won"]] == [best]
+    assert [each.learning_rate for each in tried if each.won] == [best]
 
 
 @pytest.mark.parametrize("allowance", [2, 3, 4, 6])
@@ -55,9 +55,9 @@ def test_an_allowance_of_one_searches_nothing():
 def test_settings_are_varied_at_the_best_rate_unless_they_were_chosen():
     recipe = start()
     found, tried = find(recipe, 3, trained(recipe.learning_rate, {}, wave=1.0))
-    assert found.r == 64 and {"r": 64} in [each["settings"] for each in tried]
+    assert found.r == 64 and {"r": 64} in [each.settings for each in tried]
     found, tried = find(recipe, 3, trained(recipe.learning_rate, {}, wave=1.0), held=["lora.r"])
-    assert found.r == 16 and all(not each["settings"] for each in tried)
+    assert found.r == 16 and all(not each.settings for each in tried)
 
 
 def test_parts_of_a_composition_are_varied_too():
@@ -65,13 +65,13 @@ def test_parts_of_a_composition_are_varied_too():
     assert [[part.name for part in varied.parts] for varied in recipe.varied()] == [["icl", "lora"]] * 2
     assert {varied.parts[1].r for varied in recipe.varied()} == {4, 64}
     assert not recipe.varied(["lora.r"])
-    _, tried = find(recipe, 3, lambda recipe, share: {"validation_loss": 1.0})
-    assert {"lora.r": 4} in [each["settings"] for each in tried]
+    _, tried = find(recipe, 3, lambda recipe, share: Outcome(1.0))
+    assert {"lora.r": 4} in [each.settings for each in tried]
 
 
 def test_where_all_fail_the_default_is_kept():
     recipe = start()
-    found, tried = find(recipe, 3, lambda recipe, share: {"validation_loss": math.nan, "reason": "diverged"})
+    found, tried = find(recipe, 3, lambda recipe, share: Outcome(math.nan, "diverged"))
     assert found == recipe and len(tried) == 7
 
 

@@ -51,9 +51,9 @@ def test_out_of_memory_takes_less_for_the_same_steps(cache, tmp_path, monkeypatc
     monkeypatch.setattr(trials, "train", greedy(limit, found))
     record = run(asked(), cache, tmp_path / "poor", finish=True)
     assert found == calls
-    assert record["status"] == "ok" and said in record["memory"]
-    assert record["training"]["steps"] == 8
-    assert record["validation_loss"] == pytest.approx(plain["validation_loss"], rel=1e-5)
+    assert record.status == "ok" and said in record.memory
+    assert record.training.steps == 8
+    assert record.validation_loss == pytest.approx(plain.validation_loss, rel=1e-5)
 
 
 def test_out_of_memory_at_last_is_a_row_with_its_reason(cache, tmp_path, monkeypatch):
@@ -62,40 +62,40 @@ def test_out_of_memory_at_last_is_a_row_with_its_reason(cache, tmp_path, monkeyp
 
     monkeypatch.setattr(trials, "train", never)
     record = run(asked(), cache, tmp_path, finish=True)
-    assert record["status"] == "failed" and record["reason"].startswith("out of memory, even one example at a time")
+    assert record.status == "failed" and record.reason.startswith("out of memory, even one example at a time")
 
 
 @pytest.mark.parametrize("name", ["lora", "lt_sft", "adalora"])
 def test_stopping_and_going_on_changes_no_bit(cache, tmp_path, name):
     whole = run(asked(name), cache, tmp_path / "whole", finish=True)
     stages = [run(asked(name), cache, tmp_path / "parts", finish=False, until=share) for share in (0.25, 0.5)]
-    assert [record["stage"]["steps"] for record in stages] == [2, 4]
-    assert stages[0]["stage"]["tokens"] < stages[1]["stage"]["tokens"]
+    assert [stage.steps for stage in stages] == [2, 4]
+    assert stages[0].tokens < stages[1].tokens
     parts = run(asked(name), cache, tmp_path / "parts", finish=True)
     for key in ("validation_loss", "per_example", "nll", "training", "curve", "forgetting"):
-        assert parts[key] == whole[key], key
+        assert getattr(parts, key) == getattr(whole, key), key
 
 
 def test_a_stage_is_not_run_twice(cache, tmp_path, monkeypatch):
     first = run(asked(), cache, tmp_path, finish=False, until=0.25)
     monkeypatch.setattr(trials, "train", lambda *given, **more: pytest.fail("trained again"))
-    assert run(asked(), cache, tmp_path, finish=False, until=0.25)["stage"] == first["stage"]
+    assert run(asked(), cache, tmp_path, finish=False, until=0.25) == first
 
 
 def test_what_failed_is_tried_again_in_another_life_unless_it_must_fail_again(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "train", lambda *given, **more: (_ for _ in ()).throw(ValueError("odd")))
-    assert run(asked(), cache, tmp_path, finish=True)["reason"] == "ValueError: odd"
+    assert run(asked(), cache, tmp_path, finish=True).reason == "ValueError: odd"
     monkeypatch.setattr(trials, "train", train)
-    assert run(asked(), cache, tmp_path, finish=True)["status"] == "failed"
+    assert run(asked(), cache, tmp_path, finish=True).status == "failed"
     cache.life = "later"
-    assert run(asked(), cache, tmp_path, finish=True)["status"] == "ok"
+    assert run(asked(), cache, tmp_path, finish=True).status == "ok"
 
     wild = asked("full")
     monkeypatch.setattr(trials, "train", lambda *given, **more: (_ for _ in ()).throw(DivergedError("step 3")))
     first = run(wild, cache, tmp_path, finish=True)
     cache.life = "much later"
     monkeypatch.setattr(trials, "train", lambda *given, **more: pytest.fail("trained again"))
-    assert run(wild, cache, tmp_path, finish=True) == first and first["reason"] == "step 3"
+    assert run(wild, cache, tmp_path, finish=True) == first and first.reason == "step 3"
 
 
 @pytest.mark.parametrize("error", [AttributeError("odd"), ZeroDivisionError("odd"), AssertionError("odd")])
@@ -104,23 +104,23 @@ def test_any_error_of_a_technique_costs_its_row_alone(cache, tmp_path, monkeypat
         raise error
 
     monkeypatch.setattr(trials, "train", fails)
-    assert run(asked(), cache, tmp_path, finish=True)["reason"] == f"{type(error).__name__}: odd"
+    assert run(asked(), cache, tmp_path, finish=True).reason == f"{type(error).__name__}: odd"
     monkeypatch.setattr(trials, "train", train)
-    assert run(asked("bitfit"), cache, tmp_path, finish=True)["status"] == "ok"
+    assert run(asked("bitfit"), cache, tmp_path, finish=True).status == "ok"
 
 
 def test_trackers_are_closed_where_training_fails(cache, tmp_path, monkeypatch):
     closed = []
     monkeypatch.setattr("tunewise.fitting.trackers.Trackers.finish", lambda self: closed.append(1))
     monkeypatch.setattr(trials, "train", lambda *given, **more: (_ for _ in ()).throw(DivergedError("step 3")))
-    assert run(asked(), cache, tmp_path, finish=True)["status"] == "failed" and closed == [1]
+    assert run(asked(), cache, tmp_path, finish=True).status == "failed" and closed == [1]
 
 
 def test_costs_say_what_can_be_done_with_it(cache, tmp_path):
     facts = {}
     for name in ("base", "full", "lora", "prompt_tuning"):
-        cost = run(asked(name), cache, tmp_path, finish=True)["cost"]
-        facts[name] = (cost["merges"], cost["swappable"])
+        cost = run(asked(name), cache, tmp_path, finish=True).cost
+        facts[name] = (cost.merges, cost.swappable)
     assert facts == {
         "base": (True, True),
         "full": (True, False),
@@ -130,9 +130,9 @@ def test_costs_say_what_can_be_done_with_it(cache, tmp_path):
 
 
 def test_how_far_the_weights_moved(cache, tmp_path):
-    found = {name: run(asked(name), cache, tmp_path, finish=True)["forgetting"] for name in ("base", "full", "lora")}
-    assert "weight_change" not in found["base"] and not any(found["base"].values())
-    assert found["lora"]["weight_change"] > 0 and 0 < found["full"]["weight_change"] < 1
+    found = {name: run(asked(name), cache, tmp_path, finish=True).forgetting for name in ("base", "full", "lora")}
+    assert found["base"].weight_change is None and not any(found["base"].to_json().values())
+    assert found["lora"].weight_change > 0 and 0 < found["full"].weight_change < 1
     for name in ("full", "lora"):
-        assert found[name]["nll_rise_low"] < found[name]["nll_rise"] < found[name]["nll_rise_high"]
-        assert found[name]["kl_task"] > 0
+        assert found[name].nll_rise_low < found[name].nll_rise < found[name].nll_rise_high
+        assert found[name].kl_task > 0

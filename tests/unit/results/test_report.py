@@ -9,6 +9,7 @@ import pytest
 from markupsafe import escape
 
 import comparison_result
+from comparison_result import comparison
 from tunewise.cli.console import console
 from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
@@ -55,7 +56,7 @@ def old(result):
 
 
 def test_the_page_holds_everything_in_order():
-    text = page(comparison_result.result())
+    text = page(comparison())
     headings = [item.strip() for item in Reader(text).texts["h2"] if item.strip()]
     titles = ["Results", "Charts", "Answers to 10 test examples", "What was searched", "To make it again"]
     assert [item for item in headings if item in titles] == titles
@@ -68,16 +69,16 @@ def test_the_page_holds_everything_in_order():
 
 
 def test_it_loads_nothing_and_says_so_to_the_browser():
-    tags = Reader(page(comparison_result.result())).tags
+    tags = Reader(page(comparison())).tags
     links = [value for _, attrs in tags for name, value in attrs.items() if name in ("src", "href", "srcset", "action")]
     assert links == ["data:,"]
     policy = next(attrs["content"] for tag, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none';") and "http" not in policy and "eval" not in policy
-    assert page(comparison_result.result()).count('id="library"') == 1
+    assert page(comparison()).count('id="library"') == 1
 
 
 def test_hostile_text_stays_text():
-    clean, text = Reader(page(comparison_result.result())), page(comparison_result.hostile())
+    clean, text = Reader(page(comparison())), page(comparison(comparison_result.hostile()))
     found = Reader(text)
     tags = [tag for tag, _ in clean.tags]
     assert [tag for tag, _ in found.tags if tag == "script"] == [tag for tag in tags if tag == "script"]
@@ -91,7 +92,7 @@ def test_hostile_text_stays_text():
 
 
 def test_a_file_of_the_first_version_still_has_its_page():
-    text = page(old(comparison_result.result()))
+    text = page(comparison(old(comparison_result.result())))
     assert "Recommended: icl." in text
     for part in ("test examples</h2>", "Each row by itself", "Further figures", 'data-chart="curves"'):
         assert part not in text
@@ -103,7 +104,7 @@ def test_a_result_without_a_score_is_a_page_without_charts():
     result["rows"] = [row for row in result["rows"] if "score" not in row]
     result["verdict"] = {"best": None, "ties": [], "recommended": None, "reasons": ["no technique finished"]}
     result["answers"] = []
-    text = page(result)
+    text = page(comparison(result))
     assert "No verdict" in text and "Charts" not in text and "library" not in re.sub(r"(?s)<script>.*", "", text)
 
 
@@ -131,28 +132,28 @@ def test_cells_are_sorted_by_their_numbers(cell, value):
 
 
 def test_the_front_is_what_no_other_row_beats():
-    view = charts(comparison_result.result())[0].views[0]
+    view = charts(comparison())[0].views[0]
     front = next(series for series in view.series if series.style == "front")
     assert (front.x, front.y) == ([0.0, 23.5], [0.9, 0.9])
     result = comparison_result.result()
     result["rows"][0]["score"]["mean"] = 0.3
-    front = charts(result)[0].views[0].series[0]
+    front = charts(comparison(result))[0].views[0].series[0]
     assert front.x == [0.0, 1.0, 23.5] and front.y == pytest.approx([0.3, 0.83, 0.83])
 
 
 def test_charts_show_trials_and_leave_out_what_is_empty():
-    found = {chart.key: chart for chart in charts(comparison_result.result())}
+    found = {chart.key: chart for chart in charts(comparison())}
     assert list(found) == ["score-cost", "forgetting", "curves", "costs"]
     assert [view.name for view in found["forgetting"].views] == ["validation loss", "score"]
     trails = [series for series in found["forgetting"].views[0].series if series.style == "trail"]
     assert len(trails) == len(comparison_result.TRAINED) and all(len(series.x) == 3 for series in trails)
     result = comparison_result.result()
     result["rows"] = [row for row in result["rows"] if row["family"] == "nonparametric"]
-    assert [chart.key for chart in charts(result)] == ["score-cost", "costs"]
+    assert [chart.key for chart in charts(comparison(result))] == ["score-cost", "costs"]
 
 
 def test_labels_do_not_cover_each_other():
-    view = charts(comparison_result.result())[0].views[0]
+    view = charts(comparison())[0].views[0]
     assert len(placed(view, 900, 330)) == len(comparison_result.FAMILIES)
     assert set(placed(view, 40, 20)) == set()
     starred = [series.labels for series in view.series if series.taken]
@@ -161,7 +162,7 @@ def test_labels_do_not_cover_each_other():
 
 def test_pngs_of_a_hostile_result(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    result = comparison_result.hostile()
+    result = comparison(comparison_result.hostile())
     written = pngs(result, tmp_path / "pictures")
     assert [path.name for path in written] == ["score-cost.png", "forgetting.png", "curves.png", "costs.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
@@ -171,7 +172,7 @@ def test_pngs_of_a_hostile_result(tmp_path, monkeypatch):
 
 
 def shown(one, two, capsys):
-    console().print(beside(one, two))
+    console().print(beside(comparison(one), comparison(two)))
     return capsys.readouterr().out
 
 
@@ -179,7 +180,7 @@ def test_beside_shows_differences_with_their_sign(capsys):
     one, two = comparison_result.result(), comparison_result.result()
     two["rows"][3]["score"]["mean"] += 0.1
     two["rows"] = [row for row in two["rows"] if row["technique"] != "krona"]
-    assert differences(one, two) == []
+    assert differences(comparison(one), comparison(two)) == []
     text = shown(one, two, capsys)
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "+0.100" in lines["full"] and "+0.000" in lines["lora"] and "–" in lines["krona"]
@@ -211,7 +212,7 @@ def test_the_command_line_writes_them(tmp_path, monkeypatch, capsys):
         artifact_writer.write_json(tmp_path / name / "compare.json", comparison_result.result())
     assert run(tmp_path / "one", "--html", tmp_path / "r.html", "--json") == 0
     assert json.loads(capsys.readouterr().out)["schema"] == 1
-    assert (tmp_path / "r.html").read_text("utf-8") == page(comparison_result.result())
+    assert (tmp_path / "r.html").read_text("utf-8") == page(comparison())
     assert run(tmp_path / "one", tmp_path / "two") == 0
     assert "B less A" in capsys.readouterr().out
     assert run(tmp_path / "one", tmp_path / "two", "--html", tmp_path / "s.html") == 2

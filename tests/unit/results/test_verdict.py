@@ -4,83 +4,96 @@ import numpy as np
 import pytest
 
 from tunewise.core.errors import SettingError
-from tunewise.results.needs import Need
+from tunewise.results.needs import Measured, Need
+from tunewise.results.schema import Cost, Forgetting, Score, ScoredRow
 from tunewise.results.verdict import verdict
 
 RIGHT = np.array([[1.0] * 19 + [0.0]])
 
 
-def row(name, mean=0.95, disk=1000, prompt=20, merges=False, **forgetting):
-    score = {"metric": "accuracy", "mean": mean, "low": mean, "high": mean}
-    cost = {
-        "artifact_bytes": disk,
-        "prompt_tokens": prompt,
-        "optimised_parameters": 0 if name in ("base", "icl") else 9,
-        "train_seconds": 60.0,
-        "seconds_per_example": prompt / 1000,
-        "peak_memory_bytes": disk,
-        "merges": merges,
-    }
-    return {"technique": name, "score": score, "cost": cost, "forgetting": {"nll_rise": 0.1, "kl": 0.1} | forgetting}
+def row(name, mean=0.95, disk=1000, prompt=20, merges=False, seconds=60.0, **forgetting):
+    return ScoredRow(
+        technique=name,
+        family="full",
+        label=name,
+        status="ok",
+        reason=None,
+        learning_rate=None,
+        settings={},
+        seeds=(0,),
+        score=Score(metric="accuracy", mean=mean, low=mean, high=mean, per_seed=(mean,)),
+        nll=1.0,
+        forgetting=Forgetting(**{"nll_rise": 0.1, "kl": 0.1} | forgetting),
+        cost=Cost(
+            artifact_bytes=disk,
+            prompt_tokens=prompt,
+            optimised_parameters=0 if name in ("base", "icl") else 9,
+            stored_parameters=9,
+            train_seconds=seconds,
+            seconds_per_example=prompt / 1000,
+            peak_memory_bytes=disk,
+            merges=merges,
+        ),
+    )
 
 
 def taken(*rows):
-    return verdict(rows, {each["technique"]: RIGHT for each in rows})
+    return verdict(rows, {each.technique: RIGHT for each in rows})
 
 
 def test_the_smallest_of_what_is_tied_is_taken():
     found = taken(row("full", disk=9000), row("lora", disk=500))
-    assert found["best"] == "full" and found["ties"] == ["lora"] and found["recommended"] == "lora"
-    assert "lora is the smallest on disk: 500 B (full: 9 kB), 20 prompt tokens (full: 20)" in " ".join(found["reasons"])
+    assert found.best == "full" and found.ties == ("lora",) and found.recommended == "lora"
+    assert "lora is the smallest on disk: 500 B (full: 9 kB), 20 prompt tokens (full: 20)" in " ".join(found.reasons)
 
 
 def test_a_long_prompt_costs_more_than_a_large_artifact():
-    assert taken(row("icl", disk=10, prompt=300), row("full", disk=10**7))["recommended"] == "full"
+    assert taken(row("icl", disk=10, prompt=300), row("full", disk=10**7)).recommended == "full"
 
 
 def test_what_loses_the_bases_abilities_is_not_recommended():
     found = taken(row("p_tuning", disk=10, probe=0.0), row("lora", probe=0.99))
-    assert found["best"] == "p_tuning" and found["recommended"] == "lora"
-    said = " ".join(found["reasons"])
+    assert found.best == "p_tuning" and found.recommended == "lora"
+    said = " ".join(found.reasons)
     assert "Less than 90% of what the base could do is kept by p_tuning: not recommended." in said
     assert "lora changed the loss on what the base knew by +0.100 nats a token, and it keeps 99.0%" in said
 
 
 def test_where_all_lose_them_the_smallest_is_taken_and_its_loss_said():
     found = taken(row("p_tuning", disk=10, probe=0.0), row("lora", probe=0.5))
-    assert found["recommended"] == "p_tuning" and "keeps 0.0% of what the base could do" in found["reasons"][-1]
+    assert found.recommended == "p_tuning" and "keeps 0.0% of what the base could do" in found.reasons[-1]
 
 
 def test_a_worse_row_is_no_tie():
     wrong = np.zeros((1, 20))
     found = verdict([row("full"), row("base", mean=0.0)], {"full": RIGHT, "base": wrong})
-    assert found["ties"] == [] and found["recommended"] == "full"
+    assert found.ties == () and found.recommended == "full"
 
 
 def test_nothing_finished():
-    assert verdict([{"technique": "full"}], {})["recommended"] is None
+    assert verdict([], {}).recommended is None
 
 
 def test_needs_narrow_the_choice_and_are_said():
     rows = [row("full", disk=9 * 10**6), row("lora", mean=0.9, disk=500, merges=True)]
     tables = {"full": RIGHT, "lora": RIGHT}
     found = verdict(rows, tables, [Need.read("artifact<1kB"), Need.read("mergeable")])
-    assert found["recommended"] == "lora" and found["needs"] == ["artifact<1kB", "mergeable"]
-    assert "lora meets artifact<1kB, mergeable." in found["reasons"]
+    assert found.recommended == "lora" and found.needs == ("artifact<1kB", "mergeable")
+    assert "lora meets artifact<1kB, mergeable." in found.reasons
 
 
 def test_what_is_worse_is_taken_where_a_need_asks_for_it():
     rows = [row("full", disk=9 * 10**6), row("lora", mean=0.2, disk=500)]
     worse = np.zeros((1, 20))
     found = verdict(rows, {"full": RIGHT, "lora": worse}, [Need.read("artifact < 1MB")])
-    assert found["best"] == "full" and found["recommended"] == "lora"
-    assert "Without these needs it would be full." in found["reasons"]
-    assert found["summary"].startswith("lora is the one to take: the best of what meets artifact < 1MB.")
+    assert found.best == "full" and found.recommended == "lora"
+    assert "Without these needs it would be full." in found.reasons
+    assert found.summary.startswith("lora is the one to take: the best of what meets artifact < 1MB.")
 
 
 def test_where_nothing_meets_the_needs_nothing_is_taken():
     found = verdict([row("full"), row("icl")], {"full": RIGHT, "icl": RIGHT}, [Need.read("mergeable")])
-    assert found["recommended"] is None and "Nothing here meets mergeable; full comes nearest" in found["reasons"][-1]
+    assert found.recommended is None and "Nothing here meets mergeable; full comes nearest" in found.reasons[-1]
 
 
 @pytest.mark.parametrize("text", ["", "size<3", "memory<3lightyears", "memory<", "memory<1.2.3", "fast", "memory=3"])
@@ -94,18 +107,17 @@ def test_needs_that_are_none(text):
     [("latency<21ms", True), ("latency<=0.01s", False), ("train>=1m", True), ("prompt>0.1k", False), ("kept>0", False)],
 )
 def test_units(text, holds):
-    assert Need.read(text).holds(row("lora")) is holds
+    assert Need.read(text).holds(Measured.of(row("lora"))) is holds
 
 
 def test_training_pays_after_so_many_requests():
-    rows = [row("icl", prompt=200), row("lora", prompt=20)]
-    rows[0]["cost"]["train_seconds"] = 6.0
+    rows = [row("icl", prompt=200, seconds=6.0), row("lora", prompt=20)]
     found = verdict(rows, {"icl": RIGHT, "lora": RIGHT})
-    assert found["break_even"] == ["lora has paid for its training after 300 requests answered by icl."]
+    assert found.break_even == ("lora has paid for its training after 300 requests answered by icl.",)
 
 
 def test_one_row_is_not_enough_evidence():
-    assert any("not enough evidence" in said for said in taken(row("lora"))["reasons"])
+    assert any("not enough evidence" in said for said in taken(row("lora")).reasons)
 
 
 def test_more_examples_are_asked_for_where_they_would_tell():
@@ -113,5 +125,5 @@ def test_more_examples_are_asked_for_where_they_would_tell():
     tables = {"a": (rng.random((1, 100)) < 0.8).astype(float), "b": (rng.random((1, 100)) < 0.72).astype(float)}
     rows = [row(name, mean=float(table.mean())) for name, table in tables.items()]
     found = verdict(rows, tables)
-    assert found["needed_examples"] > 100
-    assert any("would separate a from b" in said for said in found["reasons"])
+    assert found.needed_examples > 100
+    assert any("would separate a from b" in said for said in found.reasons)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tunewise.advice.atlas.records import comparison, record, rows_of
 from tunewise.advice.atlas.schema import Record
 from tunewise.advice.features import Features, measure, texts_of
-from tunewise.core.errors import ArtifactError, SettingError, TunewiseError
+from tunewise.core.errors import SettingError, TunewiseError
+from tunewise.results.schema import Comparison
 
 
 def pack(
@@ -36,55 +36,49 @@ def pack(
         RequestError: its model or data is not there any more, or has changed.
     """
     path, result = folder / "compare.json", comparison(folder)
-    try:
-        named = (model or str(result["model"]["name"]), data or str(result["task"]["source"]))
-        wanted = (str(result["model"]["fingerprint"]), str(result["task"]["fingerprint"]))
-        words = [str(word) for word in result["command"] or []]
-        float(result["rows"][0]["validation_loss"] or 0)
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path}: not as tunewise writes it ({error!r})") from error
     with _inside(work):
-        features = _features(result, named, wanted, words, path)
+        features = _features(result, model or result.model.name, data or result.task.source, path)
     return record(result, features, name, path)
 
 
-def _features(
-    result: Mapping[str, Any], named: tuple[str, str], wanted: tuple[str, str], words: list[str], path: Path
-) -> Features:
+def _features(result: Comparison, model: str, data: str, path: Path) -> Features:
     from tunewise.resolve import DataOptions, ModelOptions, load_model, read_task
 
-    option = _options(words)
+    option = _options(result.command or ())
     try:
         length = int(option("--max-length") or 0) or None
-        base = load_model(named[0], ModelOptions(max_length=length, revision=option("--revision"), device="cpu"))
+        base = load_model(model, ModelOptions(max_length=length, revision=option("--revision"), device="cpu"))
         reading = DataOptions(columns=option("--columns"), template=option("--template"), metric=option("--metric"))
-        task = read_task(named[1], reading)
+        task = read_task(data, reading)
     except TunewiseError as error:
         raise SettingError(
             f"{path}: its model or data cannot be read again ({error}); give --model and --data"
         ) from error
-    for what, mine, theirs in (("model", base.fingerprint, wanted[0]), ("data", task.fingerprint, wanted[1])):
+    for what, mine, theirs in (
+        ("model", base.fingerprint, result.model.fingerprint),
+        ("data", task.fingerprint, result.task.fingerprint),
+    ):
         if mine != theirs:
             raise SettingError(f"{path}: this is not the {what} that was compared on; give the same {what}")
     where = option("--knowledge") or task.knowledge
-    bare: Mapping[str, Any] = next((row for row in result["rows"] if row["technique"] == "base"), {})
+    bare = next((row for row in result.scored if row.technique == "base"), None)
     return measure(
         base,
         task,
         documents=texts_of(where),
         given=bool(where),
-        examples=_examples(result),
-        base_loss=bare.get("validation_loss"),
+        examples=_examples(result, path),
+        base_loss=bare.validation_loss if bare is not None else None,
     )
 
 
-def _examples(result: Mapping[str, Any]) -> float:
+def _examples(result: Comparison, path: Path) -> float:
     """Training examples that a trial saw; a budget in tokens is told by the steps of the row with the most."""
-    steps = max((row.get("training", {}).get("steps", 0) for row in result["rows"]), default=0)
-    return float((steps or result["budget"]["steps"]) * rows_of(result))
+    steps = max((row.training.steps for row in result.scored if row.training is not None), default=0)
+    return float((steps or result.budget.steps) * rows_of(result, path))
 
 
-def _options(words: list[str]) -> Any:
+def _options(words: Sequence[str]) -> Callable[[str], str | None]:
     """What an option of the recorded command was given."""
 
     def value(name: str) -> str | None:

@@ -9,29 +9,30 @@ round figures.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, FiniteFloat, ValidationError
-
-from tunewise.advice.atlas.schema import LIMIT_BYTES, Name, Numbers, Part
+from tunewise.advice.atlas.schema import LIMIT_BYTES, Name, Numbers
 from tunewise.core import artifact_reader
-from tunewise.core.errors import ArtifactError
+from tunewise.core.json_record import JsonRecord
 
 FILE = Path(__file__).parent / "published.json"
 
 
-class Published(Part):
+@dataclass(frozen=True, kw_only=True)
+class Published(JsonRecord):
     """One technique of a table; `kept` is a score on what the model knew before."""
 
     technique: Name
-    score: FiniteFloat
-    memory_gb: FiniteFloat | None
-    kept: FiniteFloat | None
+    score: float
+    memory_gb: float | None
+    kept: float | None
 
 
-class Table(Part):
+@dataclass(frozen=True, kw_only=True)
+class Table(JsonRecord):
     """One table."""
 
     id: Name
@@ -45,7 +46,7 @@ class Table(Part):
     setting: Name
     metric: Name
     features: Numbers
-    rows: Annotated[list[Published], Field(min_length=1)]
+    rows: tuple[Published, ...]
 
     @property
     def scored(self) -> dict[str, Published]:
@@ -62,9 +63,10 @@ class Table(Part):
         return f'{self.authors} {self.year}, "{self.title}", {self.where}'
 
 
-class _File(Part):
-    schema_: Annotated[Literal[1], Field(alias="schema")]
-    tables: list[Table]
+@dataclass(frozen=True, kw_only=True)
+class _File(JsonRecord):
+    schema: Literal[1]
+    tables: tuple[Table, ...]
 
 
 @cache
@@ -74,8 +76,6 @@ def tables() -> dict[str, Table]:
     Raises:
         ArtifactError: the package's file is damaged.
     """
-    try:
-        found = _File.model_validate(artifact_reader.read_json(FILE, limit_bytes=LIMIT_BYTES)).tables
-    except ValidationError as error:
-        raise ArtifactError(f"{FILE}: damaged ({error.errors()[0]['msg']}); install tunewise again") from error
-    return {table.id: table for table in found}
+    value = artifact_reader.read_json(FILE, limit_bytes=LIMIT_BYTES)
+    found = _File.from_json(value, FILE, "is damaged; install tunewise again")
+    return {table.id: table for table in found.tables}

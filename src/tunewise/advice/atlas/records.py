@@ -6,22 +6,27 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from tunewise.advice.atlas.schema import SCHEMA, Record, read, record_of
+from tunewise.advice.atlas.schema import (
+    SCHEMA,
+    Cost,
+    Forgetting,
+    Model,
+    Record,
+    TaskFacts,
+    read,
+    record_of,
+)
 from tunewise.advice.features import Features
-from tunewise.core import artifact_reader, artifact_writer
+from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, SettingError
+from tunewise.core.json_record import JsonRecord
+from tunewise.results.schema import Comparison, Row, ScoredRow, ScoreInterval
 
 SHIPPED = Path(__file__).parent / "measured"
 HOME = "TUNEWISE_HOME"
-_COSTS = (
-    *("train_seconds", "seconds_per_example", "peak_memory_bytes", "optimised_parameters", "stored_parameters"),
-    *("artifact_bytes", "prompt_tokens", "merges", "swappable"),
-)
 
 
 def own_folder() -> Path:
@@ -61,11 +66,11 @@ def add(record: Record, folder: Path | None = None) -> Path:
     """Write a record to a folder (default: the user's own); the path of its file."""
     path = (folder or own_folder()) / f"{record.name}.json"
     artifact_writer.output_folder(path.parent)
-    artifact_writer.write_text(path, json.dumps(record.model_dump(by_alias=True), separators=(",", ":")) + "\n")
+    artifact_writer.write_text(path, json.dumps(record.to_json(), separators=(",", ":")) + "\n")
     return path
 
 
-def comparison(folder: Path) -> dict[str, Any]:
+def comparison(folder: Path) -> Comparison:
     """The content of a finished comparison's `compare.json`.
 
     Raises:
@@ -77,10 +82,10 @@ def comparison(folder: Path) -> dict[str, Any]:
         raise SettingError(f"{folder}: holds no comparison (no compare.json); give the --out of tunewise compare")
     if not (folder / "report.md").is_file():
         raise SettingError(f"{folder}: the comparison there is not finished (no report.md); run its command again")
-    return artifact_reader.read_json(path, limit_bytes=1 << 26)
+    return Comparison.read(path)
 
 
-def record(result: Mapping[str, Any], features: Features, name: str | None, path: Path) -> Record:
+def record(result: Comparison, features: Features, name: str | None, path: Path) -> Record:
     """What is kept of a comparison.
 
     Args:
@@ -92,58 +97,65 @@ def record(result: Mapping[str, Any], features: Features, name: str | None, path
     Raises:
         ArtifactError: something that a record needs is missing or not as it should be.
     """
-    try:
-        model, task, budget, machine = (result[key] for key in ("model", "task", "budget", "machine"))
-        value = {
-            "schema": SCHEMA,
-            "name": name or f"{_plain(model['name'])}.{_plain(task['name'])}",
-            "model": {key: model[key] for key in ("name", "architecture", "parameters", "fingerprint")},
-            "task": {
-                **{key: task[key] for key in ("name", "source", "kind", "metric", "train", "validation", "test")},
-                "fingerprint": task["fingerprint"],
-            },
-            "features": features.to_json(),
-            "budget": {
-                **{key: budget[key] for key in ("steps", "tokens", "search", "seeds")},
-                "rows": rows_of(result),
-            },
-            "provenance": {
-                "command": shlex.join(result["command"] or []),
-                "tunewise": result["tunewise"],
-                "created": result["created"],
-                **{key: machine[key] for key in ("torch", "transformers", "device", "processor", "threads")},
-                "retention": result["retention"]["source"],
-                "probe": result["retention"]["probe"],
-            },
-            "rows": [_row(row) for row in result["rows"]],
-        }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ArtifactError(f"{path}: not as tunewise writes it ({error!r})") from error
+    machine = result.machine
+    value = {
+        "schema": SCHEMA,
+        "name": name or f"{_plain(result.model.name)}.{_plain(result.task.name)}",
+        "model": _shared(result.model, Model),
+        "task": _shared(result.task, TaskFacts),
+        "features": {key: None if number is None else float(number) for key, number in features.to_json().items()},
+        "budget": {
+            "steps": result.budget.steps,
+            "tokens": result.budget.tokens,
+            "rows": rows_of(result, path),
+            "search": result.budget.search,
+            "seeds": result.budget.seeds,
+        },
+        "provenance": {
+            "command": shlex.join(result.command or ()),
+            "tunewise": result.tunewise,
+            "created": result.created,
+            "torch": machine.torch,
+            "transformers": machine.transformers,
+            "device": machine.device,
+            "processor": machine.processor,
+            "threads": machine.threads,
+            "retention": result.retention.source,
+            "probe": result.retention.probe,
+        },
+        "rows": [_row(row) for row in result.rows],
+    }
     return record_of(value, path)
 
 
-def rows_of(result: Mapping[str, Any]) -> int:
-    """Examples of one optimiser step of a comparison."""
-    settings = result["settings"]
-    return int(settings["per_device_train_batch_size"]) * int(settings["gradient_accumulation_steps"])
+def rows_of(result: Comparison, path: Path) -> int:
+    """Examples of one optimiser step of a comparison; raises `ArtifactError` where its settings do not say."""
+    size = result.settings.get("per_device_train_batch_size")
+    passes = result.settings.get("gradient_accumulation_steps")
+    if not isinstance(size, int) or not isinstance(passes, int):
+        raise ArtifactError(f"{path}: its settings do not say how many examples make a step; run the comparison again")
+    return size * passes
 
 
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        **{key: row[key] for key in ("technique", "status", "reason", "learning_rate")},
-        "settings": row.get("settings", {}),
-        **dict.fromkeys(("score", "nll", "p_value", "forgetting", "cost")),
+def _row(row: Row) -> dict[str, object]:
+    scored = row if isinstance(row, ScoredRow) and row.status == "ok" else None
+    return {
+        "technique": row.technique,
+        "status": row.status,
+        "reason": row.reason,
+        "learning_rate": row.learning_rate,
+        "settings": row.settings,
+        "score": _shared(scored.score, ScoreInterval) if scored else None,
+        "nll": scored.nll if scored else None,
+        "p_value": scored.p_value if scored else None,
+        "forgetting": _shared(scored.forgetting, Forgetting) if scored and scored.forgetting else None,
+        "cost": _shared(scored.cost, Cost) | {"seconds": scored.spent and scored.spent.seconds} if scored else None,
     }
-    if "score" not in row or row["status"] != "ok":
-        return found
-    forgetting = row["forgetting"] or {}
-    return found | {
-        "score": {key: row["score"][key] for key in ("mean", "low", "high", "per_seed")},
-        "nll": row["nll"],
-        "p_value": row["p_value"],
-        "forgetting": {"nll_rise": forgetting["nll_rise"], "probe": forgetting.get("probe")} if forgetting else None,
-        "cost": {"seconds": row["spent"]["seconds"], **{key: row["cost"][key] for key in _COSTS}},
-    }
+
+
+def _shared(record: JsonRecord, kept: type[JsonRecord]) -> dict[str, object]:
+    """The fields of a record that another kind of record has too, in the order of that one."""
+    return {name: getattr(record, name, None) for name in kept.names()}
 
 
 def _read_all(folder: Path) -> dict[str, Record]:

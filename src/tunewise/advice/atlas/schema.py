@@ -6,29 +6,25 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from typing import Annotated, ClassVar, Literal
 
 from tunewise.advice.features import Features
 from tunewise.core import artifact_reader
-from tunewise.core.errors import ArtifactError
+from tunewise.core.json_record import Check, Count, JsonRecord, NonNegative
+from tunewise.results import schema as results
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 LIMIT_BYTES = 1 << 20
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Share = Annotated[FiniteFloat, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Check(lambda text: 1 <= len(text) <= 200, "1 to 200 characters long")]
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}")
+FileName = Annotated[str, Check(lambda text: _FILE_NAME.fullmatch(text) is not None, "a plain file name")]
 
 
-class Part(BaseModel):
-    """Strict, closed and immutable."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Model(Part):
+@dataclass(frozen=True, kw_only=True)
+class Model(JsonRecord):
     """The base that was compared on."""
 
     name: Name
@@ -37,7 +33,8 @@ class Model(Part):
     fingerprint: Name
 
 
-class TaskFacts(Part):
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts(JsonRecord):
     """The data, by what it was called and hashed."""
 
     name: Name
@@ -50,32 +47,34 @@ class TaskFacts(Part):
     fingerprint: Name
 
 
-class Numbers(Part):
+@dataclass(frozen=True, kw_only=True)
+class Numbers(JsonRecord):
     """The features; see `tunewise.advice.features.Features`."""
 
-    train: Share
-    generation: Share
-    labels: Share
-    balance: Share
-    prompt_tokens: Share
-    answer_tokens: Share
-    copied: Share
-    unseen: Share
-    documents: Share
-    in_documents: Share
-    special_tokens: Share
-    room: Share
-    parameters: Share
-    biases: Share
-    base_loss: FiniteFloat | None
-    examples: Share
+    train: NonNegative
+    generation: NonNegative
+    labels: NonNegative
+    balance: NonNegative
+    prompt_tokens: NonNegative
+    answer_tokens: NonNegative
+    copied: NonNegative
+    unseen: NonNegative
+    documents: NonNegative
+    in_documents: NonNegative
+    special_tokens: NonNegative
+    room: NonNegative
+    parameters: NonNegative
+    biases: NonNegative
+    base_loss: float | None
+    examples: NonNegative
 
     def features(self) -> Features:
         """What the recommender compares."""
-        return Features(**self.model_dump())
+        return Features(**self.to_json())
 
 
-class Budget(Part):
+@dataclass(frozen=True, kw_only=True)
+class Budget(JsonRecord):
     """What each technique could spend; `rows` examples make a step."""
 
     steps: Count
@@ -85,7 +84,8 @@ class Budget(Part):
     seeds: Count
 
 
-class Provenance(Part):
+@dataclass(frozen=True, kw_only=True)
+class Provenance(JsonRecord):
     """How to get the figures again."""
 
     command: str
@@ -100,75 +100,68 @@ class Provenance(Part):
     probe: str | None
 
 
-class Score(Part):
-    """The test score: mean and 95 % interval over seeds and examples."""
+@dataclass(frozen=True, kw_only=True)
+class Forgetting(results.Forgetting):
+    """What is kept of how far the base was left."""
 
-    mean: FiniteFloat
-    low: FiniteFloat
-    high: FiniteFloat
-    per_seed: Annotated[list[FiniteFloat], Field(min_length=1)]
-
-
-class Forgot(Part):
-    """Rise of the loss on retention text in nats a token; share of a probe's answers that are still right."""
-
-    nll_rise: FiniteFloat
-    probe: FiniteFloat | None
+    ORDER: ClassVar[tuple[str, ...]] = ("nll_rise", "probe")
+    probe: float | None = field()
 
 
-class Cost(Part):
+@dataclass(frozen=True, kw_only=True)
+class Cost(results.Cost):
     """What the row took; `seconds` is all of it, training, search and evaluation, `train_seconds` one fit."""
 
-    seconds: Share
-    train_seconds: Share
-    seconds_per_example: Share
-    peak_memory_bytes: Count
-    optimised_parameters: Count
-    stored_parameters: Count
-    artifact_bytes: Count
-    prompt_tokens: Share
-    merges: bool
-    swappable: bool
+    ORDER: ClassVar[tuple[str, ...]] = (
+        *("seconds", "train_seconds", "seconds_per_example", "peak_memory_bytes", "optimised_parameters"),
+        *("stored_parameters", "artifact_bytes", "prompt_tokens", "merges", "swappable"),
+    )
+    seconds: NonNegative
+    merges: bool = field()
+    swappable: bool = field()
 
 
-class Row(Part):
+@dataclass(frozen=True, kw_only=True)
+class Row(JsonRecord):
     """One technique."""
 
     technique: Name
     status: Literal["ok", "failed", "skipped"]
     reason: str | None
-    learning_rate: FiniteFloat | None
-    settings: dict[str, Any]
-    score: Score | None
-    nll: FiniteFloat | None
-    p_value: FiniteFloat | None
-    forgetting: Forgot | None
+    learning_rate: float | None
+    settings: results.Settings
+    score: results.ScoreInterval | None
+    nll: float | None
+    p_value: float | None
+    forgetting: Forgetting | None
     cost: Cost | None
 
+    def __post_init__(self) -> None:
+        if self.status == "ok" and (self.score is None or self.cost is None or self.nll is None):
+            raise ValueError(f"the row of {self.technique} is ok and has no score, loss or cost")
+        if self.score is not None and not self.score.per_seed:
+            raise ValueError(f"the row of {self.technique} has a score of no seed")
 
-class Record(Part):
+
+@dataclass(frozen=True, kw_only=True)
+class Record(JsonRecord):
     """One comparison."""
 
-    schema_: Annotated[Literal[1], Field(alias="schema")]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,120}$")]
+    schema: Literal[1]
+    name: FileName
     model: Model
     task: TaskFacts
     features: Numbers
     budget: Budget
     provenance: Provenance
-    rows: Annotated[list[Row], Field(min_length=1)]
+    rows: tuple[Row, ...]
 
-    @model_validator(mode="after")
-    def _whole(self) -> Record:
+    def __post_init__(self) -> None:
         names = [row.technique for row in self.rows]
         if len(set(names)) < len(names):
             raise ValueError("two rows have one technique")
-        for row in self.rows:
-            if row.status == "ok" and (row.score is None or row.cost is None or row.nll is None):
-                raise ValueError(f"the row of {row.technique} is ok and has no score, loss or cost")
         if "base" not in self.scored:
             raise ValueError("the row of base, which gains are measured from, is missing or has no score")
-        return self
 
     @property
     def scored(self) -> dict[str, Row]:
@@ -210,12 +203,6 @@ def read(path: Path) -> Record:
     return record_of(artifact_reader.read_json(path, limit_bytes=LIMIT_BYTES), path)
 
 
-def record_of(value: dict[str, Any], path: Path) -> Record:
+def record_of(value: object, path: Path) -> Record:
     """A record from what a file holds."""
-    try:
-        return Record.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the record"
-        said = first["msg"].removeprefix("Value error, ")
-        raise ArtifactError(f"{path}: is no record of an atlas ({place}: {said[0].lower() + said[1:]})") from error
+    return Record.from_json(value, path, "is no record of an atlas")

@@ -180,7 +180,7 @@ def show(name: Annotated[str, typer.Argument(help="A record's name.")], as_json:
 
     record = find(name)
     if as_json:
-        print_json(record.model_dump(by_alias=True))
+        print_json(record.to_json())
     else:
         console().print(record_page(record))
 

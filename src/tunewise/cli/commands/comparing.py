@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tunewise.cli.console import print_json, print_result, print_text, progress_display
 from tunewise.cli.options import Json, Out, Techniques, grouped_options
 from tunewise.comparison.request import CompareOptions, ForgettingOptions, Request
-from tunewise.core.errors import ArtifactError, SettingError, TunewiseError
+from tunewise.core.errors import SettingError, TunewiseError
 from tunewise.resolve import COMPARED, TrainOptions
+
+if TYPE_CHECKING:
+    from tunewise.results.schema import Comparison
 
 _PATIENCE = 1800  # seconds; as the supervisor has it, which is too heavy to import before it is needed
 
@@ -51,27 +54,24 @@ def report(
     if other is not None and (html or svg or png):
         raise SettingError("--html, --svg and --png show one comparison; give one folder")
     results = [_comparison(path) for path in (folder, other) if path is not None]
-    try:
-        view = beside(*results) if other is not None else terminal(results[0])
-        texts = [(html, page(results[0]) if html else ""), (svg, picture(results[0]) if svg else "")]
-        if png:
-            pngs(results[0], png)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        files = " and ".join(str(path / "compare.json") for path in (folder, other) if path is not None)
-        raise ArtifactError(f"{files}: not as tunewise writes it ({error!r})") from error
+    view = beside(*results) if other is not None else terminal(results[0])
+    texts = [(html, page(results[0]) if html else ""), (svg, picture(results[0]) if svg else "")]
+    if png:
+        pngs(results[0], png)
     for path, text in texts:
         if path is not None:
             artifact_writer.write_text(path, text)
-    print_result(results[0] if other is None else results, as_json, lambda: view)
+    written = [result.to_json() for result in results]
+    print_result(written[0] if other is None else written, as_json, lambda: view)
 
 
-def _comparison(folder: Path) -> dict[str, Any]:
+def _comparison(folder: Path) -> Comparison:
     """Read the content of a comparison's `compare.json`."""
-    from tunewise.core import artifact_writer
+    from tunewise.results.schema import Comparison
 
     if not (folder / "compare.json").is_file():
         raise SettingError(f"{folder}: holds no comparison (no compare.json); give the --out of tunewise compare")
-    return artifact_writer.read_json(folder / "compare.json", limit_bytes=1 << 26)
+    return Comparison.read(folder / "compare.json")
 
 
 def demo(
@@ -114,11 +114,11 @@ def _compare(request: Request, as_json: bool, patience: float = _PATIENCE, in_pr
             result = supervise(request, patience=patience, progress=display, on_row=display.rows)
     out = request.options.out
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
     else:
         from tunewise.results.report.tables import terminal
 
-        print_result(result, False, lambda: terminal(result))
+        print_result(result.to_json(), False, lambda: terminal(result))
         print_text(f"\nReport: {out / 'report.html'} and report.md")
-    if not any(row["status"] == "ok" for row in result["rows"]):
+    if not any(row.status == "ok" for row in result.rows):
         raise TunewiseError(f"no technique finished; the reasons are in {out / 'compare.json'}")

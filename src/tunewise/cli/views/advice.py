@@ -88,7 +88,9 @@ def record_page(record: Record) -> RenderableType:
             f"{record.budget.search}; tunewise {made.tunewise}, torch {made.torch}, {made.device}, {made.created}"
         ),
         Text(made.command, style="dim"),
-        Text(", ".join(f"{name} {value:.4g}" for name, value in record.features if value is not None)),
+        Text(
+            ", ".join(f"{name} {value:.4g}" for name, value in record.features.to_json().items() if value is not None)
+        ),
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("technique", "score", "95 %", "gain", "nll", "forgot", "seconds", "artifact", "learning rate"):

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from tunewise.core.text import show
 from tunewise.core.units import size
+from tunewise.results.schema import Comparison, Cost, Forgetting, Score, ScoredRow, SearchTrial
 
-Row = Mapping[str, Any]
 Pair = tuple[float, float]
 
 
@@ -76,11 +75,11 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """A cost of a row: where it stands, what multiplies it for the axis, and how one value is written."""
+class CostAxis:
+    """A cost of a row: what multiplies it for the axis, and how one value is written."""
 
     name: str
-    key: str
+    value: Callable[[Cost], float | None]
     unit: str
     write: Callable[[float], str]
     factor: float = 1.0
@@ -89,26 +88,38 @@ class Cost:
 
 
 COSTS = (
-    Cost("training seconds", "train_seconds", " s", lambda v: f"{v:.3g} s", floor=0.001),
-    Cost("peak memory", "peak_memory_bytes", "B", size),
-    Cost("bytes on disk", "artifact_bytes", "B", size),
-    Cost("prompt tokens", "prompt_tokens", "", lambda v: f"{v:.0f}"),
-    Cost("ms per example", "seconds_per_example", " ms", lambda v: f"{v:.3g} ms", 1000),
-    Cost("training tokens per second", "tokens_per_second", "", lambda v: f"{v:,.0f}", plotted=False),
-    Cost("US dollars per 1,000 requests", "usd_per_1000_requests", "", lambda v: f"{v:.3g} USD", plotted=False),
+    CostAxis("training seconds", lambda cost: cost.train_seconds, " s", lambda v: f"{v:.3g} s", floor=0.001),
+    CostAxis("peak memory", lambda cost: cost.peak_memory_bytes, "B", size),
+    CostAxis("bytes on disk", lambda cost: cost.artifact_bytes, "B", size),
+    CostAxis("prompt tokens", lambda cost: cost.prompt_tokens, "", lambda v: f"{v:.0f}"),
+    CostAxis("ms per example", lambda cost: cost.seconds_per_example, " ms", lambda v: f"{v:.3g} ms", 1000),
+    CostAxis(
+        "training tokens per second",
+        lambda cost: cost.tokens_per_second,
+        "",
+        lambda v: f"{v:,.0f}",
+        plotted=False,
+    ),
+    CostAxis(
+        "US dollars per 1,000 requests",
+        lambda cost: cost.usd_per_1000_requests,
+        "",
+        lambda v: f"{v:.3g} USD",
+        plotted=False,
+    ),
 )
 
 
-def charts(result: Mapping[str, Any]) -> list[Chart]:
+def charts(result: Comparison) -> list[Chart]:
     """The charts that have something to show."""
-    rows = [row for row in result["rows"] if "score" in row]
+    rows = result.scored
     seen: dict[str, int] = {}
     variants: dict[str, int] = {}
-    for row in result["rows"]:
-        variants[row["technique"]] = seen.get(row["family"], 0)
-        seen[row["family"]] = seen.get(row["family"], 0) + 1
+    for row in result.rows:
+        variants[row.technique] = seen.get(row.family, 0)
+        seen[row.family] = seen.get(row.family, 0) + 1
     made = (_against_cost(rows, variants), _forgetting(rows, variants), _curves(rows, variants), _costs(rows, variants))
-    taken = (result["verdict"] or {}).get("recommended")
+    taken = result.recommended
     return [_starred(chart, show(taken, 40)) if taken else chart for chart in made if chart.views]
 
 
@@ -123,22 +134,22 @@ def _starred(chart: Chart, taken: str) -> Chart:
     return replace(chart, views=[replace(view, series=[star(one) for one in view.series]) for view in chart.views])
 
 
-def _against_cost(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
+def _against_cost(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Chart:
     views = []
     for cost, values in _with_values(rows):
         if not cost.plotted:
             continue
         points = [
-            _point(row, value, row["score"]["mean"], variants, cost.write(value), y_ends=_interval(row["score"]))
+            _point(row, value, row.score.mean, variants, cost.write(value), y_ends=_interval(row.score))
             for row in rows
-            if (value := values.get(row["technique"])) is not None
+            if (value := values.get(row.technique)) is not None
         ]
         xs = [series.x[0] for series in points]
         front = _front([(series.x[0], series.y[0]) for series in points])
         front.append((max(xs), front[-1][1]))
         line = [Series("not beaten at its cost", "", "front", [x for x, _ in front], [y for _, y in front])]
         log = min(xs) > 0 and max(xs) > 30 * min(xs)
-        views.append(View(cost.name, cost.name, show(rows[0]["score"]["metric"], 40), line + points, cost.unit, log))
+        views.append(View(cost.name, cost.name, show(rows[0].score.metric, 40), line + points, cost.unit, log))
     caption = (
         "Up and to the left is better. Bars are 95 % intervals; the stepped line joins the rows that no other one "
         "beats at the same cost or less; ★ is recommended."
@@ -155,18 +166,21 @@ def _front(points: Sequence[Pair]) -> list[Pair]:
     return front
 
 
-def _forgetting(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
-    known = [row for row in rows if row.get("forgetting")]
+def _forgetting(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Chart:
+    known = [(row, row.forgetting) for row in rows if row.forgetting is not None]
     title = "forgot (nats per token)"
-    trails = list(_trails(known, variants))
+    trails = list(_trails([row for row, _ in known], variants))
     views = []
     if trails:
-        lost = [row for row in known if row.get("validation_loss") is not None]
-        points = [_forgot(row, row["validation_loss"], variants) for row in lost]
+        points = [
+            _forgot(row, forgot, row.validation_loss, variants)
+            for row, forgot in known
+            if row.validation_loss is not None
+        ]
         views.append(View("validation loss", title, "validation loss", trails + points, downwards=True))
-    if any(row["forgetting"]["nll_rise"] for row in known):
-        points = [_forgot(row, row["score"]["mean"], variants, _interval(row["score"])) for row in known]
-        views.append(View("score", title, show(rows[0]["score"]["metric"], 40), points))
+    if any(forgot.nll_rise for _, forgot in known):
+        points = [_forgot(row, forgot, row.score.mean, variants, _interval(row.score)) for row, forgot in known]
+        views.append(View("score", title, show(rows[0].score.metric, 40), points))
     caption = (
         "Up and to the left is better. Forgot: the rise of the loss on what the base knew; the base itself is at 0."
     )
@@ -175,58 +189,59 @@ def _forgetting(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
     return Chart("forgetting", "Learning against forgetting", caption, views)
 
 
-def _forgot(row: Row, y: float, variants: Mapping[str, int], y_ends: Pair | None = None) -> Series:
+def _forgot(
+    row: ScoredRow, forgot: Forgetting, y: float, variants: Mapping[str, int], y_ends: Pair | None = None
+) -> Series:
     """A row as a point over what it forgot."""
-    forgot = row["forgetting"]
-    low, high = forgot.get("nll_rise_low"), forgot.get("nll_rise_high")
+    low, high = forgot.nll_rise_low, forgot.nll_rise_high
     ends = None if low is None or high is None else (low, high)
-    return _point(row, forgot["nll_rise"], y, variants, f"forgot {forgot['nll_rise']:+.3f}", ends, y_ends)
+    return _point(row, forgot.nll_rise, y, variants, f"forgot {forgot.nll_rise:+.3f}", ends, y_ends)
 
 
-def _trails(rows: Sequence[Row], variants: Mapping[str, int]) -> Iterator[Series]:
+def _trails(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Iterator[Series]:
     """The trials of each search whose loss and forgetting are both known."""
     for row in rows:
         tried = [
-            trial
-            for trial in row.get("search") or []
-            if trial.get("validation_loss") is not None and trial.get("nll_rise") is not None
+            (trial, trial.nll_rise, trial.validation_loss)
+            for trial in row.search or ()
+            if trial.validation_loss is not None and trial.nll_rise is not None
         ]
-        tried.sort(key=lambda trial: trial["learning_rate"] or 0)
+        tried.sort(key=lambda each: each[0].learning_rate or 0)
         if tried:
-            name = show(row["technique"], 40)
+            name = show(row.technique, 40)
             yield Series(
                 name,
-                show(row["family"], 40),
+                show(row.family, 40),
                 "trail",
-                [trial["nll_rise"] for trial in tried],
-                [trial["validation_loss"] for trial in tried],
-                hover=[f"{name}, {words(trial)}: {trial['validation_loss']:.3f}" for trial in tried],
-                variant=variants[row["technique"]],
+                [rise for _, rise, _ in tried],
+                [loss for _, _, loss in tried],
+                hover=[f"{name}, {words(trial)}: {loss:.3f}" for trial, _, loss in tried],
+                variant=variants[row.technique],
             )
 
 
-def words(trial: Mapping[str, Any]) -> str:
+def words(trial: SearchTrial) -> str:
     """The rate, settings and steps of a trial in words."""
-    rate = trial.get("learning_rate")
+    rate = trial.learning_rate
     said = [] if rate is None else [f"learning rate {rate:.3g}"]
-    said += [f"{show(str(name))} {show(str(value))}" for name, value in (trial.get("settings") or {}).items()]
-    said += [f"{trial['steps']} steps"] if trial.get("steps") else []
+    said += [f"{show(str(name))} {show(str(value))}" for name, value in (trial.settings or {}).items()]
+    said += [f"{trial.steps} steps"] if trial.steps else []
     return ", ".join(said) or "as it is"
 
 
-def _curves(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
+def _curves(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Chart:
     series = [
         Series(
-            name := show(row["technique"], 40),
-            show(row["family"], 40),
+            name := show(row.technique, 40),
+            show(row.family, 40),
             "line",
             [step for step, _ in points],
             [loss for _, loss in points],
             hover=[f"{name}, step {step}: {loss:.3f}" for step, loss in points],
-            variant=variants[row["technique"]],
+            variant=variants[row.technique],
         )
         for row in rows
-        if len(points := [point for point in row.get("curve") or [] if point[1] is not None]) > 1
+        if len(points := [(step, loss) for step, loss in row.curve or () if loss is not None]) > 1
     ]
     losses = [loss for one in series for loss in one.y]
     log = bool(losses) and min(losses) > 0 and max(losses) > 10 * min(losses)
@@ -234,20 +249,20 @@ def _curves(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
     return Chart("curves", "Learning curves", "Training loss by step, of the seed that is kept.", views)
 
 
-def _costs(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
+def _costs(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Chart:
     views = []
     for cost, values in _with_values(rows):
-        most = sorted((row for row in rows if row["technique"] in values), key=lambda row: values[row["technique"]])
+        most = sorted((row for row in rows if row.technique in values), key=lambda row: values[row.technique])
         bars = [
             Series(
-                name := show(row["technique"], 40),
-                show(row["family"], 40),
+                name := show(row.technique, 40),
+                show(row.family, 40),
                 "bars",
-                [value := values[row["technique"]]],
+                [value := values[row.technique]],
                 [float(place)],
                 labels=[cost.write(value)],
                 hover=[f"{name}: {cost.write(value)}"],
-                variant=variants[row["technique"]],
+                variant=variants[row.technique],
             )
             for place, row in enumerate(reversed(most))
         ]
@@ -255,10 +270,10 @@ def _costs(rows: Sequence[Row], variants: Mapping[str, int]) -> Chart:
     return Chart("costs", "What each technique costs", "Lowest first.", views)
 
 
-def _with_values(rows: Sequence[Row]) -> Iterator[tuple[Cost, dict[str, float]]]:
+def _with_values(rows: Sequence[ScoredRow]) -> Iterator[tuple[CostAxis, dict[str, float]]]:
     """The costs that differ from 0 somewhere, with their values by technique."""
     for cost in COSTS:
-        values = {row["technique"]: row["cost"].get(cost.key) for row in rows}
+        values = {row.technique: cost.value(row.cost) for row in rows}
         known = {
             name: value * cost.factor * (value >= cost.floor) for name, value in values.items() if value is not None
         }
@@ -267,7 +282,7 @@ def _with_values(rows: Sequence[Row]) -> Iterator[tuple[Cost, dict[str, float]]]
 
 
 def _point(
-    row: Row,
+    row: ScoredRow,
     x: float,
     y: float,
     variants: Mapping[str, int],
@@ -276,14 +291,14 @@ def _point(
     y_ends: Pair | None = None,
 ) -> Series:
     """A row as one point with its intervals; `said` follows the score when the point is asked."""
-    name, score = show(row["technique"], 40), row["score"]
-    hover = f"{name}: {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}], {said}"
-    if row.get("rank"):
-        low, high = row["rank"]
+    name, score = show(row.technique, 40), row.score
+    hover = f"{name}: {score.mean:.3f} [{score.low:.3f}, {score.high:.3f}], {said}"
+    if row.rank:
+        low, high = row.rank
         hover += f", rank {low}" + (f" to {high}" if high != low else "")
     return Series(
         name,
-        show(row["family"], 40),
+        show(row.family, 40),
         "points",
         [x],
         [y],
@@ -291,12 +306,12 @@ def _point(
         y_ends and [y_ends],
         [name],
         [hover],
-        variants[row["technique"]],
+        variants[row.technique],
     )
 
 
-def _interval(score: Mapping[str, float]) -> Pair:
-    return score["low"], score["high"]
+def _interval(score: Score) -> Pair:
+    return score.low, score.high
 
 
 def _span(

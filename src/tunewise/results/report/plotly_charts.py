@@ -8,7 +8,6 @@ import html
 import json
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 from tunewise.results.report.charts import Chart, Series, View
 from tunewise.results.report.label_placement import placed
@@ -28,7 +27,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _WIDE, _NARROW = (900, 330), (270, 260)  # the axes in pixels, on a desktop and on a phone
 
 
-def drawn(charts: Sequence[Chart]) -> dict[str, list[dict[str, Any]]]:
+def drawn(charts: Sequence[Chart]) -> dict[str, list[dict[str, object]]]:
     """The figures of each chart's views, by the chart's key.
 
     A figure is `data`, `layout`, and `narrow`: for each trace, where its labels stand on a phone (null: nowhere).
@@ -44,7 +43,7 @@ def library() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
-def _figure(view: View) -> dict[str, Any]:
+def _figure(view: View) -> dict[str, object]:
     from plotly import graph_objects
 
     wide, narrow = placed(view, *_WIDE), placed(view, *_NARROW)
@@ -72,7 +71,7 @@ def _plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _bar(series: Series) -> dict[str, Any]:
+def _bar(series: Series) -> dict[str, object]:
     return {
         "type": "bar",
         "orientation": "h",
@@ -86,7 +85,7 @@ def _bar(series: Series) -> dict[str, Any]:
     }
 
 
-def _line(series: Series) -> dict[str, Any]:
+def _line(series: Series) -> dict[str, object]:
     front = series.style == "front"
     return {
         "type": "scatter",
@@ -104,9 +103,9 @@ def _line(series: Series) -> dict[str, Any]:
     }
 
 
-def _dots(series: Series, side: str | None) -> dict[str, Any]:
+def _dots(series: Series, side: str | None) -> dict[str, object]:
     colour = COLOURS.get(series.family, OTHER)
-    trace: dict[str, Any] = {"type": "scatter", "x": series.x, "y": series.y, "legendgroup": series.family}
+    trace: dict[str, object] = {"type": "scatter", "x": series.x, "y": series.y, "legendgroup": series.family}
     symbol = _SYMBOLS[series.variant % len(_SYMBOLS)]
     if series.style == "trail":
         line = {"width": 1, "color": colour}
@@ -134,8 +133,8 @@ def _dots(series: Series, side: str | None) -> dict[str, Any]:
     return trace
 
 
-def _layout(view: View) -> dict[str, Any]:
-    x: dict[str, Any] = {
+def _layout(view: View) -> dict[str, object]:
+    x: dict[str, object] = {
         "title": {"text": _plain(view.x_title)},
         "type": "log" if view.log_x else "linear",
         "range": view.x_range(),
@@ -143,7 +142,7 @@ def _layout(view: View) -> dict[str, Any]:
         "tickformat": "~s" if view.unit == "B" else "",
         "automargin": True,
     }
-    y: dict[str, Any] = {
+    y: dict[str, object] = {
         "title": {"text": _plain(view.y_title)},
         "type": "log" if view.log_y else "linear",
         "range": view.y_range(),

@@ -11,13 +11,14 @@ from tunewise.core.errors import SettingError
 from tunewise.results.report.charts import Chart, Series, View, charts
 from tunewise.results.report.label_placement import placed
 from tunewise.results.report.plotly_charts import COLOURS, OTHER
+from tunewise.results.schema import Comparison
 
 _MARKERS = ("o", "s", "D", "^", "v", "*", "P", "X", "h", "p")
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2)), (0, (8, 2, 2, 2)))
 _DPI = 150
 
 
-def pngs(result: Mapping[str, Any], folder: Path) -> list[Path]:
+def pngs(result: Comparison, folder: Path) -> list[Path]:
     """Write the first view of each chart that has something to show as `<key>.png`; the paths written.
 
     Raises:
@@ -43,7 +44,7 @@ def _draw(axes: Any, chart: Chart, view: View) -> None:
     from matplotlib.ticker import EngFormatter
 
     sides = placed(view, 620, 330)
-    entries: dict[str, Any] = {}
+    entries: dict[str, object] = {}
     for series in view.series:
         if series.style == "bars":
             _bar(axes, series)
@@ -72,7 +73,7 @@ def _draw(axes: Any, chart: Chart, view: View) -> None:
     (left, right), (bottom, top) = view.x_range(), view.y_range()
     axes.set_xlim(*((10**left, 10**right) if view.log_x else (left, right)))
     axes.set_ylim(*((10**bottom, 10**top) if view.log_y else (bottom, top)))
-    places: dict[str, Any] = {"loc": "outside lower center", "ncols": min(6, len(entries))}
+    places: dict[str, object] = {"loc": "outside lower center", "ncols": min(6, len(entries))}
     for text in axes.figure.legend(entries.values(), entries.keys(), fontsize=8, frameon=False, **places).get_texts():
         text.set_parse_math(False)
 
@@ -101,7 +102,7 @@ def _dots(axes: Any, series: Series, sides: Mapping[str, str]) -> Any:
     colour = COLOURS.get(series.family, OTHER)
     if series.style == "trail":
         return axes.plot(series.x, series.y, "o-", markersize=3, linewidth=0.8, alpha=0.6, color=colour)[0]
-    errors: dict[str, Any] = {}
+    errors: dict[str, object] = {}
     for name, values, ends in (("xerr", series.x, series.x_ends), ("yerr", series.y, series.y_ends)):
         if ends:
             errors[name] = [[max(0.0, values[0] - ends[0][0])], [max(0.0, ends[0][1] - values[0])]]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from tunewise.core.units import count, size
+from tunewise.results.schema import Comparison, Finding, ScoredRow
 
 COLUMNS = (
     "technique",
@@ -37,76 +37,90 @@ _LEGEND = (
 )
 
 
-def rows(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def rows(result: Comparison) -> list[tuple[str, list[str]]]:
     """Name and cells of each row, best score first, failed rows last; a failed row ends with its reason."""
-    scored = sorted((r for r in result["rows"] if "score" in r), key=lambda r: -r["score"]["mean"])
-    failed = [r for r in result["rows"] if "score" not in r]
-    cells = [_cells(row) for row in scored] + [[row["label"], row["status"], row["reason"] or ""] for row in failed]
-    return [(row["technique"], own) for row, own in zip(scored + failed, cells, strict=True)]
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    score, cost, forgot = row["score"], row["cost"], row["forgetting"] or {}
-    return [
-        row["label"] + ("" if row["status"] == "ok" else " (some seeds failed)"),
-        f"{score['mean']:.3f}",
-        f"{score['low']:.3f}–{score['high']:.3f}",
-        f"{row['nll']:.3f}",
-        f"{forgot['nll_rise']:+.3f}" if forgot else "",
-        f"{forgot['kl']:.3f}" if forgot else "",
-        f"{forgot['probe']:.3f}" if "probe" in forgot else "",
-        f"{cost['train_seconds']:.1f}",
-        size(cost["peak_memory_bytes"]),
-        count(cost["optimised_parameters"]),
-        count(cost["stored_parameters"]),
-        size(cost["artifact_bytes"]),
-        f"{1000 * cost['seconds_per_example']:.1f}",
-        f"{cost['prompt_tokens']:.0f}",
+    scored = best_first(result)
+    failed = [row for row in result.rows if not isinstance(row, ScoredRow)]
+    return [(row.technique, _cells(row)) for row in scored] + [
+        (row.technique, [row.label, row.status, row.reason or ""]) for row in failed
     ]
 
 
-def heading(result: Mapping[str, Any]) -> str:
+def best_first(result: Comparison) -> list[ScoredRow]:
+    """The rows with figures, best score first."""
+    return sorted(result.scored, key=lambda row: -row.score.mean)
+
+
+def _cells(row: ScoredRow) -> list[str]:
+    score, cost, forgot = row.score, row.cost, row.forgetting
+    return [
+        row.label + ("" if row.status == "ok" else " (some seeds failed)"),
+        f"{score.mean:.3f}",
+        f"{score.low:.3f}–{score.high:.3f}",
+        f"{row.nll:.3f}",
+        shown(forgot.nll_rise, "{:+.3f}") if forgot is not None else "",
+        shown(forgot.kl, "{:.3f}") if forgot is not None else "",
+        shown(forgot.probe, "{:.3f}") if forgot is not None else "",
+        f"{cost.train_seconds:.1f}",
+        size(cost.peak_memory_bytes),
+        count(cost.optimised_parameters),
+        count(cost.stored_parameters),
+        size(cost.artifact_bytes),
+        f"{1000 * cost.seconds_per_example:.1f}",
+        f"{cost.prompt_tokens:.0f}",
+    ]
+
+
+def shown(value: float | None, form: str) -> str:
+    """A number as text; empty where it is not known."""
+    return "" if value is None else form.format(value)
+
+
+def heading(result: Comparison) -> str:
     """One line: model, task, budget."""
-    model, task, budget = result["model"], result["task"], result["budget"]
-    spent = f"{budget['tokens']:,} tokens" if budget["tokens"] else f"{budget['steps']} steps"
-    if budget.get("minutes"):
-        spent = f"{budget['minutes']:g} minutes in all"
-    searched = f", {budget['search']} trials' worth of training for the search" if budget["search"] > 1 else ""
+    model, task, budget = result.model, result.task, result.budget
+    spent = f"{budget.tokens:,} tokens" if budget.tokens else f"{budget.steps} steps"
+    if budget.minutes:
+        spent = f"{budget.minutes:g} minutes in all"
+    searched = f", {budget.search} trials' worth of training for the search" if budget.search > 1 else ""
     return (
-        f"{model['name']} ({count(model['parameters'])}) on {task['name']} ({task['train']} training, {task['test']} "
-        f"test examples): {spent}{searched}, {budget['seeds']} seed(s) each"
+        f"{model.name} ({count(model.parameters)}) on {task.name} ({task.train} training, {task.test} "
+        f"test examples): {spent}{searched}, {budget.seeds} seed(s) each"
     )
 
 
-def notes(result: Mapping[str, Any], most: int | None = None) -> list[str]:
+def notes(result: Comparison, most: int | None = None) -> list[str]:
     """What a reader must know beside the table: samples, cut examples, labels, failures.
 
     Of a finding with more than `most` numbers, only their range and mean are said.
     """
-    task, said = result["task"], list(result["task"]["notes"])
-    for split in ("validation", "test"):
-        if task["available"][split] > task[split]:
-            said.append(f"{task[split]} of {task['available'][split]} {split} examples were used.")
-    cut = max((row["training"]["cut"] for row in result["rows"] if "training" in row), default=0)
+    task, scored, said = result.task, result.scored, list(result.task.notes)
+    for split, used, available in (
+        ("validation", task.validation, task.available.validation),
+        ("test", task.test, task.available.test),
+    ):
+        if available > used:
+            said.append(f"{used} of {available} {split} examples were used.")
+    cut = max((row.training.cut for row in scored if row.training is not None), default=0)
     if cut:
         said.append(
-            f"{cut} of {task['train']} training examples exceed the window of {task['window']} tokens: their prompts "
+            f"{cut} of {task.train} training examples exceed the window of {task.window} tokens: their prompts "
             "lost their beginning, and answers longer than half of the window their end."
         )
-    lost = max((row["test_cut"] for row in result["rows"] if "test_cut" in row), default=0)
+    lost = max((row.test_cut for row in scored if row.test_cut is not None), default=0)
     if lost:
-        said.append(f"{lost} of {task['test']} test prompts lost their beginning for the same reason.")
-    for row in result["rows"]:
-        found = [f"{name} {_said(value, most)}" for name, value in row.get("findings", {}).items()]
-        said += [f"{row['label']}: {', '.join(found)}."] if found else []
-    said += [f"{row['label']}: {row['memory']}." for row in result["rows"] if row.get("memory")]
-    packing = result["machine"]["packing"]
+        said.append(f"{lost} of {task.test} test prompts lost their beginning for the same reason.")
+    for row in scored:
+        found = [f"{name} {_said(value, most)}" for name, value in (row.findings or {}).items()]
+        said += [f"{row.label}: {', '.join(found)}."] if found else []
+    said += [f"{row.label}: {row.memory}." for row in scored if row.memory]
+    packing = result.machine.packing
     if packing != "padding-free":
         said.append(f"Batches were padded, not packed: {packing}.")
     return said
 
 
-def _said(value: Any, most: int | None) -> str:
+def _said(value: Finding, most: int | None) -> str:
     """A finding in words: a number, or the numbers of each name, those that agree together."""
     if not isinstance(value, Mapping):
         return value if isinstance(value, str) else f"{value:.3g}"
@@ -119,24 +133,23 @@ def _said(value: Any, most: int | None) -> str:
     return "; ".join(f"{', '.join(names)}: {number}" for number, names in groups.items())
 
 
-def table(result: Mapping[str, Any]) -> RenderableType:
+def table(result: Comparison) -> RenderableType:
     """The rows for rich; cells are plain text, so that no data can carry markup or colours."""
     found = Table(title=Text(heading(result)), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    shown = columns(result)
-    for index in shown:
+    places = columns(result)
+    for index in places:
         found.add_column(COLUMNS[index], justify="left" if index == 0 else "right", no_wrap=index > 0)
-    recommended = (result["verdict"] or {}).get("recommended")
     failed = []
     for name, cells in rows(result):
         if len(cells) < len(COLUMNS):
             failed.append(Text(f"{cells[0]} {cells[1]}: {cells[2]}", style="red"))
             continue
-        style = "bold green" if name == recommended else ""
-        found.add_row(*(Text(cells[index], style=style) for index in shown))
+        style = "bold green" if name == result.recommended else ""
+        found.add_row(*(Text(cells[index], style=style) for index in places))
     return Group(found, *failed)
 
 
-def terminal(result: Mapping[str, Any]) -> RenderableType:
+def terminal(result: Comparison) -> RenderableType:
     """The table, notes and verdict for rich."""
     lines = [Text(note, style="dim") for note in [legend(result), *notes(result, most=8)]]
     return Group(table(result), *lines, Text(""), *(Text(line) for line in verdict_lines(result)))
@@ -153,7 +166,7 @@ def curve_table(rows: Sequence[Mapping[str, float]], metric: str) -> Table:
     return table
 
 
-def picture(result: Mapping[str, Any]) -> str:
+def picture(result: Comparison) -> str:
     """The same as an SVG picture that loads nothing from elsewhere."""
     console = Console(record=True, width=150, file=io.StringIO(), force_terminal=True)
     console.print(terminal(result))
@@ -161,42 +174,42 @@ def picture(result: Mapping[str, Any]) -> str:
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # rich would fetch its font from a server
 
 
-def verdict_lines(result: Mapping[str, Any]) -> list[str]:
+def verdict_lines(result: Comparison) -> list[str]:
     """The verdict in words."""
-    verdict = result["verdict"]
-    if not verdict or verdict["best"] is None:
+    verdict = result.verdict
+    if verdict is None or verdict.best is None:
         return ["No verdict: no technique finished."]
-    if verdict["recommended"] is None:
-        return ["No recommendation.", *verdict["reasons"]]
-    return [f"Recommended: {verdict['recommended']}.", *verdict["reasons"], *verdict.get("break_even", ())]
+    if verdict.recommended is None:
+        return ["No recommendation.", *verdict.reasons]
+    return [f"Recommended: {verdict.recommended}.", *verdict.reasons, *(verdict.break_even or ())]
 
 
-def legend(result: Mapping[str, Any]) -> str:
+def legend(result: Comparison) -> str:
     """What the columns mean."""
-    probe = result["retention"].get("probe")
+    probe = result.retention.probe
     kept = f"kept: score on {probe}, which the base could do; " if probe else ""
-    return _LEGEND.format(metric=result["task"]["metric"], retention=result["retention"]["source"], kept=kept)
+    return _LEGEND.format(metric=result.task.metric, retention=result.retention.source, kept=kept)
 
 
-def columns(result: Mapping[str, Any]) -> list[int]:
+def columns(result: Comparison) -> list[int]:
     """The places of the columns that hold something: without a probe, nothing is known to be kept."""
-    return [place for place, name in enumerate(COLUMNS) if name != "kept" or result["retention"].get("probe")]
+    return [place for place, name in enumerate(COLUMNS) if name != "kept" or result.retention.probe]
 
 
-def markdown(result: Mapping[str, Any]) -> str:
+def markdown(result: Comparison) -> str:
     """The same as Markdown."""
     lines = [f"# {heading(result)}", "", *(f"{line}  " for line in verdict_lines(result)), ""]
-    shown = columns(result)
-    lines += ["| " + " | ".join(COLUMNS[index] for index in shown) + " |", "|---" * len(shown) + "|"]
+    places = columns(result)
+    lines += ["| " + " | ".join(COLUMNS[index] for index in places) + " |", "|---" * len(places) + "|"]
     for _, cells in rows(result):
         padded = [*cells, *[""] * (len(COLUMNS) - len(cells))]
-        lines.append("| " + " | ".join(padded[index].replace("|", "\\|") for index in shown) + " |")
-    machine = result["machine"]
+        lines.append("| " + " | ".join(padded[index].replace("|", "\\|") for index in places) + " |")
+    machine = result.machine
     lines += ["", legend(result), "", *(f"- {note}" for note in notes(result)), ""]
     lines += [
-        f"Measured on {machine['device']}, {machine['cores']} cores, {machine['threads']} threads, torch "
-        f"{machine['torch']}, transformers {machine['transformers']}, tunewise {result['tunewise']}, "
-        f"{result['created']}.",
+        f"Measured on {machine.device}, {machine.cores} cores, {machine.threads} threads, torch "
+        f"{machine.torch}, transformers {machine.transformers}, tunewise {result.tunewise}, "
+        f"{result.created}.",
         "",
     ]
     return "\n".join(lines)
