@@ -27,6 +27,7 @@ from tunewise.core.logs import quiet
 from tunewise.resolve import read_task, recipes_of
 
 if TYPE_CHECKING:
+    from tunewise.advice.atlas.schema import Record
     from tunewise.advice.question import Planner
     from tunewise.contract.technique import Technique
     from tunewise.data.task import Task
@@ -156,7 +157,7 @@ def listed(context: typer.Context, as_json: Json = False) -> None:
         console().print(atlas_table(records.values(), own_folder()))
 
 
-def _facts(record: Any) -> dict[str, Any]:
+def _facts(record: Record) -> dict[str, object]:
     best, score = record.best
     return {
         "name": record.name,
