@@ -33,7 +33,7 @@ def main() -> None:
         name = folder.name + options.suffix
         there = SHIPPED / f"{name}.json"
         try:
-            if there.is_file() and read(there).provenance.created == comparison(folder).get("created"):
+            if there.is_file() and read(there).provenance.created == comparison(folder).created:
                 continue
             print(add(pack(folder.absolute(), work=options.work, name=name), SHIPPED), flush=True)
         except TunewiseError as error:

@@ -117,8 +117,10 @@ def test_other_retention_text_is_another_measurement(run, model, labels, tmp_pat
 def test_the_recommended_row_alone_stands_out(compared):
     """Its name may begin another row's name."""
     from tunewise.results.report.tables import table
+    from tunewise.results.schema import Comparison
 
-    result = {**compared[2], "verdict": {"recommended": "icl", "reasons": []}}
+    verdict = {"best": "icl", "ties": [], "recommended": "icl", "reasons": []}
+    result = Comparison.from_json({**compared[2], "verdict": verdict})
     shown = {str(cell): str(cell.style) for cell in table(result).renderables[0].columns[0].cells}
     assert {name for name, style in shown.items() if style} == {"icl"}
 

@@ -65,13 +65,20 @@ class JsonRecord:
     _keys: tuple[str, ...] = field(default=(), repr=False, compare=False)  # of the object that it was read from
 
     @classmethod
-    def from_json(cls, value: object, source: Path | str = "", unlike: str = "not as tunewise writes it") -> Self:
+    def from_json(
+        cls,
+        value: object,
+        source: Path | str = "",
+        unlike: str = "not as tunewise writes it",
+        remedy: str = "use a good copy of it or make it again",
+    ) -> Self:
         """Read a record from what a file holds.
 
         Args:
             value: the content, as a JSON parser gives it.
             source: the file, for the error.
             unlike: what is said of a file that does not hold such a record.
+            remedy: what is to be done then.
 
         Raises:
             ArtifactError: a field is missing, unknown or not of its type; it is named.
@@ -79,7 +86,7 @@ class JsonRecord:
         try:
             return _read_record(value, cls, "")
         except _MismatchError as error:
-            raise ArtifactError(f"{source or cls.__name__}: {unlike} ({error})") from None
+            raise ArtifactError(f"{source or cls.__name__}: {unlike} ({error}); {remedy}") from None
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

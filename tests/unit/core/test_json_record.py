@@ -72,8 +72,8 @@ def test_null_is_written_only_where_it_belongs():
 )
 def test_what_does_not_fit_is_named(change, said):
     with pytest.raises(ArtifactError) as refused:
-        Shape.from_json({**SHAPE, **change}, "a.json", "is no shape")
-    assert str(refused.value) == f"a.json: is no shape ({said})"
+        Shape.from_json({**SHAPE, **change}, "a.json", "is no shape", "draw another")
+    assert str(refused.value) == f"a.json: is no shape ({said}); draw another"
 
 
 def test_a_record_grows_into_one_with_more_fields():

@@ -77,5 +77,5 @@ def tables() -> dict[str, Table]:
         ArtifactError: the package's file is damaged.
     """
     value = artifact_reader.read_json(FILE, limit_bytes=LIMIT_BYTES)
-    found = _File.from_json(value, FILE, "is damaged; install tunewise again")
+    found = _File.from_json(value, FILE, "is damaged", "install tunewise again")
     return {table.id: table for table in found.tables}
