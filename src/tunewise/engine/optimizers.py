@@ -124,7 +124,7 @@ class GaLore(_Own):
             if "projector" not in state or int(state["step"]) % group["update_proj_gap"] == 0:
                 u, _, v = torch.linalg.svd(gradient.float(), full_matrices=False)
                 state["projector"] = (v[:rank].T if tall else u[:, :rank]).contiguous()
-            p = state["projector"]
+            p = state["projector"]  # (in, r) of a tall gradient (out, in), else (out, r)
             low = _adam(gradient.float() @ p if tall else p.T @ gradient.float(), group, state)
             direction = group["scale"] * (low @ p.T if tall else p @ low)
         else:
