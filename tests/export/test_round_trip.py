@@ -127,7 +127,7 @@ def test_every_technique_through_every_format(architecture, name, places, tmp_pa
             assert found["score"]["trained"] == found["score"]["exported"]
             assert json.loads((out / "parity.json").read_text("utf-8")) == found
         assert not base.attached
-        del base.fingerprint
+        base.frozen_fingerprint = None
         assert base.fingerprint == fingerprint
     assert done == wanted
 
