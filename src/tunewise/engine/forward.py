@@ -1,4 +1,7 @@
-"""One forward pass over a batch, to losses: the only place where a model is called for its likelihoods."""
+"""One forward pass over a batch, to losses: the only place where a model is called for its likelihoods.
+
+In shapes: B rows (one where packed), T tokens a row, N labelled tokens of the batch, d the width, V the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -91,6 +94,7 @@ def _hidden(base: Base, batch: Batch) -> Tensor:
         position_ids=batch.position_ids,
         use_cache=False,
     )
+    # (B, T, d) to (B * T, d) to (N, d)
     hidden: Tensor = output.last_hidden_state.flatten(0, 1).index_select(0, batch.positions)
     return hidden
 
@@ -103,7 +107,7 @@ def _logits(base: Base, batch: Batch) -> Tensor:
         position_ids=batch.position_ids,
         use_cache=False,
     )
-    logits = output.logits.flatten(0, 1).index_select(0, batch.positions)
+    logits = output.logits.flatten(0, 1).index_select(0, batch.positions)  # (B, T, V) to (N, V)
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -9,6 +9,8 @@
 s is a sublayer's output and x its residual: the placements of the papers in pre-norm decoders. U starts at zero, so
 the start is the base itself (the papers start near it). In a block with parallel residuals each branch gets its own
 adapter.
+
+In shapes: B rows, T tokens a row, d the width of what is adapted, r the adapter's.
 """
 
 from __future__ import annotations
@@ -99,8 +101,8 @@ class _Adapters(Attachment):
         phi = _PHI[self.recipe.non_linearity]
 
         def network(x: Tensor) -> Tensor:
-            inner = phi(nn.functional.linear(x.to(down.dtype), down, down_bias))
-            return nn.functional.linear(inner, up, up_bias).to(x.dtype)
+            inner = phi(nn.functional.linear(x.to(down.dtype), down, down_bias))  # (B, T, d) to (B, T, r)
+            return nn.functional.linear(inner, up, up_bias).to(x.dtype)  # (B, T, d)
 
         return network
 

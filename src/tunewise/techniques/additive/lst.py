@@ -8,6 +8,8 @@ are the base's own kind, `reduction_factor` times narrower, and start from the b
 (`tunewise.techniques.building.structured_pruning`). `output="side"` predicts from the side network alone, as published;
 `output="mix"` adds it to the base, hidden = gamma b_L + (1 - gamma) U norm(s_last) with gamma = 1 at the start (QST,
 Zhang et al. 2024), so that a language model starts as itself; the label says so.
+
+In shapes: B rows, T tokens a row, d the base's width, s the side network's.
 """
 
 from __future__ import annotations
@@ -148,9 +150,9 @@ class _Ladder(Attachment):
 
         def climb(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
-            mu = torch.sigmoid(self.alpha[step] / _TEMPERATURE).to(hidden.dtype)
-            read = rung(self.states[step].to(rung.weight.dtype))
-            hidden = mu * hidden + (1 - mu) * read.to(hidden.dtype)
+            mu = torch.sigmoid(self.alpha[step] / _TEMPERATURE).to(hidden.dtype)  # ()
+            read = rung(self.states[step].to(rung.weight.dtype))  # (B, T, d) to (B, T, s)
+            hidden = mu * hidden + (1 - mu) * read.to(hidden.dtype)  # (B, T, s)
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         return climb
@@ -164,10 +166,10 @@ class _Ladder(Attachment):
             if not hasattr(cache, "ladder"):
                 cache.ladder = DynamicCache(config=self.side.config)
             passed["past_key_values"] = cache.ladder
-        entered = self.entry(self.embedded.to(self.entry.weight.dtype))
-        found = self.side(inputs_embeds=entered, use_cache=cache is not None, **passed).last_hidden_state
-        found = self.exit(found.to(self.exit.weight.dtype))
-        last = output.last_hidden_state
+        entered = self.entry(self.embedded.to(self.entry.weight.dtype))  # (B, T, d) to (B, T, s)
+        found = self.side(inputs_embeds=entered, use_cache=cache is not None, **passed).last_hidden_state  # (B, T, s)
+        found = self.exit(found.to(self.exit.weight.dtype))  # (B, T, d)
+        last = output.last_hidden_state  # (B, T, d)
         mixed = found if self.gamma is None else self.gamma * last + (1 - self.gamma) * found
         output.last_hidden_state = mixed.to(last.dtype)
         return output

@@ -145,8 +145,8 @@ class _Multitask(Attachment):
         recipe, own, count = self.recipe, self._params, len(teachers)
         with torch.no_grad():
             own["prompt"].copy_(torch.stack(teachers).mean(0))
-        u = nn.Parameter(torch.ones(count, *own["u"].shape, device=self.base.device))
-        v = nn.Parameter(torch.ones(count, *own["v"].shape, device=self.base.device))
+        u = nn.Parameter(torch.ones(count, *own["u"].shape, device=self.base.device))  # (sources, m)
+        v = nn.Parameter(torch.ones(count, *own["v"].shape, device=self.base.device))  # (sources, d)
         rate = recipe.learning_rate or 0.0
         fast = {"params": [u, v], "lr": rate * recipe.factor_speed}
         optimizer = torch.optim.AdamW([{"params": [own["prompt"]], "lr": rate}, fast], weight_decay=0.0)
@@ -171,7 +171,7 @@ class _Multitask(Attachment):
         with layout(self.base, batch):
             with torch.no_grad():
                 self.other = teacher
-                goal, goal_logits = answer_states(self.base, batch)
+                goal, goal_logits = answer_states(self.base, batch)  # (N, d), (N, V) at the N answer tokens
             self.other = student
             states, logits = answer_states(self.base, batch)
         loss = nn.functional.cross_entropy(logits, batch.targets)

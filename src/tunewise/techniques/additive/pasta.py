@@ -136,6 +136,7 @@ class _Special(Attachment):
 
     def _find(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         ids = args[0]
+        # (B, T): the row of each token's vector, -1 where it has none
         slots = self.slot[ids.clamp(max=len(self.slot) - 1)].masked_fill(ids >= len(self.slot), -1)
         self.place = slots if bool((slots >= 0).any()) else None
 
@@ -144,8 +145,8 @@ class _Special(Attachment):
             if self.place is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
-            vectors = torch.cat([self.vectors[index], torch.zeros_like(self.vectors[index, :1])])
-            changed = hidden + vectors[self.place].to(hidden.dtype)  # slot -1 is the row of zeros
+            vectors = torch.cat([self.vectors[index], torch.zeros_like(self.vectors[index, :1])])  # (slots + 1, d)
+            changed = hidden + vectors[self.place].to(hidden.dtype)  # (B, T, d); slot -1 is the row of zeros
             return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
 
         return add

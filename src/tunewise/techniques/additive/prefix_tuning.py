@@ -148,7 +148,8 @@ class _Prefix(Made):
             here = self.placeholders
             if not len(here.index):
                 return output
-            own = self.rows[block, half][here.index].to(output.dtype)
+            own = self.rows[block, half][here.index].to(output.dtype)  # (P, G c) of the P virtual tokens in this pass
+            # of output (B, T, out) the P rows, in which the key's or value's columns (G c,) are replaced
             return output.masked_scatter(here.mask[..., None], output[here.mask].index_copy(1, columns, own))
 
         return replace

@@ -33,7 +33,7 @@ def fisher(base: Base, parameters: Mapping[str, Tensor], rows: Iterable[TokenSeq
                 grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for name, grad in zip(parameters, grads, strict=True):
                 if grad is not None:
-                    found[name] += grad.float() ** 2
+                    found[name] += grad.float() ** 2  # of the parameter's own shape
     finally:
         for name, parameter in parameters.items():
             parameter.requires_grad_(before[name])

@@ -4,6 +4,9 @@
 
 One autograd function computes it: the update is added in place, its input gradient is added to the base's, and no
 gradient of W is ever formed. W may be made anew for each pass (from 4 bits, say), so that it is not kept for backward.
+
+In shapes: N tokens (all leading dimensions of x in one), in and out the linear's sides, r the rank, V the vocabulary, d
+the model's width.
 """
 
 from __future__ import annotations
@@ -61,14 +64,16 @@ class LowRank(Attachment):
             self.hook(module.register_forward_hook(partial(hook, path)))
 
     def _at_head(self, path: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        a, b, scale = self.factors(path)
-        return output + linear(linear(args[0].to(a.dtype), a), b * scale).to(output.dtype)
+        a, b, scale = self.factors(path)  # (r, d), (V, r)
+        return output + linear(linear(args[0].to(a.dtype), a), b * scale).to(output.dtype)  # (..., V)
 
     def _at_embedding(self, path: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        a, b, scale = self.factors(path)
-        known = args[0].clamp(max=len(b) - 1)  # placeholders of virtual tokens lie beyond, and are overwritten
+        a, b, scale = self.factors(path)  # (r, d), (V, r)
+        known = args[0].clamp(
+            max=len(b) - 1
+        )  # (B, T) ids; placeholders of virtual tokens lie beyond, and are overwritten
         scale = scale * getattr(module, "scalar_embed_scale", 1.0)  # Gemma multiplies its embeddings
-        return output + (embedding(known, b) @ a * scale).to(output.dtype)
+        return output + (embedding(known, b) @ a * scale).to(output.dtype)  # (B, T, r) @ (r, d)
 
     def forward(self, path: str, x: Tensor) -> Tensor:
         """What the linear computes: (..., in) to (..., out)."""
@@ -80,7 +85,7 @@ class LowRank(Attachment):
         matrix = lambda: self.matrix(path)  # noqa: E731
         if self.dropout_rate and torch.is_grad_enabled():  # the base is in evaluation mode while it is trained
             bare = frozen_linear(x, matrix, bias, len(b))
-            low = linear(dropout(x, self.dropout_rate).to(a.dtype), a)
+            low = linear(dropout(x, self.dropout_rate).to(a.dtype), a)  # (..., in) to (..., r)
             return bare + linear(low, b * scale).to(bare.dtype)
         return cast(Tensor, _Updated.apply(x, a, b, bias, scale, matrix))
 
@@ -125,11 +130,11 @@ class _Updated(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         own = dtype if torch.is_autocast_enabled(kind) else a.dtype  # over a half-precision base factors stay fp32
         with torch.autocast(kind, enabled=False):
-            rows = x.reshape(-1, x.shape[-1]).to(dtype)
-            weight = matrix().to(dtype)
-            out = rows @ weight.T if bias is None else torch.addmm(bias.to(dtype), rows, weight.T)
-            low = rows.to(own) @ a.T.to(own)
-            _add_product(out, low, b.T.to(own), scale)
+            rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, in)
+            weight = matrix().to(dtype)  # (out, in)
+            out = rows @ weight.T if bias is None else torch.addmm(bias.to(dtype), rows, weight.T)  # (N, out)
+            low = rows.to(own) @ a.T.to(own)  # (N, in) @ (in, r)
+            _add_product(out, low, b.T.to(own), scale)  # += (N, r) @ (r, out)
         keep = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         ctx.save_for_backward(*((rows, low) if keep else (None, None)), a, b)
         ctx.scale, ctx.matrix, ctx.shape, ctx.dtypes = scale, matrix, x.shape, (x.dtype, own)
@@ -142,16 +147,16 @@ class _Updated(torch.autograd.Function):
         dtype, own = ctx.dtypes
         needs_x, needs_a, needs_b, needs_bias, _, _ = ctx.needs_input_grad
         with torch.autocast(grad.device.type, enabled=False):
-            g = grad.reshape(-1, grad.shape[-1])
+            g = grad.reshape(-1, grad.shape[-1])  # (N, out)
             up = g.to(own)
-            down = (up @ b.to(own)).mul_(ctx.scale)
+            down = (up @ b.to(own)).mul_(ctx.scale)  # (N, out) @ (out, r)
             grad_x = None
             if needs_x:
-                grad_x = g @ ctx.matrix().to(g.dtype)
-                _add_product(grad_x, down, a.to(own), 1.0)
+                grad_x = g @ ctx.matrix().to(g.dtype)  # (N, out) @ (out, in)
+                _add_product(grad_x, down, a.to(own), 1.0)  # += (N, r) @ (r, in)
                 grad_x = grad_x.to(dtype).view(ctx.shape)
-            grad_a = (down.T @ rows.to(own)).to(a.dtype) if needs_a else None
-            grad_b = (up.T @ low).mul_(ctx.scale).to(b.dtype) if needs_b else None
+            grad_a = (down.T @ rows.to(own)).to(a.dtype) if needs_a else None  # (r, N) @ (N, in)
+            grad_b = (up.T @ low).mul_(ctx.scale).to(b.dtype) if needs_b else None  # (out, N) @ (N, r)
             grad_bias = g.sum(0) if needs_bias else None
         return grad_x, grad_a, grad_b, grad_bias, None, None
 

@@ -5,6 +5,8 @@
 The optimiser sees the values alone, so its state grows with k and not with the model. The entries are written into
 the base's own tensors after each step; a tensor's dense gradient lives only until its entries are gathered.
 Weight decay is off: it would pull entries, not the model, to zero. Techniques choose the places; see `largest`.
+
+In shapes: k_t entries of a tensor t of n_t numbers, whatever its own shape; places count through it as if it were flat.
 """
 
 from __future__ import annotations
@@ -50,11 +52,11 @@ def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     equal = count - sum(int(torch.count_nonzero(_bits(score) > least)) for score in scores.values())
     found = {}
     for name, score in scores.items():
-        bits = _bits(score).flatten()
+        bits = _bits(score).flatten()  # (n_t,)
         chosen, first = bits > least, (bits == least).nonzero()[:equal, 0]
         chosen[first] = True
         equal -= len(first)
-        found[name] = chosen.nonzero()[:, 0]
+        found[name] = chosen.nonzero()[:, 0]  # (k_t,)
     return found
 
 
@@ -109,7 +111,7 @@ class Sparse(Attachment):
         parameter = self.eligible[name]
         value = self.add(name + _VALUE, start)
         self._places[name] = place.to(parameter.device)
-        self._before[name] = parameter.detach().flatten()[self._places[name]].clone()
+        self._before[name] = parameter.detach().flatten()[self._places[name]].clone()  # (k_t,), as value
 
         def restore() -> None:
             parameter.requires_grad_(False)
@@ -125,7 +127,7 @@ class Sparse(Attachment):
         """Bring the base's tensors up to date with the values."""
         for name, place in self._places.items():
             before, value = self._before[name], self._params[name + _VALUE]
-            self.eligible[name].view(-1)[place] = (before.to(value.dtype) + value).to(before.dtype)
+            self.eligible[name].view(-1)[place] = (before.to(value.dtype) + value).to(before.dtype)  # (k_t,)
 
     # What the contract asks for.
 

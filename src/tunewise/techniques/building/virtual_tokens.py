@@ -3,6 +3,8 @@
 The encoder puts them where they belong; the embedding layer of the base looks them up in `table()`. Everything else,
 packing, padding and cached generation included, sees ordinary tokens. `mask` and `index` tell where they are in the
 current forward pass, for techniques that act on deeper layers too.
+
+In shapes: B rows, T tokens a row, m virtual tokens, P of them in this pass, d the model's width.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ class Placeholders:
 
     def _clamp(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         first = self.base.anatomy.vocabulary
-        self.mask = args[0] >= first
-        self.index = args[0][self.mask] - first
+        self.mask = args[0] >= first  # (B, T)
+        self.index = args[0][self.mask] - first  # (P,) rows of the table
         return (args[0].masked_fill(self.mask, 0), *args[1:])
 
     def _insert(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class Placeholders:
 
     def put(self, output: Tensor, rows: Tensor) -> Tensor:
         """The layer's output (B, T, n) with the rows (m, n) of this pass's virtual tokens in their places."""
-        return output.masked_scatter(self.mask[..., None], rows[self.index].to(output.dtype))
+        return output.masked_scatter(self.mask[..., None], rows[self.index].to(output.dtype))  # (B, T, n), (P, n)
 
 
 @torch.no_grad()

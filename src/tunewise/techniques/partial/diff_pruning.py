@@ -123,7 +123,7 @@ class _Gated(Sparse):
         """Draw the gates of this step and write the model that they give."""
         for name, start in self._start.items():
             w, alpha, group = self._parts(name)
-            z, dz = gate(alpha, _uniform(alpha))
+            z, dz = gate(alpha, _uniform(alpha))  # like w: (out, in); zg and dzg are one number a matrix
             zg, dzg = gate(group, _uniform(group)) if group is not None else (torch.ones(()), torch.zeros(()))
             self._gates[name] = z, dz, zg, dzg
             self.eligible[name].copy_((start.to(w.dtype) + z * zg * w).to(start.dtype))

@@ -132,10 +132,12 @@ def _start(recipe: ThresholdMask, parameter: Tensor, generator: torch.Generator)
 def pack(mask: Tensor) -> Tensor:
     """Eight entries a byte, the first in the lowest bit."""
     flat = torch.nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8))
+    # (bytes, 8), of which each row is shifted into one byte
     return (flat.view(-1, 8) << torch.arange(8, device=mask.device, dtype=torch.uint8)).sum(1).to(torch.uint8)
 
 
 def unpack(bits: Tensor, count: int) -> Tensor:
     """The first `count` entries of `pack`'s bytes."""
     shifts = torch.arange(8, device=bits.device, dtype=torch.uint8)
+    # (bytes, 1) >> (8,): (bytes, 8)
     return ((bits[:, None] >> shifts) & 1).flatten()[:count].bool()

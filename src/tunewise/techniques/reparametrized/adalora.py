@@ -126,7 +126,7 @@ class _Adaptive(Made, LowRank):
     def _living(self, path: str) -> tuple[Tensor, Tensor, Tensor]:
         e, p, q = self.triplets[path]
         rows = self.alive[f"{path}.alive"].nonzero()[:, 0].to(e.device)
-        return e[rows], p[:, rows], q[rows]
+        return e[rows], p[:, rows], q[rows]  # (alive,), (out, alive), (alive, in)
 
     def factors(self, path: str) -> Factors:
         scale = self.recipe.lora_alpha / self.recipe.init_r
@@ -141,8 +141,8 @@ class _Adaptive(Made, LowRank):
     def penalty(self) -> Tensor:
         terms = []
         for _, p, q in self.triplets.values():
-            one = torch.eye(p.shape[1], device=p.device, dtype=p.dtype)
-            terms += [(p.T @ p - one).norm(), (q @ q.T - one).norm()]
+            one = torch.eye(p.shape[1], device=p.device, dtype=p.dtype)  # (r, r)
+            terms += [(p.T @ p - one).norm(), (q @ q.T - one).norm()]  # (r, out) @ (out, r), (r, in) @ (in, r)
         return self.recipe.orth_reg_weight * torch.stack(terms).mean()
 
     @torch.no_grad()
@@ -178,7 +178,7 @@ class _Adaptive(Made, LowRank):
 
     def _scores(self, path: str) -> Tensor:
         e, p, q = (self.averages[f"{path}.{part}.I"] * self.averages[f"{path}.{part}.U"] for part in _PARTS)
-        return e + p.mean(0) + q.mean(1)
+        return e + p.mean(0) + q.mean(1)  # (r,) of (r,), (out, r), (r, in)
 
     def _cut(self) -> None:
         for path, (e, _, _) in self.triplets.items():

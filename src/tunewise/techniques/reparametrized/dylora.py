@@ -101,7 +101,7 @@ class _Nested(LowRank):
     def factors(self, path: str) -> Factors:
         a, b = self.pairs[path]
         rank = self.b if self.recipe.scaling == "alpha_over_b" else self.recipe.r
-        return Factors(a[: self.b], b[:, : self.b], self.recipe.lora_alpha / rank)
+        return Factors(a[: self.b], b[:, : self.b], self.recipe.lora_alpha / rank)  # (b, in), (out, b)
 
     def before_step(self, step: int, total: int) -> None:
         """Draw b; the loop has seeded the generator with this step."""

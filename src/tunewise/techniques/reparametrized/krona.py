@@ -150,9 +150,9 @@ class _Kronecker(Attachment):
 def kronecker(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """(A (x) B) x for x (..., a2 b2): (..., a1 b1), in the cheaper of the two orders."""
     (a1, a2), (b1, b2) = a.shape, b.shape
-    rows = x.reshape(*x.shape[:-1], a2, b2)
+    rows = x.reshape(*x.shape[:-1], a2, b2)  # X of each token
     right_first = a2 * b2 * b1 + a1 * a2 * b1 <= a1 * a2 * b2 + a1 * b1 * b2
-    found = a @ (rows @ b.T) if right_first else (a @ rows) @ b.T
+    found = a @ (rows @ b.T) if right_first else (a @ rows) @ b.T  # (a1, a2) (..., a2, b2) (b2, b1)
     return found.reshape(*x.shape[:-1], a1 * b1)
 
 

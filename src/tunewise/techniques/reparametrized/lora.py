@@ -155,7 +155,7 @@ class Updates(LowRank):
         if not self.start:
             return Factors(a, b, self.scales[path])
         first_a, first_b = self.start[f"{path}.start_A"], self.start[f"{path}.start_B"]
-        # B_0 (A - A_0) + (B - B_0) A, which is exactly nothing at the start
+        # B_0 (A - A_0) + (B - B_0) A, which is exactly nothing at the start: (2r, in) and (out, 2r)
         wide = torch.cat([a - first_a, a]), torch.cat([first_b, b - first_b], dim=1)
         return Factors(*wide, self.scales[path])
 
@@ -169,7 +169,7 @@ class Updates(LowRank):
 
     def _stretch(self, path: str) -> Tensor:
         """M / ||W + s B A||, by output row; the norm is a constant to the gradient (DoRA, section 4.3)."""
-        norm = (self.matrix(path).detach().float() + self.factors(path).delta).norm(dim=1)
+        norm = (self.matrix(path).detach().float() + self.factors(path).delta).norm(dim=1)  # (out,) of (out, in)
         return self._params[f"{path}.lora_magnitude_vector"] / norm
 
     def delta(self, path: str) -> Tensor:
