@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import comparison_result
-from tunewise.results.report.page import page
+from tunewise.results.report.page import render_html
 
 CHROMIUM = os.environ.get("TUNEWISE_CHROMIUM") or shutil.which("chromium") or ""
 QUIET = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
@@ -35,7 +35,7 @@ def show(browser, tmp_path):
 
     def opened(result, width=1280, **options):
         file = tmp_path / "report.html"
-        file.write_text(page(comparison_result.comparison(result)), "utf-8")
+        file.write_text(render_html(comparison_result.comparison(result)), "utf-8")
         contexts.append(browser.new_context(viewport={"width": width, "height": 800}, **options))
         tab = contexts[-1].new_page()
         tab.on("console", lambda message: trouble.append(message.text))

@@ -18,7 +18,7 @@ def test_demo_runs_the_task_whose_techniques_differ(run, monkeypatch, tmp_path):
     requests = []
     monkeypatch.setattr(comparing, "_compare", lambda request, *_: requests.append(request))
     assert run("demo", "--out", tmp_path).code == 0
-    assert (requests[0].data, requests[0].out) == ("world:town", str(tmp_path / "town"))
+    assert (requests[0].options.data, requests[0].options.out) == ("world:town", tmp_path / "town")
 
 
 @pytest.mark.slow

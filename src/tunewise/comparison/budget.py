@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from tunewise.comparison.context import Cache
+from tunewise.comparison.context import ComparisonContext
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
@@ -71,34 +71,36 @@ class Clock:
         """Seconds."""
         return self.minutes * 60 - (time.time() - self.started)
 
-    def steps(self, technique: Technique, cache: Cache, settings: TrainSettings, rows: int, trials: int) -> int:
+    def steps(
+        self, technique: Technique, context: ComparisonContext, settings: TrainSettings, rows: int, trials: int
+    ) -> int:
         """Optimiser steps of each of a technique's `trials`, where `rows` techniques share what is left."""
         known = artifact_writer.read_json(self.path) if self.path.is_file() else {}
         asked = f"{technique.name}, {trials} trials, {self.minutes:g} minutes"
         if asked not in known:
-            pace, learning = self._pace(technique, cache, settings)
+            pace, learning = self._pace(technique, context, settings)
             share = _USED * self.left / rows - trials * (self.scoring + learning)
             known[asked] = max(int(share / trials / pace), 1)
             artifact_writer.write_json(self.path, known)
         return int(known[asked])
 
-    def _pace(self, technique: Technique, cache: Cache, settings: TrainSettings) -> tuple[float, float]:
+    def _pace(self, technique: Technique, context: ComparisonContext, settings: TrainSettings) -> tuple[float, float]:
         """Seconds of a step, and seconds that the technique takes before its first one."""
         ends: list[float] = []
-        cache.measure_bare(settings)
+        context.measure_bare(settings)
         begun = time.perf_counter()
         try:
-            attachment = technique.attach(cache.base, generator(0, "attach"))
-            attachment.prepare(study(attachment, cache.task, cache.validation, 0))
+            attachment = technique.attach(context.base, generator(0, "attach"))
+            attachment.prepare(study(attachment, context.task, context.validation, 0))
             learning = time.perf_counter() - begun
             train(
                 attachment,
-                cache.train_sequences(attachment),
+                context.train_sequences(attachment),
                 replace(settings, max_steps=_PROBE * attachment.phases),
                 on_step=lambda step, value: ends.append(time.perf_counter()),
                 reuse_trunk=False,
-                rehearsal=cache.rehearsal,
+                rehearsal=context.rehearsal,
             )
         finally:
-            cache.base.release()
+            context.base.release()
         return median(after - before for before, after in pairwise(ends)), learning

@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from tunewise.comparison.budget import Budget, Clock
-from tunewise.comparison.context import Cache
+from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.invocation import Invocation
 from tunewise.comparison.row import Runs, skipped
 from tunewise.comparison.trial import ANSWERS
@@ -40,7 +40,7 @@ from tunewise.fitting import trackers
 from tunewise.fitting.forgetting import Retention
 from tunewise.fitting.settings import TrainSettings
 from tunewise.results.needs import Need
-from tunewise.results.report.page import page
+from tunewise.results.report.page import render_html
 from tunewise.results.report.tables import markdown
 from tunewise.results.schema import (
     SCHEMA,
@@ -114,7 +114,7 @@ def compare(
     with nullcontext() if invocation.locked else artifact_writer.lock(folder):
         progress("base", "measuring what the base knows", 0, 1)
         knew = Retention.measure(base, retention)
-        cache = Cache(
+        context = ComparisonContext(
             base,
             task,
             validation=budget.validation_examples,
@@ -127,10 +127,10 @@ def compare(
             on_trial=invocation.on_trial,
         )
         command = tuple(invocation.command) if invocation.command else None
-        result = replace(_head(cache, budget, settings), command=command)
+        result = replace(_head(context, budget, settings), command=command)
         started = invocation.started or time.time()
         clock = Clock(budget.minutes, started, folder / "paces.json") if budget.minutes else None
-        runs = Runs(cache, budget, settings, folder / "trials", invocation.held, progress, clock)
+        runs = Runs(context, budget, settings, folder / "trials", invocation.held, progress, clock)
         rows: list[Row] = []
         answers, tables = dict[str, tuple[str, ...]](), dict[str, np.ndarray]()
         order = sorted(techniques, key=lambda technique: technique.trains) if clock else techniques
@@ -153,13 +153,13 @@ def compare(
                 rows=tuple(rows),
                 verdict=verdict_so_far,
                 advice=course.followed() if course is not None else None,
-                answers=_answers(cache, tables, answers),
+                answers=_answers(context, tables, answers),
                 seconds=time.perf_counter() - begun,
             )
             artifact_writer.write_json(folder / "compare.json", result.to_json())
             invocation.on_row(result)
         artifact_writer.write_text(folder / "report.md", markdown(result))
-        artifact_writer.write_text(folder / "report.html", page(result))
+        artifact_writer.write_text(folder / "report.html", render_html(result))
     return result.to_json()
 
 
@@ -184,7 +184,7 @@ def _concluded(rows: Sequence[Row], tables: dict[str, np.ndarray], needs: Sequen
 
 
 def _answers(
-    cache: Cache, tables: Mapping[str, np.ndarray], answers: Mapping[str, tuple[str, ...]]
+    context: ComparisonContext, tables: Mapping[str, np.ndarray], answers: Mapping[str, tuple[str, ...]]
 ) -> tuple[Answer, ...]:
     """The first test examples, with what each technique's first seed answered."""
     return tuple(
@@ -196,12 +196,12 @@ def _answers(
                 for name, texts in answers.items()
             },
         )
-        for place, example in enumerate(cache.test[:ANSWERS])
+        for place, example in enumerate(context.test[:ANSWERS])
     )
 
 
-def _head(cache: Cache, budget: Budget, settings: TrainSettings) -> Comparison:
-    base, task, held = cache.base, cache.task, cache.retention
+def _head(context: ComparisonContext, budget: Budget, settings: TrainSettings) -> Comparison:
+    base, task, held = context.base, context.task, context.retention
     assert held is not None
     return Comparison(
         schema=SCHEMA,
@@ -216,8 +216,8 @@ def _head(cache: Cache, budget: Budget, settings: TrainSettings) -> Comparison:
             metric=task.metric,
             labels=tuple(task.labels),
             train=len(task.train),
-            validation=len(cache.validation),
-            test=len(cache.test),
+            validation=len(context.validation),
+            test=len(context.test),
             available=Available(validation=len(task.validation), test=len(task.test)),
             window=base.window,
             fingerprint=task.fingerprint,
@@ -228,7 +228,7 @@ def _head(cache: Cache, budget: Budget, settings: TrainSettings) -> Comparison:
             sequences=len(held.sequences),
             kl_positions=held.kl_tokens,
             base_nll=held.nll,
-            probe=cache.probe.name if cache.probe is not None else None,
+            probe=context.probe.name if context.probe is not None else None,
         ),
         budget=BudgetFacts(**asdict(budget)),
         settings={name: value for name, value in asdict(settings).items() if name != "max_steps"},

@@ -22,7 +22,7 @@ from tunewise.results.schema import TrialIdentity, TrialRecord
 _PROBED = 200  # examples of a probe that are scored
 
 
-class Cache:
+class ComparisonContext:
     """What the trials of one comparison share: the base, the task, its samples, and sequences tokenised once.
 
     `probe` is a task that the base could do before; what is left of it is measured after each trial. `remembered` is

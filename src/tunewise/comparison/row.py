@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from tunewise.comparison.budget import Budget, Clock
-from tunewise.comparison.context import Cache
+from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.search import Outcome, find
 from tunewise.comparison.trial import Trial, run
 from tunewise.contract.technique import Technique
@@ -39,7 +39,7 @@ Averaged = TypeVar("Averaged", bound=JsonRecord)
 class Runs:
     """Runs trials and makes rows of them."""
 
-    cache: Cache
+    context: ComparisonContext
     budget: Budget
     settings: TrainSettings
     trials: Path
@@ -66,7 +66,7 @@ class Runs:
         self.progress(technique.name, "timing its steps", 0, 0)
         trials = self.budget.search + self.budget.seeds - 1
         try:
-            steps = clock.steps(technique, self.cache, self.settings, rows_left, trials)
+            steps = clock.steps(technique, self.context, self.settings, rows_left, trials)
         except Exception:  # what cannot be timed cannot be trained: its trial will say why in its row
             return self
         return replace(self, settings=replace(self.settings, max_steps=steps))
@@ -79,8 +79,8 @@ class Runs:
         folders: dict[int, str] = {}  # of each seed's trial
         for seed in range(self.budget.seeds if technique.seeded else 1):
             trial = Trial(recipe, seed, self.settings, self.budget.tokens)
-            records.append(run(trial, self.cache, self.trials, finish=True, report=report))
-            folders[seed] = f"trials/{trial.key(self.cache)}"
+            records.append(run(trial, self.context, self.trials, finish=True, report=report))
+            folders[seed] = f"trials/{trial.key(self.context)}"
         good = [record for record in records if isinstance(record, FinishedTrial)]
         lost = [tried for tried in searched if not tried.won]
         spent = Spent(
@@ -91,12 +91,12 @@ class Runs:
             seconds=sum([tried.seconds or 0.0 for tried in searched] + [record.seconds or 0.0 for record in records]),
         )
         row = _summary(technique.name, records, searched, spent)
-        return _scored(row, good, folders, self.cache.task.metric) if good else row, good
+        return _scored(row, good, folders, self.context.task.metric) if good else row, good
 
     def _stage(self, recipe: Technique, share: float) -> Outcome:
         trial = Trial(recipe, 0, self.settings, self.budget.tokens)
         report = for_row(self.progress, recipe.name)
-        outcome = run(trial, self.cache, self.trials, finish=False, until=share, report=report)
+        outcome = run(trial, self.context, self.trials, finish=False, until=share, report=report)
         if isinstance(outcome, Stage):
             return Outcome(
                 outcome.validation_loss, None, outcome.steps, outcome.tokens, outcome.seconds, outcome.nll_rise

@@ -17,7 +17,7 @@ from typing import Literal, overload
 import torch
 
 from tunewise.adaptation import artifact
-from tunewise.comparison.context import Cache
+from tunewise.comparison.context import ComparisonContext
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
@@ -57,45 +57,57 @@ class Trial:
     settings: TrainSettings
     tokens: int | None = None  # training tokens; overrides settings.max_steps
 
-    def key(self, cache: Cache) -> str:
+    def key(self, context: ComparisonContext) -> str:
         """Folder name: technique, seed, and a hash of base, task, samples, recipe and training settings."""
         facts = {
-            "base": cache.base.fingerprint,
-            "window": cache.base.window,
-            "task": cache.task.fingerprint,
-            "metric": cache.task.metric,
-            "samples": [len(cache.validation), len(cache.test)],
+            "base": context.base.fingerprint,
+            "window": context.base.window,
+            "task": context.task.fingerprint,
+            "metric": context.task.metric,
+            "samples": [len(context.validation), len(context.test)],
             "technique": self.technique.to_json(),
             "settings": asdict(self.settings) if self.technique.trains else None,
             "tokens": self.tokens,
-            "retention": cache.retention.fingerprint if cache.retention is not None else None,
+            "retention": context.retention.fingerprint if context.retention is not None else None,
             "seed": self.seed,
         }
-        if files := self.technique.files_fingerprint(cache.task):
+        if files := self.technique.files_fingerprint(context.task):
             facts["files"] = files
         if self.settings.remembers:
-            facts["remembered"] = cache.remembered
-        if cache.probe is not None:
-            facts["probe"] = cache.probe.fingerprint
+            facts["remembered"] = context.remembered
+        if context.probe is not None:
+            facts["probe"] = context.probe.fingerprint
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         return f"{self.technique.name}-seed{self.seed}-{digest[:12]}"
 
 
 @overload
 def run(
-    trial: Trial, cache: Cache, trials: Path, *, finish: bool, until: None = None, report: Progress = silent
+    trial: Trial,
+    context: ComparisonContext,
+    trials: Path,
+    *,
+    finish: bool,
+    until: None = None,
+    report: Progress = silent,
 ) -> TrialRecord: ...
 
 
 @overload
 def run(
-    trial: Trial, cache: Cache, trials: Path, *, finish: Literal[False], until: float, report: Progress = silent
+    trial: Trial,
+    context: ComparisonContext,
+    trials: Path,
+    *,
+    finish: Literal[False],
+    until: float,
+    report: Progress = silent,
 ) -> TrialRecord | Stage: ...
 
 
 def run(
     trial: Trial,
-    cache: Cache,
+    context: ComparisonContext,
     trials: Path,
     *,
     finish: bool,
@@ -106,10 +118,10 @@ def run(
 
     With `until`, training stops after that share of the steps: the stage there is returned, and a later call goes on.
     """
-    folder = trials / trial.key(cache)
+    folder = trials / trial.key(context)
     path = folder / "trial.json"
     record = _recorded(path)
-    if isinstance(record, FinishedTrial if finish else FittedTrial) or cache.stands(record):
+    if isinstance(record, FinishedTrial if finish else FittedTrial) or context.stands(record):
         return record
     stages = _stages(folder)
     if until is not None and str(until) in stages:
@@ -118,13 +130,13 @@ def run(
     begun = time.perf_counter()
     outcome: TrialRecord | Stage
     try:
-        with cache.running(folder, replace(_identity(trial), trains=trial.technique.trains)):
+        with context.running(folder, replace(_identity(trial), trains=trial.technique.trains)):
             before = record if isinstance(record, FittedTrial) else None
-            outcome = _run(trial, cache, folder, before, finish, until, report)
+            outcome = _run(trial, context, folder, before, finish, until, report)
     except Exception as error:  # whatever it is, it costs this trial alone
         if isinstance(error, OSError) and not isinstance(error, TunewiseError):
             raise  # a full or vanished disk fails the comparison, not the technique
-        life = None if isinstance(error, DivergedError) else cache.life
+        life = None if isinstance(error, DivergedError) else context.life
         outcome = TrialRecord.failure(_identity(trial), _reason(error), life)
     if isinstance(outcome, Stage):
         return outcome
@@ -180,7 +192,7 @@ def _memory_note(wanted: TrainSettings, used: TrainSettings) -> str | None:
 
 def _run(
     trial: Trial,
-    cache: Cache,
+    context: ComparisonContext,
     folder: Path,
     before: FittedTrial | None,
     finish: bool,
@@ -189,21 +201,21 @@ def _run(
 ) -> FittedTrial | Stage:
     target = folder / "adaptation"
     try:
-        cache.measure_bare(trial.settings)
+        context.measure_bare(trial.settings)
         record: FittedTrial | Stage
         if before is not None and target.is_dir():
-            attachment, record = artifact.load(target, base=cache.base).attachment, before
+            attachment, record = artifact.load(target, base=context.base).attachment, before
         else:
-            attachment, record = _fitted(trial, cache, folder, until, report)
+            attachment, record = _fitted(trial, context, folder, until, report)
         if finish and isinstance(record, FittedTrial):
-            record = _finish(cache, attachment, record, report)
+            record = _finish(context, attachment, record, report)
         return record
     finally:
-        cache.base.release()
+        context.base.release()
 
 
 def _fitted(
-    trial: Trial, cache: Cache, folder: Path, until: float | None, report: Progress
+    trial: Trial, context: ComparisonContext, folder: Path, until: float | None, report: Progress
 ) -> tuple[Attachment, FittedTrial | Stage]:
     """Trained, with as little memory as it takes; where memory ran out before, there it begins."""
     note = folder / "memory.json"
@@ -211,15 +223,15 @@ def _fitted(
     rungs = list(ever_lighter(trial.settings))
     for rung, settings in enumerate(rungs[start:], start):
         release_unused_memory()
-        attachment = trial.technique.attach(cache.base, generator(trial.seed, "attach"))
+        attachment = trial.technique.attach(context.base, generator(trial.seed, "attach"))
         try:
-            record = _fit(trial, settings, cache, attachment, folder, until, report)
+            record = _fit(trial, settings, context, attachment, folder, until, report)
             shortage = _memory_note(trial.settings, settings)
             return attachment, replace(record, memory=shortage) if isinstance(record, FittedTrial) else record
         except Exception as error:
             if not out_of_memory(error) or not trial.technique.trains or rung + 1 == len(rungs):
                 raise
-        cache.base.release()
+        context.base.release()
         del attachment
         artifact_writer.prune(folder, keep=0)  # other settings go another way from the start
         artifact_writer.write_json(note, {"rung": rung + 1})
@@ -230,26 +242,26 @@ def _fitted(
 def _fit(
     trial: Trial,
     settings: TrainSettings,
-    cache: Cache,
+    context: ComparisonContext,
     attachment: Attachment,
     folder: Path,
     until: float | None,
     report: Progress,
 ) -> FittedTrial | Stage:
-    base, task, identity = cache.base, cache.task, _identity(trial)
+    base, task, identity = context.base, context.task, _identity(trial)
     done = Trained(0, 0, 0, 0.0, None)
     cut = 0
-    with peak_memory(base.device, cache.held_bytes) as memory:
+    with peak_memory(base.device, context.held_bytes) as memory:
         started = time.perf_counter()
-        attachment.prepare(study(attachment, task, cache.validation, trial.seed, report))
+        attachment.prepare(study(attachment, task, context.validation, trial.seed, report))
         seconds = time.perf_counter() - started
         if trial.technique.trains:
-            sequences = cache.train_sequences(attachment)
+            sequences = context.train_sequences(attachment)
             cut = sum(sequence.cut for sequence in sequences)
             steps = settings.max_steps
             if trial.tokens is not None:
                 steps = steps_for_tokens(sequences, settings, trial.seed, trial.tokens)
-            trackers = Trackers(cache.report_to, folder.parent.parent / "logs", folder.name, identity.to_json())
+            trackers = Trackers(context.report_to, folder.parent.parent / "logs", folder.name, identity.to_json())
 
             def on_step(step: int, value: float) -> None:
                 report(f"loss {value:.3f}", step, steps)
@@ -265,15 +277,15 @@ def _fit(
                     resume=True,
                     until=max(int(steps * until), 1) if until is not None else None,
                     on_step=on_step,
-                    rehearsal=cache.rehearsal,
+                    rehearsal=context.rehearsal,
                 )
             finally:
                 trackers.finish()
             seconds += done.seconds
-        validation = loss(attachment, task, cache.validation)
+        validation = loss(attachment, task, context.validation)
         if until is not None and trial.technique.trains and done.steps < steps:
-            return _stage(cache, attachment, folder, until, done, validation)
-        findings = attachment.findings(lambda: loss(attachment, task, cache.validation))
+            return _stage(context, attachment, folder, until, done, validation)
+        findings = attachment.findings(lambda: loss(attachment, task, context.validation))
     training = Training(
         steps=done.steps,
         tokens=done.tokens,
@@ -313,14 +325,16 @@ _OWN_FILES = ("adaptation.json", "weights.safetensors", "rows.jsonl")
 _POINTS = 100  # of a learning curve
 
 
-def _stage(cache: Cache, attachment: Attachment, folder: Path, share: float, done: Trained, validation: float) -> Stage:
+def _stage(
+    context: ComparisonContext, attachment: Attachment, folder: Path, share: float, done: Trained, validation: float
+) -> Stage:
     """What is known of a trial that is not over, written beside its checkpoint."""
     stage = Stage(
         steps=done.steps,
         tokens=done.tokens,
         seconds=done.seconds,
         validation_loss=validation,
-        nll_rise=cache.retention.compare(attachment)["nll_rise"] if cache.retention is not None else None,
+        nll_rise=context.retention.compare(attachment)["nll_rise"] if context.retention is not None else None,
     )
     stages = {**_stages(folder), str(share): stage}
     artifact_writer.write_json(folder / "stages.json", {name: each.to_json() for name, each in stages.items()})
@@ -335,13 +349,13 @@ def _curve(path: Path) -> Curve:
     return tuple(points[::-every][::-1])
 
 
-def _finish(cache: Cache, attachment: Attachment, record: FittedTrial, report: Progress) -> FinishedTrial:
-    with peak_memory(cache.base.device, cache.held_bytes) as memory:
-        found = score(attachment, cache.task, cache.test, progress=report)
+def _finish(context: ComparisonContext, attachment: Attachment, record: FittedTrial, report: Progress) -> FinishedTrial:
+    with peak_memory(context.base.device, context.held_bytes) as memory:
+        found = score(attachment, context.task, context.test, progress=report)
     forgetting: Forgetting | None = None
-    if cache.retention is not None:
-        left = cache.retention.compare(attachment)
-        kl_task, weight_change = moved(attachment, cache)
+    if context.retention is not None:
+        left = context.retention.compare(attachment)
+        kl_task, weight_change = moved(attachment, context)
         forgetting = Forgetting(
             nll_rise=left["nll_rise"],
             nll_rise_low=left["nll_rise_low"],
@@ -350,11 +364,11 @@ def _finish(cache: Cache, attachment: Attachment, record: FittedTrial, report: P
             kl_task=kl_task,
             weight_change=weight_change,
         )
-    if forgetting is not None and cache.probe is not None:
+    if forgetting is not None and context.probe is not None:
         found_again = score(
             attachment,
-            cache.probe,
-            cache.probed,
+            context.probe,
+            context.probed,
             progress=lambda what, done, total: report("probing", done, total),
             as_given=True,
         )
@@ -376,8 +390,8 @@ def _finish(cache: Cache, attachment: Attachment, record: FittedTrial, report: P
     )
 
 
-def moved(attachment: Attachment, cache: Cache) -> tuple[float | None, float | None]:
+def moved(attachment: Attachment, context: ComparisonContext) -> tuple[float | None, float | None]:
     """Say how far the answers' distribution moved on the task, and the weights, ||W - W_0|| / ||W_0||, if they did."""
-    kl = cache.on_task.divergence(attachment, cache.task) if cache.on_task is not None else None
+    kl = context.on_task.divergence(attachment, context.task) if context.on_task is not None else None
     distance = attachment.moved()
-    return kl, distance / cache.norm if distance is not None else None
+    return kl, distance / context.norm if distance is not None else None

@@ -80,14 +80,14 @@ _ROLES = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """Holds a format, and for each standard column that it uses the file's own name."""
 
     format: str
     columns: Mapping[str, str]
 
 
-def recognise(table: Table, columns: Mapping[str, str] | None = None, kind: str | None = None) -> Layout:
+def recognise(table: Table, columns: Mapping[str, str] | None = None, kind: str | None = None) -> ColumnLayout:
     """Find the first format whose columns the table has.
 
     Args:
@@ -141,7 +141,7 @@ def _pool(table: Table, names: Sequence[str], mapped: Mapping[str, str]) -> dict
     return pool | dict(mapped)
 
 
-def _layout_of(format_: str, pool: Mapping[str, str], mapped: Mapping[str, str]) -> Layout | None:
+def _layout_of(format_: str, pool: Mapping[str, str], mapped: Mapping[str, str]) -> ColumnLayout | None:
     """Choose a column for each slot of a format, or return None if a required one is missing."""
     chosen: dict[str, str] = {}
     for slot, synonyms in (_REQUIRED[format_] | _OPTIONAL.get(format_, {})).items():
@@ -150,7 +150,7 @@ def _layout_of(format_: str, pool: Mapping[str, str], mapped: Mapping[str, str])
             chosen[slot] = pool[next((name for name in present if name in mapped), present[0])]
         elif slot in _REQUIRED[format_]:
             return None
-    return Layout(format_, chosen)
+    return ColumnLayout(format_, chosen)
 
 
 def _refuse_ambiguity(
@@ -171,7 +171,7 @@ class _Cells:
     """Reads the cells of one row under a layout; its methods refuse what is missing, blank or not text."""
 
     table: Table
-    layout: Layout
+    layout: ColumnLayout
     number: int
     row: Mapping[str, object]
 
@@ -226,7 +226,7 @@ class _Cells:
         return [Message("system", "\n\n".join(parts))] if parts else []
 
 
-def convert(table: Table, layout: Layout) -> list[Example]:
+def convert(table: Table, layout: ColumnLayout) -> list[Example]:
     """Turn every row into an example, in order.
 
     Raises:
@@ -236,7 +236,7 @@ def convert(table: Table, layout: Layout) -> list[Example]:
     return [build(_Cells(table, layout, number, row)) for number, row in table.rows]
 
 
-def unused(table: Table, layout: Layout) -> list[str]:
+def unused(table: Table, layout: ColumnLayout) -> list[str]:
     """List the columns of a table that its layout does not use."""
     return [name for name in table.rows[0][1] if name not in layout.columns.values()]
 

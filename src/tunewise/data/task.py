@@ -18,7 +18,7 @@ from tunewise.core.addresses import Shipped, shipped
 from tunewise.core.errors import DataError, SettingError
 from tunewise.core.seeds import generator
 from tunewise.core.text import listed, show
-from tunewise.data.formats import Example, Layout, Message, convert, recognise, unused
+from tunewise.data.formats import ColumnLayout, Example, Message, convert, recognise, unused
 from tunewise.data.readers import Table
 from tunewise.data.sources import name_of, read_tables, sample_size
 
@@ -277,7 +277,7 @@ def _check_settings(kind: str | None, template: str | None) -> None:
         raise SettingError("template: it does not contain {prompt}; write {prompt} where the prompt belongs")
 
 
-def _common_layout(tables: Mapping[str, Table], columns: Mapping[str, str] | None, kind: str | None) -> Layout:
+def _common_layout(tables: Mapping[str, Table], columns: Mapping[str, str] | None, kind: str | None) -> ColumnLayout:
     """Return the layout that all tables share; raises `DataError` if they have several."""
     layouts = {split: recognise(table, columns, kind) for split, table in tables.items()}
     first = "train" if "train" in layouts else next(iter(layouts))
@@ -292,11 +292,11 @@ def _common_layout(tables: Mapping[str, Table], columns: Mapping[str, str] | Non
     return layouts[first]
 
 
-def _default_kind(layout: Layout) -> str:
+def _default_kind(layout: ColumnLayout) -> str:
     return layout.format if layout.format in ("classification", "text") else "generation"
 
 
-def _default_metric(kind: str, layout: Layout) -> str:
+def _default_metric(kind: str, layout: ColumnLayout) -> str:
     if kind == "generation":
         return "f1" if layout.format == "question-answer" else "rouge_l"
     return {"classification": "accuracy", "text": "likelihood"}[kind]
@@ -321,7 +321,7 @@ def _check_labels(tables: Mapping[str, Table], examples: Mapping[str, Sequence[E
                 )
 
 
-def _reading_notes(tables: Mapping[str, Table], layout: Layout, first: str) -> list[str]:
+def _reading_notes(tables: Mapping[str, Table], layout: ColumnLayout, first: str) -> list[str]:
     notes = [
         f"{table.empty_lines} empty lines of {table.path} were skipped"
         for table in tables.values()

@@ -22,7 +22,7 @@ from tunewise.core.errors import ModelError, SettingError, TechniqueError
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArchitectureLayout:
     """Paths of one family: `blocks` and `final_norm` from the model, `roles` from a block.
 
     A fused `qkv` holds queries, keys and values one after the other, or interleaved by head.
@@ -44,44 +44,44 @@ def _roles(prefix: str, attention: str, feed_forward: str) -> tuple[tuple[str, s
 
 _QKV = "q=q_proj k=k_proj v=v_proj"
 _LAYOUTS = (
-    Layout(
+    ArchitectureLayout(
         "Llama, Mistral, Qwen2, Qwen3, Gemma",
         "model.layers",
         "model.norm",
         _roles("self_attn", f"{_QKV} o=o_proj", "gate=mlp.gate_proj up=mlp.up_proj down=mlp.down_proj"),
     ),
-    Layout(
+    ArchitectureLayout(
         "Phi-3",
         "model.layers",
         "model.norm",
         _roles("self_attn", "qkv=qkv_proj o=o_proj", "gate_up=mlp.gate_up_proj down=mlp.down_proj"),
     ),
-    Layout(
+    ArchitectureLayout(
         "Phi",
         "model.layers",
         "model.final_layernorm",
         _roles("self_attn", f"{_QKV} o=dense", "up=mlp.fc1 down=mlp.fc2"),
     ),
-    Layout(
+    ArchitectureLayout(
         "GPT-2",
         "transformer.h",
         "transformer.ln_f",
         _roles("attn", "qkv=c_attn o=c_proj", "up=mlp.c_fc down=mlp.c_proj"),
     ),
-    Layout(
+    ArchitectureLayout(
         "GPT-NeoX",
         "gpt_neox.layers",
         "gpt_neox.final_layer_norm",
         _roles("attention", "qkv=query_key_value o=dense", "up=mlp.dense_h_to_4h down=mlp.dense_4h_to_h"),
         interleaved=True,
     ),
-    Layout(
+    ArchitectureLayout(
         "GPT-Neo",
         "transformer.h",
         "transformer.ln_f",
         _roles("attn.attention", f"{_QKV} o=out_proj", "up=mlp.c_fc down=mlp.c_proj"),
     ),
-    Layout(
+    ArchitectureLayout(
         "OPT",
         "model.decoder.layers",
         "model.decoder.final_layer_norm",
@@ -344,7 +344,7 @@ class Anatomy:
         return self.model.get_submodule(path), attribute
 
 
-def _missing(model: PreTrainedModel, layout: Layout) -> list[str]:
+def _missing(model: PreTrainedModel, layout: ArchitectureLayout) -> list[str]:
     blocks = _find(model, layout.blocks)
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
         return [layout.blocks, *(path for _, path in layout.roles), layout.final_norm]

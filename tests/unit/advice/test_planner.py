@@ -11,7 +11,7 @@ from tunewise.adaptation.artifact import rows_text
 from tunewise.advice.plan.ledger import fake_tensors
 from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.plan_row import Memory, Parameters
-from tunewise.advice.plan.planner import Need, Planner, measure
+from tunewise.advice.plan.planner import Planner, Requirements, measure
 from tunewise.advice.plan.probe import probe
 from tunewise.advice.plan.weightless import sketch
 from tunewise.contract.study import Study
@@ -152,7 +152,7 @@ def test_a_plan_promises_only_what_a_trial_tries(drawn, monkeypatch, size):
         memory = Memory(
             weights=0, gradients=0, optimizer=0, runtime=0, technique=0, peak=peak(given), activations=peak(given)
         )
-        return Need(0, 0, 0, memory, None, None, 0.0, None, float("inf"))
+        return Requirements(0, 0, 0, memory, None, None, 0.0, None, float("inf"))
 
     monkeypatch.setattr(Planner, "_need", need)
     planner = Planner(drawn, tiny_task(), [make("lora", {})], settings)

@@ -6,7 +6,7 @@ import pytest
 
 from tunewise.comparison.budget import Budget, Clock
 from tunewise.comparison.compare import compare
-from tunewise.comparison.context import Cache
+from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.invocation import Invocation
 from tunewise.comparison.row import Runs
 from tunewise.fitting.forgetting import Retention
@@ -17,7 +17,7 @@ from tunewise.testing import tiny_base, tiny_task
 
 def test_twice_the_time_is_twice_the_steps(tmp_path):
     base = tiny_base()
-    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
     recipe = make("lora", {}).resolved(base)
     found = []
     for minutes in (1, 2):
@@ -30,7 +30,7 @@ def test_twice_the_time_is_twice_the_steps(tmp_path):
 
 def test_steps_once_decided_stay(tmp_path):
     base = tiny_base()
-    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
     recipe = make("lora", {}).resolved(base)
     first = Clock(0.1, time.time(), tmp_path / "paces.json").steps(recipe, cache, TrainSettings(), 1, 1)
     again = Clock(0.1, time.time() - 5, tmp_path / "paces.json").steps(recipe, cache, TrainSettings(), 1, 1)
@@ -39,7 +39,7 @@ def test_steps_once_decided_stay(tmp_path):
 
 def test_another_budget_in_the_same_folder_is_another_number_of_steps(tmp_path):
     base = tiny_base()
-    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
     recipe, found = make("lora", {}).resolved(base), []
     for minutes, trials in ((0.1, 1), (1, 1), (1, 2)):
         clock = Clock(minutes, time.time(), tmp_path / "paces.json")
@@ -51,7 +51,7 @@ def test_another_budget_in_the_same_folder_is_another_number_of_steps(tmp_path):
 def test_remedies_are_timed_too(tmp_path):
     """They need a memory of the base, which is taken before anything is attached."""
     base = tiny_base()
-    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
     settings = TrainSettings(replay=0.5)
     clock = Clock(0.1, time.time(), tmp_path / "paces.json")
     assert clock.steps(make("lora", {}).resolved(base), cache, settings, 1, 1) > 1
@@ -60,7 +60,7 @@ def test_remedies_are_timed_too(tmp_path):
 def test_the_base_is_given_back_after_timing(tmp_path):
     base = tiny_base()
     before = base.fingerprint
-    cache = Cache(base, tiny_task(), validation=8, test=8, retention=None)
+    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
     Clock(0.1, time.time(), tmp_path / "paces.json").steps(
         make("full", {}).resolved(base), cache, TrainSettings(), 1, 1
     )
@@ -95,7 +95,7 @@ def test_what_one_technique_learns_before_training_is_not_taken_from_the_others(
     prepare = icl._Shown.prepare
     monkeypatch.setattr(icl._Shown, "prepare", lambda self, study: (time.sleep(5), prepare(self, study))[1])
     base = tiny_base()
-    cache = Cache(base, tiny_task(), validation=8, test=8, retention=Retention.measure(base, None))
+    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=Retention.measure(base, None))
     clock = Clock(1, time.time(), tmp_path / "paces.json")
     runs = Runs(cache, Budget(minutes=1), TrainSettings(), tmp_path, (), lambda *told: None, clock)
     row, _ = runs.row(make("icl", {}).resolved(base), 2)

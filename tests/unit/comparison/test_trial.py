@@ -3,7 +3,7 @@
 import pytest
 
 from tunewise.comparison import trial as trials
-from tunewise.comparison.context import Cache
+from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.trial import Trial, run
 from tunewise.core.errors import DivergedError
 from tunewise.fitting.forgetting import Retention
@@ -16,7 +16,7 @@ from tunewise.testing import tiny_base, tiny_task
 @pytest.fixture
 def cache():
     base, task = tiny_base(), tiny_task()
-    return Cache(base, task, validation=8, test=8, retention=Retention.measure(base, None), life="now")
+    return ComparisonContext(base, task, validation=8, test=8, retention=Retention.measure(base, None), life="now")
 
 
 def asked(name="lora", **settings):

@@ -15,7 +15,7 @@ from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
 from tunewise.results.report.charts import charts
 from tunewise.results.report.label_placement import placed
-from tunewise.results.report.page import number, page
+from tunewise.results.report.page import number, render_html
 from tunewise.results.report.png_charts import pngs
 from tunewise.results.report.side_by_side import beside, differences
 
@@ -56,7 +56,7 @@ def old(result):
 
 
 def test_the_page_holds_everything_in_order():
-    text = page(comparison())
+    text = render_html(comparison())
     headings = [item.strip() for item in Reader(text).texts["h2"] if item.strip()]
     titles = ["Results", "Charts", "Answers to 10 test examples", "What was searched", "To make it again"]
     assert [item for item in headings if item in titles] == titles
@@ -69,16 +69,16 @@ def test_the_page_holds_everything_in_order():
 
 
 def test_it_loads_nothing_and_says_so_to_the_browser():
-    tags = Reader(page(comparison())).tags
+    tags = Reader(render_html(comparison())).tags
     links = [value for _, attrs in tags for name, value in attrs.items() if name in ("src", "href", "srcset", "action")]
     assert links == ["data:,"]
     policy = next(attrs["content"] for tag, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none';") and "http" not in policy and "eval" not in policy
-    assert page(comparison()).count('id="library"') == 1
+    assert render_html(comparison()).count('id="library"') == 1
 
 
 def test_hostile_text_stays_text():
-    clean, text = Reader(page(comparison())), page(comparison(comparison_result.hostile()))
+    clean, text = Reader(render_html(comparison())), render_html(comparison(comparison_result.hostile()))
     found = Reader(text)
     tags = [tag for tag, _ in clean.tags]
     assert [tag for tag, _ in found.tags if tag == "script"] == [tag for tag in tags if tag == "script"]
@@ -92,7 +92,7 @@ def test_hostile_text_stays_text():
 
 
 def test_a_file_of_the_first_version_still_has_its_page():
-    text = page(comparison(old(comparison_result.result())))
+    text = render_html(comparison(old(comparison_result.result())))
     assert "Recommended: icl." in text
     for part in ("test examples</h2>", "Each row by itself", "Further figures", 'data-chart="curves"'):
         assert part not in text
@@ -104,7 +104,7 @@ def test_a_result_without_a_score_is_a_page_without_charts():
     result["rows"] = [row for row in result["rows"] if "score" not in row]
     result["verdict"] = {"best": None, "ties": [], "recommended": None, "reasons": ["no technique finished"]}
     result["answers"] = []
-    text = page(comparison(result))
+    text = render_html(comparison(result))
     assert "No verdict" in text and "Charts" not in text and "library" not in re.sub(r"(?s)<script>.*", "", text)
 
 
@@ -212,7 +212,7 @@ def test_the_command_line_writes_them(tmp_path, monkeypatch, capsys):
         artifact_writer.write_json(tmp_path / name / "compare.json", comparison_result.result())
     assert run(tmp_path / "one", "--html", tmp_path / "r.html", "--json") == 0
     assert json.loads(capsys.readouterr().out)["schema"] == 1
-    assert (tmp_path / "r.html").read_text("utf-8") == page(comparison())
+    assert (tmp_path / "r.html").read_text("utf-8") == render_html(comparison())
     assert run(tmp_path / "one", tmp_path / "two") == 0
     assert "B less A" in capsys.readouterr().out
     assert run(tmp_path / "one", tmp_path / "two", "--html", tmp_path / "s.html") == 2

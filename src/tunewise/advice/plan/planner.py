@@ -44,7 +44,7 @@ _STEPS = 2  # of each phase: the second one has the optimiser's state from its b
 
 
 @dataclass(frozen=True)
-class Need:
+class Requirements:
     """What a trial needs on one kind of device, by one ledger; sizes in bytes, times in seconds."""
 
     optimised: int
@@ -78,7 +78,7 @@ class Planner:
     device: str = "cpu"
     rates: Rates | None = None
     report: Callable[[str, int, int], None] = lambda name, done, total: None
-    _known: dict[tuple[Technique, TrainSettings], Need] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[tuple[Technique, TrainSettings], Requirements] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, limit: float) -> list[PlanRow]:
         """One row for each technique, in the order given, on a device of `limit` bytes."""
@@ -92,7 +92,7 @@ class Planner:
         self.report("", len(self.techniques), len(self.techniques))
         return found
 
-    def _need(self, technique: Technique, settings: TrainSettings) -> Need:
+    def _need(self, technique: Technique, settings: TrainSettings) -> Requirements:
         if (technique, settings) not in self._known:
             found = measure(self.sketched, self.task, technique, settings, self.device, self.rates)
             self._known[technique, settings] = found
@@ -132,7 +132,7 @@ class Planner:
         )
 
 
-def _largest(need: Need, size: int, limit: float, rows: int) -> int:
+def _largest(need: Requirements, size: int, limit: float, rows: int) -> int:
     """The micro-batch whose activations fill what the rest leaves, at most all `rows`; they grow up to a whole pass."""
     grows = need.memory.activations or 0
     found = max(int(min(size, need.whole) * (limit - need.peak + grows) / grows), 0) if grows > 0 else size
@@ -146,7 +146,7 @@ def measure(
     settings: TrainSettings,
     device: str = "cpu",
     rates: Rates | None = None,
-) -> Need:
+) -> Requirements:
     """What one technique needs, by running its training without contents.
 
     Raises:
@@ -184,7 +184,7 @@ def measure(
         step = trained.seconds(rates, shares) if rates is not None and recipe.trains else None
         rows_bytes = len(rows_text(attachment.stored_rows()).encode())
         prompt, request = _request(attachment, task, ledger, weights, rates)
-        return Need(
+        return Requirements(
             optimised,
             sum(tensor.numel() for tensor in state.values()),
             artifact_writer.file_bytes(state) + rows_bytes,

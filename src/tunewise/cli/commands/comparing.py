@@ -46,7 +46,7 @@ def report(
 ) -> None:
     """Show a comparison again, or two side by side."""
     from tunewise.core import artifact_writer
-    from tunewise.results.report.page import page
+    from tunewise.results.report.page import render_html
     from tunewise.results.report.png_charts import pngs
     from tunewise.results.report.side_by_side import beside
     from tunewise.results.report.tables import picture, terminal
@@ -55,7 +55,7 @@ def report(
         raise SettingError("--html, --svg and --png show one comparison; give one folder")
     results = [_comparison(path) for path in (folder, other) if path is not None]
     view = beside(*results) if other is not None else terminal(results[0])
-    texts = [(html, page(results[0]) if html else ""), (svg, picture(results[0]) if svg else "")]
+    texts = [(html, render_html(results[0]) if html else ""), (svg, picture(results[0]) if svg else "")]
     if png:
         pngs(results[0], png)
     for path, text in texts:

@@ -31,7 +31,7 @@ def techniques(
     if as_json:
         print_json(techniques.facts(name))
     else:
-        console().print(techniques.tree() if name is None else techniques.page(name))
+        console().print(techniques.tree() if name is None else techniques.render_technique(name))
 
 
 def _survey(model: str, as_json: bool) -> None:

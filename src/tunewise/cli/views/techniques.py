@@ -63,11 +63,11 @@ def facts(name: str | None = None) -> Any:
     }
 
 
-def page(name: str) -> RenderableType:
+def render_technique(name: str) -> RenderableType:
     """One technique: what it is, from where, its facts and settings."""
     recipe = make(name)
     if "+" in name:
-        return Group(*(part for each in name.split("+") for part in (page(each), Text(""))))
+        return Group(*(part for each in name.split("+") for part in (render_technique(each), Text(""))))
     cls: type[Technique] = type(recipe)
     lines = [Text(f"{cls.name}: {cls.summary}", style="bold"), Text(f"  {cls.equation}")]
     if cls.citation:

@@ -109,7 +109,7 @@ class _Searched:
     settings: list[tuple[str, str]]
 
 
-def page(result: Comparison) -> str:
+def render_html(result: Comparison) -> str:
     """The content of `report.html`: verdict, table, charts, answers, search, and how to make each row again."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
-from tunewise.techniques.building.generated import Made
+from tunewise.techniques.building.generated import GeneratedAttachment
 from tunewise.techniques.building.virtual_tokens import Placeholders
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _encoder(kind: str, width: int) -> nn.Sequential:
     return nn.Sequential(_MIXERS[kind](width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
-class _Encoded(Made):
+class _Encoded(GeneratedAttachment):
     def __init__(self, base: Base, recipe: PTuning, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
         self.virtual_tokens, self.virtual_suffix = recipe.before, recipe.after

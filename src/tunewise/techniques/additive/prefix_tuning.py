@@ -23,7 +23,7 @@ from tunewise.contract.attachment import Attachment, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError
-from tunewise.techniques.building.generated import Made
+from tunewise.techniques.building.generated import GeneratedAttachment
 from tunewise.techniques.building.peft_lora import head
 from tunewise.techniques.building.virtual_tokens import Placeholders, ordinary_tokens, text_tokens
 
@@ -78,7 +78,7 @@ class PrefixTuning(Technique):
         return cls(num_virtual_tokens=tensors["prompt_embeddings"].shape[0], prefix_projection=False, init="random")
 
 
-class _Prefix(Made):
+class _Prefix(GeneratedAttachment):
     def __init__(self, base: Base, recipe: PrefixTuning, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
         self.recipe: PrefixTuning = recipe

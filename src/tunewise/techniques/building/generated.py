@@ -11,7 +11,7 @@ from torch import Tensor
 from tunewise.contract.attachment import Attachment, strict
 
 
-class Made(Attachment):
+class GeneratedAttachment(Attachment):
     """The artifact holds `make()`'s tensors; the parameters that make them are needed only to train on."""
 
     stored: dict[str, Tensor] | None = None  # as loaded, in place of what the parameters would make

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
 
-class Embedded(Attachment):
+class TextSearchAttachment(Attachment):
     """`vectors` (texts, size) in half precision where texts are found by them; `facts` are what a report says."""
 
     def __init__(self, base: Base, recipe: Technique) -> None:

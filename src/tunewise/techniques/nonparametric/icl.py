@@ -29,7 +29,7 @@ from tunewise.engine.encoding import Encoder
 from tunewise.fitting.scoring import label_table
 from tunewise.retrieval.embedder import DTYPES, loaded
 from tunewise.techniques.building import demonstrations, label_calibration
-from tunewise.techniques.building.text_search import Embedded
+from tunewise.techniques.building.text_search import TextSearchAttachment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,7 @@ class ICL(Technique):
         return _Shown(base, self)
 
 
-class _Shown(Embedded):
+class _Shown(TextSearchAttachment):
     def __init__(self, base: Base, recipe: ICL) -> None:
         super().__init__(base, recipe)
         self.recipe: ICL = recipe

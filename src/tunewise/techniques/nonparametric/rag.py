@@ -32,7 +32,7 @@ from tunewise.retrieval.index import FACTS
 from tunewise.retrieval.passage import Hit, Passage
 from tunewise.retrieval.prompt import holds_answer, with_passages
 from tunewise.retrieval.search import Passages, Retriever, Store
-from tunewise.techniques.building.text_search import Embedded
+from tunewise.techniques.building.text_search import TextSearchAttachment
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
@@ -102,7 +102,7 @@ class RAG(Technique):
         return sources.stamp(self.knowledge or task.knowledge or "")
 
 
-class _Retrieving(Embedded):
+class _Retrieving(TextSearchAttachment):
     def __init__(self, base: Base, recipe: RAG) -> None:
         super().__init__(base, recipe)
         self.recipe: RAG = recipe

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tunewise.contract.attachment import Attachment, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique, fact
-from tunewise.techniques.building.generated import Made
+from tunewise.techniques.building.generated import GeneratedAttachment
 from tunewise.techniques.building.sparse_entries import weights_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class ThresholdMask(Technique):
         return _Masked(base, self, generator)
 
 
-class _Masked(Made):
+class _Masked(GeneratedAttachment):
     def __init__(self, base: Base, recipe: ThresholdMask, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
         self.tau = (_ONES if recipe.init == "ones" else _UNIFORM)["tau"]

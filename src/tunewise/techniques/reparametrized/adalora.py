@@ -26,7 +26,7 @@ from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError, SettingError
 from tunewise.engine.anatomy import features
-from tunewise.techniques.building.generated import Made
+from tunewise.techniques.building.generated import GeneratedAttachment
 from tunewise.techniques.building.lowrank import ALL_LINEAR, LowRank, targets
 from tunewise.techniques.building.peft_lora import Factors
 
@@ -98,7 +98,7 @@ class AdaLoRA(Technique):
         return begin, max(total - rest, 0)
 
 
-class _Adaptive(Made, LowRank):
+class _Adaptive(GeneratedAttachment, LowRank):
     def __init__(self, base: Base, recipe: AdaLoRA, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
         self.recipe: AdaLoRA = recipe
