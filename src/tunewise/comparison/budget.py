@@ -1,4 +1,4 @@
-"""What every technique of a comparison may spend: steps, tokens or minutes, a search and seeds."""
+"""Defines what every technique of a comparison may spend: steps, tokens or minutes, a search and seeds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from tunewise.fitting.settings import TrainSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What every technique may spend.
+    """Limits what every technique may spend. Both samples of examples are the same for every technique.
 
-    `steps` optimiser steps, or `tokens` training tokens, for each trial, or `minutes` for all of them together, of
-    which every technique that trains gets an equal share; `search` trials' worth of training for each
-    technique's search and its winner's first seed (1: no search); `seeds` runs of the winner. Test examples: the
-    default is 500 for classification and 200 where answers are written; both samples are the same for every technique.
+    Attributes:
+        steps: optimiser steps of each trial.
+        tokens: training tokens of each trial, in place of steps.
+        search: trainings of full length that the search may cost, the winner's first seed included; 1: no search.
+        seeds: seeds that the winner is run with.
+        minutes: time of the whole comparison, of which every technique that trains gets an equal share.
+        validation_examples: size of the validation sample.
+        test_examples: size of the test sample; default: 500 for classification, 200 for generation.
     """
 
     steps: int = 100
@@ -47,18 +51,16 @@ class Budget:
             raise SettingError("a budget is in tokens or in minutes, not both")
 
 
-_PROBE = 4  # steps that are timed; the first one warms up and is not counted
-
-
-_USED = 0.9  # share of the time that is planned; the rest is for what takes longer than it did at first
+_TIMED_STEPS = 4  # the first one is a warm-up and is not counted
+_PLANNED_SHARE = 0.9  # of the time; the rest is a reserve for steps that take longer than those timed
 
 
 @dataclass
 class Clock:
-    """Time that a comparison may take, from `started` (seconds since the epoch) on.
+    """Divides the time that a comparison may take, from `started` (seconds since the epoch) on, into training steps.
 
-    `scoring` is the longest that a trial took beside its training so far. Steps once decided are kept in `path`, so
-    that a comparison that is continued trains what it began.
+    `scoring` is the longest time in seconds that a trial has needed besides training so far. The steps decided for a
+    technique are kept in the file `path`, so that a continued comparison trains for as many steps as before.
     """
 
     minutes: float
@@ -68,39 +70,41 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Return the seconds that are left; negative once the time is used up."""
         return self.minutes * 60 - (time.time() - self.started)
 
     def steps(
         self, technique: Technique, context: ComparisonContext, settings: TrainSettings, rows: int, trials: int
     ) -> int:
-        """Optimiser steps of each of a technique's `trials`, where `rows` techniques share what is left."""
-        known = artifact_writer.read_json(self.path) if self.path.is_file() else {}
-        asked = f"{technique.name}, {trials} trials, {self.minutes:g} minutes"
-        if asked not in known:
-            pace, learning = self._pace(technique, context, settings)
-            share = _USED * self.left / rows - trials * (self.scoring + learning)
-            known[asked] = max(int(share / trials / pace), 1)
-            artifact_writer.write_json(self.path, known)
-        return int(known[asked])
+        """Return the optimiser steps of each of a technique's `trials`, where `rows` techniques share the time left."""
+        decided = artifact_writer.read_json(self.path) if self.path.is_file() else {}
+        key = f"{technique.name}, {trials} trials, {self.minutes:g} minutes"
+        if key not in decided:
+            step_seconds, prepare_seconds = self._time_steps(technique, context, settings)
+            share = _PLANNED_SHARE * self.left / rows - trials * (self.scoring + prepare_seconds)
+            decided[key] = max(int(share / trials / step_seconds), 1)
+            artifact_writer.write_json(self.path, decided)
+        return int(decided[key])
 
-    def _pace(self, technique: Technique, context: ComparisonContext, settings: TrainSettings) -> tuple[float, float]:
-        """Seconds of a step, and seconds that the technique takes before its first one."""
+    def _time_steps(
+        self, technique: Technique, context: ComparisonContext, settings: TrainSettings
+    ) -> tuple[float, float]:
+        """Measure the seconds per step, and the seconds that the technique needs before its first step."""
         ends: list[float] = []
         context.measure_bare(settings)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
             attachment = technique.attach(context.base, generator(0, "attach"))
             attachment.prepare(study(attachment, context.task, context.validation, 0))
-            learning = time.perf_counter() - begun
+            prepare_seconds = time.perf_counter() - started
             train(
                 attachment,
                 context.train_sequences(attachment),
-                replace(settings, max_steps=_PROBE * attachment.phases),
+                replace(settings, max_steps=_TIMED_STEPS * attachment.phases),
                 on_step=lambda step, value: ends.append(time.perf_counter()),
                 reuse_trunk=False,
                 rehearsal=context.rehearsal,
             )
         finally:
             context.base.release()
-        return median(after - before for before, after in pairwise(ends)), learning
+        return median(after - before for before, after in pairwise(ends)), prepare_seconds

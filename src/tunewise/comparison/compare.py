@@ -1,9 +1,9 @@
-"""Runs techniques side by side on one task under one budget, and says which is best and what cannot be told apart.
+"""Runs techniques side by side on one task under one budget, and says which is best and which are tied with it.
 
-Every technique gets the same data order, the same number of steps or tokens, and the same allowance for a search of
-its learning rate and settings on validation; the test split is scored once a seed. What fails stays in the table with
-its reason. Finished trials are read from disk, so a comparison that was interrupted, or asked for one technique more,
-runs only what is missing.
+Every technique gets the same data order, the same number of steps or tokens, and the same allowance to search its
+learning rate and settings on validation data. The test split is scored once per seed. A technique that fails stays in
+the table with its reason. Finished trials are read from disk, so a comparison that was interrupted, or that gets one
+more technique, runs only what is missing.
 """
 
 from __future__ import annotations
@@ -78,66 +78,66 @@ def compare(
     progress: RowProgress = silent_row,
     invocation: Invocation | None = None,
 ) -> dict[str, Any]:
-    """Run the comparison and return the content of `compare.json`; it is written to `out` with `report.md` and `.html`.
+    """Run the comparison and return the content of `compare.json`; write it to `out` with both reports.
 
     Args:
-        base: the model, bare.
+        base: the model, with nothing attached.
         task: the data.
         techniques: recipes; those without a learning rate get the default for this base.
-        out: folder; trials finished there before are not run again.
+        out: the output folder; trials that are already finished there are not run again.
         budget: what each technique may spend.
-        settings: batch size, schedule and the like; its `max_steps` is replaced by the budget's.
-        retention: texts that the base should still predict well; default: text sampled from the base.
+        settings: batch size, schedule and other training settings; its `max_steps` is replaced by the budget's.
+        retention: texts that forgetting is measured on; default: text sampled from the base.
         probe: a task that the base can do; its score is taken again on up to 200 test examples after each trial.
-        remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: what the base writes.
-        needs: what is required of the recommended row, as `memory<8GB`, `mergeable`, `retain`.
-        price: US dollars that an hour of this machine costs; gives the price of a thousand requests.
+        remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: text from the base.
+        needs: what is required of the recommended row, such as `memory<8GB`, `mergeable`, `retain`.
+        price: US dollars per hour of this machine, from which the price of a thousand requests follows.
         report_to: services that follow training: tensorboard, wandb, mlflow, trackio.
-        progress: called as progress(technique, what, done, total); a total of 0 is not known.
-        invocation: how it was started and who follows it: callbacks, the lock, advice on the order.
+        progress: called as progress(technique, what, done, total); a total of 0 means unknown.
+        invocation: how it was started and who follows it: callbacks, the lock, and advice on the order.
 
     Raises:
-        SettingError: two rows of the same name, or none; a need that is not one.
-        RequestError: another process works in `out`.
+        SettingError: two techniques have the same name, there are none, or a need cannot be read.
+        RequestError: another process uses `out`.
     """
     budget, invocation = budget or Budget(), invocation or Invocation()
     course = invocation.course
     names = [technique.name for technique in techniques]
     if not names or len(set(names)) < len(names):
-        raise SettingError(f"the techniques to compare must be different and at least one; given: {', '.join(names)}")
-    begun = time.perf_counter()
-    wanted = [Need.read(need) for need in needs]
+        raise SettingError(f"compare needs at least one technique, each only once; got: {', '.join(names)}")
+    started_at = time.perf_counter()
+    required = [Need.read(need) for need in needs]
     trackers.check(report_to)
     folder = artifact_writer.output_folder(out)
     settings = replace(settings or TrainSettings(), max_steps=budget.steps)
-    tests = budget.test_examples or (200 if task.kind == "generation" else 500)
+    test_examples = budget.test_examples or (200 if task.kind == "generation" else 500)
     with nullcontext() if invocation.locked else artifact_writer.lock(folder):
-        progress("base", "measuring what the base knows", 0, 1)
-        knew = Retention.measure(base, retention)
+        progress("base", "measuring the base on retention text", 0, 1)
+        base_retention = Retention.measure(base, retention)
         context = ComparisonContext(
             base,
             task,
             validation=budget.validation_examples,
-            test=tests,
-            retention=knew,
+            test=test_examples,
+            retention=base_retention,
             probe=probe,
             remembered=remembered,
-            life=invocation.life or uuid4().hex,
+            attempt_id=invocation.attempt_id or uuid4().hex,
             report_to=report_to,
             on_trial=invocation.on_trial,
         )
         command = tuple(invocation.command) if invocation.command else None
-        result = replace(_head(context, budget, settings), command=command)
+        result = replace(_without_rows(context, budget, settings), command=command)
         started = invocation.started or time.time()
         clock = Clock(budget.minutes, started, folder / "paces.json") if budget.minutes else None
         runs = Runs(context, budget, settings, folder / "trials", invocation.held, progress, clock)
         rows: list[Row] = []
         answers, tables = dict[str, tuple[str, ...]](), dict[str, np.ndarray]()
         order = sorted(techniques, key=lambda technique: technique.trains) if clock else techniques
-        turns = course.turns(order, rows) if course is not None else _all_of(order)
-        for technique, left, reason in turns:
+        turns = course.turns(order, rows) if course is not None else _all_in_turn(order)
+        for technique, rows_left, reason in turns:
             row, records = (
-                runs.row(technique.resolved(base), left) if reason is None else (skipped(technique, reason), [])
+                runs.row(technique.resolved(base), rows_left) if reason is None else (skipped(technique, reason), [])
             )
             if price is not None and isinstance(row, ScoredRow):
                 usd = row.cost.seconds_per_example / 3.6 * price
@@ -147,14 +147,14 @@ def compare(
             if records:
                 tables[row.technique] = np.array([record.per_example for record in records])
                 answers[row.technique] = records[0].answers
-            rows[:], verdict_so_far = _concluded(rows, tables, wanted)
+            rows[:], verdict_so_far = _with_intervals_and_verdict(rows, tables, required)
             result = replace(
                 result,
                 rows=tuple(rows),
                 verdict=verdict_so_far,
                 advice=course.followed() if course is not None else None,
                 answers=_answers(context, tables, answers),
-                seconds=time.perf_counter() - begun,
+                seconds=time.perf_counter() - started_at,
             )
             artifact_writer.write_json(folder / "compare.json", result.to_json())
             invocation.on_row(result)
@@ -163,30 +163,32 @@ def compare(
     return result.to_json()
 
 
-def _all_of(order: Sequence[Technique]) -> Iterator[tuple[Technique, int, str | None]]:
-    """Every technique, with how many are left with it."""
+def _all_in_turn(order: Sequence[Technique]) -> Iterator[tuple[Technique, int, str | None]]:
+    """Yield every technique in turn, with the number of rows left, this one included, and no reason to skip it."""
     for place, technique in enumerate(order):
         yield technique, len(order) - place, None
 
 
-def _concluded(rows: Sequence[Row], tables: dict[str, np.ndarray], needs: Sequence[Need]) -> tuple[list[Row], Verdict]:
-    """Each row with its interval and its place among the others so far, and the verdict over them."""
-    usual, places = seed_variance(tables), ranks(tables)
-    placed: list[Row] = []
+def _with_intervals_and_verdict(
+    rows: Sequence[Row], tables: dict[str, np.ndarray], needs: Sequence[Need]
+) -> tuple[list[Row], Verdict]:
+    """Give each row its interval, rank and p value among the rows so far, and reach the verdict over them."""
+    seeds, rank_of = seed_variance(tables), ranks(tables)
+    ranked: list[Row] = []
     for row in rows:
         if isinstance(row, ScoredRow) and row.technique in tables:
-            low, high = interval(tables[row.technique], usual)
-            row = replace(row, score=replace(row.score, low=low, high=high), rank=places[row.technique])
-        placed.append(row)
-    found = verdict([row for row in placed if isinstance(row, ScoredRow)], tables, needs)
-    values = against(found.best, tables) if found.best is not None else {}
-    return [replace(row, p_value=values.get(row.technique)) for row in placed], found
+            low, high = interval(tables[row.technique], seeds)
+            row = replace(row, score=replace(row.score, low=low, high=high), rank=rank_of[row.technique])
+        ranked.append(row)
+    conclusion = verdict([row for row in ranked if isinstance(row, ScoredRow)], tables, needs)
+    p_values = against(conclusion.best, tables) if conclusion.best is not None else {}
+    return [replace(row, p_value=p_values.get(row.technique)) for row in ranked], conclusion
 
 
 def _answers(
     context: ComparisonContext, tables: Mapping[str, np.ndarray], answers: Mapping[str, tuple[str, ...]]
 ) -> tuple[Answer, ...]:
-    """The first test examples, with what each technique's first seed answered."""
+    """Return the first test examples, with what each technique's first seed answered."""
     return tuple(
         Answer(
             prompt=example.prompt,
@@ -200,9 +202,10 @@ def _answers(
     )
 
 
-def _head(context: ComparisonContext, budget: Budget, settings: TrainSettings) -> Comparison:
-    base, task, held = context.base, context.task, context.retention
-    assert held is not None
+def _without_rows(context: ComparisonContext, budget: Budget, settings: TrainSettings) -> Comparison:
+    """Describe the model, task, budget and machine of a comparison that has no rows yet."""
+    base, task, retention = context.base, context.task, context.retention
+    assert retention is not None
     return Comparison(
         schema=SCHEMA,
         tunewise=__version__,
@@ -224,10 +227,10 @@ def _head(context: ComparisonContext, budget: Budget, settings: TrainSettings) -
             notes=tuple(task.notes),
         ),
         retention=RetentionFacts(
-            source=held.source,
-            sequences=len(held.sequences),
-            kl_positions=held.kl_tokens,
-            base_nll=held.nll,
+            source=retention.source,
+            sequences=len(retention.sequences),
+            kl_positions=retention.kl_tokens,
+            base_nll=retention.nll,
             probe=context.probe.name if context.probe is not None else None,
         ),
         budget=BudgetFacts(**asdict(budget)),
@@ -239,7 +242,7 @@ def _head(context: ComparisonContext, budget: Budget, settings: TrainSettings) -
 
 
 def machine(base: Base) -> MachineFacts:
-    """What the figures were measured on."""
+    """Describe the machine that the figures are measured on."""
     return MachineFacts(
         platform=platform.platform(terse=True),
         processor=platform.processor() or platform.machine(),

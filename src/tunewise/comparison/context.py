@@ -1,4 +1,4 @@
-"""What the trials of one comparison share."""
+"""Holds what the trials of one comparison share."""
 
 from __future__ import annotations
 
@@ -19,16 +19,23 @@ from tunewise.fitting.scoring import encoder_for
 from tunewise.fitting.settings import TrainSettings
 from tunewise.results.schema import TrialIdentity, TrialRecord
 
-_PROBED = 200  # examples of a probe that are scored
+_PROBED = 200  # examples of the probe that are scored at most
 
 
 class ComparisonContext:
-    """What the trials of one comparison share: the base, the task, its samples, and sequences tokenised once.
+    """Holds what the trials of one comparison share: the base, the task, its samples, and sequences tokenised once.
 
-    `probe` is a task that the base could do before; what is left of it is measured after each trial. `remembered` is
-    text for the remedies for forgetting. `life` names this run of the comparison: what failed in it is not tried again
-    before the next. `report_to` are services that follow training. `on_trial` is told the folder and the recipe of
-    the trial that runs, and None when it is over.
+    Args:
+        base: the model, bare.
+        task: the data.
+        validation: validation examples to sample.
+        test: test examples to sample.
+        retention: what forgetting is measured on; None measures none.
+        probe: a task that the base could do; its score is taken again after each trial.
+        remembered: text for the remedies for forgetting.
+        attempt_id: identifies this run of the comparison; a trial that failed in it is retried only in the next one.
+        report_to: services that follow training.
+        on_trial: is told the folder and the recipe of the trial that runs, and None twice when it is over.
     """
 
     def __init__(
@@ -41,23 +48,23 @@ class ComparisonContext:
         retention: Retention | None,
         probe: Task | None = None,
         remembered: Sequence[str] | None = None,
-        life: str = "",
+        attempt_id: str = "",
         report_to: Sequence[str] = (),
         on_trial: OnTrial = ignore_trial,
     ) -> None:
         self.base, self.task, self.retention, self.probe = base, task, retention, probe
-        self.remembered, self.life, self._on_trial = remembered, life, on_trial
+        self.remembered, self.attempt_id, self._on_trial = remembered, attempt_id, on_trial
         self.report_to = tuple(report_to)
         self.probed = sample(probe.test, _PROBED) if probe is not None else ()
         self.validation = sample(task.validation, validation)
         self.test = sample(task.test, test)
-        self._plain: dict[tuple[int, int], list[TokenSequence]] = {}
+        self._encoded: dict[tuple[int, int], list[TokenSequence]] = {}
         self.rehearsal: Rehearsal | None = None
         self.on_task: OnTask | None = None
         self.norm = 0.0
 
     def measure_bare(self, settings: TrainSettings) -> None:
-        """What must be known of the base before anything is attached to it; taken once."""
+        """Measure, once, what must be known of the base before anything is attached to it."""
         if settings.remembers and self.rehearsal is None:
             self.rehearsal = Rehearsal.of(self.base, self.remembered)
         if self.retention is not None and self.on_task is None:
@@ -67,17 +74,20 @@ class ComparisonContext:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the base's probabilities that are kept to compare with."""
-        kept = [*(self.retention.log_p if self.retention else ()), *(self.on_task.log_p if self.on_task else ())]
-        return sum(tensor.nbytes for tensor in kept)
+        """Return the bytes of the base's log probabilities that are kept to compare with."""
+        log_probabilities = [
+            *(self.retention.log_p if self.retention else ()),
+            *(self.on_task.log_p if self.on_task else ()),
+        ]
+        return sum(tensor.nbytes for tensor in log_probabilities)
 
     def stands(self, record: TrialRecord | None) -> TypeGuard[TrialRecord]:
-        """Whether a failure is not tried again: it would be the same, or it happened in this comparison's life."""
-        return record is not None and record.status == "failed" and record.life in (None, self.life)
+        """Return whether a failure is final for now: it would recur, or it happened in this very attempt."""
+        return record is not None and record.status == "failed" and record.life in (None, self.attempt_id)
 
     @contextmanager
     def running(self, folder: Path, identity: TrialIdentity) -> Iterator[None]:
-        """Says which trial runs, for whoever watches over this process."""
+        """Tell the supervising process which trial runs."""
         self._on_trial(str(folder), identity)
         try:
             yield
@@ -85,11 +95,11 @@ class ComparisonContext:
             self._on_trial(None, None)
 
     def train_sequences(self, attachment: Attachment) -> list[TokenSequence]:
-        """The training split for this attachment; shared by all that do not touch the text."""
+        """Encode the training split for this attachment; all that leave the text as it is share one encoding."""
         rendered = [attachment.render(example) for example in self.task.train]
-        room = attachment.virtual_tokens, attachment.virtual_suffix
+        virtual = attachment.virtual_tokens, attachment.virtual_suffix
         if any(new is not old for new, old in zip(rendered, self.task.train, strict=True)):
             return encoder_for(attachment, self.task).encode(rendered)
-        if room not in self._plain:
-            self._plain[room] = encoder_for(attachment, self.task).encode(rendered)
-        return self._plain[room]
+        if virtual not in self._encoded:
+            self._encoded[virtual] = encoder_for(attachment, self.task).encode(rendered)
+        return self._encoded[virtual]

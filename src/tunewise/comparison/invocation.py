@@ -1,4 +1,4 @@
-"""How a comparison was started and who follows it, as far as its results do not depend on it."""
+"""Describes how a comparison was started and who follows it; its results do not depend on this."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ OnTrial = Callable[[str | None, "TrialIdentity | None"], None]
 
 
 def ignore_row(result: Comparison, /) -> None:
-    """Do nothing about a row."""
+    """Ignore a finished row."""
 
 
 def ignore_trial(folder: str | None, identity: TrialIdentity | None, /) -> None:
-    """Do nothing about a trial."""
+    """Ignore the start or end of a trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation:
-    """What the caller of `compare` says beyond the question.
+    """Holds what the caller of `compare` says besides what is compared.
 
     Attributes:
-        held: settings as "lora.r" that were chosen, which a search leaves alone.
-        started: when the minutes of the budget began, in seconds since the epoch; default: now.
-        command: the words of the command line, for whoever wants to repeat the comparison.
+        held: settings such as "lora.r" that the user chose, which a search does not vary.
+        started: when the minutes of the budget started, in seconds since the epoch; default: now.
+        command: the command line, which the report shows so that the comparison can be repeated.
         course: advice to follow: what to run in which order, and when to stop; default: all, in their order.
-        on_row: called with the result so far after each row.
-        on_trial: called with a trial's folder and recipe when it begins, and with None twice when it is over.
-        life: names this attempt; a trial that failed in it is not tried again in it (default: a new one).
+        on_row: is called with the result so far after each row.
+        on_trial: is called with a trial's folder and recipe when it starts, and with None twice when it is over.
+        attempt_id: identifies this attempt; a trial that failed in it is not retried in it (default: a new one).
         locked: the caller holds the lock of the output folder.
     """
 
@@ -43,5 +43,5 @@ class Invocation:
     course: Course | None = None
     on_row: OnRow = ignore_row
     on_trial: OnTrial = ignore_trial
-    life: str | None = None
+    attempt_id: str | None = None
     locked: bool = False

@@ -1,4 +1,4 @@
-"""A comparison in words, as a command line gives it: what a worker process is told, and can do alone."""
+"""Defines a comparison as options of a command line: a worker process receives it as JSON and carries it out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptions:
-    """What each technique may spend."""
+    """Holds the options that say what each technique may spend."""
 
     budget_steps: int = 100
     budget_tokens: int | None = None
@@ -44,7 +44,7 @@ class BudgetOptions:
     validation_examples: int = 128
 
     def budget(self) -> Budget:
-        """Read these options as a budget; a `SettingError` says which is out of range."""
+        """Return the budget of these options; a `SettingError` says which option is out of range."""
         from tunewise.comparison.budget import Budget
 
         return Budget(
@@ -60,7 +60,7 @@ class BudgetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ForgettingOptions:
-    """What forgetting is measured on."""
+    """Holds the options that say what forgetting is measured on."""
 
     retention: str | None = None
     probe: str | None = None
@@ -68,7 +68,7 @@ class ForgettingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """The options of `tunewise compare` that say what is compared, in the order of its help."""
+    """Holds the options of `tunewise compare` that say what is compared, in the order of its help."""
 
     model: str
     data: str
@@ -90,10 +90,10 @@ class CompareOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Everything that a comparison is asked, in types that JSON can hold."""
+    """Holds everything that defines a comparison, in types that JSON can hold."""
 
     options: CompareOptions
-    default_sources: list[str] = field(default_factory=list)  # for what learns from other tasks, where none are given
+    default_sources: list[str] = field(default_factory=list)  # of techniques that learn from other tasks, by default
     started: float | None = None
     command: list[str] | None = None
 
@@ -108,21 +108,23 @@ class Request:
         """Read what `to_json` wrote.
 
         Raises:
-            ArtifactError: something is missing, unknown or of another type; it is named.
+            ArtifactError: a field is missing, unknown or of another type; the message names it.
         """
-        return _read(cls, value, "request")
+        return _from_json(cls, value, "request")
 
     def run(self, progress: RowProgress, invocation: Invocation | None = None) -> Comparison:
-        """Carry the comparison out in this process; `invocation` says who follows it.
+        """Run the comparison in this process; `invocation` says who follows it.
 
         Raises:
-            RequestError: the data, a setting or the model cannot be used as asked.
+            RequestError: the data, a setting or the model cannot be used as requested.
         """
         options = self.options
         task = read_task(options.data, options.reading)
-        texts, remembered = read_texts(options.forgetting.retention), read_texts(options.remedies.remember)
+        retention, remembered = read_texts(options.forgetting.retention), read_texts(options.remedies.remember)
         probe = read_task(options.forgetting.probe) if options.forgetting.probe else None
-        held = [f"{name}.{setting}" for name, own in settings_of(options.recipes.sets).items() for setting in own]
+        chosen = [
+            f"{name}.{setting}" for name, settings in settings_of(options.recipes.sets).items() for setting in settings
+        ]
         names = options.techniques
         if options.advised and not _names_base(names):
             names = f"base,{names}"
@@ -138,7 +140,7 @@ class Request:
             from tunewise.advice.course import Course
             from tunewise.core import artifact_writer
 
-            progress("advice", "looking at the task", 0, 0)
+            progress("advice", "measuring the task", 0, 0)
             course = Course.open(
                 base,
                 task,
@@ -155,7 +157,7 @@ class Request:
             options.out,
             budget=budget,
             settings=settings,
-            retention=texts,
+            retention=retention,
             probe=probe,
             remembered=remembered,
             needs=options.need or [],
@@ -163,7 +165,7 @@ class Request:
             report_to=[name.strip() for name in options.report_to.split(",")] if options.report_to else [],
             progress=progress,
             invocation=replace(
-                invocation or Invocation(), held=held, started=self.started, command=self.command, course=course
+                invocation or Invocation(), held=chosen, started=self.started, command=self.command, course=course
             ),
         )
         return Comparison.from_json(result)
@@ -174,23 +176,25 @@ def _names_base(techniques: str) -> bool:
     return "base" in names or names == ["all"]
 
 
-def _read(kind: Any, value: object, where: str) -> Any:
-    """Read a value of a type from what JSON holds; `where` names its place for the error."""
+def _from_json(kind: Any, value: object, where: str) -> Any:
+    """Read a value of the type `kind` from parsed JSON; errors call it `where`."""
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         if not isinstance(value, dict) or set(value) != set(hints):
-            raise ArtifactError(f"{where}: must be an object of {', '.join(hints)}; run both processes of one tunewise")
-        return kind(**{name: _read(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+            raise ArtifactError(
+                f"{where}: must be an object of {', '.join(hints)}; both processes must run the same tunewise"
+            )
+        return kind(**{name: _from_json(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
     for allowed in get_args(kind) if isinstance(kind, UnionType) else (kind,):
-        if _is(allowed, value):
+        if _has_type(allowed, value):
             return Path(str(value)) if allowed is Path else value
-    raise ArtifactError(f"{where}: is {value!r} but must be {kind}; run both processes of one tunewise")
+    raise ArtifactError(f"{where}: is {value!r} but must be {kind}; both processes must run the same tunewise")
 
 
-def _is(kind: Any, value: object) -> bool:
-    """Whether a value of JSON is of a type: `true` is no number, and 1 is a float too."""
+def _has_type(kind: Any, value: object) -> bool:
+    """Return whether a parsed JSON value has a type: `true` is no number, and 1 is a float too."""
     if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is(get_args(kind)[0], item) for item in value)
+        return isinstance(value, list) and all(_has_type(get_args(kind)[0], item) for item in value)
     if kind in (int, float):
         return isinstance(value, int | kind) and not isinstance(value, bool)
     return isinstance(value, str if kind is Path else kind)

@@ -37,7 +37,7 @@ Averaged = TypeVar("Averaged", bound=JsonRecord)
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs trials and makes rows of them."""
+    """Runs the trials of techniques and summarises them as rows."""
 
     context: ComparisonContext
     budget: Budget
@@ -48,55 +48,60 @@ class Runs:
     clock: Clock | None
 
     def row(self, technique: Technique, rows_left: int) -> tuple[Row, list[FinishedTrial]]:
-        """Search, then seeds; the row, and the records of the seeds that finished."""
+        """Search a technique's settings, then run its seeds, within the time left where the budget is in minutes.
+
+        Returns:
+            The row, and the records of the seeds that finished.
+        """
         if self.clock is None:
             return self.row_of(technique)
         if self.clock.left <= 0:
-            return skipped(technique, f"the {self.budget.minutes:g} minutes were over"), []
-        runs = self._timed(self.clock, technique, rows_left) if technique.trains else self
-        begun = time.perf_counter()
+            return skipped(technique, f"the budget of {self.budget.minutes:g} minutes was used up"), []
+        runs = self._with_timed_steps(self.clock, technique, rows_left) if technique.trains else self
+        started = time.perf_counter()
         row, records = runs.row_of(technique)
-        trained = row.spent.trial_seconds + row.spent.search_seconds if row.spent is not None else 0.0
-        beside = time.perf_counter() - begun - trained
-        self.clock.scoring = max(self.clock.scoring, beside / max(len(records), 1))
+        training_seconds = row.spent.trial_seconds + row.spent.search_seconds if row.spent is not None else 0.0
+        scoring_seconds = time.perf_counter() - started - training_seconds
+        self.clock.scoring = max(self.clock.scoring, scoring_seconds / max(len(records), 1))
         return row, records
 
-    def _timed(self, clock: Clock, technique: Technique, rows_left: int) -> Runs:
-        """The same with the steps that this technique's share of the time is good for."""
+    def _with_timed_steps(self, clock: Clock, technique: Technique, rows_left: int) -> Runs:
+        """Return the same with as many steps as this technique's share of the time allows."""
         self.progress(technique.name, "timing its steps", 0, 0)
         trials = self.budget.search + self.budget.seeds - 1
         try:
             steps = clock.steps(technique, self.context, self.settings, rows_left, trials)
-        except Exception:  # what cannot be timed cannot be trained: its trial will say why in its row
+        except Exception:  # if timing fails, training fails too, and its row gives the reason
             return self
         return replace(self, settings=replace(self.settings, max_steps=steps))
 
     def row_of(self, technique: Technique) -> tuple[Row, list[FinishedTrial]]:
-        """The row within the settings' steps."""
-        recipe, searched = find(technique, self.budget.search, self._stage, self.held)
-        report = for_row(self.progress, recipe.name)
+        """Return the row of a technique, trained for the steps in the settings, and the records that finished."""
+        recipe, searched = find(technique, self.budget.search, self._train_share, self.held)
+        progress = for_row(self.progress, recipe.name)
         records: list[TrialRecord] = []
-        folders: dict[int, str] = {}  # of each seed's trial
+        folders: dict[int, str] = {}  # the folder of each seed's trial
         for seed in range(self.budget.seeds if technique.seeded else 1):
             trial = Trial(recipe, seed, self.settings, self.budget.tokens)
-            records.append(run(trial, self.context, self.trials, finish=True, report=report))
+            records.append(run(trial, self.context, self.trials, finish=True, progress=progress))
             folders[seed] = f"trials/{trial.key(self.context)}"
-        good = [record for record in records if isinstance(record, FinishedTrial)]
-        lost = [tried for tried in searched if not tried.won]
+        finished = [record for record in records if isinstance(record, FinishedTrial)]
+        losers = [trial for trial in searched if not trial.won]
         spent = Spent(
-            search_tokens=sum(tried.tokens or 0 for tried in lost),
-            search_seconds=sum(tried.seconds or 0.0 for tried in lost),
-            trial_tokens=sum(record.training.tokens for record in good),
-            trial_seconds=sum(record.cost.train_seconds for record in good),
-            seconds=sum([tried.seconds or 0.0 for tried in searched] + [record.seconds or 0.0 for record in records]),
+            search_tokens=sum(trial.tokens or 0 for trial in losers),
+            search_seconds=sum(trial.seconds or 0.0 for trial in losers),
+            trial_tokens=sum(record.training.tokens for record in finished),
+            trial_seconds=sum(record.cost.train_seconds for record in finished),
+            seconds=sum([trial.seconds or 0.0 for trial in searched] + [record.seconds or 0.0 for record in records]),
         )
         row = _summary(technique.name, records, searched, spent)
-        return _scored(row, good, folders, self.context.task.metric) if good else row, good
+        return _scored(row, finished, folders, self.context.task.metric) if finished else row, finished
 
-    def _stage(self, recipe: Technique, share: float) -> Outcome:
+    def _train_share(self, recipe: Technique, share: float) -> Outcome:
+        """Train a candidate of the search for a share of the steps."""
         trial = Trial(recipe, 0, self.settings, self.budget.tokens)
-        report = for_row(self.progress, recipe.name)
-        outcome = run(trial, self.context, self.trials, finish=False, until=share, report=report)
+        progress = for_row(self.progress, recipe.name)
+        outcome = run(trial, self.context, self.trials, finish=False, until=share, progress=progress)
         if isinstance(outcome, Stage):
             return Outcome(
                 outcome.validation_loss, None, outcome.steps, outcome.tokens, outcome.seconds, outcome.nll_rise
@@ -107,7 +112,7 @@ class Runs:
 
 
 def skipped(technique: Technique, reason: str) -> Row:
-    """The row of a technique that is not run."""
+    """Return the row of a technique that is not run."""
     return Row(
         **technique.to_json(),
         family=technique.family,
@@ -121,7 +126,7 @@ def skipped(technique: Technique, reason: str) -> Row:
 
 
 def _summary(name: str, records: Sequence[TrialRecord], searched: Sequence[SearchTrial], spent: Spent) -> Row:
-    """The row without figures."""
+    """Return the row of these trials, still without figures."""
     first = next((record for record in records if record.status == "ok"), records[0])
     failed = [record for record in records if record.status != "ok"]
     return Row(
@@ -138,23 +143,23 @@ def _summary(name: str, records: Sequence[TrialRecord], searched: Sequence[Searc
     )
 
 
-def _scored(row: Row, good: Sequence[FinishedTrial], folders: Mapping[int, str], metric: str) -> ScoredRow:
-    """The row with the figures of the seeds that finished."""
-    each = [record.score.mean for record in good]
-    low, high = interval(np.array([record.per_example for record in good]))
-    first, best = good[0], min(good, key=lambda record: record.validation_loss)
-    forgetting = [record.forgetting for record in good if record.forgetting is not None]
+def _scored(row: Row, finished: Sequence[FinishedTrial], folders: Mapping[int, str], metric: str) -> ScoredRow:
+    """Return the row with the figures of the seeds that finished."""
+    per_seed = [record.score.mean for record in finished]
+    low, high = interval(np.array([record.per_example for record in finished]))
+    first, best = finished[0], min(finished, key=lambda record: record.validation_loss)
+    forgetting = [record.forgetting for record in finished if record.forgetting is not None]
     return row.extended(
         ScoredRow,
-        score=Score(metric=metric, mean=sum(each) / len(each), per_seed=tuple(each), low=low, high=high),
-        others=_means([record.score.others for record in good]),
-        nll=float(np.mean([record.nll for record in good])),
+        score=Score(metric=metric, mean=sum(per_seed) / len(per_seed), per_seed=tuple(per_seed), low=low, high=high),
+        others=_means([record.score.others for record in finished]),
+        nll=float(np.mean([record.nll for record in finished])),
         validation_loss=best.validation_loss,
         forgetting=_average(forgetting) if forgetting else None,
-        cost=_average([record.cost for record in good]),
+        cost=_average([record.cost for record in finished]),
         training=first.training,
         curve=best.curve,
-        memory=next((record.memory for record in good if record.memory is not None), None),
+        memory=next((record.memory for record in finished if record.memory is not None), None),
         findings=first.findings,
         test_cut=first.score.cut,
         adaptation=f"{folders[best.seed]}/adaptation",
@@ -166,12 +171,12 @@ def _average(records: Sequence[Averaged]) -> Averaged:
 
 
 def _means(records: Sequence[Numbers]) -> Numbers:
-    """Of numbers; facts are those of the first."""
+    """Average each number over records that all have it; yes/no facts are those of the first record."""
     first = records[0]
     means = {
         key: value if isinstance(value, bool) else float(np.mean([record[key] for record in records]))
         for key, value in first.items()
         if all(key in record for record in records)
     }
-    whole = all(isinstance(value, int) for value in first.values())
-    return {k: int(v) if whole or k.endswith(("_bytes", "_parameters")) else v for k, v in means.items()}
+    integers = all(isinstance(value, int) for value in first.values())
+    return {k: int(v) if integers or k.endswith(("_bytes", "_parameters")) else v for k, v in means.items()}

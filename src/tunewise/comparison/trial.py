@@ -1,8 +1,8 @@
-"""One technique, one setting, one seed: fitted, measured and written down.
+"""Runs one trial: one technique with one setting and one seed is fitted, measured and recorded on disk.
 
-A trial has two halves. `fit` trains, saves the adaptation and takes the validation loss; `finish` scores the test
-split, once, and what was forgotten. A search fits many trials and finishes its winners alone; either half is skipped
-when its result is already on disk.
+A trial has two halves. Fitting trains, saves the adaptation and takes the validation loss. Finishing scores the test
+split once and measures forgetting. A search fits many trials and finishes only its winner. Either half is skipped when
+its result is already on disk.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from tunewise.results.schema import (
     TrialScore,
 )
 
-ANSWERS = 10  # test examples whose answers are kept to be shown
+ANSWERS = 10  # test examples whose answers the report shows
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is to be run; `key` names it by everything that its result depends on."""
+    """Holds what to run: a recipe, a seed and training settings; `key` covers all that its result depends on."""
 
     technique: Technique
     seed: int
@@ -58,7 +58,7 @@ class Trial:
     tokens: int | None = None  # training tokens; overrides settings.max_steps
 
     def key(self, context: ComparisonContext) -> str:
-        """Folder name: technique, seed, and a hash of base, task, samples, recipe and training settings."""
+        """Return its folder name: technique, seed, and a hash of base, task, samples, recipe and training settings."""
         facts = {
             "base": context.base.fingerprint,
             "window": context.base.window,
@@ -89,7 +89,7 @@ def run(
     *,
     finish: bool,
     until: None = None,
-    report: Progress = silent,
+    progress: Progress = silent,
 ) -> TrialRecord: ...
 
 
@@ -101,7 +101,7 @@ def run(
     *,
     finish: Literal[False],
     until: float,
-    report: Progress = silent,
+    progress: Progress = silent,
 ) -> TrialRecord | Stage: ...
 
 
@@ -112,18 +112,27 @@ def run(
     *,
     finish: bool,
     until: float | None = None,
-    report: Progress = silent,
+    progress: Progress = silent,
 ) -> TrialRecord | Stage:
-    """Run a trial, or read its record where it is on disk already. A failure is a record too, with its reason.
+    """Run a trial, or read its record if it is already on disk. A failure is a record too, with its reason.
 
-    With `until`, training stops after that share of the steps: the stage there is returned, and a later call goes on.
+    Args:
+        trial: what to run.
+        context: what the trials of the comparison share.
+        trials: the folder that holds one folder per trial.
+        finish: also score the test split and measure forgetting.
+        until: stop training after this share of the steps and return the stage reached; a later call resumes there.
+        progress: is told the loss of each step.
+
+    Raises:
+        OSError: the disk is full or gone; every other error of a trial becomes its record.
     """
     folder = trials / trial.key(context)
     path = folder / "trial.json"
-    record = _recorded(path)
+    record = _read_record(path)
     if isinstance(record, FinishedTrial if finish else FittedTrial) or context.stands(record):
         return record
-    stages = _stages(folder)
+    stages = _read_stages(folder)
     if until is not None and str(until) in stages:
         return stages[str(until)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,13 +140,13 @@ def run(
     outcome: TrialRecord | Stage
     try:
         with context.running(folder, replace(_identity(trial), trains=trial.technique.trains)):
-            before = record if isinstance(record, FittedTrial) else None
-            outcome = _run(trial, context, folder, before, finish, until, report)
-    except Exception as error:  # whatever it is, it costs this trial alone
+            fitted = record if isinstance(record, FittedTrial) else None
+            outcome = _load_or_fit(trial, context, folder, fitted, finish, until, progress)
+    except Exception as error:  # any error of a technique fails only this trial
         if isinstance(error, OSError) and not isinstance(error, TunewiseError):
-            raise  # a full or vanished disk fails the comparison, not the technique
-        life = None if isinstance(error, DivergedError) else context.life
-        outcome = TrialRecord.failure(_identity(trial), _reason(error), life)
+            raise  # a full or missing disk fails the whole comparison
+        attempt_id = None if isinstance(error, DivergedError) else context.attempt_id
+        outcome = TrialRecord.failure(_identity(trial), _failure_reason(error), attempt_id)
     if isinstance(outcome, Stage):
         return outcome
     outcome = replace(outcome, seconds=(outcome.seconds or 0.0) + time.perf_counter() - begun)
@@ -145,23 +154,23 @@ def run(
     return outcome
 
 
-def _recorded(path: Path) -> TrialRecord | None:
+def _read_record(path: Path) -> TrialRecord | None:
     if not path.is_file():
         return None
     return TrialRecord.from_json(artifact_writer.read_json(path, limit_bytes=LIMIT_BYTES), path)
 
 
-def _stages(folder: Path) -> dict[str, Stage]:
+def _read_stages(folder: Path) -> dict[str, Stage]:
     path = folder / "stages.json"
     stages = artifact_writer.read_json(path) if path.is_file() else {}
     return {share: Stage.from_json(stage, path) for share, stage in stages.items()}
 
 
-def _reason(error: BaseException) -> str:
-    """One line; what is not our own error keeps its type's name."""
+def _failure_reason(error: BaseException) -> str:
+    """Describe an error in one line; errors that are not tunewise's own keep the name of their type."""
     text = " ".join(str(error).split())
     if out_of_memory(error):
-        return f"out of memory, even one example at a time with recomputed activations ({text[:200]})"
+        return f"out of memory, even with one example per pass and gradient checkpointing ({text[:200]})"
     return text if isinstance(error, TunewiseError) else f"{type(error).__name__}: {text[:300]}"
 
 
@@ -179,45 +188,49 @@ def _identity(trial: Trial) -> TrialIdentity:
     )
 
 
-def _memory_note(wanted: TrainSettings, used: TrainSettings) -> str | None:
-    """Say what a trial was run with in place of what was wanted, or None where that is the same."""
-    if used == wanted:
+def _memory_note(requested: TrainSettings, used: TrainSettings) -> str | None:
+    """Say which smaller batches a trial was run with, or None if it was run as requested."""
+    if used == requested:
         return None
-    rows, passes = used.per_device_train_batch_size, used.gradient_accumulation_steps
-    again = used.gradient_checkpointing and not wanted.gradient_checkpointing
-    return f"out of memory: {rows} examples a pass, {passes} passes a step" + (
-        ", activations computed again" if again else ""
+    examples, passes = used.per_device_train_batch_size, used.gradient_accumulation_steps
+    checkpointing = used.gradient_checkpointing and not requested.gradient_checkpointing
+    return f"out of memory: {examples} examples per pass, {passes} passes per step" + (
+        ", with gradient checkpointing" if checkpointing else ""
     )
 
 
-def _run(
+def _load_or_fit(
     trial: Trial,
     context: ComparisonContext,
     folder: Path,
-    before: FittedTrial | None,
+    fitted: FittedTrial | None,
     finish: bool,
     until: float | None,
-    report: Progress,
+    progress: Progress,
 ) -> FittedTrial | Stage:
+    """Load the adaptation of a fitted trial or fit it, then score it if it is to be finished."""
     target = folder / "adaptation"
     try:
         context.measure_bare(trial.settings)
         record: FittedTrial | Stage
-        if before is not None and target.is_dir():
-            attachment, record = artifact.load(target, base=context.base).attachment, before
+        if fitted is not None and target.is_dir():
+            attachment, record = artifact.load(target, base=context.base).attachment, fitted
         else:
-            attachment, record = _fitted(trial, context, folder, until, report)
+            attachment, record = _fit_within_memory(trial, context, folder, until, progress)
         if finish and isinstance(record, FittedTrial):
-            record = _finish(context, attachment, record, report)
+            record = _measure_test_split(context, attachment, record, progress)
         return record
     finally:
         context.base.release()
 
 
-def _fitted(
-    trial: Trial, context: ComparisonContext, folder: Path, until: float | None, report: Progress
+def _fit_within_memory(
+    trial: Trial, context: ComparisonContext, folder: Path, until: float | None, progress: Progress
 ) -> tuple[Attachment, FittedTrial | Stage]:
-    """Trained, with as little memory as it takes; where memory ran out before, there it begins."""
+    """Fit a trial, with smaller batches each time that memory runs out.
+
+    The rung of `ever_lighter` that is tried is written to `memory.json`, so that a restarted process begins there.
+    """
     note = folder / "memory.json"
     start = artifact_writer.read_json(note)["rung"] if note.is_file() else 0
     rungs = list(ever_lighter(trial.settings))
@@ -225,7 +238,7 @@ def _fitted(
         release_unused_memory()
         attachment = trial.technique.attach(context.base, generator(trial.seed, "attach"))
         try:
-            record = _fit(trial, settings, context, attachment, folder, until, report)
+            record = _fit_once(trial, settings, context, attachment, folder, until, progress)
             shortage = _memory_note(trial.settings, settings)
             return attachment, replace(record, memory=shortage) if isinstance(record, FittedTrial) else record
         except Exception as error:
@@ -233,42 +246,43 @@ def _fitted(
                 raise
         context.base.release()
         del attachment
-        artifact_writer.prune(folder, keep=0)  # other settings go another way from the start
+        artifact_writer.prune(folder, keep=0)  # checkpoints of other batch sizes cannot be resumed
         artifact_writer.write_json(note, {"rung": rung + 1})
-        report(str(_memory_note(trial.settings, rungs[rung + 1])), 0, 0)
-    raise MemoryError("the system killed its process")
+        progress(str(_memory_note(trial.settings, rungs[rung + 1])), 0, 0)
+    raise MemoryError("the operating system killed its process")
 
 
-def _fit(
+def _fit_once(
     trial: Trial,
     settings: TrainSettings,
     context: ComparisonContext,
     attachment: Attachment,
     folder: Path,
     until: float | None,
-    report: Progress,
+    progress: Progress,
 ) -> FittedTrial | Stage:
+    """Train, validate and save a trial with these settings; with `until`, stop at that share of the steps."""
     base, task, identity = context.base, context.task, _identity(trial)
-    done = Trained(0, 0, 0, 0.0, None)
-    cut = 0
+    trained = Trained(0, 0, 0, 0.0, None)
+    truncated = 0
     with peak_memory(base.device, context.held_bytes) as memory:
         started = time.perf_counter()
-        attachment.prepare(study(attachment, task, context.validation, trial.seed, report))
+        attachment.prepare(study(attachment, task, context.validation, trial.seed, progress))
         seconds = time.perf_counter() - started
         if trial.technique.trains:
             sequences = context.train_sequences(attachment)
-            cut = sum(sequence.cut for sequence in sequences)
+            truncated = sum(sequence.cut for sequence in sequences)
             steps = settings.max_steps
             if trial.tokens is not None:
                 steps = steps_for_tokens(sequences, settings, trial.seed, trial.tokens)
             trackers = Trackers(context.report_to, folder.parent.parent / "logs", folder.name, identity.to_json())
 
             def on_step(step: int, value: float) -> None:
-                report(f"loss {value:.3f}", step, steps)
+                progress(f"loss {value:.3f}", step, steps)
                 trackers.log({"loss": value}, step)
 
             try:
-                done = train(
+                trained = train(
                     attachment,
                     sequences,
                     replace(settings, max_steps=steps),
@@ -281,29 +295,29 @@ def _fit(
                 )
             finally:
                 trackers.finish()
-            seconds += done.seconds
+            seconds += trained.seconds
         validation = loss(attachment, task, context.validation)
-        if until is not None and trial.technique.trains and done.steps < steps:
-            return _stage(context, attachment, folder, until, done, validation)
+        if until is not None and trial.technique.trains and trained.steps < steps:
+            return _write_stage(context, attachment, folder, until, trained, validation)
         findings = attachment.findings(lambda: loss(attachment, task, context.validation))
     training = Training(
-        steps=done.steps,
-        tokens=done.tokens,
-        labelled_tokens=done.labelled_tokens,
-        final_loss=done.final_loss,
-        cut=cut,
+        steps=trained.steps,
+        tokens=trained.tokens,
+        labelled_tokens=trained.labelled_tokens,
+        final_loss=trained.final_loss,
+        cut=truncated,
     )
-    made = {"trial": identity.to_json(), "training": training.to_json()}
-    artifact.save(attachment, task, folder / "adaptation", made)
+    provenance = {"trial": identity.to_json(), "training": training.to_json()}
+    artifact.save(attachment, task, folder / "adaptation", provenance)
     artifact_writer.prune(folder, keep=0)
-    weights = sum(file.stat().st_size for file in (folder / "adaptation").iterdir() if file.name in _OWN_FILES)
+    files = [file for file in (folder / "adaptation").iterdir() if file.name in _ARTIFACT_FILES]
     cost = FitCost(
         train_seconds=seconds,
-        tokens_per_second=done.tokens / done.seconds if done.seconds else 0.0,
+        tokens_per_second=trained.tokens / trained.seconds if trained.seconds else 0.0,
         peak_memory_bytes=memory[0],
         optimised_parameters=sum(p.numel() for p in attachment.params().values()),
         stored_parameters=sum(t.numel() for t in attachment.state().values()),
-        artifact_bytes=weights,
+        artifact_bytes=sum(file.stat().st_size for file in files),
         merges=trial.technique.mergeable,
         swappable=attachment.swappable,
     )
@@ -315,83 +329,89 @@ def _fit(
         validation_loss=validation,
         findings=findings,
         training=training,
-        curve=_curve(folder / "metrics.jsonl"),
+        curve=_read_curve(folder / "metrics.jsonl"),
         packed=why_not_packed(base) or True,
         cost=cost,
     )
 
 
-_OWN_FILES = ("adaptation.json", "weights.safetensors", "rows.jsonl")
-_POINTS = 100  # of a learning curve
+_ARTIFACT_FILES = ("adaptation.json", "weights.safetensors", "rows.jsonl")
+_CURVE_POINTS = 100  # at most, of a learning curve
 
 
-def _stage(
-    context: ComparisonContext, attachment: Attachment, folder: Path, share: float, done: Trained, validation: float
+def _write_stage(
+    context: ComparisonContext, attachment: Attachment, folder: Path, share: float, trained: Trained, validation: float
 ) -> Stage:
-    """What is known of a trial that is not over, written beside its checkpoint."""
+    """Record what is known of a partly trained trial beside its checkpoint, and return it."""
     stage = Stage(
-        steps=done.steps,
-        tokens=done.tokens,
-        seconds=done.seconds,
+        steps=trained.steps,
+        tokens=trained.tokens,
+        seconds=trained.seconds,
         validation_loss=validation,
         nll_rise=context.retention.compare(attachment)["nll_rise"] if context.retention is not None else None,
     )
-    stages = {**_stages(folder), str(share): stage}
-    artifact_writer.write_json(folder / "stages.json", {name: each.to_json() for name, each in stages.items()})
+    stages = {**_read_stages(folder), str(share): stage}
+    artifact_writer.write_json(folder / "stages.json", {share: stage.to_json() for share, stage in stages.items()})
     return stage
 
 
-def _curve(path: Path) -> Curve:
-    """(step, training loss) of at most a hundred steps, the last among them."""
+def _read_curve(path: Path) -> Curve:
+    """Read (step, training loss) of at most a hundred evenly spaced steps, the last one among them."""
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
     points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    every = -(-len(points) // _POINTS) or 1
+    every = -(-len(points) // _CURVE_POINTS) or 1
     return tuple(points[::-every][::-1])
 
 
-def _finish(context: ComparisonContext, attachment: Attachment, record: FittedTrial, report: Progress) -> FinishedTrial:
+def _measure_test_split(
+    context: ComparisonContext, attachment: Attachment, record: FittedTrial, progress: Progress
+) -> FinishedTrial:
+    """Score the test split once and measure what was forgotten and how far the model moved."""
     with peak_memory(context.base.device, context.held_bytes) as memory:
-        found = score(attachment, context.task, context.test, progress=report)
+        test = score(attachment, context.task, context.test, progress=progress)
     forgetting: Forgetting | None = None
     if context.retention is not None:
-        left = context.retention.compare(attachment)
-        kl_task, weight_change = moved(attachment, context)
+        retained = context.retention.compare(attachment)
+        kl_task, weight_change = _distances_from_base(attachment, context)
         forgetting = Forgetting(
-            nll_rise=left["nll_rise"],
-            nll_rise_low=left["nll_rise_low"],
-            nll_rise_high=left["nll_rise_high"],
-            kl=left["kl"],
+            nll_rise=retained["nll_rise"],
+            nll_rise_low=retained["nll_rise_low"],
+            nll_rise_high=retained["nll_rise_high"],
+            kl=retained["kl"],
             kl_task=kl_task,
             weight_change=weight_change,
         )
     if forgetting is not None and context.probe is not None:
-        found_again = score(
+        probe = score(
             attachment,
             context.probe,
             context.probed,
-            progress=lambda what, done, total: report("probing", done, total),
+            progress=lambda what, done, total: progress("probing", done, total),
             as_given=True,
         )
-        forgetting = replace(forgetting, probe=found_again.mean)
+        forgetting = replace(forgetting, probe=probe.mean)
     cost = record.cost.extended(
         Cost,
         scoring_peak_memory_bytes=memory[0],
-        seconds_per_example=found.seconds_per_example,
-        prompt_tokens=found.prompt_tokens,
+        seconds_per_example=test.seconds_per_example,
+        prompt_tokens=test.prompt_tokens,
     )
     return record.extended(
         FinishedTrial,
         cost=cost,
-        score=TrialScore(**describe(found)),
-        nll=found.nll,
-        per_example=tuple(found.per_example),
-        answers=tuple(found.predictions[:ANSWERS]),
+        score=TrialScore(**describe(test)),
+        nll=test.nll,
+        per_example=tuple(test.per_example),
+        answers=tuple(test.predictions[:ANSWERS]),
         forgetting=forgetting,
     )
 
 
-def moved(attachment: Attachment, context: ComparisonContext) -> tuple[float | None, float | None]:
-    """Say how far the answers' distribution moved on the task, and the weights, ||W - W_0|| / ||W_0||, if they did."""
-    kl = context.on_task.divergence(attachment, context.task) if context.on_task is not None else None
+def _distances_from_base(attachment: Attachment, context: ComparisonContext) -> tuple[float | None, float | None]:
+    """Return KL(base || adapted) where the task's answers are predicted, and ||W - W_0|| / ||W_0||.
+
+    Each is None where it was not measured; the second one also where the weights are not changed.
+    """
+    kl_task = context.on_task.divergence(attachment, context.task) if context.on_task is not None else None
     distance = attachment.moved()
-    return kl, distance / context.norm if distance is not None else None
+    return kl_task, distance / context.norm if distance is not None else None

@@ -1,8 +1,8 @@
-"""What `compare.json` and `trial.json` hold, as typed records; reading them is strict and writing gives the same bytes.
+"""Defines the content of `compare.json` and `trial.json` as typed records; what is read is written byte for byte again.
 
-A row of a comparison is a `Row`: a `ScoredRow` where at least one seed finished. A trial is a `TrialRecord`: a
-`FittedTrial` once it is trained, a `FinishedTrial` once its test split is scored. Fields that may be None were not
-written by older versions, or are not known of every row.
+A row of a comparison is a `Row`, or a `ScoredRow` if at least one seed finished. A trial is a `TrialRecord`, or a
+`FittedTrial` once it is trained, or a `FinishedTrial` once its test split is scored. Fields that may be None were not
+written by older versions, or are not known for every row. Reading is strict: unknown fields are refused.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ LIMIT_BYTES = 1 << 28
 
 Settings: TypeAlias = dict[str, object]
 Numbers: TypeAlias = dict[str, float]
-Finding: TypeAlias = bool | float | str | Numbers  # what a technique reports of itself; numbers by name are a table
+Finding: TypeAlias = bool | float | str | Numbers  # what a technique reports about itself; numbers by name are a table
 Curve: TypeAlias = tuple[tuple[float, float | None], ...]  # (step, training loss)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts(JsonRecord):
-    """The base that was compared on."""
+    """Describes the base model."""
 
     name: str
     revision: str | None
@@ -38,7 +38,7 @@ class ModelFacts(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Available(JsonRecord):
-    """How many examples the splits have, of which a sample was used."""
+    """Counts the examples of each split, of which a sample was used."""
 
     validation: Count
     test: Count
@@ -46,7 +46,7 @@ class Available(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts(JsonRecord):
-    """The data, and how much of it was used."""
+    """Describes the data, and how much of it was used."""
 
     name: str
     source: str
@@ -65,7 +65,7 @@ class TaskFacts(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionFacts(JsonRecord):
-    """What forgetting was measured on: text that the base knew, and the task of the probe."""
+    """Describes what forgetting was measured on: retention text, and the task of the probe."""
 
     source: str
     sequences: Count
@@ -76,7 +76,7 @@ class RetentionFacts(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetFacts(JsonRecord):
-    """What each technique could spend."""
+    """Limits what each technique could spend."""
 
     steps: Count
     tokens: Count | None
@@ -89,7 +89,7 @@ class BudgetFacts(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFacts(JsonRecord):
-    """What the figures were measured on."""
+    """Describes the machine that the figures were measured on."""
 
     platform: str
     processor: str
@@ -105,7 +105,7 @@ class MachineFacts(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreInterval(JsonRecord):
-    """A test score: its mean, the 95 % interval over seeds and examples, and the mean of each seed."""
+    """Holds a test score: its mean, the 95 % interval over seeds and examples, and the mean of each seed."""
 
     mean: float
     low: float
@@ -115,7 +115,7 @@ class ScoreInterval(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(ScoreInterval):
-    """A test score and the metric that it is of."""
+    """Holds a test score and the name of its metric."""
 
     ORDER: ClassVar[tuple[str, ...]] = ("metric", "mean", "per_seed", "low", "high")
     metric: str
@@ -123,13 +123,13 @@ class Score(ScoreInterval):
 
 @dataclass(frozen=True, kw_only=True)
 class Forgetting(JsonRecord):
-    """How far the base was left.
+    """Measures how far an adaptation moved from the base.
 
     Attributes:
-        nll_rise: rise of the loss on retention text in nats a token, with the ends of its 95 % interval.
-        kl: divergence from the base there, in nats a position.
-        kl_task: divergence from the base where the task's answers are predicted, in nats a token.
-        weight_change: norm of the change of the weights over that of the weights.
+        nll_rise: rise of the loss on retention text in nats per token, with the ends of its 95 % interval.
+        kl: KL divergence from the base there, in nats per position.
+        kl_task: KL divergence from the base where the task's answers are predicted, in nats per token.
+        weight_change: ||W - W_0|| / ||W_0||.
         probe: score on a task that the base could do.
     """
 
@@ -144,7 +144,7 @@ class Forgetting(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class FitCost(JsonRecord):
-    """What a fit took, and what can be done with what came of it."""
+    """Holds what a fit cost, and whether its adaptation can be merged and swapped."""
 
     train_seconds: NonNegative
     tokens_per_second: NonNegative | None = None
@@ -158,7 +158,7 @@ class FitCost(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(FitCost):
-    """What a fit took, and what answering takes."""
+    """Holds what a fit cost, and what answering costs."""
 
     scoring_peak_memory_bytes: Count | None = None
     seconds_per_example: NonNegative
@@ -168,7 +168,7 @@ class Cost(FitCost):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(JsonRecord):
-    """What a fit was trained on; `cut` counts training examples that did not fit the window."""
+    """Counts what a fit was trained on; `cut` counts training examples that exceed the window and were truncated."""
 
     steps: Count
     tokens: Count
@@ -179,7 +179,7 @@ class Training(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Spent(JsonRecord):
-    """What a row took: its search without the winner, its seeds, and everything in seconds."""
+    """Holds what a row cost: its search without the winner, its seeds, and the total in seconds."""
 
     search_tokens: Count
     search_seconds: NonNegative
@@ -190,7 +190,7 @@ class Spent(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTrial(JsonRecord):
-    """A recipe that a search tried, how well it did, and whether it won; without a loss it failed."""
+    """Holds a recipe that a search tried, its result, and whether it won; without a loss it failed."""
 
     learning_rate: float | None
     settings: Settings | None = None
@@ -203,7 +203,7 @@ class SearchTrial(JsonRecord):
     won: bool | None = None
 
     def _order(self) -> tuple[str, ...]:
-        """Give the keys in the order of a failure, of a trial that was trained to its end, or of one that was not."""
+        """Return the keys in the order of a failed, a fully trained or a partly trained trial."""
         if self.reason is not None:
             return "learning_rate", "settings", "reason", "validation_loss", "won"
         if self.tokens is None:
@@ -213,21 +213,21 @@ class SearchTrial(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Row(JsonRecord):
-    """One technique of a comparison: one that no seed finished of, unless it is a `ScoredRow`.
+    """Holds one technique of a comparison; no seed of it finished, unless this is a `ScoredRow`.
 
     Attributes:
-        technique: its name, which no other row has.
-        family: of techniques.
-        label: its name for people.
-        status: "ok"; "failed" where a seed failed; "skipped" where none was run.
+        technique: its name, unique among the rows.
+        family: the family of techniques that it belongs to.
+        label: its display name.
+        status: "ok"; "failed" if a seed failed; "skipped" if none was run.
         reason: why it failed or was skipped.
-        learning_rate: of its seeds.
-        settings: of its seeds.
-        search: what was tried before.
-        seeds: those that were run.
-        spent: what all of it took.
-        rank: the first and the last rank that it can have among the rows.
-        p_value: of its difference from the best row; None for that one.
+        learning_rate: the rate that its seeds were trained with.
+        settings: the settings that its seeds were trained with.
+        search: the trials of the search.
+        seeds: the seeds that were run.
+        spent: what search and seeds cost.
+        rank: the interval of its rank among the rows, at 95 %.
+        p_value: adjusted p value of its difference from the best row; None for the best.
     """
 
     technique: str
@@ -245,11 +245,11 @@ class Row(JsonRecord):
 
     @classmethod
     def _class_of(cls, value: Mapping[str, object]) -> type[Row]:
-        """Choose `ScoredRow` for what has figures."""
+        """Choose `ScoredRow` for a row with figures."""
         return Row if value.keys().isdisjoint(_FIGURES) else ScoredRow
 
     def _order(self) -> tuple[str, ...]:
-        """Give the keys in their order: a technique that is not run begins with its recipe."""
+        """Return the keys in their order: a skipped technique begins with its recipe."""
         names = super()._order()
         if self.status != "skipped":
             return names
@@ -264,21 +264,21 @@ _FIGURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRow(Row):
-    """A row with figures: means over the seeds that finished.
+    """Holds a row with figures, which are means over the seeds that finished.
 
     Attributes:
-        score: on the test split.
-        others: further metrics.
+        score: score on the test split.
+        others: further metrics by name.
         nll: nats per answer token of the test split.
-        validation_loss: of the best seed.
-        forgetting: how far the base was left.
-        cost: what it takes.
-        training: of the first seed.
+        validation_loss: loss of the best seed, in nats per answer token.
+        forgetting: how far the model moved from the base.
+        cost: what fitting and answering cost.
+        training: what the first seed was trained on.
         curve: training losses of the best seed.
-        memory: what was done when memory ran out.
-        findings: what the technique reports of itself.
-        test_cut: test prompts that did not fit the window.
-        adaptation: folder of the best seed's, in the comparison's.
+        memory: what was changed when memory ran out.
+        findings: what the technique reports about itself.
+        test_cut: test prompts that exceed the window and were truncated.
+        adaptation: folder of the best seed's adaptation, relative to the comparison's.
     """
 
     ORDER: ClassVar[tuple[str, ...]] = (
@@ -302,17 +302,17 @@ class ScoredRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(JsonRecord):
-    """What a comparison shows.
+    """Holds the conclusions of a comparison.
 
     Attributes:
-        best: the row with the best mean score; None where no row has one.
-        ties: the rows that the test cannot tell from it.
-        recommended: the row to take; None where none meets the needs.
-        needs: what it had to have.
-        needed_examples: test examples that would tell the best from the second; None where no number does.
-        break_even: when training has paid for itself, in words.
-        summary: two sentences.
-        reasons: everything that speaks for it, in words.
+        best: the row with the best mean score; None if no row has one.
+        ties: the rows that are statistically tied with the best.
+        recommended: the row to use; None if none meets the needs.
+        needs: what was required of the recommended row.
+        needed_examples: test examples that would separate the best from the second; None if no number would.
+        break_even: sentences on when training pays for itself.
+        summary: the conclusion in two sentences.
+        reasons: all reasons, as sentences.
     """
 
     best: str | None
@@ -325,14 +325,14 @@ class Verdict(JsonRecord):
     reasons: tuple[str, ...]
 
     def _order(self) -> tuple[str, ...]:
-        """Give the keys in their order; where nothing finished there is nothing that more examples would tell."""
+        """Return the keys in their order; if nothing finished, `needed_examples` is left out."""
         names = super()._order()
         return names if self.best is not None else tuple(name for name in names if name != "needed_examples")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedGain(JsonRecord):
-    """The gain that advice expected of a technique, with the ends of its 95 % interval."""
+    """Holds the gain that the advice expected of a technique, with its 95 % interval."""
 
     mean: float
     low: float
@@ -341,12 +341,12 @@ class ExpectedGain(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class AdviceFollowed(JsonRecord):
-    """The advice that a comparison followed.
+    """Holds the advice that a comparison followed.
 
     Attributes:
-        order: what was run, in turn.
-        chance: that what was left would have beaten the leader.
-        expected: the gain of each technique.
+        order: the techniques that were run, in this order.
+        chance: probability that a technique that was not run would have beaten the leader.
+        expected: the expected gain of each technique.
     """
 
     order: tuple[str, ...]
@@ -356,7 +356,7 @@ class AdviceFollowed(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Answered(JsonRecord):
-    """What a technique answered, and the metric of it."""
+    """Holds what a technique answered, and its score."""
 
     text: str
     score: float
@@ -364,7 +364,7 @@ class Answered(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(JsonRecord):
-    """A test example, and what the first seed of each technique answered."""
+    """Holds a test example, and what the first seed of each technique answered."""
 
     prompt: str
     answer: str
@@ -373,24 +373,24 @@ class Answer(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(JsonRecord):
-    """The content of `compare.json`.
+    """Holds the content of `compare.json`.
 
     Attributes:
         schema: the version of this format.
         tunewise: the version that wrote it.
-        created: when, in ISO 8601.
-        model: the base.
+        created: date and time, in ISO 8601.
+        model: the base model.
         task: the data.
         retention: what forgetting was measured on.
         budget: what each technique could spend.
-        settings: of training, by their Hugging Face names.
-        machine: what the figures were measured on.
-        rows: one for each technique, in the order that was asked for.
-        verdict: what it shows; None before the first row.
-        command: the words that asked for it.
+        settings: training settings, by their Hugging Face names.
+        machine: where the figures were measured.
+        rows: one per technique, in the order of the request.
+        verdict: the conclusions; None before the first row.
+        command: the command line that started it.
         advice: the advice that it followed.
-        answers: the first test examples.
-        seconds: what it took, the last time that it was run.
+        answers: the first test examples, with all answers.
+        seconds: duration of the last run.
     """
 
     schema: Literal[1]
@@ -414,24 +414,24 @@ class Comparison(JsonRecord):
         """Read a `compare.json`.
 
         Raises:
-            ArtifactError: it cannot be read, or is not as tunewise writes it.
+            ArtifactError: the file cannot be read, or is not as tunewise writes it.
         """
         return cls.from_json(artifact_reader.read_json(path, limit_bytes=LIMIT_BYTES), path)
 
     @property
     def scored(self) -> list[ScoredRow]:
-        """The rows with figures, in their order."""
+        """Return the rows with figures, in their order."""
         return [row for row in self.rows if isinstance(row, ScoredRow)]
 
     @property
     def recommended(self) -> str | None:
-        """The row to take."""
+        """Return the name of the recommended row, if there is one."""
         return self.verdict.recommended if self.verdict is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(JsonRecord):
-    """What is known of a trial that is trained for a share of its steps."""
+    """Holds what is known of a trial that is trained for a share of its steps."""
 
     steps: Count
     tokens: Count
@@ -442,7 +442,7 @@ class Stage(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialIdentity(JsonRecord):
-    """Which trial it is; `trains` is told to whoever watches over the process that it runs in."""
+    """Identifies a trial; `trains` is only set for the supervisor of the process that it runs in."""
 
     technique: str
     settings: Settings
@@ -454,9 +454,9 @@ class TrialIdentity(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord(TrialIdentity):
-    """The content of a `trial.json`: a failure, unless it is a `FittedTrial`.
+    """Holds the content of a `trial.json`: a failure, unless it is a `FittedTrial`.
 
-    `life` names the attempt at the comparison that it failed in; None where it would fail in every one.
+    `life` is the id of the attempt at the comparison in which the trial failed; None if it would fail in every attempt.
     """
 
     status: Literal["ok", "failed"]
@@ -465,13 +465,13 @@ class TrialRecord(TrialIdentity):
     seconds: NonNegative | None = None
 
     @classmethod
-    def failure(cls, identity: TrialIdentity, reason: str, life: str | None) -> TrialRecord:
-        """Make the record of a trial that failed."""
-        return identity.extended(TrialRecord, status="failed", reason=reason, life=life)
+    def failure(cls, identity: TrialIdentity, reason: str, attempt_id: str | None) -> TrialRecord:
+        """Return the record of a trial that failed."""
+        return identity.extended(TrialRecord, status="failed", reason=reason, life=attempt_id)
 
     @classmethod
     def _class_of(cls, value: Mapping[str, object]) -> type[TrialRecord]:
-        """Choose `FinishedTrial` for what has figures of the test split, `FittedTrial` for what has others alone."""
+        """Choose `FinishedTrial` for what has figures of the test split, `FittedTrial` for what has only others."""
         if not value.keys().isdisjoint(_TEST):
             return FinishedTrial
         return TrialRecord if value.keys().isdisjoint(_FIT) else FittedTrial
@@ -484,17 +484,17 @@ _TEST = ("score", "nll", "per_example", "answers", "forgetting")
 
 @dataclass(frozen=True, kw_only=True)
 class FittedTrial(TrialRecord):
-    """A trial that is trained and saved.
+    """Holds a trial that is trained and saved.
 
     Attributes:
-        label: the adaptation's name for people; empty where it is the technique's.
-        validation_loss: in nats per answer token.
-        findings: what the technique reports of itself.
+        label: the adaptation's display name; empty if it is the technique's name.
+        validation_loss: loss in nats per answer token.
+        findings: what the technique reports about itself.
         training: what it was trained on.
-        curve: training losses.
-        packed: True, or why batches were padded.
-        cost: what it took.
-        memory: what was done when memory ran out.
+        curve: training loss by step.
+        packed: True, or the reason why batches were padded.
+        cost: what the fit cost.
+        memory: what was changed when memory ran out.
     """
 
     ORDER: ClassVar[tuple[str, ...]] = (*_IDENTITY, *_FIT, "seconds")
@@ -510,7 +510,7 @@ class FittedTrial(TrialRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialScore(JsonRecord):
-    """The test score of one seed; `cut` counts prompts that did not fit the window."""
+    """Holds the test score of one seed; `cut` counts prompts that exceed the window and were truncated."""
 
     metric: str
     mean: float
@@ -522,7 +522,7 @@ class TrialScore(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedTrial(FittedTrial):
-    """A trial whose test split is scored; `answers` are those to the first examples."""
+    """Holds a trial whose test split is scored; `answers` are those to the first examples."""
 
     ORDER: ClassVar[tuple[str, ...]] = (*_IDENTITY, *_FIT, *_TEST, "seconds")
     cost: Cost = field()

@@ -17,52 +17,52 @@ from tunewise.testing import tiny_base, tiny_task
 
 def test_twice_the_time_is_twice_the_steps(tmp_path):
     base = tiny_base()
-    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
+    context = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
     recipe = make("lora", {}).resolved(base)
     found = []
     for minutes in (1, 2):
         clock = Clock(minutes, time.time(), tmp_path / f"{minutes}.json")
-        clock._pace = lambda *given: (0.05, 0.0)
-        found.append(clock.steps(recipe, cache, TrainSettings(), rows=3, trials=2))
+        clock._time_steps = lambda *given: (0.05, 0.0)
+        found.append(clock.steps(recipe, context, TrainSettings(), rows=3, trials=2))
     assert found[0] == pytest.approx(0.9 * 60 / 3 / 2 / 0.05, rel=0.01)
     assert found[1] == pytest.approx(2 * found[0], rel=0.01)
 
 
 def test_steps_once_decided_stay(tmp_path):
     base = tiny_base()
-    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
+    context = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
     recipe = make("lora", {}).resolved(base)
-    first = Clock(0.1, time.time(), tmp_path / "paces.json").steps(recipe, cache, TrainSettings(), 1, 1)
-    again = Clock(0.1, time.time() - 5, tmp_path / "paces.json").steps(recipe, cache, TrainSettings(), 1, 1)
+    first = Clock(0.1, time.time(), tmp_path / "paces.json").steps(recipe, context, TrainSettings(), 1, 1)
+    again = Clock(0.1, time.time() - 5, tmp_path / "paces.json").steps(recipe, context, TrainSettings(), 1, 1)
     assert first == again > 1
 
 
 def test_another_budget_in_the_same_folder_is_another_number_of_steps(tmp_path):
     base = tiny_base()
-    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
+    context = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
     recipe, found = make("lora", {}).resolved(base), []
     for minutes, trials in ((0.1, 1), (1, 1), (1, 2)):
         clock = Clock(minutes, time.time(), tmp_path / "paces.json")
-        clock._pace = lambda *given: (0.01, 0.0)
-        found.append(clock.steps(recipe, cache, TrainSettings(), 1, trials))
+        clock._time_steps = lambda *given: (0.01, 0.0)
+        found.append(clock.steps(recipe, context, TrainSettings(), 1, trials))
     assert found[1] > 5 * found[0] and found[2] < found[1]
 
 
 def test_remedies_are_timed_too(tmp_path):
     """They need a memory of the base, which is taken before anything is attached."""
     base = tiny_base()
-    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
+    context = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
     settings = TrainSettings(replay=0.5)
     clock = Clock(0.1, time.time(), tmp_path / "paces.json")
-    assert clock.steps(make("lora", {}).resolved(base), cache, settings, 1, 1) > 1
+    assert clock.steps(make("lora", {}).resolved(base), context, settings, 1, 1) > 1
 
 
 def test_the_base_is_given_back_after_timing(tmp_path):
     base = tiny_base()
     before = base.fingerprint
-    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
+    context = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=None)
     Clock(0.1, time.time(), tmp_path / "paces.json").steps(
-        make("full", {}).resolved(base), cache, TrainSettings(), 1, 1
+        make("full", {}).resolved(base), context, TrainSettings(), 1, 1
     )
     base._fingerprint = None
     assert base.fingerprint == before and not base.attached
@@ -81,7 +81,10 @@ def test_what_finds_no_time_is_skipped_and_said(tmp_path):
     )
     by_name = {row["technique"]: row for row in result["rows"]}
     assert list(by_name) == ["lora", "base", "bitfit"]  # as asked, though base went first
-    assert by_name["bitfit"]["status"] == "skipped" and "the 1 minutes were over" in by_name["bitfit"]["reason"]
+    assert (
+        by_name["bitfit"]["status"] == "skipped"
+        and "the budget of 1 minutes was used up" in by_name["bitfit"]["reason"]
+    )
 
 
 def test_a_technique_that_cannot_work_is_a_row_with_its_own_reason(tmp_path):
@@ -95,9 +98,9 @@ def test_what_one_technique_learns_before_training_is_not_taken_from_the_others(
     prepare = icl._Shown.prepare
     monkeypatch.setattr(icl._Shown, "prepare", lambda self, study: (time.sleep(5), prepare(self, study))[1])
     base = tiny_base()
-    cache = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=Retention.measure(base, None))
+    context = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=Retention.measure(base, None))
     clock = Clock(1, time.time(), tmp_path / "paces.json")
-    runs = Runs(cache, Budget(minutes=1), TrainSettings(), tmp_path, (), lambda *told: None, clock)
+    runs = Runs(context, Budget(minutes=1), TrainSettings(), tmp_path, (), lambda *told: None, clock)
     row, _ = runs.row(make("icl", {}).resolved(base), 2)
     assert row.cost.train_seconds > 5 > clock.scoring > 0
 
