@@ -199,11 +199,11 @@ def result():
             "best": "base",
             "ties": ["icl"],
             "recommended": "icl",
-            "summary": "icl is the one to take: the test cannot tell it from the best, base, and it costs less. "
+            "summary": "Use icl: it is statistically tied with the best, base, and costs less. "
             "base has the best mean exact_match, 0.900 [0.840, 0.950].",
             "reasons": [
                 "base has the best mean exact_match, 0.900 [0.840, 0.950].",
-                "The test cannot tell it from icl.",
+                "base is statistically tied with icl.",
                 "About 2,400 test examples would separate base from icl.",
             ],
             "needed_examples": 2400,

@@ -1,4 +1,4 @@
-"""What a user must have: `memory<8GB`, `artifact<50MB`, `latency<20ms`, `mergeable`, `retain`, ..."""
+"""Reads what a user requires: `memory<8GB`, `artifact<50MB`, `latency<20ms`, `mergeable`, `retain`, ..."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from tunewise.core.errors import SettingError
 from tunewise.core.units import BYTES, SECONDS
 from tunewise.results.schema import ScoredRow
 
-KEPT = 0.9  # share of its score on what the base could do that a technique must keep to be said to retain it
-ROSE = 0.1  # nats per token that the loss on retention text may rise where no such score was taken
+KEPT = 0.9  # share of the base's score on the probe that a technique must keep to count as retaining it
+ROSE = 0.1  # nats per token that the loss on retention text may rise, if there is no probe
 
-_PLAIN = {"": 1.0, "k": 1e3, "M": 1e6}
+_UNSCALED = {"": 1.0, "k": 1e3, "M": 1e6}
 _UNITS: dict[str, dict[str, float]] = {
     "memory": BYTES,
     "artifact": BYTES,
     "train": SECONDS,
     "latency": SECONDS,
-    "prompt": _PLAIN,
-    "parameters": _PLAIN,
-    "price": _PLAIN,
-    "score": _PLAIN,
-    "forgot": _PLAIN,
-    "kept": _PLAIN,
+    "prompt": _UNSCALED,
+    "parameters": _UNSCALED,
+    "price": _UNSCALED,
+    "score": _UNSCALED,
+    "forgot": _UNSCALED,
+    "kept": _UNSCALED,
 }
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -37,21 +37,21 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What needs are about, of a row or of what a row is expected to be; None where it is not known.
+    """Holds the quantities that needs are about, measured or predicted for a row; None if unknown.
 
     Attributes:
-        memory: peak in bytes while fitting.
+        memory: peak memory while fitting, in bytes.
         artifact: bytes on disk.
-        train: seconds of a fit.
-        latency: seconds of answering one example.
-        prompt: tokens of a request.
-        parameters: that are optimised.
-        price: US dollars of a thousand requests.
-        score: mean of the test score.
-        forgot: rise of the loss on retention text, in nats a token.
-        kept: score on what the base could do.
-        mergeable: it becomes part of the model's own weights.
-        swappable: it is put on one loaded model and taken off again.
+        train: seconds per fit.
+        latency: seconds per answer.
+        prompt: tokens per request.
+        parameters: number of optimised parameters.
+        price: US dollars per thousand requests.
+        score: mean test score.
+        forgot: rise of the loss on retention text, in nats per token.
+        kept: score on the probe, which the base could do.
+        mergeable: whether it can be merged into the model's weights.
+        swappable: whether requests to one loaded model can each use it or not.
     """
 
     memory: float | None = None
@@ -69,7 +69,7 @@ class Measured:
 
     @classmethod
     def of(cls, row: ScoredRow) -> Measured:
-        """Take what a comparison measured."""
+        """Return the quantities that a comparison measured for a row."""
         cost, forgetting = row.cost, row.forgetting
         return cls(
             memory=cost.peak_memory_bytes,
@@ -88,7 +88,7 @@ class Measured:
 
 
 def retains(measured: Measured) -> bool:
-    """Whether what the base could do is kept: by the probe, or by the loss on retention text."""
+    """Return whether the base's abilities are kept: by the probe if there is one, else by the retention loss."""
     if measured.kept is not None:
         return measured.kept >= KEPT
     return (measured.forgot or 0.0) <= ROSE
@@ -103,7 +103,7 @@ _FLAGS: dict[str, Callable[[Measured], bool]] = {
 
 @dataclass(frozen=True)
 class Need:
-    """One requirement, as it was written; `quantity` is what it is about: memory, artifact, ..., mergeable, retain."""
+    """Holds one requirement as it was written; `quantity` names what it limits: memory, ..., mergeable, retain."""
 
     text: str
     holds: Callable[[Measured], bool]
@@ -111,24 +111,24 @@ class Need:
 
     @classmethod
     def read(cls, text: str) -> Need:
-        """From `memory<8GB` or `mergeable`.
+        """Read a need such as `memory<8GB` or `mergeable`.
 
         Raises:
-            SettingError: no such quantity, unit or flag.
+            SettingError: there is no such quantity, unit or flag.
         """
         words = text.strip()
         if words in _FLAGS:
             return cls(words, _FLAGS[words], words)
-        found = re.fullmatch(r"(\w+)\s*(<=|>=|<|>)\s*([\d.]+)\s*([A-Za-z]*)", words)
-        if found is None or found[1] not in _UNITS or found[3].count(".") > 1 or found[3] == ".":
+        match = re.fullmatch(r"(\w+)\s*(<=|>=|<|>)\s*([\d.]+)\s*([A-Za-z]*)", words)
+        if match is None or match[1] not in _UNITS or match[3].count(".") > 1 or match[3] == ".":
             raise SettingError(
                 f'--need is "{text}" but must be one of {", ".join(_FLAGS)}, or compare one of '
                 f"{', '.join(_UNITS)} with a number, as in memory<8GB"
             )
-        name, units = found[1], _UNITS[found[1]]
-        if found[4] not in units:
+        name, units = match[1], _UNITS[match[1]]
+        if match[4] not in units:
             raise SettingError(f'--need is "{text}", but its unit must be one of {", ".join(filter(None, units))}')
-        limit, compare = float(found[3]) * units[found[4]], _COMPARE[found[2]]
+        limit, compare = float(match[3]) * units[match[4]], _COMPARE[match[2]]
 
         def holds(measured: Measured) -> bool:
             value: float | None = getattr(measured, name)

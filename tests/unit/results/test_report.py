@@ -58,9 +58,9 @@ def old(result):
 def test_the_page_holds_everything_in_order():
     text = render_html(comparison())
     headings = [item.strip() for item in Reader(text).texts["h2"] if item.strip()]
-    titles = ["Results", "Charts", "Answers to 10 test examples", "What was searched", "To make it again"]
+    titles = ["Results", "Charts", "Answers to 10 test examples", "Hyperparameter search", "How to reproduce it"]
     assert [item for item in headings if item in titles] == titles
-    assert text.index("icl is the one to take") < text.index("<h2")
+    assert text.index("Use icl") < text.index("<h2")
     for said in ("About 2,400 test examples", "icl costs less than lora up to 1,200 requests.", "diverged", "≈ 0.40"):
         assert said in text
     assert "<b>failed</b>: the loss stopped being finite" in text and "<b>skipped</b>: it needs data" in text
@@ -94,7 +94,7 @@ def test_hostile_text_stays_text():
 def test_a_file_of_the_first_version_still_has_its_page():
     text = render_html(comparison(old(comparison_result.result())))
     assert "Recommended: icl." in text
-    for part in ("test examples</h2>", "Each row by itself", "Further figures", 'data-chart="curves"'):
+    for part in ("test examples</h2>", "Commands for single rows", "Further figures", 'data-chart="curves"'):
         assert part not in text
     assert 'data-chart="score-cost"' in text and "nothing searched" in text
 
@@ -214,7 +214,7 @@ def test_the_command_line_writes_them(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["schema"] == 1
     assert (tmp_path / "r.html").read_text("utf-8") == render_html(comparison())
     assert run(tmp_path / "one", tmp_path / "two") == 0
-    assert "B less A" in capsys.readouterr().out
+    assert "B − A" in capsys.readouterr().out
     assert run(tmp_path / "one", tmp_path / "two", "--html", tmp_path / "s.html") == 2
     assert "one comparison" in capsys.readouterr().err
     artifact_writer.write_json(tmp_path / "two" / "compare.json", {"rows": []})

@@ -42,9 +42,11 @@ def taken(*rows):
 
 
 def test_the_smallest_of_what_is_tied_is_taken():
-    found = taken(row("full", disk=9000), row("lora", disk=500))
-    assert found.best == "full" and found.ties == ("lora",) and found.recommended == "lora"
-    assert "lora is the smallest on disk: 500 B (full: 9 kB), 20 prompt tokens (full: 20)" in " ".join(found.reasons)
+    conclusion = taken(row("full", disk=9000), row("lora", disk=500))
+    assert conclusion.best == "full" and conclusion.ties == ("lora",) and conclusion.recommended == "lora"
+    assert "lora is the smallest on disk: 500 B (full: 9 kB), 20 prompt tokens (full: 20)" in " ".join(
+        conclusion.reasons
+    )
 
 
 def test_a_long_prompt_costs_more_than_a_large_artifact():
@@ -52,22 +54,22 @@ def test_a_long_prompt_costs_more_than_a_large_artifact():
 
 
 def test_what_loses_the_bases_abilities_is_not_recommended():
-    found = taken(row("p_tuning", disk=10, probe=0.0), row("lora", probe=0.99))
-    assert found.best == "p_tuning" and found.recommended == "lora"
-    said = " ".join(found.reasons)
-    assert "Less than 90% of what the base could do is kept by p_tuning: not recommended." in said
-    assert "lora changed the loss on what the base knew by +0.100 nats a token, and it keeps 99.0%" in said
+    conclusion = taken(row("p_tuning", disk=10, probe=0.0), row("lora", probe=0.99))
+    assert conclusion.best == "p_tuning" and conclusion.recommended == "lora"
+    said = " ".join(conclusion.reasons)
+    assert "Not recommended, because less than 90% of what the base could do is kept: p_tuning." in said
+    assert "lora changed the loss on retention text by +0.100 nats per token, and it keeps 99.0%" in said
 
 
 def test_where_all_lose_them_the_smallest_is_taken_and_its_loss_said():
-    found = taken(row("p_tuning", disk=10, probe=0.0), row("lora", probe=0.5))
-    assert found.recommended == "p_tuning" and "keeps 0.0% of what the base could do" in found.reasons[-1]
+    conclusion = taken(row("p_tuning", disk=10, probe=0.0), row("lora", probe=0.5))
+    assert conclusion.recommended == "p_tuning" and "keeps 0.0% of what the base could do" in conclusion.reasons[-1]
 
 
 def test_a_worse_row_is_no_tie():
     wrong = np.zeros((1, 20))
-    found = verdict([row("full"), row("base", mean=0.0)], {"full": RIGHT, "base": wrong})
-    assert found.ties == () and found.recommended == "full"
+    conclusion = verdict([row("full"), row("base", mean=0.0)], {"full": RIGHT, "base": wrong})
+    assert conclusion.ties == () and conclusion.recommended == "full"
 
 
 def test_nothing_finished():
@@ -77,23 +79,23 @@ def test_nothing_finished():
 def test_needs_narrow_the_choice_and_are_said():
     rows = [row("full", disk=9 * 10**6), row("lora", mean=0.9, disk=500, merges=True)]
     tables = {"full": RIGHT, "lora": RIGHT}
-    found = verdict(rows, tables, [Need.read("artifact<1kB"), Need.read("mergeable")])
-    assert found.recommended == "lora" and found.needs == ("artifact<1kB", "mergeable")
-    assert "lora meets artifact<1kB, mergeable." in found.reasons
+    conclusion = verdict(rows, tables, [Need.read("artifact<1kB"), Need.read("mergeable")])
+    assert conclusion.recommended == "lora" and conclusion.needs == ("artifact<1kB", "mergeable")
+    assert "lora meets artifact<1kB, mergeable." in conclusion.reasons
 
 
 def test_what_is_worse_is_taken_where_a_need_asks_for_it():
     rows = [row("full", disk=9 * 10**6), row("lora", mean=0.2, disk=500)]
     worse = np.zeros((1, 20))
-    found = verdict(rows, {"full": RIGHT, "lora": worse}, [Need.read("artifact < 1MB")])
-    assert found.best == "full" and found.recommended == "lora"
-    assert "Without these needs it would be full." in found.reasons
-    assert found.summary.startswith("lora is the one to take: the best of what meets artifact < 1MB.")
+    conclusion = verdict(rows, {"full": RIGHT, "lora": worse}, [Need.read("artifact < 1MB")])
+    assert conclusion.best == "full" and conclusion.recommended == "lora"
+    assert "Without these needs, the best row is full." in conclusion.reasons
+    assert conclusion.summary.startswith("Use lora: it is the best that meets artifact < 1MB.")
 
 
 def test_where_nothing_meets_the_needs_nothing_is_taken():
-    found = verdict([row("full"), row("icl")], {"full": RIGHT, "icl": RIGHT}, [Need.read("mergeable")])
-    assert found.recommended is None and "Nothing here meets mergeable; full comes nearest" in found.reasons[-1]
+    conclusion = verdict([row("full"), row("icl")], {"full": RIGHT, "icl": RIGHT}, [Need.read("mergeable")])
+    assert conclusion.recommended is None and "No row meets mergeable; full comes closest" in conclusion.reasons[-1]
 
 
 @pytest.mark.parametrize("text", ["", "size<3", "memory<3lightyears", "memory<", "memory<1.2.3", "fast", "memory=3"])
@@ -112,8 +114,8 @@ def test_units(text, holds):
 
 def test_training_pays_after_so_many_requests():
     rows = [row("icl", prompt=200, seconds=6.0), row("lora", prompt=20)]
-    found = verdict(rows, {"icl": RIGHT, "lora": RIGHT})
-    assert found.break_even == ("lora has paid for its training after 300 requests answered by icl.",)
+    conclusion = verdict(rows, {"icl": RIGHT, "lora": RIGHT})
+    assert conclusion.break_even == ("Training lora saves time over icl after 300 requests.",)
 
 
 def test_one_row_is_not_enough_evidence():
@@ -124,6 +126,6 @@ def test_more_examples_are_asked_for_where_they_would_tell():
     rng = np.random.default_rng(0)
     tables = {"a": (rng.random((1, 100)) < 0.8).astype(float), "b": (rng.random((1, 100)) < 0.72).astype(float)}
     rows = [row(name, mean=float(table.mean())) for name, table in tables.items()]
-    found = verdict(rows, tables)
-    assert found.needed_examples > 100
-    assert any("would separate a from b" in said for said in found.reasons)
+    conclusion = verdict(rows, tables)
+    assert conclusion.needed_examples > 100
+    assert any("would separate a from b" in said for said in conclusion.reasons)

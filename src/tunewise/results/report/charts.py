@@ -1,7 +1,7 @@
-"""What the charts of a comparison show, without a drawing library: `figures` draws it for the page, `pictures` as PNG.
+"""Describes the charts of a comparison without a drawing library; `plotly_charts` and `png_charts` draw them.
 
-A chart has one or more views (the same rows against another cost, say). In every chart a colour is a family and a
-symbol or dash one technique of it, so that colour alone carries nothing.
+A chart has one or more views, for example the same rows against several costs. In every chart the colour stands for
+the family and the symbol or dash for the technique, so that nothing depends on colour alone.
 """
 
 from __future__ import annotations
@@ -19,12 +19,20 @@ Pair = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """One technique in one view.
+    """Holds the data of one technique in one view.
 
-    `style` is how it is drawn: "points", "trail" (small dots, joined), "line", "front" (steps) or "bars". `x`, `y`:
-    in the units of the view's axes. `x_ends` and `y_ends` (low, high) are the ends of the 95 % intervals of points.
-    `labels` stand beside points and bars, `hover` is shown on demand, one for each point. `variant` counts the
-    techniques of a family from 0.
+    Attributes:
+        name: the technique.
+        family: its family, which chooses the colour.
+        style: "points", "trail" (small dots, joined), "line", "front" (steps) or "bars".
+        x: values in the unit of the x axis.
+        y: values in the unit of the y axis.
+        x_ends: (low, high) of the 95 % interval of each point.
+        y_ends: (low, high) of the 95 % interval of each point.
+        labels: text beside each point or bar.
+        hover: text shown when the pointer is over a point.
+        variant: number of the technique in its family, from 0.
+        taken: whether it is the recommended row, whose label has a star and is placed first.
     """
 
     name: str
@@ -37,12 +45,12 @@ class Series:
     labels: list[str] = field(default_factory=list)
     hover: list[str] = field(default_factory=list)
     variant: int = 0
-    taken: bool = False  # the recommended row: its label has a star, and stands before the others find their places
+    taken: bool = False
 
 
 @dataclass(frozen=True)
 class View:
-    """Series on one pair of axes; `unit` follows the numbers of the x axis, a range of a log axis is in decades."""
+    """Holds series on one pair of axes; `unit` follows the x axis' numbers; the range of a log axis is in decades."""
 
     name: str
     x_title: str
@@ -51,22 +59,22 @@ class View:
     unit: str = ""
     log_x: bool = False
     log_y: bool = False
-    downwards: bool = False  # small values of y are drawn high, because they are the better ones
+    downwards: bool = False  # small values of y are better and are drawn at the top
 
     def x_range(self) -> Pair:
-        """The ends of the x axis, with room for labels on the right of points."""
+        """Return the ends of the x axis, with room for labels to the right of points."""
         room = 0.16 if any(s.labels for s in self.series) else 0.04
         return _span([s.x for s in self.series], [s.x_ends for s in self.series], self.log_x, 0.08, room)
 
     def y_range(self) -> Pair:
-        """The ends of the y axis, the lower end of the drawing first."""
+        """Return the ends of the y axis, bottom first."""
         low, high = _span([s.y for s in self.series], [s.y_ends for s in self.series], self.log_y, 0.08, 0.08)
         return (high, low) if self.downwards else (low, high)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its key (the name of its file), what it shows, and its views, one at least."""
+    """Holds a chart: its key (also its file name), title and caption, and at least one view."""
 
     key: str
     title: str
@@ -76,15 +84,15 @@ class Chart:
 
 @dataclass(frozen=True)
 class CostAxis:
-    """A cost of a row: what multiplies it for the axis, and how one value is written."""
+    """Describes an axis of costs: how the cost is read from a row, scaled for the axis, and written."""
 
     name: str
     value: Callable[[Cost], float | None]
     unit: str
     write: Callable[[float], str]
     factor: float = 1.0
-    floor: float = 0.0  # less than this is the clock's noise, and drawn as 0
-    plotted: bool = True  # against the score, not as bars only
+    floor: float = 0.0  # smaller values are timer noise and are drawn as 0
+    plotted: bool = True  # whether it is also plotted against the score
 
 
 COSTS = (
@@ -111,20 +119,25 @@ COSTS = (
 
 
 def charts(result: Comparison) -> list[Chart]:
-    """The charts that have something to show."""
+    """Return the charts that have data."""
     rows = result.scored
     seen: dict[str, int] = {}
     variants: dict[str, int] = {}
     for row in result.rows:
         variants[row.technique] = seen.get(row.family, 0)
         seen[row.family] = seen.get(row.family, 0) + 1
-    made = (_against_cost(rows, variants), _forgetting(rows, variants), _curves(rows, variants), _costs(rows, variants))
+    built = (
+        _against_cost(rows, variants),
+        _forgetting(rows, variants),
+        _curves(rows, variants),
+        _costs(rows, variants),
+    )
     taken = result.recommended
-    return [_starred(chart, show(taken, 40)) if taken else chart for chart in made if chart.views]
+    return [_starred(chart, show(taken, 40)) if taken else chart for chart in built if chart.views]
 
 
 def _starred(chart: Chart, taken: str) -> Chart:
-    """The chart with its recommended row marked."""
+    """Return the chart with its recommended row marked."""
 
     def star(series: Series) -> Series:
         if series.style != "points" or series.name != taken:
@@ -147,18 +160,18 @@ def _against_cost(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Cha
         xs = [series.x[0] for series in points]
         front = _front([(series.x[0], series.y[0]) for series in points])
         front.append((max(xs), front[-1][1]))
-        line = [Series("not beaten at its cost", "", "front", [x for x, _ in front], [y for _, y in front])]
+        line = [Series("Pareto front", "", "front", [x for x, _ in front], [y for _, y in front])]
         log = min(xs) > 0 and max(xs) > 30 * min(xs)
         views.append(View(cost.name, cost.name, show(rows[0].score.metric, 40), line + points, cost.unit, log))
     caption = (
-        "Up and to the left is better. Bars are 95 % intervals; the stepped line joins the rows that no other one "
-        "beats at the same cost or less; ★ is recommended."
+        "Up and to the left is better. Bars are 95 % intervals; the stepped line is the Pareto front: no other row has "
+        "a better score at the same or lower cost; ★ is recommended."
     )
     return Chart("score-cost", "Score against cost", caption, views)
 
 
 def _front(points: Sequence[Pair]) -> list[Pair]:
-    """The points (cost, score) that no other one beats in both, cheapest first."""
+    """Return the Pareto front of points (cost, score): those that no cheaper one matches, cheapest first."""
     front: list[Pair] = []
     for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or y > front[-1][1]:
@@ -167,66 +180,64 @@ def _front(points: Sequence[Pair]) -> list[Pair]:
 
 
 def _forgetting(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Chart:
-    known = [(row, row.forgetting) for row in rows if row.forgetting is not None]
+    forgetting = [(row, row.forgetting) for row in rows if row.forgetting is not None]
     title = "forgot (nats per token)"
-    trails = list(_trails([row for row, _ in known], variants))
+    trails = list(_trails([row for row, _ in forgetting], variants))
     views = []
     if trails:
         points = [
             _forgot(row, forgot, row.validation_loss, variants)
-            for row, forgot in known
+            for row, forgot in forgetting
             if row.validation_loss is not None
         ]
         views.append(View("validation loss", title, "validation loss", trails + points, downwards=True))
-    if any(forgot.nll_rise for _, forgot in known):
-        points = [_forgot(row, forgot, row.score.mean, variants, _interval(row.score)) for row, forgot in known]
+    if any(forgot.nll_rise for _, forgot in forgetting):
+        points = [_forgot(row, forgot, row.score.mean, variants, _interval(row.score)) for row, forgot in forgetting]
         views.append(View("score", title, show(rows[0].score.metric, 40), points))
-    caption = (
-        "Up and to the left is better. Forgot: the rise of the loss on what the base knew; the base itself is at 0."
-    )
+    caption = "Up and to the left is better. Forgot: the rise of the loss on retention text; the base itself is at 0."
     if trails:
-        caption += " Small dots are the trials of the search, joined by rising learning rate; large ones their winners."
+        caption += " Small dots are trials of the search, joined in order of learning rate; large ones are the winners."
     return Chart("forgetting", "Learning against forgetting", caption, views)
 
 
 def _forgot(
     row: ScoredRow, forgot: Forgetting, y: float, variants: Mapping[str, int], y_ends: Pair | None = None
 ) -> Series:
-    """A row as a point over what it forgot."""
+    """Return a row as a point above its rise of the loss."""
     low, high = forgot.nll_rise_low, forgot.nll_rise_high
     ends = None if low is None or high is None else (low, high)
     return _point(row, forgot.nll_rise, y, variants, f"forgot {forgot.nll_rise:+.3f}", ends, y_ends)
 
 
 def _trails(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Iterator[Series]:
-    """The trials of each search whose loss and forgetting are both known."""
+    """Yield the trials of each search, by learning rate, if both loss and forgetting are known."""
     for row in rows:
-        tried = [
+        measured = [
             (trial, trial.nll_rise, trial.validation_loss)
             for trial in row.search or ()
             if trial.validation_loss is not None and trial.nll_rise is not None
         ]
-        tried.sort(key=lambda each: each[0].learning_rate or 0)
-        if tried:
+        measured.sort(key=lambda trial: trial[0].learning_rate or 0)
+        if measured:
             name = show(row.technique, 40)
             yield Series(
                 name,
                 show(row.family, 40),
                 "trail",
-                [rise for _, rise, _ in tried],
-                [loss for _, _, loss in tried],
-                hover=[f"{name}, {words(trial)}: {loss:.3f}" for trial, _, loss in tried],
+                [rise for _, rise, _ in measured],
+                [loss for _, _, loss in measured],
+                hover=[f"{name}, {words(trial)}: {loss:.3f}" for trial, _, loss in measured],
                 variant=variants[row.technique],
             )
 
 
 def words(trial: SearchTrial) -> str:
-    """The rate, settings and steps of a trial in words."""
+    """Describe a trial by its learning rate, settings and steps."""
     rate = trial.learning_rate
-    said = [] if rate is None else [f"learning rate {rate:.3g}"]
-    said += [f"{show(str(name))} {show(str(value))}" for name, value in (trial.settings or {}).items()]
-    said += [f"{trial.steps} steps"] if trial.steps else []
-    return ", ".join(said) or "as it is"
+    parts = [] if rate is None else [f"learning rate {rate:.3g}"]
+    parts += [f"{show(str(name))} {show(str(value))}" for name, value in (trial.settings or {}).items()]
+    parts += [f"{trial.steps} steps"] if trial.steps else []
+    return ", ".join(parts) or "unchanged"
 
 
 def _curves(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Chart:
@@ -246,13 +257,15 @@ def _curves(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Chart:
     losses = [loss for one in series for loss in one.y]
     log = bool(losses) and min(losses) > 0 and max(losses) > 10 * min(losses)
     views = [View("training loss", "step", "training loss", series, log_y=log)] if series else []
-    return Chart("curves", "Learning curves", "Training loss by step, of the seed that is kept.", views)
+    return Chart(
+        "curves", "Learning curves", "Training loss by step, of the seed with the lowest validation loss.", views
+    )
 
 
 def _costs(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Chart:
     views = []
     for cost, values in _with_values(rows):
-        most = sorted((row for row in rows if row.technique in values), key=lambda row: values[row.technique])
+        ascending = sorted((row for row in rows if row.technique in values), key=lambda row: values[row.technique])
         bars = [
             Series(
                 name := show(row.technique, 40),
@@ -264,21 +277,21 @@ def _costs(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Chart:
                 hover=[f"{name}: {cost.write(value)}"],
                 variant=variants[row.technique],
             )
-            for place, row in enumerate(reversed(most))
+            for place, row in enumerate(reversed(ascending))
         ]
         views.append(View(cost.name, cost.name, "", bars, cost.unit))
-    return Chart("costs", "What each technique costs", "Lowest first.", views)
+    return Chart("costs", "What each technique costs", "Lowest cost first.", views)
 
 
 def _with_values(rows: Sequence[ScoredRow]) -> Iterator[tuple[CostAxis, dict[str, float]]]:
-    """The costs that differ from 0 somewhere, with their values by technique."""
+    """Yield the costs that are not 0 everywhere, with their values by technique."""
     for cost in COSTS:
         values = {row.technique: cost.value(row.cost) for row in rows}
-        known = {
+        scaled = {
             name: value * cost.factor * (value >= cost.floor) for name, value in values.items() if value is not None
         }
-        if any(known.values()):
-            yield cost, known
+        if any(scaled.values()):
+            yield cost, scaled
 
 
 def _point(
@@ -286,13 +299,13 @@ def _point(
     x: float,
     y: float,
     variants: Mapping[str, int],
-    said: str,
+    figure: str,
     x_ends: Pair | None = None,
     y_ends: Pair | None = None,
 ) -> Series:
-    """A row as one point with its intervals; `said` follows the score when the point is asked."""
+    """Return a row as one point with its intervals; `figure` follows the score in its hover text."""
     name, score = show(row.technique, 40), row.score
-    hover = f"{name}: {score.mean:.3f} [{score.low:.3f}, {score.high:.3f}], {said}"
+    hover = f"{name}: {score.mean:.3f} [{score.low:.3f}, {score.high:.3f}], {figure}"
     if row.rank:
         low, high = row.rank
         hover += f", rank {low}" + (f" to {high}" if high != low else "")
@@ -317,8 +330,8 @@ def _interval(score: Score) -> Pair:
 def _span(
     values: Sequence[list[float]], ends: Sequence[list[Pair] | None], log: bool, before: float, after: float
 ) -> Pair:
-    """From the lowest to the highest value, widened at both ends by these shares."""
-    flat = [value for some in values for value in some] + [end for some in ends for pair in some or [] for end in pair]
+    """Return the lowest and highest value, widened by these shares of the range."""
+    flat = [value for part in values for value in part] + [end for part in ends for pair in part or [] for end in pair]
     if log:
         flat = [math.log10(value) for value in flat if value > 0]
     low, high = min(flat), max(flat)

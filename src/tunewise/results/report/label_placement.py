@@ -1,4 +1,4 @@
-"""Where the labels of a chart's points stand so that they can be read."""
+"""Places the labels of a chart's points so that they do not overlap."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from tunewise.results.report.charts import Pair, View
 
-_SIDES = {  # where a label may stand: the share of its width and height by which its centre leaves the point
+_SIDES = {  # offset of a label's centre from its point, in widths and heights of the label
     "middle right": (0.5, 0),
     "middle left": (-0.5, 0),
     "top right": (0.5, 0.5),
@@ -19,10 +19,10 @@ _SIDES = {  # where a label may stand: the share of its width and height by whic
 
 
 def placed(view: View, width: float, height: float) -> dict[str, str]:
-    """Where the label of each point stands ("middle right") on axes of this many pixels; one without room has none.
+    """Choose a side ("middle right") for the label of each point, on axes of this size in pixels.
 
-    The recommended row chooses first, then the highest. A label may not cover another label, a point, or the edge.
-    Where intervals lie to the sides of points, labels keep to the corners if they can.
+    A label may not cover another label, a point or the edge; one without room is left out. The recommended row is
+    placed first, then the others from top to bottom. Corners are tried first if points have horizontal intervals.
     """
     sides = list(_SIDES)
     if any(series.x_ends for series in view.series):
@@ -35,20 +35,20 @@ def placed(view: View, width: float, height: float) -> dict[str, str]:
 
     points = {s.name: pixel(s.x[0], s.y[0]) for s in view.series if s.style == "points"}
     boxes = {name: (x - 6, y - 6, x + 6, y + 6) for name, (x, y) in points.items()}
-    found = {}
-    own = {s.name: s for s in view.series if s.style == "points"}
-    for name, (x, y) in sorted(points.items(), key=lambda item: (not own[item[0]].taken, -item[1][1])):
-        wide, high = 6.6 * len(own[name].labels[0]), 13
+    sides_by_name = {}
+    series_by_name = {s.name: s for s in view.series if s.style == "points"}
+    for name, (x, y) in sorted(points.items(), key=lambda item: (not series_by_name[item[0]].taken, -item[1][1])):
+        wide, high = 6.6 * len(series_by_name[name].labels[0]), 13
         for side in sides:
             across, up = _SIDES[side]
             cx, cy = x + across * (wide + 16), y + up * (high + 12)
             box = (cx - wide / 2, cy - high / 2, cx + wide / 2, cy + high / 2)
             inside = box[0] > 0 and box[1] > 0 and box[2] < width and box[3] < height
             if inside and not any(_meet(box, other) for key, other in boxes.items() if key != name):
-                found[name] = side
+                sides_by_name[name] = side
                 boxes["label " + name] = box
                 break
-    return found
+    return sides_by_name
 
 
 def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:

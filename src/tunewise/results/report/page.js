@@ -2,7 +2,7 @@
 const byId = (id) => document.getElementById(id);
 const all = (query, root = document) => [...root.querySelectorAll(query)];
 
-// The table: sorted by its head; rows without a value come last, failed rows have a body of their own at the end.
+// The table is sorted by its header; rows without a value come last, and failed rows are in a separate body at the end.
 const heads = all("#table thead th");
 heads.forEach((head, place) => head.firstElementChild.addEventListener("click", () => {
   const down = head.getAttribute("aria-sort") === "ascending";
@@ -26,7 +26,7 @@ byId("find").addEventListener("input", filter);
 byId("family").addEventListener("change", filter);
 filter();
 
-// The charts: Plotly lies in the page as gzip; its colours follow the page, and its width the paper.
+// The charts: Plotly is embedded as gzip; its colours follow the page's theme, and its width the paper when printing.
 const dark = matchMedia("(prefers-color-scheme: dark)"), phone = matchMedia("(max-width: 600px)");
 const paper = matchMedia("print");
 
@@ -71,5 +71,5 @@ async function charts() {
 if (byId("library"))
   charts().catch((error) => all(".plot").forEach((plot) => plot.append(`This browser cannot draw the chart (${error.message}).`)));
 
-// What is folded is printed too.
+// Collapsed sections are opened for printing.
 addEventListener("beforeprint", () => all("details").forEach((one) => { one.open = true; }));

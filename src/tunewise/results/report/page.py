@@ -1,7 +1,7 @@
-"""A comparison as one HTML page that loads nothing: `report.html`.
+"""Renders a comparison as one HTML page that loads nothing else: `report.html`.
 
-Everything in it that comes from data is text: the template escapes it, and what scripts read is JSON without markup.
-Fields that an older version did not write are left out of the page.
+All data is text: the template escapes it, and scripts read it as JSON without markup. Fields that an older version did
+not write are left out of the page.
 """
 
 from __future__ import annotations
@@ -36,14 +36,12 @@ _MARKS = {"right": "✓ right", "wrong": "✗ wrong", "partly": "≈"}
 _YES = {True: "yes", False: "no", None: ""}
 _FURTHER: dict[str, Callable[[ScoredRow], str]] = {
     "rank": lambda row: "–".join(str(place) for place in dict.fromkeys(row.rank or ())),
-    "p (against the best)": lambda row: shown(row.p_value, "{:.3g}"),
+    "p value against the best": lambda row: shown(row.p_value, "{:.3g}"),
     "forgot, 95 %": lambda row: _ends(row.forgetting) if row.forgetting is not None else "",
     "KL on the task": lambda row: shown(row.forgetting.kl_task, "{:.3f}") if row.forgetting is not None else "",
-    "change of the weights": lambda row: (
-        shown(row.forgetting.weight_change, "{:.3g}") if row.forgetting is not None else ""
-    ),
+    "weight change": lambda row: shown(row.forgetting.weight_change, "{:.3g}") if row.forgetting is not None else "",
     "training tokens/s": lambda row: shown(row.cost.tokens_per_second, "{:,.0f}"),
-    "merges": lambda row: _YES[row.cost.merges],
+    "mergeable": lambda row: _YES[row.cost.merges],
     "swappable": lambda row: _YES[row.cost.swappable],
     "USD per 1,000 requests": lambda row: shown(row.cost.usd_per_1000_requests, "{:.3g}"),
 }
@@ -51,7 +49,7 @@ _FURTHER: dict[str, Callable[[ScoredRow], str]] = {
 
 @dataclass(frozen=True)
 class _TableRow:
-    """A row as the terminal shows it, each cell with the number that it is sorted by."""
+    """Holds a row as the terminal shows it; each cell comes with the number that it is sorted by."""
 
     family: str
     label: str
@@ -62,15 +60,15 @@ class _TableRow:
 
 @dataclass(frozen=True)
 class _Figures:
-    """A table of further figures; a row is a label and its cells."""
+    """Holds the table of further figures; a row is a label and its cells."""
 
     head: list[str]
     rows: list[tuple[str, list[str]]]
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What a technique answered, and whether that is right."""
+class _ExampleAnswer:
+    """Holds the answer of a technique, and whether it is right."""
 
     technique: str
     text: str
@@ -80,17 +78,17 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Example:
-    """A test example; `right` of those `given` are right."""
+    """Holds a test example and the answers of the techniques, of which `right` are right."""
 
     prompt: str
     answer: str
     right: int
-    given: list[_Given]
+    answers: list[_ExampleAnswer]
 
 
 @dataclass(frozen=True)
-class _Tried:
-    """A trial of a search."""
+class _SearchedTrial:
+    """Holds a trial of a search, as the page shows it."""
 
     words: str
     loss: float | None
@@ -100,17 +98,17 @@ class _Tried:
 
 
 @dataclass(frozen=True)
-class _Searched:
-    """The trials of a technique's search, what all of them took, and its settings."""
+class _SearchedRow:
+    """Holds the trials of a technique's search, what they cost, and its settings."""
 
     label: str
-    trials: list[_Tried]
+    trials: list[_SearchedTrial]
     spent: list[str]
     settings: list[tuple[str, str]]
 
 
 def render_html(result: Comparison) -> str:
-    """The content of `report.html`: verdict, table, charts, answers, search, and how to make each row again."""
+    """Return the content of `report.html`: verdict, table, charts, answers, search, and commands to reproduce it."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -140,12 +138,12 @@ def render_html(result: Comparison) -> str:
         commands=_commands(result),
         facts=_facts(result),
     )
-    # No browser reads a NUL or half of a surrogate pair, and no file in UTF-8 holds the latter.
+    # HTML cannot contain NUL, and UTF-8 cannot encode half of a surrogate pair.
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _verdict(result: Comparison) -> tuple[list[str], list[str]]:
-    """The verdict in two sentences, and what else speaks for it."""
+    """Return the verdict in two sentences, and the further reasons."""
     verdict, lines = result.verdict, verdict_lines(result)
     if verdict is None:
         return lines[:2], lines[2:]
@@ -156,7 +154,7 @@ def _verdict(result: Comparison) -> tuple[list[str], list[str]]:
 
 
 def _table(result: Comparison) -> list[_TableRow]:
-    """The scored rows, best first, with their marks."""
+    """Return the scored rows, best first, with their marks."""
     verdict, by_name, places = result.verdict, {row.technique: row for row in result.scored}, columns(result)
     lines = []
     for name, cells in rows(result):
@@ -173,18 +171,18 @@ def _table(result: Comparison) -> list[_TableRow]:
 
 
 def number(cell: str) -> float | None:
-    """What a cell of the table is sorted by: 3.1M, 12.2 MB and 0.98–1.00 are numbers; None where it is none."""
-    found = _NUMBER.match(cell)
-    return float(found[1]) * _POWERS.get(found["unit"] or "", 1.0) if found else None
+    """Return the number that a cell is sorted by, e.g. of 3.1M, 12.2 MB or 0.98–1.00; None if it is not a number."""
+    match = _NUMBER.match(cell)
+    return float(match[1]) * _POWERS.get(match["unit"] or "", 1.0) if match else None
 
 
 def _further(result: Comparison) -> _Figures:
-    """Figures that are not in the first table, where a row has them."""
+    """Return the figures that are not in the first table, if any row has them."""
     scored = best_first(result)
     cells = {name: [text(row) for row in scored] for name, text in _FURTHER.items()}
-    kept = {name: column for name, column in cells.items() if any(column)}
-    lines = zip(*kept.values(), strict=True)
-    return _Figures(list(kept), [(row.label, list(line)) for row, line in zip(scored, lines, strict=False)])
+    filled = {name: column for name, column in cells.items() if any(column)}
+    lines = zip(*filled.values(), strict=True)
+    return _Figures(list(filled), [(row.label, list(line)) for row, line in zip(scored, lines, strict=False)])
 
 
 def _ends(forgot: Forgetting) -> str:
@@ -193,32 +191,32 @@ def _ends(forgot: Forgetting) -> str:
 
 
 def _answers(result: Comparison) -> list[_Example]:
-    """Examples with each technique's answer, in the order of the table, marked right, wrong or partly right."""
+    """Return examples with each technique's answer, in the order of the table, marked right, wrong or partly right."""
     order = [name for name, _ in rows(result)]
     examples = []
     for example in result.answers or ():
-        given = []
+        answers = []
         for name in order:
             if name in example.rows:
                 answered = example.rows[name]
-                kind = _kind(answered.score)
+                kind = _correctness(answered.score)
                 mark = _MARKS[kind] + (f" {answered.score:.2f}" if kind == "partly" else "")
-                given.append(_Given(name, answered.text, kind, mark))
-        right = sum(each.kind == "right" for each in given)
-        examples.append(_Example(example.prompt, example.answer, right, given))
+                answers.append(_ExampleAnswer(name, answered.text, kind, mark))
+        right = sum(answer.kind == "right" for answer in answers)
+        examples.append(_Example(example.prompt, example.answer, right, answers))
     return examples
 
 
-def _kind(score: float) -> str:
+def _correctness(score: float) -> str:
     return "right" if score >= 1 else "wrong" if score <= 0 else "partly"
 
 
-def _searched(result: Comparison) -> list[_Searched]:
-    """Of each technique: the trials of its search, its settings, and what both cost."""
+def _searched(result: Comparison) -> list[_SearchedRow]:
+    """Return the trials of each technique's search, its settings, and what they cost."""
     searched = []
     for row in result.rows:
         trials = [
-            _Tried(
+            _SearchedTrial(
                 words(trial),
                 trial.validation_loss,
                 trial.nll_rise,
@@ -235,31 +233,31 @@ def _searched(result: Comparison) -> list[_Searched]:
         elif training is not None:
             costs.append(f"Trial: {training.steps:,} steps, {training.tokens:,} tokens.")
         settings = [(name, str(value)) for name, value in row.settings.items()]
-        searched.append(_Searched(row.label, trials, costs, settings))
+        searched.append(_SearchedRow(row.label, trials, costs, settings))
     return searched
 
 
 def _commands(result: Comparison) -> list[tuple[str, str]]:
-    """The command of the comparison, then that of each row."""
+    """Return the command of the comparison, then that of each row."""
     command = result.command
     if not command:
         return []
-    each = [(row.label, shlex.join(_only(command, row.technique))) for row in result.rows]
-    return [("the comparison", shlex.join(command)), *each]
+    row_commands = [(row.label, shlex.join(_only(command, row.technique))) for row in result.rows]
+    return [("the comparison", shlex.join(command)), *row_commands]
 
 
 def _only(command: Sequence[str], technique: str) -> list[str]:
-    """The same command for one row."""
-    kept, skip = [], False
+    """Return the command that runs only this technique."""
+    words_to_keep, skip = [], False
     for word in command:
         if not skip and word not in ("-t", "--techniques", "--all") and not word.startswith("--techniques="):
-            kept.append(word)
+            words_to_keep.append(word)
         skip = word in ("-t", "--techniques")
-    return [*kept, "-t", technique]
+    return [*words_to_keep, "-t", technique]
 
 
 def _facts(result: Comparison) -> list[tuple[str, str]]:
-    """Versions, hardware, data and model, as names and values."""
+    """Return versions, hardware, data and model, as names and values."""
     model, task, machine = result.model, result.task, result.machine
     processor = f"{machine.processor}, {machine.cores} cores, {machine.threads} threads"
     versions = f"torch {machine.torch}, transformers {machine.transformers}, python {machine.python}"

@@ -1,4 +1,4 @@
-"""Charts as Plotly's figures, in JSON. Colours of text and grid are the page's, which knows light from dark."""
+"""Draws charts as Plotly figures in JSON; the page sets the colours of text and grid for its light or dark theme."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import cache
 from tunewise.results.report.charts import Chart, Series, View
 from tunewise.results.report.label_placement import placed
 
-# Colours that can be told apart with a colour-blind eye, on white and on black.
+# Distinguishable for colour-blind readers, on white and on black.
 COLOURS = {
     "nonparametric": "#3a86c8",
     "full": "#d1495b",
@@ -28,16 +28,16 @@ _WIDE, _NARROW = (900, 330), (270, 260)  # the axes in pixels, on a desktop and 
 
 
 def drawn(charts: Sequence[Chart]) -> dict[str, list[dict[str, object]]]:
-    """The figures of each chart's views, by the chart's key.
+    """Return the figures of each chart's views, by the chart's key.
 
-    A figure is `data`, `layout`, and `narrow`: for each trace, where its labels stand on a phone (null: nowhere).
+    A figure is `data`, `layout`, and `narrow`: for each trace, the side of its labels on a phone (null: no label).
     """
     return {chart.key: [_figure(view) for view in chart.views] for chart in charts}
 
 
 @cache
 def library() -> str:
-    """plotly.js, which the plotly package carries in one size only, as gzip in base64: a third of its size."""
+    """Return plotly.js, as the plotly package contains it, as base64 of gzip, which is a third of its size."""
     from plotly.offline import get_plotlyjs
 
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
@@ -51,33 +51,33 @@ def _figure(view: View) -> dict[str, object]:
     traces, places = [], []
     for series in view.series:
         if series.style == "bars":
-            trace = _bar(series)
+            trace = _bar_trace(series)
         elif series.style in ("front", "line"):
-            trace = _line(series)
+            trace = _line_trace(series)
         else:
-            trace = _dots(series, wide.get(series.name))
-            # One entry in the legend for each family; the labels and what is said on hover name the techniques.
+            trace = _dot_trace(series, wide.get(series.name))
+            # One legend entry per family; labels and hover texts name the techniques.
             first = series.style == "points" and series.family not in named
-            trace |= {"name": _plain(series.family), "showlegend": first}
+            trace |= {"name": _escaped(series.family), "showlegend": first}
             named |= {series.family} if first else set()
-        traces.append({**trace, "hoverinfo": "text", "hovertext": [_plain(text) for text in series.hover]})
+        traces.append({**trace, "hoverinfo": "text", "hovertext": [_escaped(text) for text in series.hover]})
         places.append(narrow.get(series.name) if series.style == "points" else None)
     figure = json.loads(graph_objects.Figure(traces, _layout(view)).to_json())
     return {"data": figure["data"], "layout": figure["layout"], "narrow": places}
 
 
-def _plain(text: str) -> str:
-    """Text that Plotly shows as it is: it reads some HTML, links among it, in every name."""
+def _escaped(text: str) -> str:
+    """Escape text for Plotly, which interprets some HTML, links included, in every name."""
     return html.escape(text, quote=False)
 
 
-def _bar(series: Series) -> dict[str, object]:
+def _bar_trace(series: Series) -> dict[str, object]:
     return {
         "type": "bar",
         "orientation": "h",
         "x": series.x,
         "y": series.y,
-        "text": [_plain(text) for text in series.labels],
+        "text": [_escaped(text) for text in series.labels],
         "textposition": "outside",
         "cliponaxis": False,
         "marker": {"color": COLOURS.get(series.family, OTHER)},
@@ -85,12 +85,12 @@ def _bar(series: Series) -> dict[str, object]:
     }
 
 
-def _line(series: Series) -> dict[str, object]:
+def _line_trace(series: Series) -> dict[str, object]:
     front = series.style == "front"
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": _plain(series.name),
+        "name": _escaped(series.name),
         "x": series.x,
         "y": series.y,
         "line": {"shape": "hv", "width": 1.5, "dash": "dot", "color": OTHER}
@@ -103,7 +103,7 @@ def _line(series: Series) -> dict[str, object]:
     }
 
 
-def _dots(series: Series, side: str | None) -> dict[str, object]:
+def _dot_trace(series: Series, side: str | None) -> dict[str, object]:
     colour = COLOURS.get(series.family, OTHER)
     trace: dict[str, object] = {"type": "scatter", "x": series.x, "y": series.y, "legendgroup": series.family}
     symbol = _SYMBOLS[series.variant % len(_SYMBOLS)]
@@ -113,7 +113,7 @@ def _dots(series: Series, side: str | None) -> dict[str, object]:
     trace |= {
         "mode": "markers+text",
         "marker": {"size": 11, "symbol": symbol, "color": colour},
-        "text": [_plain(text) for text in series.labels],
+        "text": [_escaped(text) for text in series.labels],
         "textposition": side or "middle right",
         "textfont": {"size": 12},
         "cliponaxis": False,
@@ -135,7 +135,7 @@ def _dots(series: Series, side: str | None) -> dict[str, object]:
 
 def _layout(view: View) -> dict[str, object]:
     x: dict[str, object] = {
-        "title": {"text": _plain(view.x_title)},
+        "title": {"text": _escaped(view.x_title)},
         "type": "log" if view.log_x else "linear",
         "range": view.x_range(),
         "ticksuffix": view.unit,
@@ -143,7 +143,7 @@ def _layout(view: View) -> dict[str, object]:
         "automargin": True,
     }
     y: dict[str, object] = {
-        "title": {"text": _plain(view.y_title)},
+        "title": {"text": _escaped(view.y_title)},
         "type": "log" if view.log_y else "linear",
         "range": view.y_range(),
         "automargin": True,
@@ -151,7 +151,7 @@ def _layout(view: View) -> dict[str, object]:
     bars = [series for series in view.series if series.style == "bars"]
     if bars:
         x["range"] = [0, 1.2 * max(series.x[0] for series in bars)]
-        places, names = [series.y[0] for series in bars], [_plain(series.name) for series in bars]
+        places, names = [series.y[0] for series in bars], [_escaped(series.name) for series in bars]
         y |= {"tickvals": places, "ticktext": names, "range": [-0.6, len(bars) - 0.4], "showgrid": False}
     return {
         "template": "none",

@@ -1,4 +1,4 @@
-"""The charts of a comparison as PNG files, for places that show no HTML: a pull request, a paper."""
+"""Draws the charts of a comparison as PNG files, for places without HTML: a pull request, a paper."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _DPI = 150
 
 
 def pngs(result: Comparison, folder: Path) -> list[Path]:
-    """Write the first view of each chart that has something to show as `<key>.png`; the paths written.
+    """Write the first view of each chart that has data as `<key>.png`, and return the paths.
 
     Raises:
         SettingError: matplotlib is not installed.
-        RequestError: the folder cannot be made.
+        RequestError: the folder cannot be created.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""A comparison as tables: for the terminal and as Markdown. Both show the same rows in the same order."""
+"""Shows a comparison as tables: for the terminal and as Markdown, with the same rows in the same order."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ COLUMNS = (
 )
 _LEGEND = (
     "score: {metric}, mean over seeds, with its interval over seeds and test examples; nll: nats per answer token; "
-    "forgot: rise of nats per token on {retention}; KL: divergence from the base there; "
-    "{kept}train: seconds; memory: peak "
-    "beyond the bare process while fitting; optimised and stored: parameters; prompt: tokens per request."
+    "forgot: rise of the loss in nats per token on {retention}; KL: divergence from the base there; "
+    "{kept}train: seconds; memory: peak while fitting, above that of the process at its start; "
+    "optimised, stored: number of parameters; prompt: tokens per request."
 )
 
 
 def rows(result: Comparison) -> list[tuple[str, list[str]]]:
-    """Name and cells of each row, best score first, failed rows last; a failed row ends with its reason."""
+    """Return name and cells of each row, best score first and failed rows last; a failed row ends with its reason."""
     scored = best_first(result)
     failed = [row for row in result.rows if not isinstance(row, ScoredRow)]
     return [(row.technique, _cells(row)) for row in scored] + [
@@ -47,7 +47,7 @@ def rows(result: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def best_first(result: Comparison) -> list[ScoredRow]:
-    """The rows with figures, best score first."""
+    """Return the rows with figures, best score first."""
     return sorted(result.scored, key=lambda row: -row.score.mean)
 
 
@@ -72,61 +72,63 @@ def _cells(row: ScoredRow) -> list[str]:
 
 
 def shown(value: float | None, form: str) -> str:
-    """A number as text; empty where it is not known."""
+    """Return a number as text; empty if it is not known."""
     return "" if value is None else form.format(value)
 
 
 def heading(result: Comparison) -> str:
-    """One line: model, task, budget."""
+    """Describe model, task and budget in one line."""
     model, task, budget = result.model, result.task, result.budget
-    spent = f"{budget.tokens:,} tokens" if budget.tokens else f"{budget.steps} steps"
+    length = f"{budget.tokens:,} tokens" if budget.tokens else f"{budget.steps} steps"
     if budget.minutes:
-        spent = f"{budget.minutes:g} minutes in all"
-    searched = f", {budget.search} trials' worth of training for the search" if budget.search > 1 else ""
+        length = f"{budget.minutes:g} minutes in total"
+    searched = f", search of up to {budget.search} full trainings" if budget.search > 1 else ""
     return (
         f"{model.name} ({count(model.parameters)}) on {task.name} ({task.train} training, {task.test} "
-        f"test examples): {spent}{searched}, {budget.seeds} seed(s) each"
+        f"test examples): {length}{searched}, {budget.seeds} seed(s) each"
     )
 
 
 def notes(result: Comparison, most: int | None = None) -> list[str]:
-    """What a reader must know beside the table: samples, cut examples, labels, failures.
+    """Return what a reader must know besides the table: samples, truncated examples, findings, memory, padding.
 
-    Of a finding with more than `most` numbers, only their range and mean are said.
+    A finding with more than `most` numbers is summarised by range and mean.
     """
-    task, scored, said = result.task, result.scored, list(result.task.notes)
+    task, scored, sentences = result.task, result.scored, list(result.task.notes)
     for split, used, available in (
         ("validation", task.validation, task.available.validation),
         ("test", task.test, task.available.test),
     ):
         if available > used:
-            said.append(f"{used} of {available} {split} examples were used.")
-    cut = max((row.training.cut for row in scored if row.training is not None), default=0)
-    if cut:
-        said.append(
-            f"{cut} of {task.train} training examples exceed the window of {task.window} tokens: their prompts "
-            "lost their beginning, and answers longer than half of the window their end."
+            sentences.append(f"{used} of {available} {split} examples were used.")
+    truncated = max((row.training.cut for row in scored if row.training is not None), default=0)
+    if truncated:
+        sentences.append(
+            f"{truncated} of {task.train} training examples exceed the window of {task.window} tokens: their prompts "
+            "were truncated at the start, and answers longer than half of the window at the end."
         )
-    lost = max((row.test_cut for row in scored if row.test_cut is not None), default=0)
-    if lost:
-        said.append(f"{lost} of {task.test} test prompts lost their beginning for the same reason.")
+    truncated_prompts = max((row.test_cut for row in scored if row.test_cut is not None), default=0)
+    if truncated_prompts:
+        sentences.append(
+            f"{truncated_prompts} of {task.test} test prompts exceed the window and were truncated at the start."
+        )
     for row in scored:
-        found = [f"{name} {_said(value, most)}" for name, value in (row.findings or {}).items()]
-        said += [f"{row.label}: {', '.join(found)}."] if found else []
-    said += [f"{row.label}: {row.memory}." for row in scored if row.memory]
+        findings = [f"{name} {_finding_text(value, most)}" for name, value in (row.findings or {}).items()]
+        sentences += [f"{row.label}: {', '.join(findings)}."] if findings else []
+    sentences += [f"{row.label}: {row.memory}." for row in scored if row.memory]
     packing = result.machine.packing
     if packing != "padding-free":
-        said.append(f"Batches were padded, not packed: {packing}.")
-    return said
+        sentences.append(f"Batches were padded, not packed: {packing}.")
+    return sentences
 
 
-def _said(value: Finding, most: int | None) -> str:
-    """A finding in words: a number, or the numbers of each name, those that agree together."""
+def _finding_text(value: Finding, most: int | None) -> str:
+    """Return a finding as text: a number, or numbers by name, with the names of equal numbers grouped."""
     if not isinstance(value, Mapping):
         return value if isinstance(value, str) else f"{value:.3g}"
     if most and len(value) > most:
         low, high, mean = min(value.values()), max(value.values()), sum(value.values()) / len(value)
-        return f"{low:.4g} to {high:.4g}, {mean:.3g} on average (each in the report)"
+        return f"{low:.4g} to {high:.4g}, {mean:.3g} on average (report.md lists each)"
     groups: dict[str, list[str]] = {}
     for name, number in value.items():
         groups.setdefault(f"{number:.4g}", []).append(name)
@@ -134,29 +136,29 @@ def _said(value: Finding, most: int | None) -> str:
 
 
 def table(result: Comparison) -> RenderableType:
-    """The rows for rich; cells are plain text, so that no data can carry markup or colours."""
-    found = Table(title=Text(heading(result)), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    """Return the rows as a rich table; cells are plain text, so that data cannot inject markup or colours."""
+    grid = Table(title=Text(heading(result)), title_justify="left", box=None, pad_edge=False, header_style="bold")
     places = columns(result)
     for index in places:
-        found.add_column(COLUMNS[index], justify="left" if index == 0 else "right", no_wrap=index > 0)
+        grid.add_column(COLUMNS[index], justify="left" if index == 0 else "right", no_wrap=index > 0)
     failed = []
     for name, cells in rows(result):
         if len(cells) < len(COLUMNS):
             failed.append(Text(f"{cells[0]} {cells[1]}: {cells[2]}", style="red"))
             continue
         style = "bold green" if name == result.recommended else ""
-        found.add_row(*(Text(cells[index], style=style) for index in places))
-    return Group(found, *failed)
+        grid.add_row(*(Text(cells[index], style=style) for index in places))
+    return Group(grid, *failed)
 
 
 def terminal(result: Comparison) -> RenderableType:
-    """The table, notes and verdict for rich."""
+    """Return table, notes and verdict for rich."""
     lines = [Text(note, style="dim") for note in [legend(result), *notes(result, most=8)]]
     return Group(table(result), *lines, Text(""), *(Text(line) for line in verdict_lines(result)))
 
 
 def curve_table(rows: Sequence[Mapping[str, float]], metric: str) -> Table:
-    """The points between a base and an adaptation."""
+    """Return a table of the points between a base and an adaptation."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("alpha", metric, "nll", "forgot", "KL"):
         table.add_column(name, justify="right")
@@ -167,7 +169,7 @@ def curve_table(rows: Sequence[Mapping[str, float]], metric: str) -> Table:
 
 
 def picture(result: Comparison) -> str:
-    """The same as an SVG picture that loads nothing from elsewhere."""
+    """Return the terminal's output as an SVG picture that loads nothing from elsewhere."""
     console = Console(record=True, width=150, file=io.StringIO(), force_terminal=True)
     console.print(terminal(result))
     svg = console.export_svg(title="tunewise compare")
@@ -175,7 +177,7 @@ def picture(result: Comparison) -> str:
 
 
 def verdict_lines(result: Comparison) -> list[str]:
-    """The verdict in words."""
+    """Return the verdict as sentences."""
     verdict = result.verdict
     if verdict is None or verdict.best is None:
         return ["No verdict: no technique finished."]
@@ -185,19 +187,19 @@ def verdict_lines(result: Comparison) -> list[str]:
 
 
 def legend(result: Comparison) -> str:
-    """What the columns mean."""
+    """Explain the columns."""
     probe = result.retention.probe
     kept = f"kept: score on {probe}, which the base could do; " if probe else ""
     return _LEGEND.format(metric=result.task.metric, retention=result.retention.source, kept=kept)
 
 
 def columns(result: Comparison) -> list[int]:
-    """The places of the columns that hold something: without a probe, nothing is known to be kept."""
+    """Return the indices of the columns to show; `kept` needs a probe."""
     return [place for place, name in enumerate(COLUMNS) if name != "kept" or result.retention.probe]
 
 
 def markdown(result: Comparison) -> str:
-    """The same as Markdown."""
+    """Return the whole comparison as Markdown: `report.md`."""
     lines = [f"# {heading(result)}", "", *(f"{line}  " for line in verdict_lines(result)), ""]
     places = columns(result)
     lines += ["| " + " | ".join(COLUMNS[index] for index in places) + " |", "|---" * len(places) + "|"]
