@@ -136,7 +136,7 @@ def run(
     if until is not None and str(until) in stages:
         return stages[str(until)]
     folder.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     outcome: TrialRecord | Stage
     try:
         with context.running(folder, replace(_identity(trial), trains=trial.technique.trains)):
@@ -149,7 +149,7 @@ def run(
         outcome = TrialRecord.failure(_identity(trial), _failure_reason(error), attempt_id)
     if isinstance(outcome, Stage):
         return outcome
-    outcome = replace(outcome, seconds=(outcome.seconds or 0.0) + time.perf_counter() - begun)
+    outcome = replace(outcome, seconds=(outcome.seconds or 0.0) + time.perf_counter() - started)
     artifact_writer.write_json(path, outcome.to_json())
     return outcome
 
@@ -175,7 +175,7 @@ def _failure_reason(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a device or in this process."""
+    """Return whether memory ran out, on a device or in this process."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
