@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from tunewise.core.errors import ArtifactError, TechniqueError
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 
 ModuleType = TypeVar("ModuleType", bound="nn.Module")
+ParamGroup: TypeAlias = dict[str, Any]  # one of torch's optimiser groups: "params", "lr" and what the optimiser knows
+PeftConfig: TypeAlias = dict[str, Any]  # the content of PEFT's adapter_config.json
+Findings: TypeAlias = dict[str, Any]  # what a report says of an attachment after training, as JSON, by its heading
+StoredRow: TypeAlias = dict[str, Any]  # a JSON row of the artifact, in the technique's own form
 
 
 class Building:
@@ -31,7 +35,7 @@ class Building:
         self._params: dict[str, nn.Parameter] = {}
         self._undo: list[Callable[[], object]] = []
         self._hooks: list[Any] = []
-        self._kept: dict[int, Tensor] = {}
+        self._originals: dict[int, Tensor] = {}
 
     def add(self, name: str, values: Tensor) -> nn.Parameter:
         """A new trainable tensor, on the base's device, no less exact than fp32 or than the base.
@@ -85,20 +89,20 @@ class Building:
 
         from tunewise.engine.memory import spill_to_disk
 
-        original = self._kept[id(parameter)] = spill_to_disk(parameter)
+        original = self._originals[id(parameter)] = spill_to_disk(parameter)
 
         def restore() -> None:
             parameter.requires_grad_(False)
             parameter.grad = None
             with torch.no_grad():
                 parameter.copy_(original)
-            self._kept.pop(id(parameter), None)
+            self._originals.pop(id(parameter), None)
 
         self._undo.append(restore)
 
     def original(self, parameter: nn.Parameter) -> Tensor:
         """The values of a kept parameter; on a processor they are read from disk."""
-        return self._kept[id(parameter)]
+        return self._originals[id(parameter)]
 
     def divert(
         self, parameter: nn.Parameter, shares: Callable[[Tensor], Iterable[tuple[nn.Parameter, Tensor]]]
@@ -108,8 +112,8 @@ class Building:
         The base parameter keeps none; shares of several backward passes add up.
         """
 
-        def hand_out(whole: Tensor) -> None:
-            gradient, whole.grad = whole.grad, None
+        def hand_out(parameter_with_gradient: Tensor) -> None:
+            gradient, parameter_with_gradient.grad = parameter_with_gradient.grad, None
             for target, share in shares(gradient):  # type: ignore[arg-type]  # the hook runs when it has just been made
                 target.grad = share if target.grad is None else target.grad + share
 
@@ -139,12 +143,12 @@ class Training(Building):
         """Trainable tensors by stable name."""
         return self._params
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """Optimiser groups; several where a technique has several speeds."""
         rate = getattr(self.recipe, "learning_rate", None)
         return [{"params": list(self.params().values()), "lr": rate}] if self.params() else []
 
-    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
         """What moves the parameters: AdamW, fused where it can be."""
         from tunewise.engine.optimizers import build
 
@@ -184,10 +188,10 @@ class Training(Building):
         Raises:
             TechniqueError: the technique moves no weight of the base.
         """
-        own = [(p, self._kept[id(p)]) for p in self.params().values() if id(p) in self._kept]
-        if not own:
+        changed = [(p, self._originals[id(p)]) for p in self.params().values() if id(p) in self._originals]
+        if not changed:
             raise TechniqueError(f"{self.recipe.name} moves no weight, so there is nothing that l2_sp could hold back")
-        terms = [(parameter - original).square().sum() for parameter, original in own]
+        terms = [(parameter - original).square().sum() for parameter, original in changed]
         return sum(terms[1:], terms[0])
 
     def moved(self) -> float | None:
@@ -195,9 +199,9 @@ class Training(Building):
         import torch
 
         with torch.no_grad():
-            own = [(p, self._kept[id(p)]) for p in self.base.model.parameters() if id(p) in self._kept]
-            if own:
-                return math.sqrt(sum(float((weight - before).float().square().sum()) for weight, before in own))
+            changed = [(p, self._originals[id(p)]) for p in self.base.model.parameters() if id(p) in self._originals]
+            if changed:
+                return math.sqrt(sum(float((weight - before).float().square().sum()) for weight, before in changed))
             try:
                 return math.sqrt(float(self.drift()))
             except TechniqueError:
@@ -222,7 +226,7 @@ class Training(Building):
         """What is taken off the negative log-likelihood of each label before the least is chosen, (labels,)."""
         return None
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
         """What a report should say of it after training, as JSON: ranks that it chose, losses at others."""
         return {}
 
@@ -240,17 +244,17 @@ class Storing(Training):
         """Restore `state()`. A missing, extra, mis-shaped, mis-typed or non-finite tensor is refused."""
         import torch
 
-        own = self.state()
-        strict(own, state)
+        current = self.state()
+        strict(current, state)
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in current.items():
                 tensor.copy_(state[name])
 
-    def stored_rows(self) -> list[dict[str, Any]]:
+    def stored_rows(self) -> list[StoredRow]:
         """The JSON rows that the artifact holds (the examples of a technique that shows examples)."""
         return []
 
-    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
+    def load_rows(self, rows: list[StoredRow], style: Task) -> None:
         """Restore `stored_rows()`; `style` is the task that it was learnt on, without its examples."""
         if rows:
             raise ArtifactError(f"{self.recipe.name} stores no rows, but the adaptation holds {len(rows)}")
@@ -263,10 +267,10 @@ class Storing(Training):
         """Restore `training_state()` in place."""
         import torch
 
-        own = self.training_state()
-        strict(own, state)
+        current = self.training_state()
+        strict(current, state)
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in current.items():
                 tensor.copy_(state[name])
 
     def changed(self) -> list[nn.Parameter]:
@@ -274,8 +278,8 @@ class Storing(Training):
 
         Serving exchanges them when the next request wants another adaptation (`tunewise.serve.adaptation_pool`).
         """
-        own, entries = {*self._kept, *map(id, self.params().values())}, self.changed_entries()
-        return [p for name, p in self.base.model.named_parameters() if id(p) in own or name in entries]
+        changed_ids, entries = {*self._originals, *map(id, self.params().values())}, self.changed_entries()
+        return [p for name, p in self.base.model.named_parameters() if id(p) in changed_ids or name in entries]
 
     def changed_entries(self) -> dict[str, Tensor]:
         """Base tensors of which some entries are changed, by full name, with the flat places of these entries."""
@@ -290,7 +294,7 @@ class Storing(Training):
         """Weights that it stands on in place of the base's own, by full name: those of a base in fewer bits."""
         return {}
 
-    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    def peft(self) -> tuple[PeftConfig, dict[str, Tensor]] | None:
         """The adapter in PEFT's format (config, tensors), or None where PEFT cannot express it."""
         return None
 
@@ -333,22 +337,22 @@ class Attachment(Storing):
     """
 
 
-def strict(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+def strict(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are not exactly those expected, by name, shape and type, or not finite.
 
     Raises:
         ArtifactError: names the first tensor at fault.
     """
-    missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         what = f'"{missing[0]}" is missing' if missing else f'"{extra[0]}" is not expected'
         raise ArtifactError(f"the weights do not fit this technique and base: {what}")
-    for name, tensor in own.items():
-        found = given[name]
-        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+    for name, tensor in expected.items():
+        candidate = state[name]
+        if candidate.shape != tensor.shape or candidate.dtype != tensor.dtype:
             raise ArtifactError(
-                f'the weights do not fit this technique and base: "{name}" is {tuple(found.shape)} {found.dtype}, '
-                f"expected {tuple(tensor.shape)} {tensor.dtype}"
+                f'the weights do not fit this technique and base: "{name}" is {tuple(candidate.shape)} '
+                f"{candidate.dtype}, expected {tuple(tensor.shape)} {tensor.dtype}"
             )
-        if found.is_floating_point() and not bool(found.isfinite().all()):
+        if candidate.is_floating_point() and not bool(candidate.isfinite().all()):
             raise ArtifactError(f'the weights hold a value that is not finite in "{name}"')

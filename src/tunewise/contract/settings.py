@@ -54,8 +54,8 @@ def checked(technique: str, item: Field[Any], value: Any) -> Any:
             raise SettingError(f"{where} is {value!r} but must be {allowed} ({help_})")
         return value
     number = int if isinstance(default, int) else float
-    right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not right or (number is int and value != int(value)):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (number is int and value != int(value)):
         raise SettingError(f"{where} is {value!r} but must be {'a whole' if number is int else 'a'} number ({help_})")
     if (low is not None and value < low) or (high is not None and value > high):
         raise SettingError(f"{where} is {value!r} but must be between {low:g} and {high:g} ({help_})")

@@ -38,8 +38,8 @@ class ArchitectureLayout:
 def _roles(prefix: str, attention: str, feed_forward: str) -> tuple[tuple[str, str], ...]:
     """`q=q_proj` pairs of the attention (below `prefix`) and of the feed-forward."""
     pairs = [(role, f"{prefix}.{path}") for role, path in (item.split("=") for item in attention.split())]
-    ends = [(role, path) for role, path in (item.split("=") for item in feed_forward.split())]
-    return tuple(pairs + ends)
+    feed_forward_pairs = [(role, path) for role, path in (item.split("=") for item in feed_forward.split())]
+    return tuple(pairs + feed_forward_pairs)
 
 
 _QKV = "q=q_proj k=k_proj v=v_proj"
@@ -136,15 +136,15 @@ class Anatomy:
     @property
     def embedding_path(self) -> str:
         """Full name of the input embeddings."""
-        return self._path(self.embedding)
+        return self._path_of(self.embedding)
 
     @property
     def head_path(self) -> str:
         """Full name of the head."""
-        return self._path(self.head)
+        return self._path_of(self.head)
 
-    def _path(self, wanted: nn.Module) -> str:
-        return next(path for path, module in self.model.named_modules() if module is wanted)
+    def _path_of(self, target: nn.Module) -> str:
+        return next(path for path, module in self.model.named_modules() if module is target)
 
     @property
     def tied(self) -> bool:
@@ -193,8 +193,8 @@ class Anatomy:
 
         The columns are (heads, c), with c the size of a head, or `size` for a model like this with smaller heads.
         """
-        heads, groups, own = self.heads
-        c = size or own
+        heads, groups, head_size = self.heads
+        c = size or head_size
 
         def rows(count: int, start: int = 0, stride: int = 1) -> Tensor:
             return start + stride * c * torch.arange(count)[:, None] + torch.arange(c)
@@ -203,8 +203,8 @@ class Anatomy:
             return {"q": ("q", rows(heads)), "k": ("k", rows(groups)), "v": ("v", rows(groups))}
         if self.layout.interleaved:
             return {name: ("qkv", rows(heads, place * c, 3)) for place, name in enumerate("qkv")}
-        ends = {"q": rows(heads), "k": rows(groups, heads * c), "v": rows(groups, (heads + groups) * c)}
-        return {name: ("qkv", found) for name, found in ends.items()}
+        columns = {"q": rows(heads), "k": rows(groups, heads * c), "v": rows(groups, (heads + groups) * c)}
+        return {name: ("qkv", places) for name, places in columns.items()}
 
     def linear(self, index: int, role: str) -> Any:
         """The linear of this role in a block."""
@@ -222,7 +222,7 @@ class Anatomy:
         """
         for role in roles:
             if role not in self.roles:
-                raise TechniqueError(self._lacking(role))
+                raise TechniqueError(self._unknown_role_message(role))
         return (
             (f"{self.block_path(index)}.{path}", role, block.get_submodule(path))
             for index, block in enumerate(self.blocks)
@@ -241,7 +241,7 @@ class Anatomy:
         """
         for role in roles:
             if role not in self.output_roles:
-                raise TechniqueError(self._lacking(role))
+                raise TechniqueError(self._unknown_role_message(role))
         device = self.embedding.weight.device
         return (
             (f"{self.block_path(index)}.{dict(self.layout.roles)[linear]}", self.linear(index, linear), columns)
@@ -272,17 +272,17 @@ class Anatomy:
         parts = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
         return {part: whole for whole in parts if whole in self.roles for part in parts[whole]}
 
-    def _lacking(self, role: str) -> str:
+    def _unknown_role_message(self, role: str) -> str:
         """What to say where no linear has a role."""
-        said = f'no linear has the role "{role}" in the layout of {self.layout.name}, whose roles are '
-        said += ", ".join(self.roles)
+        message = f'no linear has the role "{role}" in the layout of {self.layout.name}, whose roles are '
+        message += ", ".join(self.roles)
         if role in self._fused:
             whole = self._fused[role]
-            return f'{said}; "{whole}" makes it with others, so name that, or take anatomy.outputs(("{role}",))'
+            return f'{message}; "{whole}" makes it with others, so name that, or take anatomy.outputs(("{role}",))'
         parts = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}.get(role, ())
         if parts and set(parts) <= set(self.roles):
-            return f"{said}; name {', '.join(parts)}"
-        return f"{said}; leave it out"
+            return f"{message}; name {', '.join(parts)}"
+        return f"{message}; leave it out"
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -308,11 +308,11 @@ class Anatomy:
         """
         config = copy.deepcopy(self.model.config)
         heads, _, size = self.heads
-        own = max(2, 2 * round(size / factor / 2))
-        config.hidden_size = heads * own
+        head_size = max(2, 2 * round(size / factor / 2))
+        config.hidden_size = heads * head_size
         for name in ("head_dim", "word_embed_proj_dim"):
             if getattr(config, name, None):
-                setattr(config, name, own if name == "head_dim" else config.hidden_size)
+                setattr(config, name, head_size if name == "head_dim" else config.hidden_size)
         for name in ("intermediate_size", "ffn_dim", "n_inner"):
             if getattr(config, name, None):
                 setattr(config, name, max(1, round(getattr(config, name) / factor)))
@@ -333,10 +333,10 @@ class Anatomy:
 
     def norms(self) -> dict[str, nn.Parameter]:
         """Weights and biases of the blocks' norms and of the final one, by full name."""
-        others = {id(p) for _, _, linear in self.linears() for p in linear.parameters()}
-        inside = (f"{self.layout.blocks}.", f"{self.layout.final_norm}.")
+        linear_ids = {id(p) for _, _, linear in self.linears() for p in linear.parameters()}
+        prefixes = (f"{self.layout.blocks}.", f"{self.layout.final_norm}.")
         named = self.model.named_parameters()
-        return {name: p for name, p in named if name.startswith(inside) and id(p) not in others}
+        return {name: p for name, p in named if name.startswith(prefixes) and id(p) not in linear_ids}
 
     def owner(self, parameter: str) -> tuple[nn.Module, str]:
         """The module that holds a parameter of this full name, and its attribute there."""
@@ -349,8 +349,8 @@ def _missing(model: PreTrainedModel, layout: ArchitectureLayout) -> list[str]:
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
         return [layout.blocks, *(path for _, path in layout.roles), layout.final_norm]
     # OPT without pre-normalisation has no final norm; everything else must be there, and be linear.
-    wanted = [f"{layout.blocks}.0.{path}" for _, path in layout.roles]
-    missing = [path for path in wanted if not isinstance(_find(model, path), LINEARS)]
+    paths = [f"{layout.blocks}.0.{path}" for _, path in layout.roles]
+    missing = [path for path in paths if not isinstance(_find(model, path), LINEARS)]
     return missing + ([] if _find(model, layout.final_norm) is not None else [layout.final_norm])
 
 

@@ -135,16 +135,17 @@ def _probe(base: Base) -> str | None:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(0, base.anatomy.vocabulary, (size,), generator=generator).tolist() for size in sizes]
     sequences = [TokenSequence(ids, [True] * len(ids), 0) for ids in rows]
-    alike = (rows[0] * 4)[: max(base.anatomy.context - 7, 1)]
-    for end in (rows[0][:5], rows[0][::-1]):
-        sequences.append(TokenSequence(alike + end, [False] * len(alike) + [True] * len(end), len(alike)))
+    shared_prefix = (rows[0] * 4)[: max(base.anatomy.context - 7, 1)]
+    for ending in (rows[0][:5], rows[0][::-1]):
+        labelled = [False] * len(shared_prefix) + [True] * len(ending)
+        sequences.append(TokenSequence(shared_prefix + ending, labelled, len(shared_prefix)))
     try:
-        together = nll(base, packed_batch(sequences, base.device))
+        packed_nll = nll(base, packed_batch(sequences, base.device))
     except Exception as error:  # any failure means the same: this architecture cannot be packed
         return f"packed attention failed on {type(base.model).__name__}: {' '.join(str(error).split())[:200]}"
-    alone = torch.cat([nll(base, padded_batch([sequence], base.device)) for sequence in sequences])
-    worst = float((together - alone).abs().max())
+    padded_nll = torch.cat([nll(base, padded_batch([sequence], base.device)) for sequence in sequences])
+    difference = float((packed_nll - padded_nll).abs().max())
     tolerance = 1e-3 if base.model.dtype in (torch.float32, torch.float64) else 0.2
-    if worst > tolerance:
-        return f"{type(base.model).__name__} scores packed sequences differently (by {worst:.2g} nats a token)"
+    if difference > tolerance:
+        return f"{type(base.model).__name__} scores packed sequences differently (by {difference:.2g} nats per token)"
     return None

@@ -159,14 +159,14 @@ def load_base(
         raise ModelError(f"{name}: the folder has no config.json; give the folder of a Hugging Face model")
     try:
         if not path.exists():  # pinned before anything is read, so that all parts come from one commit
-            found = cached_file(source, "config.json", revision=revision)
-            revision = extract_commit_hash(str(found), None) or revision
-        common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(source, **common)
+            config_file = cached_file(source, "config.json", revision=revision)
+            revision = extract_commit_hash(str(config_file), None) or revision
+        hub_arguments: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(source, **hub_arguments)
         model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=DTYPES[dtype], use_safetensors=True, **common
+            source, config=config, dtype=DTYPES[dtype], use_safetensors=True, **hub_arguments
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub_arguments)
     except Exception as error:  # transformers raises some ten types here; all of them mean "cannot be loaded"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{name}: cannot be loaded as a causal language model: {reason}") from error

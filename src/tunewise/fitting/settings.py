@@ -77,9 +77,9 @@ def ever_lighter(settings: TrainSettings) -> Iterator[TrainSettings]:
     """
     yield settings
     while (size := settings.per_device_train_batch_size) > 1:
-        fewer = next(part for part in range(size // 2, 0, -1) if size % part == 0)
+        micro_batch = next(part for part in range(size // 2, 0, -1) if size % part == 0)
         settings = replace(
-            settings, per_device_train_batch_size=fewer, gradient_accumulation_steps=settings.rows // fewer
+            settings, per_device_train_batch_size=micro_batch, gradient_accumulation_steps=settings.rows // micro_batch
         )
         yield settings
     if not settings.gradient_checkpointing:

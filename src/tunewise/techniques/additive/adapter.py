@@ -77,15 +77,15 @@ class _Adapters(Attachment):
         anatomy = base.anatomy
         for index, block in enumerate(anatomy.blocks):
             path = anatomy.block_path(index)
-            ends = {role: (name, module) for name, role, module in anatomy.linears() if name.startswith(f"{path}.")}
+            linears = {role: (name, module) for name, role, module in anatomy.linears() if name.startswith(f"{path}.")}
             if recipe.variant == "houlsby":
                 for role in ("o", "down"):
-                    name, module = ends[role]
+                    name, module = linears[role]
                     self._serial(name, module, features(module)[1])
             elif recipe.variant == "pfeiffer":
                 self._serial(path, block, anatomy.width)
             else:
-                self._parallel(*ends["up" if "up" in ends else "gate_up"], *ends["down"])
+                self._parallel(*linears["up" if "up" in linears else "gate_up"], *linears["down"])
         if recipe.norms == "train" or (recipe.norms == "auto" and recipe.variant == "houlsby"):
             for name, parameter in anatomy.norms().items():
                 self.train_existing(name, parameter)
@@ -119,13 +119,13 @@ class _Adapters(Attachment):
 
     def _parallel(self, _: str, entry: nn.Module, name: str, exit: nn.Module) -> None:
         """The feed-forward's output s becomes s + scale * A(x'), x' what it was given."""
-        network, given = self._network(name, features(entry)[0]), list[Tensor]()
+        network, inputs = self._network(name, features(entry)[0]), list[Tensor]()
 
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            given[:] = [args[0]]
+            inputs[:] = [args[0]]
 
         def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return output + self.recipe.scaling * network(given.pop()).view_as(output)
+            return output + self.recipe.scaling * network(inputs.pop()).view_as(output)
 
         self.hook(entry.register_forward_pre_hook(keep))
         self.hook(exit.register_forward_hook(add))

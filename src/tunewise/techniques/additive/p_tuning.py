@@ -63,8 +63,8 @@ class _BiLSTM(nn.LSTM):
         super().__init__(width, (width + 1) // 2, 2, bidirectional=True)
 
     def forward(self, table: Tensor) -> Tensor:  # type: ignore[override]
-        found: Tensor = super().forward(table)[0][:, : self.input_size]
-        return found
+        output: Tensor = super().forward(table)[0][:, : self.input_size]
+        return output
 
 
 _MIXERS = {"lstm": _BiLSTM, "mlp": nn.Identity}

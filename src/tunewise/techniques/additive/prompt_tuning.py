@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.attachment import Attachment, ParamGroup, PeftConfig, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Citation, Technique
@@ -81,8 +81,8 @@ class PromptTuning(Technique):
 
     def resolved(self, base: Base) -> Self:
         """With the default rate of the chosen optimiser filled in."""
-        plain = self.learning_rate is None and self.optimizer == "adafactor"
-        return self.with_rate(_ADAFACTOR_RATE) if plain else super().resolved(base)
+        takes_adafactor_default = self.learning_rate is None and self.optimizer == "adafactor"
+        return self.with_rate(_ADAFACTOR_RATE) if takes_adafactor_default else super().resolved(base)
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PromptTuning | None:
@@ -120,10 +120,10 @@ class _Prompt(Attachment):
                 ids = self.base.tokenizer(labels[index], add_special_tokens=False)["input_ids"]
                 self.prompt[row] = embed(self.base, ids).mean(0)
 
-    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
         return build(self.recipe.optimizer, groups, betas)
 
-    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def peft(self) -> tuple[PeftConfig, dict[str, Tensor]]:
         config = head(self.base, "PROMPT_TUNING") | {
             "num_virtual_tokens": self.virtual_tokens,
             "token_dim": self.base.anatomy.width,

@@ -32,7 +32,7 @@ def balanced(labels: Sequence[str]) -> list[int]:
     for place, label in enumerate(labels):
         by_label.setdefault(label, []).append(place)
     rounds = itertools.zip_longest(*by_label.values())
-    return [place for found in rounds for place in found if place is not None]
+    return [place for turn in rounds for place in turn if place is not None]
 
 
 def by_words(texts: Sequence[str], diversity: float = 0.0) -> Chooser:
@@ -40,12 +40,12 @@ def by_words(texts: Sequence[str], diversity: float = 0.0) -> Chooser:
     pool = Passages([Passage(str(place), 0, len(text), text) for place, text in enumerate(texts)])
 
     def choose(question: str, count: int) -> list[int]:
-        found = pool.lexical([question], max(count, _NEAR) if diversity else count)[0]
-        hits = [Hit(passage, score) for passage, score in found]
+        scored = pool.lexical([question], max(count, _NEAR) if diversity else count)[0]
+        hits = [Hit(passage, score) for passage, score in scored]
         hits = diverse(hits, diversity, count) if diversity else hits[:count]
-        near = [int(hit.passage.document) for hit in hits]
-        rest = (place for place in range(len(texts)) if place not in set(near))  # what shares no word comes last
-        return [*near, *itertools.islice(rest, max(count - len(near), 0))]
+        nearest = [int(hit.passage.document) for hit in hits]
+        others = (place for place in range(len(texts)) if place not in set(nearest))  # what shares no word comes last
+        return [*nearest, *itertools.islice(others, max(count - len(nearest), 0))]
 
     return choose
 
@@ -68,9 +68,9 @@ def by_volume(vectors: np.ndarray, embed: Embed) -> Chooser:
     """
 
     def choose(question: str, count: int) -> list[int]:
-        near = vectors @ embed([question])[0]
-        places = np.argsort(-near, kind="stable")[: max(count, _NEAR)]
-        quality = np.exp(near[places])
+        similarity = vectors @ embed([question])[0]
+        places = np.argsort(-similarity, kind="stable")[: max(count, _NEAR)]
+        quality = np.exp(similarity[places])
         kernel = quality[:, None] * (vectors[places] @ vectors[places].T) * quality[None]
         gains, factors = np.diag(kernel).copy(), np.zeros((0, len(places)))
         picked: list[int] = []
@@ -93,7 +93,7 @@ def tfidf(texts: Sequence[str]) -> tuple[np.ndarray, Embed]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+").fit(texts)
-    embed: Embed = lambda given: vectorizer.transform(given).toarray()  # noqa: E731
+    embed: Embed = lambda queries: vectorizer.transform(queries).toarray()  # noqa: E731
     return embed(texts), embed
 
 
@@ -105,6 +105,6 @@ def arranged(chosen: Sequence[Example], order: str) -> list[Example]:
     if order == "nearest_first":
         return list(chosen)
     if order == "interleaved":
-        turn = balanced([example.answer for example in chosen])
-        return [chosen[place] for place in turn][::-1]
+        order_by_label = balanced([example.answer for example in chosen])
+        return [chosen[place] for place in order_by_label][::-1]
     return list(chosen)[::-1]

@@ -115,10 +115,10 @@ def dequantise(packed: Packed | Foreign) -> Tensor:
     if absmax.dtype == torch.uint8:
         absmax = _dequantise8(absmax, packed.absmax2) + packed.offset
     count = packed.shape.numel()
-    whole = count // BLOCK
+    whole_blocks = count // BLOCK
     values = torch.nn.functional.embedding(packed.codes.int(), _pairs(packed.codes.device)).view(-1)
-    values[: whole * BLOCK].view(whole, BLOCK).mul_(absmax[:whole, None])
-    values[whole * BLOCK :].mul_(absmax[-1])
+    values[: whole_blocks * BLOCK].view(whole_blocks, BLOCK).mul_(absmax[:whole_blocks, None])
+    values[whole_blocks * BLOCK :].mul_(absmax[-1])
     return values[:count].view(packed.shape).to(packed.dtype)
 
 
@@ -150,10 +150,10 @@ def dynamic_map() -> Tensor:
 
     For each of seven powers of ten, the means of ever finer steps from 0.1 to 1, on both sides of zero; and 1.
     """
-    found = [0.0, 1.0]
+    values = [0.0, 1.0]
     for power in range(7):
         edges = torch.linspace(0.1, 1, 2**power + 1, dtype=torch.float32)
         means = (edges[:-1] + edges[1:]) / 2.0
         scale = 10.0 ** (power - 6)
-        found += (scale * means).tolist() + (-scale * means).tolist()
-    return torch.tensor(sorted(found), dtype=torch.float32)
+        values += (scale * means).tolist() + (-scale * means).tolist()
+    return torch.tensor(sorted(values), dtype=torch.float32)

@@ -12,12 +12,12 @@ In shapes: k_t entries of a tensor t of n_t numbers, whatever its own shape; pla
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.attachment import Attachment, ParamGroup, strict
 from tunewise.core.errors import ArtifactError
 from tunewise.engine.device import is_fake
 
@@ -50,14 +50,14 @@ def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
         return {name: torch.arange(max(1, round(share * score.numel()))) for name, score in scores.items()}
     least = _least(scores.values(), count)
     equal = count - sum(int(torch.count_nonzero(_bits(score) > least)) for score in scores.values())
-    found = {}
+    places = {}
     for name, score in scores.items():
         bits = _bits(score).flatten()  # (n_t,)
-        chosen, first = bits > least, (bits == least).nonzero()[:equal, 0]
-        chosen[first] = True
-        equal -= len(first)
-        found[name] = chosen.nonzero()[:, 0]  # (k_t,)
-    return found
+        selected, ties = bits > least, (bits == least).nonzero()[:equal, 0]
+        selected[ties] = True
+        equal -= len(ties)
+        places[name] = selected.nonzero()[:, 0]  # (k_t,)
+    return places
 
 
 def _bits(score: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Sparse(Attachment):
 
     # What the contract asks for.
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """One group; weight decay never acts on it."""
         return [{**group, "weight_decay": 0.0} for group in super().param_groups()]
 

@@ -36,7 +36,7 @@ def best(scores: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def prune(base: Base, side: Any, kept: Sequence[int], scores: dict[str, Tensor]) -> None:
+def prune(base: Base, side: Any, block_indices: Sequence[int], scores: dict[str, Tensor]) -> None:
     """Fill `side` (of `Anatomy.shrunk`), whose blocks stand for the base's blocks `kept`."""
     anatomy = base.anatomy
     scores = {name: score.cpu() for name, score in scores.items()}  # what is chosen by are places, not weights
@@ -44,15 +44,15 @@ def prune(base: Base, side: Any, kept: Sequence[int], scores: dict[str, Tensor])
     residual = best(scores[names[id(anatomy.embedding.weight)]].sum(0), side.config.hidden_size)
     prefix = anatomy.layout.blocks.split(".")[-1]
     small = dict(side.named_modules())
-    for step, index in enumerate(kept):
+    for step, index in enumerate(block_indices):
         block = next(module for name, module in small.items() if name.endswith(f"{prefix}.{step}"))
         _Block(base, index, block, residual, scores, names).fill()
     inner = dict(anatomy.inner.named_parameters())
     for name, parameter in side.named_parameters():
-        whole = inner.get(name)
-        same = whole is not None and (*whole.shape[:-1], len(residual)) == tuple(parameter.shape)
-        if whole is not None and same and f"{prefix}." not in name:  # the final norm, learned positions
-            parameter.copy_(whole[..., residual])
+        wide = inner.get(name)
+        fits = wide is not None and (*wide.shape[:-1], len(residual)) == tuple(parameter.shape)
+        if wide is not None and fits and f"{prefix}." not in name:  # the final norm, learned positions
+            parameter.copy_(wide[..., residual])
 
 
 class _Block:
@@ -77,8 +77,8 @@ class _Block:
     def _score(self, role: str) -> Tensor:
         """Importance of a linear's output rows."""
         linear = self.anatomy.linear(self.index, role)
-        found = self.scores[self.names[id(linear.weight)]]
-        return found.sum(0 if is_transposed(linear) else 1)
+        scores = self.scores[self.names[id(linear.weight)]]
+        return scores.sum(0 if is_transposed(linear) else 1)
 
     def _copy(self, role: str, rows: Tensor, columns: Tensor, into: Tensor | None = None) -> None:
         """The chosen rows and columns of a linear (out, in) into those of the narrow one."""
@@ -94,26 +94,26 @@ class _Block:
         """Attention, feed-forward and norms."""
         anatomy, residual = self.anatomy, self.residual
         heads, _, size = anatomy.heads
-        own = features(self._small("o"))[0] // heads
-        wide, narrow = anatomy.columns(), anatomy.columns(own)
-        kept = {}
+        narrow_size = features(self._small("o"))[0] // heads
+        wide, narrow = anatomy.columns(), anatomy.columns(narrow_size)
+        dimensions = {}
         for shared in (("q", "k"), ("v",)):
             score = torch.stack([self._score(wide[name][0])[wide[name][1]].sum(0) for name in shared]).sum(0)
-            pairs = best(score.view(2, size // 2).sum(0), own // 2)
+            pairs = best(score.view(2, size // 2).sum(0), narrow_size // 2)
             for name in shared:
-                kept[name] = torch.cat([pairs, pairs + size // 2])
+                dimensions[name] = torch.cat([pairs, pairs + size // 2])
         for name, (role, columns) in wide.items():
-            self._copy(role, columns[:, kept[name]].flatten(), residual, narrow[name][1].flatten())
-        values = (torch.arange(heads)[:, None] * size + kept["v"]).flatten()
+            self._copy(role, columns[:, dimensions[name]].flatten(), residual, narrow[name][1].flatten())
+        values = (torch.arange(heads)[:, None] * size + dimensions["v"]).flatten()
         self._copy("o", residual, values)
         self._feed_forward()
         norms, wide_parameters = anatomy.norms(), dict(anatomy.blocks[self.index].named_parameters())
         for name, parameter in self.small.named_parameters():
             whole = wide_parameters[name]
             if parameter.dim() == 1 and f"{anatomy.block_path(self.index)}.{name}" in norms:
-                chosen = residual if len(whole) == anatomy.width else kept["q"]
-                if len(chosen) == len(parameter):
-                    parameter.copy_(whole[chosen])
+                places = residual if len(whole) == anatomy.width else dimensions["q"]
+                if len(places) == len(parameter):
+                    parameter.copy_(whole[places])
 
     def _feed_forward(self) -> None:
         width = features(self._small("down"))[0]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, Findings
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import ArtifactError
 
@@ -22,9 +22,9 @@ class TextSearchAttachment(Attachment):
     def __init__(self, base: Base, recipe: Technique) -> None:
         super().__init__(base, recipe)
         self.vectors: Tensor | None = None
-        self.facts: dict[str, Any] = {}
+        self.facts: Findings = {}
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
         """What was chosen on validation, and the losses there."""
         return self.facts
 

@@ -64,8 +64,8 @@ def embed(base: Base, ids: list[int]) -> Tensor:
 def ordinary_tokens(base: Base, count: int, generator: torch.Generator) -> list[int]:
     """Ids of ordinary tokens, drawn from the frequent ones."""
     special = set(base.tokenizer.all_special_ids)
-    known = min(_FREQUENT, base.anatomy.vocabulary, len(base.tokenizer))
-    ordinary = [index for index in range(known) if index not in special]
+    limit = min(_FREQUENT, base.anatomy.vocabulary, len(base.tokenizer))
+    ordinary = [index for index in range(limit) if index not in special]
     return [ordinary[index] for index in torch.randint(len(ordinary), (count,), generator=generator).tolist()]
 
 

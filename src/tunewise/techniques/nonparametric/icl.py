@@ -13,12 +13,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, StoredRow
 from tunewise.contract.settings import setting
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Citation, Technique
@@ -100,7 +100,7 @@ class _Shown(TextSearchAttachment):
         super().__init__(base, recipe)
         self.recipe: ICL = recipe
         self.pool: list[Example] = []
-        self.near: dict[str, list[int]] = {}
+        self.candidates: dict[str, list[int]] = {}
         self.k, self.order, self.instruction = 0, recipe.order, recipe.instruction
         self.permutation: list[int] = []  # of the chosen, best first; empty where `order` says it
         self.bias: Tensor | None = None
@@ -122,8 +122,8 @@ class _Shown(TextSearchAttachment):
                 self._best("order", ("nearest_last", "nearest_first", "interleaved"), study)
         if task.kind == "classification" and self.recipe.calibrate != "none" and task.validation:
             self._calibrate(study)
-        shown = [len(self._chosen(example)) for example in task.validation] or [0]
-        self.facts |= {"examples wanted": float(self.k), "examples shown": sum(shown) / len(shown)}
+        shown_counts = [len(self._chosen(example)) for example in task.validation] or [0]
+        self.facts |= {"examples wanted": float(self.k), "examples shown": sum(shown_counts) / len(shown_counts)}
 
     def prepare_shapes(self, study: Study) -> None:
         """With as many examples as fit: training on validation may choose fewer."""
@@ -175,7 +175,7 @@ class _Shown(TextSearchAttachment):
         """Those whose showing alone lowers the loss on validation most come first."""
         losses, self.k = [], 1
         for place in study.counted("trying examples on validation", range(min(_TRIED, len(pool)))):
-            self.choose, self.near = demonstrations.same([place]), {}
+            self.choose, self.candidates = demonstrations.same([place]), {}
             losses.append(study.validation_loss())
         self.k = 0
         return [pool[place] for place in sorted(range(len(losses)), key=lambda place: losses[place])]
@@ -183,21 +183,21 @@ class _Shown(TextSearchAttachment):
     def _probe_orders(self, study: Study) -> None:
         """Global entropy (Lu et al. 2022): the order whose answers to validation's questions are least one-sided."""
         task = study.task
-        asked, source = task.validation[: 2 * _TRIED], stream(study.seed, "icl", "orders")
-        gold = torch.tensor([task.labels.index(example.answer) for example in asked])
-        shown = len(self._chosen(asked[0]))
-        orders = {tuple(range(shown))} | {
-            tuple(torch.randperm(shown, generator=source).tolist()) for _ in range(_ORDERS)
+        questions, random = task.validation[: 2 * _TRIED], stream(study.seed, "icl", "orders")
+        gold = torch.tensor([task.labels.index(example.answer) for example in questions])
+        count = len(self._chosen(questions[0]))
+        orders = {tuple(range(count))} | {
+            tuple(torch.randperm(count, generator=random).tolist()) for _ in range(_ORDERS)
         }
-        entropies, right = {}, {}
+        entropies, accuracies = {}, {}
         for order in study.counted("probing orders", sorted(orders)):
             self.permutation = list(order)
-            chosen = self._label_nll(task, asked).argmin(1)
-            share = torch.bincount(chosen, minlength=len(task.labels)) / len(asked)
+            predicted = self._label_nll(task, questions).argmin(1)
+            share = torch.bincount(predicted, minlength=len(task.labels)) / len(questions)
             entropies[order] = float(-(share * share.clamp(min=1e-12).log()).sum())
-            right[order] = float((chosen == gold).float().mean())
+            accuracies[order] = float((predicted == gold).float().mean())
         self.permutation = list(max(entropies, key=lambda order: entropies[order]))
-        self.facts["accuracy over orders"] = {"lowest": min(right.values()), "highest": max(right.values())}
+        self.facts["accuracy over orders"] = {"lowest": min(accuracies.values()), "highest": max(accuracies.values())}
 
     def _calibrate(self, study: Study) -> None:
         score = lambda examples: self._label_nll(study.task, examples)  # noqa: E731
@@ -218,7 +218,7 @@ class _Shown(TextSearchAttachment):
     # Showing.
 
     def _take(self, pool: list[Example], style: Task) -> None:
-        self.pool, self.encoder, self.near = pool, Encoder(self.base, style), {}
+        self.pool, self.encoder, self.candidates = pool, Encoder(self.base, style), {}
         if not pool:
             return
         sequences = self.encoder.encode(pool)
@@ -241,7 +241,7 @@ class _Shown(TextSearchAttachment):
         embedder = loaded(self.recipe.embedder, self.recipe.embedder_dtype)
         if self.vectors is None:
             self.vectors = torch.from_numpy(embedder.encode(texts)).half()
-        return choose(self.vectors.float().numpy(), lambda given: np.asarray(embedder.encode_queries(list(given))))
+        return choose(self.vectors.float().numpy(), lambda queries: np.asarray(embedder.encode_queries(list(queries))))
 
     def render(self, example: Example) -> Example:
         chosen = [self.pool[index] for index in self._chosen(example)]
@@ -253,16 +253,16 @@ class _Shown(TextSearchAttachment):
             (*(Message(m.role, m.content) for m in other.messages), Message("assistant", other.answer))
             for other in shown
         )
-        head = (Message("system", self.instruction),) if self.instruction else ()
-        return Example((*head, *turns, *example.messages), example.answer, example.references)
+        system = (Message("system", self.instruction),) if self.instruction else ()
+        return Example((*system, *turns, *example.messages), example.answer, example.references)
 
     def _chosen(self, example: Example) -> list[int]:
         """Up to k examples that fit whole into the window, best first; never the question itself."""
         if not self.k:
             return []
-        head = (Message("system", self.instruction),) if self.instruction else ()
-        asked = Example((*head, *example.messages), "")
-        budget = self.encoder.limit - self.room - len(self.encoder.encode([asked])[0].ids)
+        system = (Message("system", self.instruction),) if self.instruction else ()
+        question = Example((*system, *example.messages), "")
+        budget = self.encoder.limit - self.room - len(self.encoder.encode([question])[0].ids)
         chosen: list[int] = []
         for index in self._candidates(example.prompt, min(len(self.pool), 2 * self.k + 8)):
             if self.sizes[index] <= budget and self.pool[index].messages != example.messages:
@@ -274,26 +274,26 @@ class _Shown(TextSearchAttachment):
 
     def _candidates(self, question: str, count: int) -> list[int]:
         """The chooser's, best first; a longer list begins with a shorter one, so the longest is kept."""
-        if len(self.near.get(question, ())) < count:
-            self.near[question] = self.choose(question, count)
-        return self.near[question][:count]
+        if len(self.candidates.get(question, ())) < count:
+            self.candidates[question] = self.choose(question, count)
+        return self.candidates[question][:count]
 
     # Storing.
 
-    def stored_rows(self) -> list[dict[str, Any]]:
-        shown = self.pool[: 2 * self.k + 8] if self.recipe.selection in _FIXED else self.pool
-        chosen = {"k": self.k, "order": self.order, "permutation": self.permutation, "instruction": self.instruction}
+    def stored_rows(self) -> list[StoredRow]:
+        examples = self.pool[: 2 * self.k + 8] if self.recipe.selection in _FIXED else self.pool
+        choices = {"k": self.k, "order": self.order, "permutation": self.permutation, "instruction": self.instruction}
         return [
-            {**chosen, "bias": self.bias.tolist() if self.bias is not None else None},
-            *({"messages": [asdict(m) for m in e.messages], "answer": e.answer} for e in shown),
+            {**choices, "bias": self.bias.tolist() if self.bias is not None else None},
+            *({"messages": [asdict(m) for m in e.messages], "answer": e.answer} for e in examples),
         ]
 
-    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
+    def load_rows(self, rows: list[StoredRow], style: Task) -> None:
         try:
-            head = rows[0]
-            self.k, self.order, self.instruction = int(head["k"]), str(head["order"]), str(head["instruction"])
-            self.permutation = [int(place) for place in head["permutation"]]
-            self.bias = None if head["bias"] is None else torch.tensor(head["bias"], dtype=torch.float64)
+            choices = rows[0]
+            self.k, self.order, self.instruction = int(choices["k"]), str(choices["order"]), str(choices["instruction"])
+            self.permutation = [int(place) for place in choices["permutation"]]
+            self.bias = None if choices["bias"] is None else torch.tensor(choices["bias"], dtype=torch.float64)
             if self.bias is not None and self.bias.shape != (len(style.labels),):
                 raise ValueError("its bias is not one number for each label")
             pool = [Example(tuple(Message(**m) for m in row["messages"]), str(row["answer"])) for row in rows[1:]]

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, ParamGroup
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.techniques.building.sparse_entries import Sparse, largest, weights_of
@@ -147,7 +147,7 @@ class _Gated(Sparse):
             terms.append(torch.sigmoid(alpha - _SHIFT).sum() * open_group)
         return self.recipe.l0_weight * torch.stack(terms).sum()
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         rate = self.recipe.learning_rate or 0.0
         if not self._start:
             return [{**group, "lr": rate * self.recipe.fixed_mask_factor} for group in super().param_groups()]

@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.attachment import Attachment, ParamGroup, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.techniques.building.generated import GeneratedAttachment
@@ -94,7 +94,7 @@ class _Masked(GeneratedAttachment):
     def after_step(self, step: int, total: int) -> None:
         self._write()
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         return [{**group, "weight_decay": 0.0} for group in super().param_groups()]
 
     def changed_entries(self) -> dict[str, Tensor]:

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.attachment import Attachment, Findings, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError, SettingError
@@ -94,8 +94,8 @@ class AdaLoRA(Technique):
 
     def span(self, total: int) -> tuple[int, int]:
         """Steps t_i and T - t_f, between which ranks are cut."""
-        begin, rest = (round(part * total) if part < 1 else int(part) for part in (self.tinit, self.tfinal))
-        return begin, max(total - rest, 0)
+        begin, after = (round(part * total) if part < 1 else int(part) for part in (self.tinit, self.tfinal))
+        return begin, max(total - after, 0)
 
 
 class _Adaptive(GeneratedAttachment, LowRank):
@@ -118,10 +118,10 @@ class _Adaptive(GeneratedAttachment, LowRank):
 
     def make(self) -> dict[str, Tensor]:
         """Lambda, P and Q of the ranks that are alive."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for path in self.triplets:
-            found |= {f"{path}.{part}": tensor for part, tensor in zip(_PARTS, self._living(path), strict=True)}
-        return found
+            tensors |= {f"{path}.{part}": tensor for part, tensor in zip(_PARTS, self._living(path), strict=True)}
+        return tensors
 
     def _living(self, path: str) -> tuple[Tensor, Tensor, Tensor]:
         e, p, q = self.triplets[path]
@@ -186,20 +186,20 @@ class _Adaptive(GeneratedAttachment, LowRank):
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """As stored, with any number of ranks up to init_r for each matrix."""
-        whole = {name: parameter.detach() for name, parameter in self._params.items()}
+        full = {name: parameter.detach() for name, parameter in self._params.items()}
         ranks = {path: len(state.get(f"{path}.lora_E", ())) for path in self.triplets}
         if max(ranks.values()) > self.recipe.init_r:
             raise ArtifactError(f"the weights hold ranks above init_r = {self.recipe.init_r}")
-        own: dict[str, Tensor] = {}
+        expected: dict[str, Tensor] = {}
         for path, rank in ranks.items():
-            e, p, q = (whole[f"{path}.{part}"] for part in _PARTS)
-            own |= {f"{path}.lora_E": e[:rank], f"{path}.lora_B": p[:, :rank], f"{path}.lora_A": q[:rank]}
-        strict(own, state)
+            e, p, q = (full[f"{path}.{part}"] for part in _PARTS)
+            expected |= {f"{path}.lora_E": e[:rank], f"{path}.lora_B": p[:, :rank], f"{path}.lora_A": q[:rank]}
+        strict(expected, state)
         self.stored = {name: tensor.to(self.base.device) for name, tensor in state.items()}
 
     def training_state(self) -> dict[str, Tensor]:
         return super().training_state() | self.averages | self.alive | {"final": self.final}
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
         """The rank of every matrix."""
         return {"ranks": {path: int(self.alive[f"{path}.alive"].sum()) for path in self.triplets}}

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, Findings
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import SettingError
@@ -129,11 +129,11 @@ class _Nested(LowRank):
                 b[:, rows] = old_b[:, rows]
         self.b = self.rank
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
         """The validation loss at some ranks: 1, 2, 4 and so on, and r."""
-        found = {}
+        losses = {}
         for rank in sorted({*(1 << power for power in range(self.recipe.r.bit_length())), self.recipe.r}):
             self.b = rank
-            found[str(rank)] = validation_loss()
+            losses[str(rank)] = validation_loss()
         self.b = self.rank
-        return {"validation loss by rank": found}
+        return {"validation loss by rank": losses}

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, ParamGroup, PeftConfig
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError, SettingError
@@ -103,16 +103,16 @@ class LoRA(Technique):
         """
         if config.get("peft_type") != "LORA":
             return None
-        for name, plain in _PLAIN.items():
-            if config.get(name) not in plain:
+        for name, allowed in _PLAIN.items():
+            if config.get(name) not in allowed:
                 raise ArtifactError(f"the adapter is a LoRA with {name}={config[name]!r}, which is not supported here")
         paths = sorted({key.removeprefix(PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
-        found: dict[str, Any] = {
+        settings: dict[str, Any] = {
             name: tuple(f"{target}={value:g}" for target, value in (config.get(name) or {}).items())
             for name in ("rank_pattern", "alpha_pattern")
         }
-        found |= {name: bool(config.get(name)) for name in ("use_rslora", "use_dora")}
-        return cls(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=tuple(paths), **found)
+        settings |= {name: bool(config.get(name)) for name in ("use_rslora", "use_dora")}
+        return cls(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=tuple(paths), **settings)
 
 
 class Updates(LowRank):
@@ -124,14 +124,14 @@ class Updates(LowRank):
         self.dropout_rate = recipe.lora_dropout
         self.scales: dict[str, float] = {}
         self.start: dict[str, Tensor] = {}
-        outer = ends(base, recipe.target_modules)
-        known = {end.rpartition(".")[2] for end in (base.anatomy.embedding_path, base.anatomy.head_path)}
-        inner = tuple(name for name in recipe.target_modules if name.rpartition(".")[2] not in known)
-        for path, (role, module) in targets(base, inner, f"{recipe.name}.target_modules").items():
+        embeddings = ends(base, recipe.target_modules)
+        embedding_names = {end.rpartition(".")[2] for end in (base.anatomy.embedding_path, base.anatomy.head_path)}
+        linear_names = tuple(name for name in recipe.target_modules if name.rpartition(".")[2] not in embedding_names)
+        for path, (role, module) in targets(base, linear_names, f"{recipe.name}.target_modules").items():
             size_in, size_out = features(module)
             self._add(path, role, size_in, size_out, generator)
             self.place(path, module)
-        for path, modules in outer.items():
+        for path, modules in embeddings.items():
             self._add(path, "", base.anatomy.width, base.anatomy.vocabulary, generator)
             self.place_end(path, modules)
 
@@ -156,16 +156,16 @@ class Updates(LowRank):
             return Factors(a, b, self.scales[path])
         first_a, first_b = self.start[f"{path}.start_A"], self.start[f"{path}.start_B"]
         # B_0 (A - A_0) + (B - B_0) A, which is exactly nothing at the start: (2r, in) and (out, 2r)
-        wide = torch.cat([a - first_a, a]), torch.cat([first_b, b - first_b], dim=1)
-        return Factors(*wide, self.scales[path])
+        joined = torch.cat([a - first_a, a]), torch.cat([first_b, b - first_b], dim=1)
+        return Factors(*joined, self.scales[path])
 
     def forward(self, path: str, x: Tensor) -> Tensor:
         """The updated linear, with DoRA's rows stretched to their norms."""
         bias: Any = self.layers[path].bias
         if not self.recipe.use_dora:
             return self.updated(path, x, bias)
-        found = self.updated(path, x, None) * self._stretch(path).to(x.dtype)
-        return found if bias is None else found + bias
+        output = self.updated(path, x, None) * self._stretch(path).to(x.dtype)
+        return output if bias is None else output + bias
 
     def _stretch(self, path: str) -> Tensor:
         """M / ||W + s B A||, by output row; the norm is a constant to the gradient (DoRA, section 4.3)."""
@@ -180,7 +180,7 @@ class Updates(LowRank):
         weight = self.matrix(path).detach().to(delta.dtype)
         return self._stretch(path).detach()[:, None] * (weight + delta) - weight
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """One speed, or LoRA+'s two."""
         ratio, rate = self.recipe.loraplus_lr_ratio, self.recipe.learning_rate or 0.0
         fast = [p for name, p in self._params.items() if name.endswith("lora_B")]
@@ -193,7 +193,7 @@ class Updates(LowRank):
         """The factors, and their start where the update is counted from it."""
         return super().state() | self.start
 
-    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def peft(self) -> tuple[PeftConfig, dict[str, Tensor]]:
         """The adapter in PEFT's format; plain LoRA but for DoRA."""
         config, tensors = portable({path: self.factors(path) for path in self.layers}, self.base, self.layers)
         config |= {"lora_dropout": self.recipe.lora_dropout, "use_dora": self.recipe.use_dora}
@@ -204,12 +204,12 @@ class Updates(LowRank):
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy PEFT's tensors."""
-        own: dict[str, Tensor] = {}
+        current: dict[str, Tensor] = {}
         for path, module in self.layers.items():
             a, b = (self._params[f"{path}.lora_{letter}"].detach() for letter in "AB")
-            own |= peft_names(self.base, path, module, a, b)
-        own |= {PEFT_PREFIX + name: p.detach() for name, p in self._params.items() if name.endswith("vector")}
-        load_portable(own, tensors)
+            current |= peft_names(self.base, path, module, a, b)
+        current |= {PEFT_PREFIX + name: p.detach() for name, p in self._params.items() if name.endswith("vector")}
+        load_portable(current, tensors)
 
 
 def _other(patterns: tuple[str, ...], setting: str, path: str, role: str, default: float) -> float:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, Findings, ParamGroup
 from tunewise.contract.settings import setting
 from tunewise.contract.technique import Citation
 from tunewise.core.errors import TechniqueError
@@ -106,31 +106,34 @@ class _Quantised(Updates):
 
     def _park(self, module: nn.Module) -> None:
         """Leave a weight without values in the module; detaching reads them back from a temporary file."""
-        whole = cast(nn.Parameter, module.weight)
-        if is_fake(whole):
+        parameter = cast(nn.Parameter, module.weight)
+        if is_fake(parameter):
             module.weight = nn.Parameter(
-                torch.empty(whole.shape, dtype=whole.dtype, device="meta"), requires_grad=False
+                torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"), requires_grad=False
             )
             return
-        shape, dtype, device, aside = whole.shape, whole.dtype, whole.device, spill_to_disk(whole.cpu())
+        shape, dtype, device = parameter.shape, parameter.dtype, parameter.device
+        spilled = spill_to_disk(parameter.cpu())
 
         def restore() -> None:
-            whole.data = aside.clone().to(device)
-            module.weight = whole
+            parameter.data = spilled.clone().to(device)
+            module.weight = parameter
 
-        whole.data = torch.empty(0, dtype=dtype, device=device)
+        parameter.data = torch.empty(0, dtype=dtype, device=device)
         module.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
         self._undo.append(restore)
 
     def replaced_weights(self) -> dict[str, Tensor]:
         """The weights that the four bits stand for, in the modules' own orientation."""
-        turned = {path: is_transposed(self.layers[path]) for path in self.packed}
-        return {f"{path}.weight": self.matrix(path).T if turned[path] else self.matrix(path) for path in self.packed}
+        transposed = {path: is_transposed(self.layers[path]) for path in self.packed}
+        return {
+            f"{path}.weight": self.matrix(path).T if transposed[path] else self.matrix(path) for path in self.packed
+        }
 
     def changed_entries(self) -> dict[str, Tensor]:
         return {f"{path}.weight": torch.arange(packed.shape.numel()) for path, packed in self.packed.items()}
 
-    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
         return build(self.quantised.optimizer, groups, betas)
 
     def add_delta(self, path: str, delta: Tensor) -> None:
@@ -139,16 +142,17 @@ class _Quantised(Updates):
             super().add_delta(path, delta)
             return
         module: Any = self.layers[path]
-        whole = self.matrix(path).float() + delta
-        whole = (whole.T if is_transposed(module) else whole).to(module.weight.dtype).contiguous()
-        module.weight = nn.Parameter(whole, requires_grad=False)
+        merged = self.matrix(path).float() + delta
+        merged = (merged.T if is_transposed(module) else merged).to(module.weight.dtype).contiguous()
+        module.weight = nn.Parameter(merged, requires_grad=False)
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
         """The share of the updates that quantising the merged weights again would keep (its projection on them)."""
-        kept, whole = 0.0, 0.0
+        kept_product, squared_norm = 0.0, 0.0
         for path in self.packed:
             delta, weight = self.delta(path), self.matrix(path)
-            again = dequantise(self._quantise(weight.float() + delta))
-            kept += float(((again - weight.float()) * delta).sum())
-            whole += float(delta.square().sum())
-        return {"share of the update kept by 4-bit quantisation after merging": kept / whole if whole else 1.0}
+            requantised = dequantise(self._quantise(weight.float() + delta))
+            kept_product += float(((requantised - weight.float()) * delta).sum())
+            squared_norm += float(delta.square().sum())
+        share = kept_product / squared_norm if squared_norm else 1.0
+        return {"share of the update kept by 4-bit quantisation after merging": share}
