@@ -39,12 +39,12 @@ __all__ = ["ARCHITECTURES", "CHECKS", "attach", "fingerprint", "fit", "logits", 
 
 
 def _failure(technique: Technique, fault: str, remedy: str) -> str:
-    """What a check says: the technique, what it broke, and what to do."""
+    """Return the message of a failed check: the technique, what it broke, and what to do."""
     return f'{technique.name} {fault}; {remedy} (see "Adding a technique" in CONTRIBUTING.md)'
 
 
 def attach(technique: Technique, base: Base, task: Task | None = None, seed: int = 0) -> Attachment:
-    """The technique on the base, having seen a task."""
+    """Attach the technique to the base and prepare it on a task."""
     task = task or tiny_task()
     attachment = technique.resolved(base).attach(base, generator(seed, "attach"))
     attachment.prepare(study(attachment, task, task.validation, seed))
@@ -52,17 +52,17 @@ def attach(technique: Technique, base: Base, task: Task | None = None, seed: int
 
 
 def alike(task: Task) -> Task:
-    """The task with a template, so that all of its prompts begin with the same tokens."""
+    """Return the task with a template that gives all of its prompts a shared prefix."""
     return replace(task, template="say what the text that follows is about: {prompt}\n")
 
 
 def fingerprint(base: Base) -> str:
-    """The fingerprint of the base as it is now."""
+    """Return the fingerprint of the base as it is now."""
     return Base(base.model, base.tokenizer).fingerprint
 
 
 def fit(attachment: Attachment, steps: int = 4, task: Task | None = None, seed: int = 0, **settings: Any) -> None:
-    """A few training steps, or none where the technique trains nothing."""
+    """Run a few training steps, or none where the technique trains nothing."""
     if attachment.recipe.trains:
         sequences = _sequences(attachment, task or tiny_task())
         train(attachment, sequences, TrainSettings(max_steps=steps, **settings), seed=seed)
@@ -75,7 +75,7 @@ def _sequences(attachment: Attachment, task: Task) -> list[TokenSequence]:
 
 @torch.no_grad()
 def logits(attachment: Attachment, task: Task | None = None) -> Tensor:
-    """Logits of the whole model on the rendered test prompts, one row after the other, flattened."""
+    """Return the logits of the whole model on the rendered test prompts, one row after the other, flattened."""
     task = task or tiny_task()
     prompts = encoder_for(attachment, task).prompts([attachment.render(example) for example in task.test], 4)
     model, device = attachment.base.model, attachment.base.device
@@ -83,7 +83,7 @@ def logits(attachment: Attachment, task: Task | None = None) -> Tensor:
 
 
 def check_documented(technique: Technique, base: Base) -> None:
-    """Citation, equation, summary and help of every setting are there."""
+    """Check that citation, equation, summary and help of every setting are there."""
     for part in getattr(technique, "parts", (technique,)):
         missing = [name for name in ("summary", "equation") if not getattr(part, name)]
         missing += ["citation"] if part.sides and not part.citation else []
@@ -92,7 +92,7 @@ def check_documented(technique: Technique, base: Base) -> None:
 
 
 def check_settings_documented(technique: Technique) -> None:
-    """Every setting says in a sentence what it does."""
+    """Check that every setting says in a sentence what it does."""
     for item in fields(technique):
         assert item.metadata.get("help", "").endswith("."), _failure(
             technique, f"has no sentence of help for {item.name}", "give one to setting(), with a full stop"
@@ -100,7 +100,7 @@ def check_settings_documented(technique: Technique) -> None:
 
 
 def check_recipe(technique: Technique, base: Base) -> None:
-    """A recipe is hashable and comes back equal from its JSON form."""
+    """Check that a recipe is hashable and comes back equal from its JSON form."""
     stored = json.loads(json.dumps(technique.to_json()))["settings"]
     restored = make(technique.name, stored if "+" in technique.name else {technique.name: stored})
     assert restored == technique and hash(restored) == hash(technique), _failure(
@@ -111,7 +111,7 @@ def check_recipe(technique: Technique, base: Base) -> None:
 
 
 def check_identity_at_start(technique: Technique, base: Base) -> None:
-    """Where the technique says so, the adapted model equals the base before the first step, exactly."""
+    """Check that, where the technique says so, the adapted model equals the base before the first step, exactly."""
     before = logits(Attachment(base, technique))
     attachment = attach(technique, base)
     if technique.identity_at_start:
@@ -123,7 +123,7 @@ def check_identity_at_start(technique: Technique, base: Base) -> None:
 
 
 def check_only_its_own(technique: Technique, base: Base) -> None:
-    """Training changes exactly the trainable tensors; frozen weights keep their bits, even with weight decay."""
+    """Check that training changes only the trainable tensors; frozen weights keep their bits."""
     attachment = attach(technique, base)
     original = {name: parameter.detach().clone() for name, parameter in base.model.named_parameters()}
     fit(attachment, weight_decay=0.1)
@@ -153,7 +153,7 @@ def check_only_its_own(technique: Technique, base: Base) -> None:
 
 
 def check_learns(technique: Technique, base: Base) -> None:
-    """Training lowers the training loss."""
+    """Check that training lowers the training loss."""
     if not technique.trains:
         return
     task = tiny_task()
@@ -169,7 +169,7 @@ def check_learns(technique: Technique, base: Base) -> None:
 
 
 def check_same_seed_same_bits(technique: Technique, base: Base) -> None:
-    """Two runs of one seed leave the same bits."""
+    """Check that two runs with one seed leave the same bits."""
     states = []
     for _ in range(2):
         attachment = attach(technique, base)
@@ -186,7 +186,7 @@ def check_same_seed_same_bits(technique: Technique, base: Base) -> None:
 
 
 def check_detach(technique: Technique, base: Base) -> None:
-    """Detaching after training gives the base back, bit for bit, with nothing left on it."""
+    """Check that detaching after training gives the base back, bit for bit, with nothing left on it."""
     before, keys = fingerprint(base), list(base.model.state_dict())
     attachment = attach(technique, base)
     fit(attachment)
@@ -224,7 +224,7 @@ def _check_bare(technique: Technique, base: Base, when: str) -> None:
 
 
 def check_save_load(technique: Technique, base: Base) -> None:
-    """Through the artifact on disk, another attachment has the same outputs, bit for bit."""
+    """Check that an attachment loaded from the artifact on disk has the same outputs, bit for bit."""
     import tempfile
 
     from tunewise.adaptation.artifact import load, save
@@ -245,7 +245,7 @@ def check_save_load(technique: Technique, base: Base) -> None:
 
 
 def check_strict_load(technique: Technique, base: Base) -> None:
-    """Missing, extra, mis-shaped, mis-typed and non-finite tensors are refused and change nothing."""
+    """Check that missing, extra, mis-shaped, mis-typed and non-finite tensors are refused and change nothing."""
     attachment = attach(technique, base)
     state = {name: tensor.clone() for name, tensor in attachment.state().items()}
     before = logits(attachment)
@@ -271,7 +271,7 @@ def check_strict_load(technique: Technique, base: Base) -> None:
 
 
 def check_merge(technique: Technique, base: Base) -> None:
-    """A merged model has the adapted outputs, without hooks; detaching still gives the base back."""
+    """Check that a merged model has the adapted outputs, without hooks; detaching still gives the base back."""
     before = fingerprint(base)
     attachment = attach(technique, base)
     fit(attachment)
@@ -307,7 +307,7 @@ def check_merge(technique: Technique, base: Base) -> None:
 
 
 def check_resume(technique: Technique, base: Base) -> None:
-    """Stopped after any save and resumed, a run ends with the same bits."""
+    """Check that a run that is stopped after a checkpoint and resumed ends with the same bits."""
     if not technique.trains:
         return
     import tempfile
@@ -340,9 +340,9 @@ def check_resume(technique: Technique, base: Base) -> None:
 
 
 def check_cached_generation(technique: Technique, base: Base) -> None:
-    """Greedy answers with a key/value cache in a padded batch equal those of full forward passes, one by one.
+    """Check that greedy answers with a key/value cache in a padded batch equal those of full forward passes.
 
-    The prompts begin alike, so that their beginning is read once.
+    The prompts share a prefix, which is computed once.
     """
     task = alike(tiny_task())
     attachment = attach(technique, base, task)
@@ -366,7 +366,7 @@ def check_cached_generation(technique: Technique, base: Base) -> None:
 
 
 def check_gradients(technique: Technique, base: Base, tolerance: float = 1e-5) -> None:
-    """Packed gradients equal those of Hugging Face's own loss on padded rows, also of rows that begin alike."""
+    """Check that packed gradients equal those of Hugging Face's loss on padded rows, shared prefix or not."""
     for task in (tiny_task(), alike(tiny_task())) if technique.trains else ():
         _check_gradients(technique, base, tolerance, task)
         base.release()
@@ -415,7 +415,7 @@ def _check_gradients(technique: Technique, base: Base, tolerance: float, task: T
 
 
 def check_scores_agree(technique: Technique, base: Base) -> None:
-    """Scoring labels and prompts side by side gives the likelihoods of scoring each alone through the plain model."""
+    """Check that scoring in batches gives the likelihoods of scoring each sequence alone through the plain model."""
     task = alike(tiny_task())
     attachment = attach(technique, base, task)
     scores = score(attachment, task, task.test)
@@ -444,7 +444,7 @@ _ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def check_same_roles(technique: Technique, base: Base) -> None:
-    """What it trains where projections are separate, it trains where they are fused too, or it refuses the model.
+    """Check that what is trained where projections are separate is trained, or refused, where they are fused.
 
     Roles are those that `target_modules` names, and those whose outputs training changes on a Llama. Where a label says
     that the technique is another one on this model, or where it chooses single entries by what it sees, the label and

@@ -26,7 +26,7 @@ StoredRow: TypeAlias = dict[str, Any]  # a JSON row of the artifact, in the tech
 
 
 class Building:
-    """What a technique builds with: tensors of its own, tensors of the base, hooks. All of it is undone at detach."""
+    """Adds tensors, trains tensors of the base and sets hooks, on behalf of a technique; `detach` undoes all of it."""
 
     def __init__(self, base: Base, recipe: Technique) -> None:
         self.base, self.recipe = base, recipe
@@ -38,7 +38,7 @@ class Building:
         self._originals: dict[int, Tensor] = {}
 
     def add(self, name: str, values: Tensor) -> nn.Parameter:
-        """A new trainable tensor, on the base's device, no less exact than fp32 or than the base.
+        """Add a trainable tensor, on the base's device, in at least fp32 and at least the base's precision.
 
         Raises:
             TechniqueError: the name is taken, so that the tensor before it would not be trained any more.
@@ -56,7 +56,7 @@ class Building:
         return parameter
 
     def adopt(self, name: str, build: Callable[[], ModuleType], generator: torch.Generator) -> ModuleType:
-        """A new module whose trainable parameters are trained, named below `name`; its start follows `generator`."""
+        """Add a module that `build` makes, seeded by `generator`; its trainable parameters are named below `name`."""
         import torch
 
         with torch.random.fork_rng(devices=[]):
@@ -68,9 +68,9 @@ class Building:
         return module
 
     def train_existing(self, name: str, parameter: nn.Parameter, rounds: bool = False) -> None:
-        """Train a parameter of the base; its values come back at detach.
+        """Train a parameter of the base; `detach` restores its values.
 
-        `rounds` says that its optimiser loses no small updates in half precision, by rounding at random.
+        `rounds` says that its optimiser loses no small updates in bfloat16, because it rounds stochastically.
         """
         import torch
 
@@ -84,7 +84,7 @@ class Building:
         parameter.requires_grad_(True)
 
     def keep(self, parameter: nn.Parameter) -> None:
-        """Remember a base parameter's values and restore them at detach."""
+        """Remember a base parameter's values, which `detach` restores."""
         import torch
 
         from tunewise.engine.memory import spill_to_disk
@@ -101,15 +101,15 @@ class Building:
         self._undo.append(restore)
 
     def original(self, parameter: nn.Parameter) -> Tensor:
-        """The values of a kept parameter; on a processor they are read from disk."""
+        """Return the values that a base parameter had at first; on the CPU they are read from disk."""
         return self._originals[id(parameter)]
 
     def divert(
         self, parameter: nn.Parameter, shares: Callable[[Tensor], Iterable[tuple[nn.Parameter, Tensor]]]
     ) -> None:
-        """Take the gradient of a base parameter as soon as it is whole: `shares(gradient)` says who gets what of it.
+        """Hand a base parameter's gradient to others: `shares(gradient)` gives pairs of parameter and gradient.
 
-        The base parameter keeps none; shares of several backward passes add up.
+        It is called as soon as the gradient is complete; the base parameter keeps none. Several backward passes add up.
         """
 
         def hand_out(parameter_with_gradient: Tensor) -> None:
@@ -121,35 +121,35 @@ class Building:
         self.hook(parameter.register_post_accumulate_grad_hook(hand_out))
 
     def hook(self, handle: Any) -> None:
-        """A torch hook handle, removed at detach, and before the technique is folded into the base's weights."""
+        """Register a torch hook handle, which `detach` removes, and `merge` before it changes the weights."""
         self._hooks.append(handle)
         self._undo.append(handle.remove)
 
     def replace(self, module: object, attribute: str, value: Any) -> None:
-        """Set an attribute of a base module (or its configuration), set back at detach."""
+        """Set an attribute of a base module (or of its configuration); `detach` sets it back."""
         before = getattr(module, attribute)
         setattr(module, attribute, value)
         self._undo.append(lambda: setattr(module, attribute, before))
 
 
 class Training(Building):
-    """What the training loop and the scoring ask: what moves and how, what happens around a step, what is shown."""
+    """Adds what the training loop and the scoring call: parameters, optimiser, what runs around a step, the prompt."""
 
     virtual_tokens: int = 0  # placeholders that the encoder puts at the head of every sequence
-    virtual_suffix: int = 0  # and between its prompt and its answer
+    virtual_suffix: int = 0  # the same, between prompt and answer
     phases: int = 1
 
     def params(self) -> dict[str, nn.Parameter]:
-        """Trainable tensors by stable name."""
+        """Return the trainable tensors by a name that is the same in each run."""
         return self._params
 
     def param_groups(self) -> list[ParamGroup]:
-        """Optimiser groups; several where a technique has several speeds."""
+        """Return torch's optimiser groups; several where a technique has several learning rates."""
         rate = getattr(self.recipe, "learning_rate", None)
         return [{"params": list(self.params().values()), "lr": rate}] if self.params() else []
 
     def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
-        """What moves the parameters: AdamW, fused where it can be."""
+        """Return the optimiser of these groups: AdamW, fused where it can be."""
         from tunewise.engine.optimizers import build
 
         return build("adamw", groups, betas)
@@ -163,27 +163,27 @@ class Training(Building):
         """Take what is needed from the task before training."""
 
     def prepare_shapes(self, study: Study) -> None:
-        """Take the sizes that `prepare` would give; a plan asks for them on a base without contents."""
+        """Take the sizes that `prepare` would give, without its values; a plan calls this on a base without weights."""
         self.prepare(study)
 
     def start_phase(self, phase: int) -> None:
-        """Called before each phase, the first included; the optimiser is rebuilt after it."""
+        """Prepare a phase; called before each one, the first included, and before the optimiser is built anew."""
 
     def before_step(self, step: int, total: int) -> None:
-        """Called before the forward passes of each optimiser step."""
+        """Prepare an optimiser step; called before its forward passes."""
 
     def after_backward(self, step: int, total: int) -> None:
-        """Called when the step's gradients are whole, before clipping."""
+        """Change or read the gradients of a step; called when they are complete, before clipping."""
 
     def after_step(self, step: int, total: int) -> None:
-        """Called when the optimiser has changed the parameters."""
+        """Finish an optimiser step; called when the parameters have been updated."""
 
     def penalty(self) -> Tensor | None:
-        """A term added to the loss of each step, in training only."""
+        """Return a term that is added to the loss of each step, in training only, or None."""
         return None
 
     def drift(self) -> Tensor:
-        """||W - W_0||^2 of the base's weights as they count now; differentiable.
+        """||W - W_0||^2: return the squared distance of the weights in use from the base's; differentiable.
 
         Raises:
             TechniqueError: the technique moves no weight of the base.
@@ -195,7 +195,7 @@ class Training(Building):
         return sum(terms[1:], terms[0])
 
     def moved(self) -> float | None:
-        """||W - W_0|| of the base's weights as they count now; None where it moves none."""
+        """||W - W_0||: return the distance of the weights in use from the base's; None where no weight moves."""
         import torch
 
         with torch.no_grad():
@@ -208,40 +208,40 @@ class Training(Building):
                 return None
 
     def trunk(self) -> Sequence[int]:
-        """Numbers of frozen blocks whose outputs are all that training needs of the blocks up to the last of them.
+        """Return the frozen blocks, by number, whose outputs are all that training reads up to the last of them.
 
         Empty where gradients or changes reach below; see `tunewise.fitting.frozen_trunk`.
         """
         return ()
 
     def render(self, example: Example) -> Example:
-        """The text side: an example with what this technique puts before it."""
+        """Return an example with what this technique puts before its prompt."""
         return example
 
     def citations(self, example: Example) -> list[str]:
-        """What this technique puts before the example, as an answer cites it: documents with their spans."""
+        """Return the sources, documents with spans, of what this technique puts before the example."""
         return []
 
     def label_bias(self) -> Tensor | None:
-        """What is taken off the negative log-likelihood of each label before the least is chosen, (labels,)."""
+        """Return what is subtracted from each label's negative log-likelihood, (labels,), or None."""
         return None
 
     def findings(self, validation_loss: Callable[[], float]) -> Findings:
-        """What a report should say of it after training, as JSON: ranks that it chose, losses at others."""
+        """Return what a report should say after training, as JSON: ranks chosen, losses at others."""
         return {}
 
 
 class Storing(Training):
-    """What the store, the export and the server ask: what is kept, what it changes in the base, how it comes off."""
+    """Adds what saving, export and serving call: state, changes to the base's weights, merging, detaching."""
 
-    label: str = ""  # what this row is called where it is not exactly the paper's technique
+    label: str = ""  # the row's name where this is not exactly the paper's technique
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that the artifact holds."""
+        """Return the tensors that the artifact holds, by name."""
         return {name: parameter.detach() for name, parameter in self.params().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `state()`. A missing, extra, mis-shaped, mis-typed or non-finite tensor is refused."""
+        """Restore `state()`; refuse a missing, extra, mis-shaped, mis-typed or non-finite tensor."""
         import torch
 
         current = self.state()
@@ -251,16 +251,16 @@ class Storing(Training):
                 tensor.copy_(state[name])
 
     def stored_rows(self) -> list[StoredRow]:
-        """The JSON rows that the artifact holds (the examples of a technique that shows examples)."""
+        """Return the JSON rows that the artifact holds, such as the examples that are put into the prompt."""
         return []
 
     def load_rows(self, rows: list[StoredRow], style: Task) -> None:
-        """Restore `stored_rows()`; `style` is the task that it was learnt on, without its examples."""
+        """Restore `stored_rows()`; `style` is the task that the adaptation was trained on, without its examples."""
         if rows:
             raise ArtifactError(f"{self.recipe.name} stores no rows, but the adaptation holds {len(rows)}")
 
     def training_state(self) -> dict[str, Tensor]:
-        """What exact resume needs beyond `state()`: the tensors themselves, not copies."""
+        """Return what exact resume needs beyond `state()`: the tensors themselves, not copies."""
         return {}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
@@ -274,38 +274,38 @@ class Storing(Training):
                 tensor.copy_(state[name])
 
     def changed(self) -> list[nn.Parameter]:
-        """Parameters in the model whose values are others than the base's, or stand in for them.
+        """Return the model's parameters whose values differ from the base's, or that replace the base's.
 
-        Serving exchanges them when the next request wants another adaptation (`tunewise.serve.adaptation_pool`).
+        Serving exchanges them when the next request names another adaptation (`tunewise.serve.adaptation_pool`).
         """
         changed_ids, entries = {*self._originals, *map(id, self.params().values())}, self.changed_entries()
         return [p for name, p in self.base.model.named_parameters() if id(p) in changed_ids or name in entries]
 
     def changed_entries(self) -> dict[str, Tensor]:
-        """Base tensors of which some entries are changed, by full name, with the flat places of these entries."""
+        """Return the flat indices of changed entries, by full name of the base tensors of which only some are."""
         return {}
 
     @property
     def swappable(self) -> bool:
-        """Whether requests to one loaded base can each choose it or not: it leaves the base's own tensors alone."""
+        """Whether each request to one loaded base can choose this technique: it changes no tensor of the base."""
         return not self.changed()
 
     def replaced_weights(self) -> dict[str, Tensor]:
-        """Weights that it stands on in place of the base's own, by full name: those of a base in fewer bits."""
+        """Return the weights that are used in place of the base's own, by full name: those of a quantised base."""
         return {}
 
     def peft(self) -> tuple[PeftConfig, dict[str, Tensor]] | None:
-        """The adapter in PEFT's format (config, tensors), or None where PEFT cannot express it."""
+        """Return the adapter in PEFT's format (config, tensors), or None where PEFT cannot express it."""
         return None
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore from the tensors of a PEFT adapter of this kind."""
+        """Restore the state from the tensors of a PEFT adapter of this kind."""
         raise ArtifactError(f"{self.recipe.name} has no form in PEFT")
 
     def merge(self) -> nn.Module:
-        """The base model with this technique folded into its weights, without hooks; undone by `detach()`.
+        """Return the base model with this technique folded into its weights, without hooks; `detach()` undoes it.
 
-        A technique writes `fold()`; what it put into the model with `hook` is taken off before.
+        A technique overrides `fold()`; the hooks that it registered with `hook` are removed before that call.
 
         Raises:
             TechniqueError: the maths does not allow it; the message says why.
@@ -318,7 +318,7 @@ class Storing(Training):
         return self.base.model
 
     def fold(self) -> None:
-        """Put what was trained into the base's own tensors, for `merge`; nothing where it was trained in them."""
+        """Put what was trained into the base's own tensors, for `merge`; do nothing where it was trained in them."""
 
     def detach(self) -> None:
         """Give the base back, bit for bit."""
@@ -332,8 +332,8 @@ class Storing(Training):
 class Attachment(Storing):
     """A technique on one loaded model. `detach()` gives the base back, bit for bit.
 
-    Its members lie in three rooms, each with defaults: `Building` is called by the technique's own file, `Training` by
-    the loop and the scoring, `Storing` by what saves, exports and serves.
+    Its members come from three classes, each with defaults: the technique's own file calls those of `Building`, the
+    training loop and the scoring those of `Training`, and what saves, exports and serves those of `Storing`.
     """
 
 

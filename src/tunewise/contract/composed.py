@@ -36,7 +36,7 @@ class Composed(Technique):
 
     @fact(default="nonparametric")
     def family(self) -> str:
-        """Take the last part's."""
+        """Take the last part's family."""
         return self.parts[-1].family
 
     @fact(default="")
@@ -81,7 +81,7 @@ class Composed(Technique):
 
     @fact(default=Technique.search_grid)
     def search_grid(self) -> tuple[float, ...]:
-        """Take the shortest of those that train: a search goes through all of them in step."""
+        """Take the shortest grid of the parts that train: a search goes through all of them in step."""
         return min((part.search_grid for part in self.parts if part.trains), key=len, default=Technique.search_grid)
 
     def __post_init__(self) -> None:
@@ -97,11 +97,11 @@ class Composed(Technique):
         return _ComposedAttachment(base, self, generator)
 
     def resolved(self, base: Base) -> Self:
-        """All parts resolved."""
+        """Resolve all parts."""
         return replace(self, parts=tuple(part.resolved(base) for part in self.parts))
 
     def search(self, count: int) -> list[Self]:
-        """The parts' searches in step."""
+        """Search all parts in step."""
         if not self.trains:
             return [self]
         lists = [part.search(count) for part in self.parts]
@@ -112,7 +112,7 @@ class Composed(Technique):
         ]
 
     def with_rate(self, rate: float) -> Self:
-        """The same composition with this learning rate in the part that trains.
+        """Return the same composition with this learning rate in the part that trains.
 
         Raises:
             TechniqueError: it is not one part that trains.
@@ -126,7 +126,7 @@ class Composed(Technique):
         return replace(self, parts=tuple(part.with_rate(rate) if part.trains else part for part in self.parts))
 
     def varied(self, held: Collection[str] = ()) -> list[Self]:
-        """Each part's, with the others as they are."""
+        """Vary each part, with the others as they are."""
         return [
             replace(self, parts=tuple(new if place == varied_place else part for place, part in enumerate(self.parts)))
             for varied_place, varying in enumerate(self.parts)
@@ -135,19 +135,19 @@ class Composed(Technique):
         ]
 
     def lacks(self, base: Base, task: Task) -> str:
-        """What the first part lacks that lacks something."""
+        """Return what the first part lacks that lacks something."""
         return next(filter(None, (part.lacks(base, task) for part in self.parts)), "")
 
     def files_fingerprint(self, task: Task) -> str:
-        """The parts' stamps."""
+        """Join the parts' fingerprints."""
         return "+".join(filter(None, (part.files_fingerprint(task) for part in self.parts)))
 
     def why_not_mergeable(self) -> str:
-        """Say it of the first part that cannot be merged."""
+        """Say why the first part that cannot be merged cannot be."""
         return next(part for part in self.parts if not part.mergeable).why_not_mergeable()
 
     def to_json(self) -> dict[str, Any]:
-        """Name and the settings of each part."""
+        """Return the name and the settings of each part."""
         return {"technique": self.name, "settings": {part.name: part.to_json()["settings"] for part in self.parts}}
 
 
@@ -163,13 +163,13 @@ class _ComposedAttachment(Attachment):
 
     @property
     def label(self) -> str:  # type: ignore[override]
-        """The parts' labels, and the names of those that have none; empty where none has one."""
+        """Join the parts' labels, or names where a part has none; empty where no part has a label."""
         if not any(part.label for part in self.parts):
             return ""
         return " + ".join(part.label or part.recipe.name for part in self.parts)
 
     def _join(self, tensors_of: Callable[[Attachment], dict[str, TensorType]]) -> dict[str, TensorType]:
-        """The parts' tensors in one mapping, each name after its part's, e.g. `lora.model.layers.0...`."""
+        """Return the parts' tensors in one mapping, with names that begin with the part's: `lora.model.layers.0...`."""
         return {
             f"{part.recipe.name}.{name}": tensor for part in self.parts for name, tensor in tensors_of(part).items()
         }
@@ -189,7 +189,7 @@ class _ComposedAttachment(Attachment):
         return [group for part in self.parts for group in part.param_groups()]
 
     def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
-        """One for all parts where none has its own; else each part's own over its groups, as one."""
+        """Return one optimiser for all parts where none has its own; else each part's over its groups, as one."""
         from tunewise.engine.optimizers import Combined
 
         if all(type(part).optimizer is Attachment.optimizer for part in self.parts):
@@ -203,7 +203,7 @@ class _ComposedAttachment(Attachment):
         return movers[0] if len(movers) == 1 else Combined(movers)
 
     def _shares(self, groups: list[ParamGroup]) -> list[list[ParamGroup]]:
-        """The groups of each part.
+        """Return the groups of each part.
 
         Raises:
             TechniqueError: two parts would move one tensor, or a group is not one part's.

@@ -18,21 +18,21 @@ def setting(
     choices: tuple[str, ...] = (),
     search: tuple[Any, ...] = (),
 ) -> Any:
-    """A hyper-parameter: default, one sentence of help, its range or choices, and what a search tries beside it.
+    """Declare a hyper-parameter: default, one sentence of help, range or choices, and the values that a search tries.
 
-    Only the one or two settings that matter most after the learning rate have something to try.
+    Only the one or two settings that matter most after the learning rate have values in `search`.
     """
     facts = {"help": help, "low": low, "high": high, "choices": choices, "search": search}
     return field(default=default, metadata=facts)
 
 
 def learning_rate() -> Any:
-    """The learning rate of a technique that trains; None asks for the default for the model's width."""
+    """Declare the learning rate of a technique that trains; None stands for the default for the model's width."""
     return setting(None, "AdamW step size; default: see `reference_rate`.", low=0.0, high=100.0)
 
 
 def checked(technique: str, item: Field[Any], value: Any) -> Any:
-    """The value in the setting's type, or a SettingError that names setting, value and range."""
+    """Return the value in the setting's type, or raise a SettingError that names setting, value and range."""
     where = f"{technique}.{item.name}"
     help_, low, high = item.metadata["help"], item.metadata["low"], item.metadata["high"]
     choices, default = item.metadata["choices"], item.default
@@ -63,5 +63,5 @@ def checked(technique: str, item: Field[Any], value: Any) -> Any:
 
 
 def default_of(item: Field[Any]) -> Any:
-    """The default of a recipe's field, for listings."""
+    """Return the default of a recipe's field, for listings."""
     return None if item.default is MISSING else item.default
