@@ -4,8 +4,8 @@
 
 Forms that need less memory are settings: `optimizer` (see `tunewise.engine.optimizers`), and LISA (Pan et al. 2024,
 algorithm 1), which every `lisa_interval` steps draws `lisa_layers` blocks to train besides embeddings and head, and
-drops the moments of the others. Bytes a parameter in fp32 and without activations: adamw 16, adamw8bit 10, adafactor 8,
-lomo 4.
+drops the moments of the others. Bytes per parameter in fp32 and without activations: adamw 16, adamw8bit 10,
+adafactor 8, lomo 4.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ _NOT_SETTINGS |= {"tokenizer_kwargs"}
 
 @dataclass(frozen=True, kw_only=True)
 class Bridged(Technique):
-    """A method of PEFT; one subclass for each, named `peft:<type>`."""
+    """A method of PEFT, with one subclass per method, named `peft:<type>`."""
 
     name = "_peft"
     family = "peft"
@@ -72,13 +72,13 @@ class Bridged(Technique):
         return _PeftAttachment(base, self, generator)
 
     def to_json(self) -> dict[str, Any]:
-        """Name and PEFT's settings."""
+        """Return the name and PEFT's settings."""
         return {"technique": self.name, "settings": {**json.loads(self.config), "learning_rate": self.learning_rate}}
 
 
 @cache
 def methods() -> dict[str, type[Bridged]]:
-    """Every method of the installed PEFT that puts layers into a model, by name."""
+    """Return every method of the installed PEFT that puts layers into a model, by name."""
     from peft import PromptLearningConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
@@ -95,7 +95,7 @@ def methods() -> dict[str, type[Bridged]]:
 
 
 def recipe(name: str, settings: Mapping[str, Any]) -> Bridged:
-    """The recipe of `peft:<type>` with these settings.
+    """Return the recipe of `peft:<type>` with these settings.
 
     Raises:
         SettingError: no such method, or a field that its configuration does not have.
@@ -118,7 +118,7 @@ def recipe(name: str, settings: Mapping[str, Any]) -> Bridged:
 
 
 def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bridged:
-    """The recipe of any adapter that PEFT wrote; what its file may not choose is left out.
+    """Return the recipe of any adapter that PEFT wrote; what its file may not choose is left out.
 
     Raises:
         SettingError: a type that this PEFT does not have.
@@ -133,7 +133,7 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bridg
 
 
 def survey(base: Base, report: Progress = silent) -> list[dict[str, Any]]:
-    """What each method does on this model with PEFT's defaults, found by trying: one row for each, with the reason.
+    """Try each method on this model with PEFT's defaults; return one row per method, with the reason of a failure.
 
     `trains` says whether a pass over packed text leaves gradients, `merges` whether PEFT can merge it.
     """
@@ -191,7 +191,7 @@ class _PeftAttachment(Attachment):
             raise TechniqueError(f"{recipe.name} trains nothing on this model; name its target_modules")
 
     def _wrapped_model(self, configured: Mapping[str, Any]) -> Any:
-        """PEFT's wrapper of the model: on the modules that PEFT chooses for it, or else on all linears."""
+        """Wrap the model in PEFT: on the modules that PEFT chooses for it, or else on all linears."""
         from peft import PeftModel
 
         name = self.recipe.name
@@ -212,7 +212,7 @@ class _PeftAttachment(Attachment):
         raise AssertionError("unreachable")
 
     def _check_targets(self, config: Any, modules: list[str]) -> None:
-        """Refuse a target that names nothing; PEFT leaves it out in silence where another names something."""
+        """Refuse a target that matches nothing; PEFT ignores it silently where another target matches."""
         targets = getattr(config, "target_modules", None)
         for target in sorted(targets) if isinstance(targets, (list, set, tuple)) else ():
             if not any(path == target or path.endswith(f".{target}") for path in modules):
@@ -223,12 +223,12 @@ class _PeftAttachment(Attachment):
                 )
 
     def changed(self) -> list[nn.Parameter]:
-        """Found by comparing: what PEFT writes into a weight when it puts its layers in, it tells nobody."""
+        """Compare with the weights before, since PEFT does not report which ones its layers change."""
         trained = set(map(id, self._params.values()))
         return [p for p, before in self._values_before if id(p) in trained or not torch.equal(p, before)]
 
     def state(self) -> dict[str, Tensor]:
-        """What PEFT stores, by its names."""
+        """Return what PEFT stores, by its names."""
         from peft import get_peft_model_state_dict
 
         tensors = get_peft_model_state_dict(self.wrapped, save_embedding_layers=False)
@@ -265,7 +265,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _remember(model: nn.Module, values: list[tuple[nn.Parameter, Tensor]]) -> Callable[[], None]:
-    """A function that gives every module of the model what it holds now, and every parameter its values."""
+    """Return a function that restores every module's current attributes and every parameter's values."""
     attributes = [(module, shallow(vars(module))) for module in model.modules()]
 
     def restore() -> None:
@@ -282,5 +282,5 @@ def _remember(model: nn.Module, values: list[tuple[nn.Parameter, Tensor]]) -> Ca
 
 
 def shallow(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy in which the tables of submodules, parameters and hooks are copies too."""
+    """Return a copy in which the tables of submodules, parameters and hooks are copies too."""
     return {name: copy.copy(value) if isinstance(value, dict) else value for name, value in attributes.items()}

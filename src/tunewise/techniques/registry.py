@@ -1,4 +1,4 @@
-"""The registry: every technique is found by being there, and recipes are made by name."""
+"""The registry: finds every technique in this package and in plug-ins, and makes recipes by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tunewise.core.errors import SettingError
 
 @cache
 def all_techniques() -> dict[str, type[Technique]]:
-    """Every technique by name, in the order of the taxonomy: found in `tunewise.techniques` and in plug-ins."""
+    """Return every technique by name, in the order of the taxonomy: those in `tunewise.techniques` and in plug-ins."""
     package = importlib.import_module(__package__)
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.startswith(f"{__package__}.building"):
@@ -42,7 +42,7 @@ def _subclasses(cls: type[Technique]) -> Iterator[type[Technique]]:
 
 
 def make(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Technique:
-    """The recipe called `name`, or several joined by "+", with `settings[technique][setting]` over the defaults.
+    """Make the recipe called `name`, or several joined by "+", with `settings[technique][setting]` over the defaults.
 
     Raises:
         SettingError: an unknown technique or setting, with the nearest name, or a value out of range.

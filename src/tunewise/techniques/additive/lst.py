@@ -77,7 +77,7 @@ class LST(Technique):
         """Put the ladder beside the base.
 
         Raises:
-            SettingError: `layers` names a block that there is not.
+            SettingError: `layers` names a block that the model does not have.
         """
         return _Ladder(base, self, generator)
 
@@ -122,10 +122,10 @@ class _Ladder(Attachment):
         prune(self.base, self.side, self.read_blocks, importance(self.base, rows))
 
     def prepare_shapes(self, study: Study) -> None:
-        """Its size does not depend on what it starts from."""
+        """Do nothing: the size does not depend on the initial values."""
 
     def trunk(self) -> list[int]:
-        """All blocks are the base's own; the ladder reads the kept ones, the mix the last too."""
+        """Return all blocks that the ladder reads, and the last one, which the mix reads."""
         return sorted({*self.read_blocks, len(self.base.anatomy.blocks) - 1})
 
     def _connect(self) -> None:
@@ -147,7 +147,7 @@ class _Ladder(Attachment):
         return keep
 
     def _climb(self, step: int) -> Callable[..., Any]:
-        """The input of side block i: u_i = mu_i s_{i-1} + (1 - mu_i) (D_i b_i + c_i)."""
+        """Return the hook that gives side block i its input: u_i = mu_i s_{i-1} + (1 - mu_i) (D_i b_i + c_i)."""
         rung: Any = self.rungs[step]
 
         def climb(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -160,13 +160,13 @@ class _Ladder(Attachment):
         return climb
 
     def _finish(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
-        """Run the side network on what the base just computed and put its word into the last hidden states."""
+        """Run the side network on the base's states and write its output into the last hidden states."""
         self.side.config._attn_implementation = self.base.model.config._attn_implementation
         side_arguments = {
             name: kwargs[name] for name in ("attention_mask", "position_ids") if kwargs.get(name) is not None
         }
         cache = kwargs.get("past_key_values")
-        if cache is not None:  # the ladder's own keys and values live as long as the base's
+        if cache is not None:  # the ladder's key/value cache lives as long as the base's
             if not hasattr(cache, "ladder"):
                 cache.ladder = DynamicCache(config=self.side.config)
             side_arguments["past_key_values"] = cache.ladder

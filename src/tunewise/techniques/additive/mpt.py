@@ -4,7 +4,7 @@
 
     1. teachers    ordinary prompt tuning on each source task
     2. sources     P*, u_k, v_k on all source tasks: task loss + distillation * (KL(teacher || student) + mean squared
-                   difference of last hidden states), at the answers' positions; some tasks a step, drawn anew
+                   difference of last hidden states), at the answers' positions; some tasks per step, drawn anew
     3. target      P*, and u, v from the means of the sources', with two speeds
 
 The target stage is what a comparison's budget counts; the other two are part of `prepare`, `source_steps` each, and
@@ -65,7 +65,7 @@ class MPT(Technique):
     learning_rate: float | None = learning_rate()
 
     def lacks(self, base: Base, task: Task) -> str:
-        """Source tasks."""
+        """Say that source tasks are missing, if they are."""
         message = "mpt needs source tasks to distil its prompt from; give --sources task1,task2, or use prompt_tuning"
         return "" if self.sources else message
 
@@ -115,11 +115,11 @@ class _Multitask(Attachment):
         return [Reader.read(source) for source in self.recipe.sources]
 
     def prepare_shapes(self, study: Study) -> None:
-        """The sources must be there; its size does not depend on them."""
+        """Check that the sources can be read; the size does not depend on them."""
         self._sources(study)
 
     def _teacher(self, rows: list[TokenSequence], study: Study, index: int) -> Tensor:
-        """The prompt that ordinary prompt tuning finds for one source task."""
+        """Return the prompt that ordinary prompt tuning finds for one source task."""
         from tunewise.fitting.loop import train
         from tunewise.fitting.settings import TrainSettings
 
@@ -180,7 +180,7 @@ class _Multitask(Attachment):
 
 
 class _Teacher(Attachment):
-    """One source task's prompt, shown through the placeholders of its owner."""
+    """Trains one source task's prompt, in the placeholders of its owner."""
 
     def __init__(self, owner: _Multitask, generator: torch.Generator) -> None:
         from tunewise.techniques.building.virtual_tokens import embed, ordinary_tokens
@@ -194,11 +194,11 @@ class _Teacher(Attachment):
 
 
 def prompt_of(shared: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """P* x (u v^T), elementwise: (m, d)."""
+    """P* x (u v^T), elementwise: return the prompt of a task, (m, d)."""
     return shared * torch.outer(u, v)
 
 
 def distillation(states: Tensor, logits: Tensor, teacher_states: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(teacher || student) in nats a token plus the mean squared difference of the hidden states (N, d)."""
+    """KL(teacher || student) in nats per token, plus the mean squared difference of the hidden states (N, d)."""
     log_p, log_q = teacher_logits.log_softmax(-1), logits.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean() + (states - teacher_states).square().mean()

@@ -3,8 +3,8 @@
     h'_i = h_i + e^l_p   if token i is the p-th special token, else h_i;   l = 0 .. L-1
 
 In a decoder the special tokens are those of the tokenizer that stand in the task's sequences: the start mark, and the
-turn marks of a chat template; only marks before the answer can change it. A vector belongs to a token, whatever how
-often that occurs (the paper's BERT counts occurrences). With the start mark alone the technique is exactly a learned
+turn marks of a chat template; only marks before the answer can change it. A vector belongs to a token, however
+often it occurs (the paper's BERT counts occurrences). With the start mark alone the technique is exactly a learned
 key and value at one position, as the label says. Vectors start at zero (the paper: noise of 0.02), so the start is the
 base itself.
 """
@@ -37,7 +37,7 @@ _NONE = (
 
 
 def tokens_of(encoder: Encoder, task: Task, render: Callable[[Example], Example]) -> set[int]:
-    """The ids that stand in the prompts of a task's first examples."""
+    """Return the ids that occur in the prompts of a task's first examples."""
     examples = [render(example) for example in (*task.train[:256], *task.validation[:64])]
     return {i for sequence in encoder.encode(examples) for i in sequence.ids[: sequence.prompt]}
 
@@ -73,13 +73,13 @@ class Pasta(Technique):
         return self.init == "zero"
 
     def lacks(self, base: Base, task: Task) -> str:
-        """Special tokens in the task's prompts."""
+        """Say that the task's prompts hold no special tokens, if they hold none."""
         vocabulary = base.tokenizer.get_vocab()
         ids = {vocabulary[token] for token in self.tokens if token in vocabulary} or set(base.tokenizer.all_special_ids)
         return "" if ids & tokens_of(Encoder(base, task), task, lambda example: example) else _NONE
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """A vector for every special token of the tokenizer; `prepare` keeps those that the task has.
+        """Add a vector for every special token of the tokenizer; `prepare` keeps those that the task has.
 
         Raises:
             TechniqueError: the tokenizer has no special tokens.

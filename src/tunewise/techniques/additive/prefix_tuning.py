@@ -59,7 +59,7 @@ class PrefixTuning(Technique):
         "Start: keys and values of frequent tokens, of a text, or nothing but the MLP's own.",
         choices=("tokens", "text", "random"),
     )
-    init_text: str = setting("", "The text of init=text; repeated or cut to the length of the prefix.")
+    init_text: str = setting("", "The text of init=text; repeated or truncated to the length of the prefix.")
     learning_rate: float | None = learning_rate()
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
@@ -72,7 +72,7 @@ class PrefixTuning(Technique):
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PrefixTuning | None:
-        """The recipe of a PEFT prefix-tuning adapter, which holds no MLP."""
+        """Return the recipe of a PEFT prefix-tuning adapter, which holds no MLP."""
         if config.get("peft_type") != "PREFIX_TUNING" or "prompt_embeddings" not in tensors:
             return None
         return cls(num_virtual_tokens=tensors["prompt_embeddings"].shape[0], prefix_projection=False, init="random")
@@ -110,7 +110,7 @@ class _Prefix(GeneratedAttachment):
 
     @torch.no_grad()
     def _initial(self, generator: torch.Generator) -> Tensor:
-        """Keys and values (L, 2, m, G * c) as the projections make them for m real tokens, or zero."""
+        """Return initial keys and values (L, 2, m, G * c) as the projections make them for m real tokens, or zero."""
         base, m = self.base, self.virtual_tokens
         if self.recipe.init == "random" or m > base.window:
             return torch.zeros(len(self.places), 2, m, len(self.places[0][0][1]), device=base.device)
@@ -134,7 +134,7 @@ class _Prefix(GeneratedAttachment):
         )
 
     def make(self) -> dict[str, Tensor]:
-        """The prefix, (L, 2, m, G * c)."""
+        """Return the prefix, (L, 2, m, G * c)."""
         if not self.recipe.prefix_projection:
             return {"prefix": self.prefix}
         flat: Tensor = self.network(self.prompt)
@@ -142,7 +142,7 @@ class _Prefix(GeneratedAttachment):
         return {"prefix": prefix}
 
     def _table(self) -> Tensor:
-        self.rows = self.made()["prefix"]  # once a pass; the layers' hooks take their part of it
+        self.rows = self.made()["prefix"]  # once per pass; each layer's hooks read their part of it
         return self.blank
 
     def _replacer(self, block: int, half: int, columns: Tensor) -> Callable[..., Tensor]:
@@ -174,7 +174,7 @@ class _Prefix(GeneratedAttachment):
         return config, {"prompt_embeddings": self._cached()}
 
     def _cached(self) -> Tensor:
-        """The prefix as the model's cache holds it, keys normalised and rotated: PEFT's (m, L * 2 * G * c)."""
+        """Return the prefix as the model's cache holds it, keys normalised and rotated: PEFT's (m, L * 2 * G * c)."""
         first = self.base.anatomy.vocabulary
         ids = torch.arange(first, first + self.virtual_tokens, device=self.base.device)[None]
         layers = self.base.anatomy.inner(input_ids=ids, use_cache=True).past_key_values.layers
@@ -189,7 +189,7 @@ class _Prefix(GeneratedAttachment):
         _, groups, size = self.base.anatomy.heads
         parts = stored.view(self.virtual_tokens, len(self.places), 2, groups, size).permute(1, 2, 0, 3, 4).clone()
         rotation = self.base.anatomy.rotation(self.virtual_tokens)
-        if rotation is not None:  # back from the angle of its place
+        if rotation is not None:  # undo the rotation of each position
             cos, sin = (part[:, None] for part in rotation)
             keys = parts[:, 0, :, :, : cos.shape[-1]]
             first_half, second_half = keys.chunk(2, dim=-1)

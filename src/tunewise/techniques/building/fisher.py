@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def fisher(base: Base, parameters: Mapping[str, Tensor], rows: Iterable[TokenSequence]) -> dict[str, Tensor]:
-    """Sum over rows of (d log p(labelled tokens) / d parameter)^2, one row at a time: fp32, like the parameters.
+    """Sum over rows (d log p(labelled tokens) / d parameter)^2, one row at a time: fp32, like the parameters.
 
     Squaring a batch's mean gradient would be another quantity (Sung, Nair, Raffel 2021, section 3.1). Nothing is left
     in any `.grad`.

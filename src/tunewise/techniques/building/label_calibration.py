@@ -1,4 +1,4 @@
-"""Repairs a model's bias towards some labels: what it would say anyway is taken off its scores.
+"""Repairs a model's bias towards some labels: subtracts the scores that it gives without the input.
 
 contextual      nll(y | x) - nll(y | "N/A"), over content-free inputs          (Zhao et al. 2021)
 domain_context  the same over random words of the task's own inputs            (Fei et al. 2023)
@@ -24,11 +24,11 @@ Scorer = Callable[[Sequence[Example]], Tensor]  # label nll (n, labels)
 
 
 def bias(method: str, task: Task, score: Scorer, seed: int) -> Tensor:
-    """What is to be taken off the nll of each label, (labels,)."""
-    return _shift(method, score(_inputs(method, task, seed)))
+    """Return what is to be subtracted from the nll of each label, (labels,)."""
+    return _mean_shift(method, score(_inputs(method, task, seed)))
 
 
-def _shift(method: str, nll: Tensor) -> Tensor:
+def _mean_shift(method: str, nll: Tensor) -> Tensor:
     log_p = (-nll).log_softmax(1)
     # Zhao and Fei average probabilities; batch calibration averages log-probabilities.
     mean = log_p.mean(0) if method == "batch" else log_p.exp().mean(0).log()
@@ -54,7 +54,7 @@ def _question(pattern: Example, text: str) -> Example:
 
 
 def choose(task: Task, score: Scorer, seed: int) -> tuple[str, Tensor | None]:
-    """The method whose normalised label loss on validation is lowest, or "none"; and its bias."""
+    """Return the method whose normalised label loss on validation is lowest, or "none"; and its bias."""
     nll = score(task.validation)
     gold = torch.tensor([task.labels.index(example.answer) for example in task.validation])
 
@@ -64,7 +64,7 @@ def choose(task: Task, score: Scorer, seed: int) -> tuple[str, Tensor | None]:
     shifts: dict[str, Tensor | None] = {"none": None}
     losses = {"none": loss(torch.zeros(len(task.labels), dtype=nll.dtype))}
     for method in METHODS:
-        shift = _shift(method, nll) if method == "batch" else bias(method, task, score, seed)
+        shift = _mean_shift(method, nll) if method == "batch" else bias(method, task, score, seed)
         shifts[method], losses[method] = shift, loss(shift)
     best = min(losses, key=lambda method: losses[method])
     return best, shifts[best]

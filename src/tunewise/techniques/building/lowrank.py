@@ -34,7 +34,7 @@ ALL_LINEAR = "all-linear"
 
 
 class LowRank(Attachment):
-    """Frozen linears with an update each; a technique says with `factors` what the update is now."""
+    """Adds an update to each of several frozen linears; a technique's `factors` returns the current update."""
 
     dropout_rate: float = 0.0
 
@@ -44,10 +44,10 @@ class LowRank(Attachment):
 
     @abstractmethod
     def factors(self, path: str) -> Factors:
-        """The update of this linear as it counts now."""
+        """Return the current update of this linear."""
 
     def matrix(self, path: str) -> Tensor:
-        """The frozen weight, (out, in)."""
+        """Return the frozen weight, (out, in)."""
         return oriented(self.layers[path])
 
     def place(self, path: str, module: nn.Module) -> None:
@@ -75,32 +75,34 @@ class LowRank(Attachment):
         return output + (embedding(ids, b) @ a * scale).to(output.dtype)  # (B, T, r) @ (r, d)
 
     def forward(self, path: str, x: Tensor) -> Tensor:
-        """What the linear computes: (..., in) to (..., out)."""
+        """Compute the linear with its update: (..., in) to (..., out)."""
         return self.updated(path, x, cast("Tensor | None", self.layers[path].bias))
 
     def updated(self, path: str, x: Tensor, bias: Tensor | None) -> Tensor:
-        """(W + update) x + bias."""
+        """(W + update) x + bias: compute the updated linear with this bias."""
         a, b, scale = self.factors(path)
         matrix = lambda: self.matrix(path)  # noqa: E731
-        if self.dropout_rate and torch.is_grad_enabled():  # the base is in evaluation mode while it is trained
+        if (
+            self.dropout_rate and torch.is_grad_enabled()
+        ):  # the base stays in evaluation mode, so its `training` flag says nothing
             frozen = frozen_linear(x, matrix, bias, len(b))
             projected = linear(dropout(x, self.dropout_rate).to(a.dtype), a)  # (..., in) to (..., r)
             return frozen + linear(projected, b * scale).to(frozen.dtype)
         return cast(Tensor, _Updated.apply(x, a, b, bias, scale, matrix))
 
     def delta(self, path: str) -> Tensor:
-        """What merging adds to the weight, (out, in)."""
+        """Return what merging adds to the weight, (out, in)."""
         return self.factors(path).delta
 
     def drift(self) -> Tensor:
-        """The squared norm of all updates, s^2 tr((B^T B)(A A^T)) each, without forming them."""
+        """s^2 tr((B^T B)(A A^T)), summed: return the squared norm of all updates without forming them."""
         terms = [
             scale**2 * ((b.T @ b) * (a @ a.T)).sum() for a, b, scale in (self.factors(path) for path in self.layers)
         ]
         return torch.stack(terms).sum()
 
     def fold(self) -> None:
-        """Add the updates to the weights, all of which are made before the first weight changes."""
+        """Add the updates to the weights; all updates are computed before the first weight changes."""
         deltas = {path: self.delta(path) for path in self.layers}
         for path, module in self.layers.items():
             vars(module).pop("forward", None)
@@ -112,12 +114,12 @@ class LowRank(Attachment):
         add_to_weight(self.layers[path], delta)
 
     def peft(self) -> tuple[PeftConfig, dict[str, Tensor]]:
-        """The updates as a plain LoRA."""
+        """Return the updates as a plain LoRA."""
         return portable({path: self.factors(path) for path in self.layers}, self.base, self.layers)
 
 
 def frozen_linear(x: Tensor, matrix: Callable[[], Tensor], bias: Tensor | None, size_out: int) -> Tensor:
-    """W x + bias for a W (size_out, in) that is made anew in backward; no gradient of W."""
+    """W x + bias, for a W (size_out, in) that is made anew in backward; W gets no gradient."""
     nothing = x.new_zeros(0, x.shape[-1])
     return cast(Tensor, _Updated.apply(x, nothing, x.new_zeros(size_out, 0), bias, 0.0, matrix))
 
@@ -170,10 +172,10 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor, scale: float) -> None
 
 
 def targets(base: Base, names: Iterable[str], setting: str) -> dict[str, tuple[str, nn.Module]]:
-    """(role, linear) of the blocks' linears, by path; a name that finds nothing is refused.
+    """Return (role, linear) of the blocks' linears that `names` selects, by path.
 
     Raises:
-        SettingError: a name that is no role, no path and no end of one.
+        SettingError: a name that is no role, no path and no end of a path.
     """
     linears_by_path: dict[str, tuple[str, nn.Module]] = {}
     linears = list(base.anatomy.linears())
@@ -190,12 +192,12 @@ def targets(base: Base, names: Iterable[str], setting: str) -> dict[str, tuple[s
 
 
 def named(name: str, path: str, role: str) -> bool:
-    """Whether a name means this linear: its role, its path, or the end of its path."""
+    """Return whether a name means this linear: its role, its path, or the end of its path."""
     return name in (role, path) or path.endswith("." + name)
 
 
 def ends(base: Base, names: Iterable[str]) -> dict[str, list[nn.Module]]:
-    """What `wanted` names of the input embeddings and the head, by path; tied ones are one, named or not."""
+    """Return what is named of input embeddings and head, by path; tied ones are one entry, whichever is named."""
     anatomy = base.anatomy
     embeddings = [(anatomy.embedding_path, anatomy.embedding), (anatomy.head_path, anatomy.head)]
     matches = [(path, module) for path, module in embeddings if any(named(name, path, "") for name in names)]
@@ -209,7 +211,7 @@ STARTED = ("pissa", "olora")  # the starts in which B is not zero
 
 @torch.no_grad()
 def start(kind: str, weight: Tensor, update: Factors, generator: torch.Generator) -> None:
-    """Fill A, and for the last two B, of an update of this weight (out, in).
+    """Fill A, and with pissa and olora B too, of an update of this weight (out, in).
 
     kaiming: uniform within 1/sqrt(in), as the authors' code and PEFT; gaussian: with deviation 1/r, as PEFT;
     orthogonal: columns at right angles; pissa: the largest singular vectors of W, the roots of their values on both

@@ -1,4 +1,4 @@
-"""Adapters in the form that most programs read: PEFT's plain LoRA, with one rank, one alpha and nothing else."""
+"""Writes adapters in the form that most programs read: PEFT's plain LoRA, with one rank and one alpha."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PEFT_PREFIX = "base_model.model."
 
 
 def head(base: Base, kind: str) -> PeftConfig:
-    """What every configuration of PEFT's says: its type, the base, and that it is to be used, not trained on."""
+    """Return the fields of every PEFT configuration: type, task, base, and that it is for inference."""
     return {
         "peft_type": kind,
         "task_type": "CAUSAL_LM",
@@ -31,9 +31,9 @@ def head(base: Base, kind: str) -> PeftConfig:
 def portable(
     updates: Mapping[str, Factors], base: Base, modules: Mapping[str, nn.Module]
 ) -> tuple[PeftConfig, dict[str, Tensor]]:
-    """PEFT's plain LoRA with one rank and one alpha, which PEFT, vLLM and llama.cpp read alike.
+    """Return a plain LoRA with one rank and one alpha (config, tensors), which PEFT, vLLM and llama.cpp can read.
 
-    Smaller ranks are filled with zeros; where scales differ they are folded into B.
+    Smaller ranks are padded with zeros; where scales differ they are folded into B.
     """
     rank = max((len(update.a) for update in updates.values()), default=0) or 1
     scales = {update.scale for update in updates.values()}
@@ -63,7 +63,7 @@ def portable(
 
 
 def peft_names(base: Base, path: str, module: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """PEFT's names of a linear's A and B; embeddings have their own, and of tied ones the head is written too."""
+    """Return a linear's A and B under PEFT's names; those of embeddings differ, and tied ones include the head."""
     if not isinstance(module, nn.Embedding):
         name = f"{PEFT_PREFIX}{path}.lora_"
         return {f"{name}A.weight": a.contiguous(), f"{name}B.weight": b.contiguous()}
@@ -75,7 +75,7 @@ def peft_names(base: Base, path: str, module: nn.Module, a: Tensor, b: Tensor) -
 
 
 def load_portable(current: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy PEFT's tensors into ours of the same names.
+    """Copy the tensors of a PEFT adapter into the current ones of the same names.
 
     Raises:
         ArtifactError: a missing, extra, mis-shaped or non-finite tensor.
@@ -87,7 +87,7 @@ def load_portable(current: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) 
 
 
 class Factors(NamedTuple):
-    """What is added to a weight: scale * b @ a."""
+    """scale * b @ a: the update that is added to a weight."""
 
     a: Tensor  # (r, in)
     b: Tensor  # (out, r)

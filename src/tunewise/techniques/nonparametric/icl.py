@@ -4,8 +4,8 @@
 
 The examples come from the training split: nearest to the question (Liu et al. 2022), near and diverse, or the same for
 every question. They fill the window up to the room that question and answer need; an example that does not fit whole is
-left out and counted. k, and where asked the order, the instruction and a repair of the model's bias towards some labels
-(see `tunewise.techniques.building.label_calibration`), are chosen on validation.
+left out and counted. k is chosen on validation, and where the settings say so the order, the instruction and a
+correction of the model's bias towards some labels (see `tunewise.techniques.building.label_calibration`).
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ class ICL(Technique):
     instructions: tuple[str, ...] = setting((), "Candidates for it, chosen on validation.")
 
     def lacks(self, base: Base, task: Task) -> str:
-        """Prompts."""
+        """Say that the task has no prompts, if it has none."""
         return "" if any(example.messages for example in task.train) else _NO_PROMPTS
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Nothing is shown until `prepare` has seen a task."""
+        """Attach without examples; `prepare` chooses them from a task."""
         return _Shown(base, self)
 
 
@@ -102,7 +102,7 @@ class _Shown(TextSearchAttachment):
         self.pool: list[Example] = []
         self.candidates: dict[str, list[int]] = {}
         self.k, self.order, self.instruction = 0, recipe.order, recipe.instruction
-        self.permutation: list[int] = []  # of the chosen, best first; empty where `order` says it
+        self.permutation: list[int] = []  # of the chosen examples, best first; empty where `order` decides
         self.bias: Tensor | None = None
 
     # Choosing on validation.
@@ -126,13 +126,13 @@ class _Shown(TextSearchAttachment):
         self.facts |= {"examples wanted": float(self.k), "examples shown": sum(shown_counts) / len(shown_counts)}
 
     def prepare_shapes(self, study: Study) -> None:
-        """With as many examples as fit: training on validation may choose fewer."""
+        """Take as many examples as fit; the choice on validation may take fewer."""
         self._pool(study)
         first = itertools.count()
         self.k = self.recipe.k or self._best_count(replace(study, validation_loss=lambda: -float(next(first))))
 
     def _pool(self, study: Study) -> list[Example]:
-        """The training examples to choose from, taken up in the order in which they are shown."""
+        """Return the training examples to choose from and make them the pool, in the order in which they are shown."""
         task = study.task
         order = torch.randperm(len(task.train), generator=stream(study.seed, "icl", "pool")).tolist()
         pool = [task.train[index] for index in order[:_POOL] if task.train[index].messages]
@@ -172,7 +172,7 @@ class _Shown(TextSearchAttachment):
         self.facts[f"validation loss by {name}"] = losses
 
     def _by_gain(self, pool: list[Example], task: Task, study: Study) -> list[Example]:
-        """Those whose showing alone lowers the loss on validation most come first."""
+        """Order the examples by the loss on validation with that one alone in the prompt, lowest first."""
         losses, self.k = [], 1
         for place in study.counted("trying examples on validation", range(min(_TRIED, len(pool)))):
             self.choose, self.candidates = demonstrations.same([place]), {}
@@ -181,7 +181,7 @@ class _Shown(TextSearchAttachment):
         return [pool[place] for place in sorted(range(len(losses)), key=lambda place: losses[place])]
 
     def _probe_orders(self, study: Study) -> None:
-        """Global entropy (Lu et al. 2022): the order whose answers to validation's questions are least one-sided."""
+        """Choose the order with the highest global entropy of answers to validation questions (Lu et al. 2022)."""
         task = study.task
         questions, random = task.validation[: 2 * _TRIED], stream(study.seed, "icl", "orders")
         gold = torch.tensor([task.labels.index(example.answer) for example in questions])
@@ -222,7 +222,7 @@ class _Shown(TextSearchAttachment):
         if not pool:
             return
         sequences = self.encoder.encode(pool)
-        self.sizes = [len(sequence.ids) + 2 for sequence in sequences]  # and the blank line between examples
+        self.sizes = [len(sequence.ids) + 2 for sequence in sequences]  # two more for the blank line between examples
         answers = sorted(len(sequence.ids) - sequence.prompt for sequence in sequences)
         self.room = min(answers[-1], self.encoder.limit // 2)
         self.choose = self._chooser()
@@ -257,7 +257,7 @@ class _Shown(TextSearchAttachment):
         return Example((*system, *turns, *example.messages), example.answer, example.references)
 
     def _chosen(self, example: Example) -> list[int]:
-        """Up to k examples that fit whole into the window, best first; never the question itself."""
+        """Return up to k examples that fit whole into the window, best first; never the question itself."""
         if not self.k:
             return []
         system = (Message("system", self.instruction),) if self.instruction else ()
@@ -273,7 +273,7 @@ class _Shown(TextSearchAttachment):
         return chosen
 
     def _candidates(self, question: str, count: int) -> list[int]:
-        """The chooser's, best first; a longer list begins with a shorter one, so the longest is kept."""
+        """Return the chooser's candidates, best first; caches the longest list, which begins with all shorter."""
         if len(self.candidates.get(question, ())) < count:
             self.candidates[question] = self.choose(question, count)
         return self.candidates[question][:count]

@@ -88,15 +88,15 @@ class RAG(Technique):
     )
 
     def lacks(self, base: Base, task: Task) -> str:
-        """Prompts."""
+        """Say that the task has no prompts, if it has none."""
         return "" if any(example.messages for example in task.train) else _NO_PROMPTS
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Nothing is retrieved until `prepare` has seen a task."""
+        """Attach without passages; `prepare` reads the documents."""
         return _Retrieving(base, self)
 
     def files_fingerprint(self, task: Task) -> str:
-        """Names, sizes and times of the documents' files."""
+        """Return a fingerprint of names, sizes and times of the documents' files."""
         from tunewise.retrieval import sources
 
         return sources.stamp(self.knowledge or task.knowledge or "")
@@ -108,8 +108,8 @@ class _Retrieving(TextSearchAttachment):
         self.recipe: RAG = recipe
         self.k, self.room, self.quoted = 0, 0, False
         self.embedder = recipe.embedder
-        self.place = ""  # the index that holds the passages; empty: they are held here
-        self.searches_training = False  # whether they are training examples
+        self.place = ""  # the index that holds the passages; empty: they are in memory
+        self.searches_training = False  # whether the passages are training examples
         self.hits: dict[str, list[Hit]] = {}
 
     def prepare(self, study: Study) -> None:
@@ -131,7 +131,7 @@ class _Retrieving(TextSearchAttachment):
         self.facts["passages shown"] = sum(len(passages) for _, passages in validation_passages) / count
 
     def prepare_shapes(self, study: Study) -> None:
-        """With as many passages as fit, found by words alone: validation may choose fewer."""
+        """Take as many passages as fit, found by words alone; the choice on validation may take fewer."""
         self.recipe, first = replace(self.recipe, retrieval="bm25", reranker=""), itertools.count()
         self.prepare(replace(study, validation_loss=lambda: -float(next(first))))
 
@@ -142,14 +142,14 @@ class _Retrieving(TextSearchAttachment):
             self.k = count
             passage_count = sum(len(self.passages(example)) for example in study.task.validation[:64])
             if passage_count <= previous:
-                break  # no more are found, or fit
+                break  # no more passages match, or fit
             previous = passage_count
             study.report(f"trying {count} passages on validation", len(losses), 0)
             losses[count] = study.validation_loss()
         self.k = min(losses, key=lambda count: (losses[count], count))
         self.facts["validation loss by passages"] = {str(count): value for count, value in losses.items()}
 
-    # Where passages come from.
+    # Opening the documents.
 
     def _open(self, where: str, task: Task, encoder: Encoder, report: Progress) -> Store:
         self.searches_training = not where
@@ -201,7 +201,7 @@ class _Retrieving(TextSearchAttachment):
 
     @property
     def mode(self) -> str:
-        """How passages are found."""
+        """How passages are found: bm25, dense or hybrid."""
         retrieval = self.recipe.retrieval
         return retrieval if retrieval != "auto" else "hybrid" if self.embedder else "bm25"
 
@@ -219,10 +219,10 @@ class _Retrieving(TextSearchAttachment):
         self.quoted = recipe.style == "quoted" or (recipe.style == "auto" and self.encoder.chat)
         self.label = "rag (training examples as documents)" if self.searches_training else ""
 
-    # What is shown.
+    # Showing.
 
     def passages(self, example: Example) -> list[Passage]:
-        """Up to k passages that fit whole beside the question and its answer, best first."""
+        """Return up to k passages that fit whole beside the question and its answer, best first."""
         if not self.k or not example.messages:
             return []
         question = example.prompt
@@ -256,7 +256,7 @@ class _Retrieving(TextSearchAttachment):
     def citations(self, example: Example) -> list[str]:
         return [passage.id for passage in self.passages(example)]
 
-    # What is stored.
+    # Storing.
 
     def stored_rows(self) -> list[StoredRow]:
         choices = {"k": self.k, "room": self.room, "index": self.place, "own": self.searches_training}

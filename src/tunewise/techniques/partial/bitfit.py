@@ -105,7 +105,7 @@ class _Biases(Attachment):
             self.hook(module.register_forward_hook(_adder(bias)))
 
     def fold(self) -> None:
-        """Biases in the linears, and in the configuration where it knows them: a standard checkpoint then."""
+        """Put the biases into the linears, and into the configuration where it has a field: a standard checkpoint."""
         model, config_names = self.base.model, {True: "attention_bias", False: "mlp_bias"}
         for module, bias in self.added:
             self.replace(module, "bias", nn.Parameter(bias.detach().to(model.dtype), requires_grad=False))

@@ -57,7 +57,7 @@ class LTSFT(Technique):
     learning_rate: float | None = learning_rate()
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Nothing is trained before the first phase begins."""
+        """Attach without parameters; the first phase adds them."""
         return _Lottery(base, self)
 
 

@@ -121,7 +121,7 @@ class _Nested(LowRank):
 
     @torch.no_grad()
     def after_step(self, step: int, total: int) -> None:
-        """Give what this step does not move its bits back."""
+        """Restore the bits of what this step does not train."""
         first = self.b - 1 if self.recipe.update == "frozen" else 0
         for (a, b), old_a, old_b in zip(self.pairs.values(), self.before[::2], self.before[1::2], strict=True):
             for rows in (slice(0, first), slice(self.b, None)):
@@ -130,7 +130,7 @@ class _Nested(LowRank):
         self.b = self.rank
 
     def findings(self, validation_loss: Callable[[], float]) -> Findings:
-        """The validation loss at some ranks: 1, 2, 4 and so on, and r."""
+        """Return the validation loss at some ranks: 1, 2, 4 and so on, and r."""
         losses = {}
         for rank in sorted({*(1 << power for power in range(self.recipe.r.bit_length())), self.recipe.r}):
             self.b = rank

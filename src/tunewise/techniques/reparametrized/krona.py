@@ -97,7 +97,7 @@ class _Kronecker(Attachment):
     def _product(
         self, path: str, size_in: int, size_out: int, generator: torch.Generator
     ) -> Callable[[Tensor], Tensor]:
-        """Add A and B for this place; the function x -> s (A (x) B) x."""
+        """Add A and B under this path and return the function x -> s (A (x) B) x."""
         a1, a2 = _sides(self.recipe, size_in, size_out)
         bound = 1 / math.sqrt(a2)
         a = self.add(f"{path}.krona_A", torch.rand(a1, a2, generator=generator) * 2 * bound - bound)
@@ -105,7 +105,7 @@ class _Kronecker(Attachment):
         return lambda x: (self.recipe.scale * kronecker(x.to(a.dtype), a, b)).to(x.dtype)
 
     def _beside(self, index: int, generator: torch.Generator) -> None:
-        """From the input of the feed-forward's first linear to the output of its last."""
+        """Put a product from the input of the feed-forward's first linear to the output of its last."""
         anatomy = self.base.anatomy
         roles = [role for role in ("gate_up", "gate", "up") if role in anatomy.roles]
         path, width = f"{anatomy.block_path(index)}.ffn", anatomy.width
@@ -140,7 +140,7 @@ class _Kronecker(Attachment):
         return portable(scaled, self.base, self.layers)
 
     def findings(self, validation_loss: Callable[[], float]) -> Findings:
-        """What the LoRA beside loses: the largest relative error of a matrix."""
+        """Return the largest relative error of a matrix in the LoRA that is exported."""
         if not self.recipe.export_rank:
             return {}
         errors = [truncated(*self._factors(path), self.recipe.export_rank)[1] for path in self.layers]
@@ -148,7 +148,7 @@ class _Kronecker(Attachment):
 
 
 def kronecker(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """(A (x) B) x for x (..., a2 b2): (..., a1 b1), in the cheaper of the two orders."""
+    """(A (x) B) x: multiply x (..., a2 b2) to (..., a1 b1), in the cheaper of the two orders."""
     (a1, a2), (b1, b2) = a.shape, b.shape
     rows = x.reshape(*x.shape[:-1], a2, b2)  # X of each token
     right_first = a2 * b2 * b1 + a1 * a2 * b1 <= a1 * a2 * b2 + a1 * b1 * b2
@@ -157,7 +157,7 @@ def kronecker(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], float]:
-    """A (x) B as (r, in) and (out, r) factors, by SVD, and the relative error in Frobenius norm.
+    """Return A (x) B as (r, in) and (out, r) factors, by SVD, and the relative error in Frobenius norm.
 
     The singular values of a Kronecker product are all products of the factors' (Van Loan 2000).
     """
@@ -175,7 +175,7 @@ def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], f
 
 
 def _sides(recipe: KronA, size_in: int, size_out: int) -> tuple[int, int]:
-    """a1 and a2: as given, or the divisors nearest the roots of the weight's sides."""
+    """Return a1 and a2: as set, or the divisors nearest the roots of the weight's sides."""
     sides = []
     for name, chosen, size in (("a1", recipe.a1, size_out), ("a2", recipe.a2, size_in)):
         if chosen and size % chosen:

@@ -96,7 +96,7 @@ class LoRA(Technique):
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LoRA | None:
-        """The recipe of a PEFT LoRA; one with other maths than this file's is refused.
+        """Return the recipe of a PEFT LoRA; refuse one with other maths than this file's.
 
         Raises:
             ArtifactError: the adapter uses a variant that has no setting here (biases, saved modules, QA-LoRA).
@@ -116,7 +116,7 @@ class LoRA(Technique):
 
 
 class Updates(LowRank):
-    """A and B for each target, and the row norms of DoRA."""
+    """Trains A and B for each target, and the row norms of DoRA."""
 
     def __init__(self, base: Base, recipe: LoRA, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
@@ -150,7 +150,7 @@ class Updates(LowRank):
             self.add(f"{path}.lora_magnitude_vector", weight.float().norm(dim=1))
 
     def factors(self, path: str) -> Factors:
-        """B A, or with a start of its own B A - B_0 A_0 as one product of twice the rank."""
+        """B A, or B A - B_0 A_0 where B_0 is not zero, as one product of twice the rank."""
         a, b = self._params[f"{path}.lora_A"], self._params[f"{path}.lora_B"]
         if not self.start:
             return Factors(a, b, self.scales[path])
@@ -160,7 +160,7 @@ class Updates(LowRank):
         return Factors(*joined, self.scales[path])
 
     def forward(self, path: str, x: Tensor) -> Tensor:
-        """The updated linear, with DoRA's rows stretched to their norms."""
+        """Compute the updated linear, with DoRA's rows scaled to their norms."""
         bias: Any = self.layers[path].bias
         if not self.recipe.use_dora:
             return self.updated(path, x, bias)
@@ -173,7 +173,7 @@ class Updates(LowRank):
         return self._params[f"{path}.lora_magnitude_vector"] / norm
 
     def delta(self, path: str) -> Tensor:
-        """What merging adds to the weight, (out, in)."""
+        """Return what merging adds to the weight, (out, in)."""
         delta = self.factors(path).delta
         if not self.recipe.use_dora:
             return delta
@@ -181,7 +181,7 @@ class Updates(LowRank):
         return self._stretch(path).detach()[:, None] * (weight + delta) - weight
 
     def param_groups(self) -> list[ParamGroup]:
-        """One speed, or LoRA+'s two."""
+        """Return one group, or LoRA+'s two with their learning rates."""
         ratio, rate = self.recipe.loraplus_lr_ratio, self.recipe.learning_rate or 0.0
         fast = [p for name, p in self._params.items() if name.endswith("lora_B")]
         slow = [p for name, p in self._params.items() if not name.endswith("lora_B")]
@@ -190,11 +190,11 @@ class Updates(LowRank):
         return [{"params": slow, "lr": rate}, {"params": fast, "lr": rate * ratio}]
 
     def state(self) -> dict[str, Tensor]:
-        """The factors, and their start where the update is counted from it."""
+        """Return the factors, and their initial values where the update is the difference from them."""
         return super().state() | self.start
 
     def peft(self) -> tuple[PeftConfig, dict[str, Tensor]]:
-        """The adapter in PEFT's format; plain LoRA but for DoRA."""
+        """Return the adapter in PEFT's format: a plain LoRA, with DoRA's norms where it has them."""
         config, tensors = portable({path: self.factors(path) for path in self.layers}, self.base, self.layers)
         config |= {"lora_dropout": self.recipe.lora_dropout, "use_dora": self.recipe.use_dora}
         for name, parameter in self._params.items():
@@ -203,7 +203,7 @@ class Updates(LowRank):
         return config, tensors
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy PEFT's tensors."""
+        """Restore the state from PEFT's tensors."""
         current: dict[str, Tensor] = {}
         for path, module in self.layers.items():
             a, b = (self._params[f"{path}.lora_{letter}"].detach() for letter in "AB")
@@ -213,7 +213,7 @@ class Updates(LowRank):
 
 
 def _other(patterns: tuple[str, ...], setting: str, path: str, role: str, default: float) -> float:
-    """The number that the last fitting target=number gives, or the default."""
+    """Return the number that the last matching target=number gives, or the default."""
     for pattern in patterns:
         name, _, number = pattern.rpartition("=")
         if not name or not number.replace(".", "", 1).isdigit() or not float(number):

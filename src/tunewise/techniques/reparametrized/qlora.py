@@ -2,8 +2,8 @@
 
     h = dequant(c_FP32, c_8bit, W_NF4) x + (lora_alpha / r) B A x
 
-The targeted linears are quantised to NF4 with double quantisation (4.13 bits a weight,
-`tunewise.techniques.building.nf4`); each pass makes the weight anew from them, the backward pass too, and no gradient
+The targeted linears are quantised to NF4 with double quantisation (4.13 bits per weight,
+`tunewise.techniques.building.nf4`); each pass dequantises the weight again, the backward pass too, and no gradient
 of it is formed. The full-precision weights wait in a temporary file until the base is given back. Merging adds the
 updates to the dequantised weights in the base's type; quantised again they would be mostly lost, which the report
 states. The adapter loads as a LoRA anywhere.
@@ -76,7 +76,7 @@ class QLoRA(LoRA):
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self | None:
-        """None: an adapter does not say in how many bits its base was."""
+        """Return None: an adapter does not say in how many bits its base was."""
         return None
 
 
@@ -87,9 +87,9 @@ class _Quantised(Updates):
         super().__init__(base, recipe, generator)
 
     def place(self, path: str, module: nn.Module) -> None:
-        """Quantise the weight, park it, and put an update on the linear."""
+        """Quantise the weight, move it to disk, and put an update on the linear."""
         self.packed[path] = self._quantise(oriented(module))
-        self._park(module)
+        self._move_to_disk(module)
         super().place(path, module)
 
     def _quantise(self, weight: Tensor) -> Packed | Foreign:
@@ -101,11 +101,11 @@ class _Quantised(Updates):
         return quantise_by_bitsandbytes(weight, double)
 
     def matrix(self, path: str) -> Tensor:
-        """The weight that the four bits stand for, (out, in)."""
+        """Return the weight that the four bits encode, (out, in)."""
         return dequantise(self.packed[path])
 
-    def _park(self, module: nn.Module) -> None:
-        """Leave a weight without values in the module; detaching reads them back from a temporary file."""
+    def _move_to_disk(self, module: nn.Module) -> None:
+        """Move a module's weight to a temporary file, from which `detach` restores it, and leave one without values."""
         parameter = cast(nn.Parameter, module.weight)
         if is_fake(parameter):
             module.weight = nn.Parameter(
@@ -124,7 +124,7 @@ class _Quantised(Updates):
         self._undo.append(restore)
 
     def replaced_weights(self) -> dict[str, Tensor]:
-        """The weights that the four bits stand for, in the modules' own orientation."""
+        """Return the weights that the four bits encode, in the modules' own orientation."""
         transposed = {path: is_transposed(self.layers[path]) for path in self.packed}
         return {
             f"{path}.weight": self.matrix(path).T if transposed[path] else self.matrix(path) for path in self.packed
@@ -137,7 +137,7 @@ class _Quantised(Updates):
         return build(self.quantised.optimizer, groups, betas)
 
     def add_delta(self, path: str, delta: Tensor) -> None:
-        """Put the dequantised weight with its update in place; embeddings were never quantised."""
+        """Replace the weight by the dequantised one with its update; embeddings are not quantised."""
         if path not in self.packed:
             super().add_delta(path, delta)
             return
@@ -147,7 +147,7 @@ class _Quantised(Updates):
         module.weight = nn.Parameter(merged, requires_grad=False)
 
     def findings(self, validation_loss: Callable[[], float]) -> Findings:
-        """The share of the updates that quantising the merged weights again would keep (its projection on them)."""
+        """Return the share of the updates that quantising the merged weights would keep (its projection on them)."""
         kept_product, squared_norm = 0.0, 0.0
         for path in self.packed:
             delta, weight = self.delta(path), self.matrix(path)
