@@ -92,10 +92,10 @@ class ICL(Technique):
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Attach without examples; `prepare` chooses them from a task."""
-        return _Shown(base, self)
+        return _ExamplesInPrompt(base, self)
 
 
-class _Shown(TextSearchAttachment):
+class _ExamplesInPrompt(TextSearchAttachment):
     def __init__(self, base: Base, recipe: ICL) -> None:
         super().__init__(base, recipe)
         self.recipe: ICL = recipe
@@ -246,12 +246,12 @@ class _Shown(TextSearchAttachment):
     def render(self, example: Example) -> Example:
         chosen = [self.pool[index] for index in self._chosen(example)]
         if sorted(self.permutation) == list(range(len(chosen))):
-            shown = [chosen[place] for place in self.permutation]
+            ordered = [chosen[place] for place in self.permutation]
         else:
-            shown = demonstrations.arranged(chosen, self.order)
+            ordered = demonstrations.arranged(chosen, self.order)
         turns = itertools.chain.from_iterable(
             (*(Message(m.role, m.content) for m in other.messages), Message("assistant", other.answer))
-            for other in shown
+            for other in ordered
         )
         system = (Message("system", self.instruction),) if self.instruction else ()
         return Example((*system, *turns, *example.messages), example.answer, example.references)

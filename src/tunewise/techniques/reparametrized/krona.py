@@ -92,7 +92,7 @@ class _Kronecker(Attachment):
                 self.hook(module.register_forward_hook(lambda m, args, out, f=product: out + f(args[0])))
             return
         for index in range(len(base.anatomy.blocks)):
-            self._beside(index, generator)
+            self._add_beside_feed_forward(index, generator)
 
     def _product(
         self, path: str, size_in: int, size_out: int, generator: torch.Generator
@@ -104,7 +104,7 @@ class _Kronecker(Attachment):
         b = self.add(f"{path}.krona_B", torch.zeros(size_out // a1, size_in // a2))
         return lambda x: (self.recipe.scale * kronecker(x.to(a.dtype), a, b)).to(x.dtype)
 
-    def _beside(self, index: int, generator: torch.Generator) -> None:
+    def _add_beside_feed_forward(self, index: int, generator: torch.Generator) -> None:
         """Put a product from the input of the feed-forward's first linear to the output of its last."""
         anatomy = self.base.anatomy
         roles = [role for role in ("gate_up", "gate", "up") if role in anatomy.roles]

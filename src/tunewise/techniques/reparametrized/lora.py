@@ -137,8 +137,8 @@ class Updates(LowRank):
 
     def _add(self, path: str, role: str, size_in: int, size_out: int, generator: torch.Generator) -> None:
         recipe = self.recipe
-        rank = int(_other(recipe.rank_pattern, "rank_pattern", path, role, recipe.r))
-        alpha = _other(recipe.alpha_pattern, "alpha_pattern", path, role, recipe.lora_alpha)
+        rank = int(_pattern_value(recipe.rank_pattern, "rank_pattern", path, role, recipe.r))
+        alpha = _pattern_value(recipe.alpha_pattern, "alpha_pattern", path, role, recipe.lora_alpha)
         self.scales[path] = alpha / (math.sqrt(rank) if recipe.use_rslora else rank)
         a = self.add(f"{path}.lora_A", torch.zeros(rank, size_in))
         b = self.add(f"{path}.lora_B", torch.zeros(size_out, rank))
@@ -212,7 +212,7 @@ class Updates(LowRank):
         load_portable(current, tensors)
 
 
-def _other(patterns: tuple[str, ...], setting: str, path: str, role: str, default: float) -> float:
+def _pattern_value(patterns: tuple[str, ...], setting: str, path: str, role: str, default: float) -> float:
     """Return the number that the last matching target=number gives, or the default."""
     for pattern in patterns:
         name, _, number = pattern.rpartition("=")
