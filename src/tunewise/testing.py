@@ -38,13 +38,13 @@ from tunewise.techniques.registry import make
 __all__ = ["ARCHITECTURES", "CHECKS", "attach", "fingerprint", "fit", "logits", "tiny_base", "tiny_task"]
 
 
-def _broken(technique: Technique, what: str, remedy: str) -> str:
-    """What a check says: the technique, what it broke, and what to do."""
-    return f'{technique.name} {what}; {remedy} (see "Adding a technique" in CONTRIBUTING.md)'
+def _failure(technique: Technique, fault: str, remedy: str) -> str:
+    """Return the message of a failed check: the technique, what it broke, and what to do."""
+    return f'{technique.name} {fault}; {remedy} (see "Adding a technique" in CONTRIBUTING.md)'
 
 
 def attach(technique: Technique, base: Base, task: Task | None = None, seed: int = 0) -> Attachment:
-    """The technique on the base, having seen a task."""
+    """Attach the technique to the base and prepare it on a task."""
     task = task or tiny_task()
     attachment = technique.resolved(base).attach(base, generator(seed, "attach"))
     attachment.prepare(study(attachment, task, task.validation, seed))
@@ -52,17 +52,17 @@ def attach(technique: Technique, base: Base, task: Task | None = None, seed: int
 
 
 def alike(task: Task) -> Task:
-    """The task with a template, so that all of its prompts begin with the same tokens."""
+    """Return the task with a template that gives all of its prompts a shared prefix."""
     return replace(task, template="say what the text that follows is about: {prompt}\n")
 
 
 def fingerprint(base: Base) -> str:
-    """The fingerprint of the base as it is now."""
+    """Return the fingerprint of the base as it is now."""
     return Base(base.model, base.tokenizer).fingerprint
 
 
 def fit(attachment: Attachment, steps: int = 4, task: Task | None = None, seed: int = 0, **settings: Any) -> None:
-    """A few training steps, or none where the technique trains nothing."""
+    """Run a few training steps, or none where the technique trains nothing."""
     if attachment.recipe.trains:
         sequences = _sequences(attachment, task or tiny_task())
         train(attachment, sequences, TrainSettings(max_steps=steps, **settings), seed=seed)
@@ -75,7 +75,7 @@ def _sequences(attachment: Attachment, task: Task) -> list[TokenSequence]:
 
 @torch.no_grad()
 def logits(attachment: Attachment, task: Task | None = None) -> Tensor:
-    """Logits of the whole model on the rendered test prompts, one row after the other, flattened."""
+    """Return the logits of the whole model on the rendered test prompts, one row after the other, flattened."""
     task = task or tiny_task()
     prompts = encoder_for(attachment, task).prompts([attachment.render(example) for example in task.test], 4)
     model, device = attachment.base.model, attachment.base.device
@@ -83,27 +83,27 @@ def logits(attachment: Attachment, task: Task | None = None) -> Tensor:
 
 
 def check_documented(technique: Technique, base: Base) -> None:
-    """Citation, equation, summary and help of every setting are there."""
+    """Check that citation, equation, summary and help of every setting are there."""
     for part in getattr(technique, "parts", (technique,)):
         missing = [name for name in ("summary", "equation") if not getattr(part, name)]
         missing += ["citation"] if part.sides and not part.citation else []
-        assert not missing, _broken(part, f"has no {' and no '.join(missing)}", "write them as facts of its class")
+        assert not missing, _failure(part, f"has no {' and no '.join(missing)}", "write them as facts of its class")
         check_settings_documented(part)
 
 
 def check_settings_documented(technique: Technique) -> None:
-    """Every setting says in a sentence what it does."""
+    """Check that every setting says in a sentence what it does."""
     for item in fields(technique):
-        assert item.metadata.get("help", "").endswith("."), _broken(
+        assert item.metadata.get("help", "").endswith("."), _failure(
             technique, f"has no sentence of help for {item.name}", "give one to setting(), with a full stop"
         )
 
 
 def check_recipe(technique: Technique, base: Base) -> None:
-    """A recipe is hashable and comes back equal from its JSON form."""
+    """Check that a recipe is hashable and comes back equal from its JSON form."""
     stored = json.loads(json.dumps(technique.to_json()))["settings"]
-    again = make(technique.name, stored if "+" in technique.name else {technique.name: stored})
-    assert again == technique and hash(again) == hash(technique), _broken(
+    restored = make(technique.name, stored if "+" in technique.name else {technique.name: stored})
+    assert restored == technique and hash(restored) == hash(technique), _failure(
         technique,
         "does not come back equal from its JSON form",
         "let its settings be numbers, texts, or tuples of texts",
@@ -111,11 +111,11 @@ def check_recipe(technique: Technique, base: Base) -> None:
 
 
 def check_identity_at_start(technique: Technique, base: Base) -> None:
-    """Where the technique says so, the adapted model equals the base before the first step, exactly."""
+    """Check that, where the technique says so, the adapted model equals the base before the first step, exactly."""
     before = logits(Attachment(base, technique))
     attachment = attach(technique, base)
     if technique.identity_at_start:
-        assert torch.equal(before, logits(attachment)), _broken(
+        assert torch.equal(before, logits(attachment)), _failure(
             technique,
             "changes outputs before the first step",
             "start from values that change nothing, or say identity_at_start = False",
@@ -123,29 +123,29 @@ def check_identity_at_start(technique: Technique, base: Base) -> None:
 
 
 def check_only_its_own(technique: Technique, base: Base) -> None:
-    """Training changes exactly the trainable tensors; frozen weights keep their bits, even with weight decay."""
+    """Check that training changes only the trainable tensors; frozen weights keep their bits."""
     attachment = attach(technique, base)
-    before = {name: parameter.detach().clone() for name, parameter in base.model.named_parameters()}
+    original = {name: parameter.detach().clone() for name, parameter in base.model.named_parameters()}
     fit(attachment, weight_decay=0.1)
     trained, entries = {id(parameter) for parameter in attachment.params().values()}, attachment.changed_entries()
     for name, parameter in base.model.named_parameters():
         if id(parameter) in trained or parameter.is_meta:  # a quantised weight is kept elsewhere
             continue
-        changed = (parameter != before[name]).flatten()
+        changed = (parameter != original[name]).flatten()
         if name in entries:
             changed[entries[name]] = False  # these entries may
-        assert not changed.any(), _broken(
+        assert not changed.any(), _failure(
             technique,
             f"changed {name}, which is not among its params()",
             "train it with self.train_existing, or name its entries in changed_entries()",
         )
-        assert not parameter.requires_grad or name in entries, _broken(
+        assert not parameter.requires_grad or name in entries, _failure(
             technique,
             f"lets gradients of {name} be kept, which it does not train",
             "train it with self.train_existing, or take its gradient with self.divert",
         )
     grouped = [id(p) for group in attachment.param_groups() for p in group["params"]]
-    assert sorted(grouped) == sorted(trained), _broken(
+    assert sorted(grouped) == sorted(trained), _failure(
         technique,
         "names other parameters in param_groups() than in params()",
         "put each of params() into one group and no other tensor",
@@ -153,7 +153,7 @@ def check_only_its_own(technique: Technique, base: Base) -> None:
 
 
 def check_learns(technique: Technique, base: Base) -> None:
-    """Training lowers the training loss."""
+    """Check that training lowers the training loss."""
     if not technique.trains:
         return
     task = tiny_task()
@@ -161,7 +161,7 @@ def check_learns(technique: Technique, base: Base) -> None:
     before = loss(attachment, task, task.train)
     fit(attachment, steps=25, task=task)
     after = loss(attachment, task, task.train)
-    assert after < before, _broken(
+    assert after < before, _failure(
         technique,
         f"does not lower the training loss in 25 steps ({before:.4f} before, {after:.4f} after)",
         "see that its parameters get gradients and that reference_rate fits",
@@ -169,54 +169,54 @@ def check_learns(technique: Technique, base: Base) -> None:
 
 
 def check_same_seed_same_bits(technique: Technique, base: Base) -> None:
-    """Two runs of one seed leave the same bits."""
+    """Check that two runs with one seed leave the same bits."""
     states = []
     for _ in range(2):
         attachment = attach(technique, base)
         fit(attachment)
         states.append({name: tensor.clone() for name, tensor in attachment.state().items()})
         attachment.detach()
-    other = sorted(states[0].keys() ^ states[1].keys())
-    other += [name for name in states[0] if name in states[1] and not torch.equal(states[0][name], states[1][name])]
-    assert not other, _broken(
+    differing = sorted(states[0].keys() ^ states[1].keys())
+    differing += [name for name in states[0] if name in states[1] and not torch.equal(states[0][name], states[1][name])]
+    assert not differing, _failure(
         technique,
-        f"gives another {other[0]} in a second run of the same seed",
+        f"gives another {differing[0]} in a second run of the same seed",
         "draw from the generator that attach() is given, or from tunewise.core.seeds",
     )
 
 
 def check_detach(technique: Technique, base: Base) -> None:
-    """Detaching after training gives the base back, bit for bit, with nothing left on it."""
+    """Check that detaching after training gives the base back, bit for bit, with nothing left on it."""
     before, keys = fingerprint(base), list(base.model.state_dict())
     attachment = attach(technique, base)
     fit(attachment)
     attachment.detach()
-    assert fingerprint(base) == before, _broken(
+    assert fingerprint(base) == before, _failure(
         technique,
         "leaves other weights behind when it is detached",
         "train the base's own with self.train_existing, or remember them with self.keep before they change",
     )
-    assert list(base.model.state_dict()) == keys, _broken(
+    assert list(base.model.state_dict()) == keys, _failure(
         technique, "leaves parameters behind when it is detached", "put them into the model with self.replace"
     )
     _check_bare(technique, base, "detached")
-    left = [name for name, p in base.model.named_parameters() if p.requires_grad or p.grad is not None]
-    assert not left, _broken(
+    not_restored = [name for name, p in base.model.named_parameters() if p.requires_grad or p.grad is not None]
+    assert not not_restored, _failure(
         technique,
-        f"leaves a gradient or requires_grad on {left[0] if left else ''} when it is detached",
+        f"leaves a gradient or requires_grad on {not_restored[0] if not_restored else ''} when it is detached",
         "set requires_grad through self.train_existing or self.divert alone",
     )
 
 
 def _check_bare(technique: Technique, base: Base, when: str) -> None:
     hooked = [path for path, m in base.model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-    assert not hooked, _broken(
+    assert not hooked, _failure(
         technique,
         f'leaves a hook on "{hooked[0] if hooked else ""}" when it is {when}',
         "hand each hook's handle to self.hook",
     )
     replaced = [path for path, module in base.model.named_modules() if "forward" in vars(module)]
-    assert not replaced, _broken(
+    assert not replaced, _failure(
         technique,
         f'leaves a forward of its own on "{replaced[0] if replaced else ""}" when it is {when}',
         "use a hook in place of it, with its handle in self.hook",
@@ -224,7 +224,7 @@ def _check_bare(technique: Technique, base: Base, when: str) -> None:
 
 
 def check_save_load(technique: Technique, base: Base) -> None:
-    """Through the artifact on disk, another attachment has the same outputs, bit for bit."""
+    """Check that an attachment loaded from the artifact on disk has the same outputs, bit for bit."""
     import tempfile
 
     from tunewise.adaptation.artifact import load, save
@@ -236,8 +236,8 @@ def check_save_load(technique: Technique, base: Base) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save(attachment, task, Path(folder) / "adaptation")
         attachment.detach()
-        again = load(Path(folder) / "adaptation", base=base).attachment
-    assert torch.equal(expected, logits(again, task)), _broken(
+        loaded = load(Path(folder) / "adaptation", base=base).attachment
+    assert torch.equal(expected, logits(loaded, task)), _failure(
         technique,
         "has other outputs when it comes back from its file",
         "let state() and stored_rows() hold all that its outputs depend on",
@@ -245,33 +245,33 @@ def check_save_load(technique: Technique, base: Base) -> None:
 
 
 def check_strict_load(technique: Technique, base: Base) -> None:
-    """Missing, extra, mis-shaped, mis-typed and non-finite tensors are refused and change nothing."""
+    """Check that missing, extra, mis-shaped, mis-typed and non-finite tensors are refused and change nothing."""
     attachment = attach(technique, base)
     state = {name: tensor.clone() for name, tensor in attachment.state().items()}
     before = logits(attachment)
-    wrong: list[dict[str, Tensor]] = [{**state, "model.embed_tokens.weight.evil": torch.zeros(3)}]
+    wrong_states: list[dict[str, Tensor]] = [{**state, "model.embed_tokens.weight.evil": torch.zeros(3)}]
     if state:
         name = next(iter(state))
-        wrong.append({key: value for key, value in state.items() if key != name})
-        wrong += [{**state, name: bad} for bad in (torch.zeros(1, 2, 3), state[name].to(torch.float16))]
+        wrong_states.append({key: value for key, value in state.items() if key != name})
+        wrong_states += [{**state, name: bad} for bad in (torch.zeros(1, 2, 3), state[name].to(torch.float16))]
         if state[name].is_floating_point():
-            wrong.append({**state, name: torch.full_like(state[name], float("nan"))})
-    for bad in wrong:
+            wrong_states.append({**state, name: torch.full_like(state[name], float("nan"))})
+    for bad in wrong_states:
         try:
             attachment.load(bad)
         except ArtifactError:
             continue
-        wrong_with = sorted(bad.keys() ^ state.keys()) or "values"
+        wrong_names = sorted(bad.keys() ^ state.keys()) or "values"
         raise AssertionError(
-            _broken(technique, f"accepts a wrong state: {wrong_with}", "compare it in load() with `strict`")
+            _failure(technique, f"accepts a wrong state: {wrong_names}", "compare it in load() with `strict`")
         )
-    assert torch.equal(before, logits(attachment)), _broken(
+    assert torch.equal(before, logits(attachment)), _failure(
         technique, "has other outputs after it refused a state", "check all of a state in load() before any is copied"
     )
 
 
 def check_merge(technique: Technique, base: Base) -> None:
-    """A merged model has the adapted outputs, without hooks; detaching still gives the base back."""
+    """Check that a merged model has the adapted outputs, without hooks; detaching still gives the base back."""
     before = fingerprint(base)
     attachment = attach(technique, base)
     fit(attachment)
@@ -280,26 +280,26 @@ def check_merge(technique: Technique, base: Base) -> None:
         try:
             attachment.merge()
         except Exception as error:
-            assert "cannot be merged" in str(error), _broken(
+            assert "cannot be merged" in str(error), _failure(
                 technique,
                 f'does not say that it "cannot be merged", but "{error}"',
                 "say so in why_not_mergeable(), and why",
             )
         else:
             raise AssertionError(
-                _broken(technique, "merges although it is not mergeable", "say mergeable = True, or write no fold()")
+                _failure(technique, "merges although it is not mergeable", "say mergeable = True, or write no fold()")
             )
         return
     attachment.merge()
     _check_bare(technique, base, "merged")
-    far = float((logits(attachment) - expected).abs().max() / expected.abs().max())
-    assert far <= 1e-4, _broken(
+    difference = float((logits(attachment) - expected).abs().max() / expected.abs().max())
+    assert difference <= 1e-4, _failure(
         technique,
-        f"has other outputs when it is merged (by {far:.1e} of the largest)",
+        f"has other outputs when it is merged (by {difference:.1e} of the largest)",
         "put all that it changes into the base's own tensors in fold(), or say mergeable = False",
     )
     attachment.detach()
-    assert fingerprint(base) == before, _broken(
+    assert fingerprint(base) == before, _failure(
         technique,
         "leaves other weights behind when it is detached after merging",
         "remember a weight with self.keep before fold() changes it",
@@ -307,7 +307,7 @@ def check_merge(technique: Technique, base: Base) -> None:
 
 
 def check_resume(technique: Technique, base: Base) -> None:
-    """Stopped after any save and resumed, a run ends with the same bits."""
+    """Check that a run that is stopped after a checkpoint and resumed ends with the same bits."""
     if not technique.trains:
         return
     import tempfile
@@ -316,33 +316,33 @@ def check_resume(technique: Technique, base: Base) -> None:
     attachment = attach(technique, base, task)
     sequences = _sequences(attachment, task)
     train(attachment, sequences, settings)
-    whole = {name: tensor.clone() for name, tensor in attachment.state().items()}
+    expected = {name: tensor.clone() for name, tensor in attachment.state().items()}
     attachment.detach()
     with tempfile.TemporaryDirectory() as folder:
-        first = attach(technique, base, task)
+        stopped = attach(technique, base, task)
 
         def stop(step: int, value: float) -> None:
             if step == 5:
                 raise KeyboardInterrupt
 
         try:
-            train(first, sequences, settings, folder=Path(folder), on_step=stop)
+            train(stopped, sequences, settings, folder=Path(folder), on_step=stop)
         except KeyboardInterrupt:
-            first.detach()
-        again = attach(technique, base, task)
-        train(again, sequences, settings, folder=Path(folder), resume=True)
-    other = [name for name, tensor in again.state().items() if not torch.equal(whole[name], tensor)]
-    assert not other, _broken(
+            stopped.detach()
+        resumed = attach(technique, base, task)
+        train(resumed, sequences, settings, folder=Path(folder), resume=True)
+    differing = [name for name, tensor in resumed.state().items() if not torch.equal(expected[name], tensor)]
+    assert not differing, _failure(
         technique,
-        f"ends with another {other[0] if other else ''} when it is stopped and resumed",
+        f"ends with another {differing[0] if differing else ''} when it is stopped and resumed",
         "keep in training_state() what its steps depend on beside its parameters",
     )
 
 
 def check_cached_generation(technique: Technique, base: Base) -> None:
-    """Greedy answers with a key/value cache in a padded batch equal those of full forward passes, one by one.
+    """Check that greedy answers with a key/value cache in a padded batch equal those of full forward passes.
 
-    The prompts begin alike, so that their beginning is read once.
+    The prompts share a prefix, which is computed once.
     """
     task = alike(tiny_task())
     attachment = attach(technique, base, task)
@@ -357,16 +357,16 @@ def check_cached_generation(technique: Technique, base: Base) -> None:
                 ids.append(int(base.model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1].argmax()))
             if ids[-1] == encoder.eos:
                 break
-        alone = encoder.decode([i for i in ids[len(prompt.ids) :] if i != encoder.eos])
-        assert text == alone, _broken(
+        expected = encoder.decode([i for i in ids[len(prompt.ids) :] if i != encoder.eos])
+        assert text == expected, _failure(
             technique,
-            f'answers "{text}" with a cache in a batch and "{alone}" alone without one',
+            f'answers "{text}" with a cache in a batch and "{expected}" alone without one',
             "let a hook depend on the tokens that it is given, not on their number or places",
         )
 
 
 def check_gradients(technique: Technique, base: Base, tolerance: float = 1e-5) -> None:
-    """Packed gradients equal those of Hugging Face's own loss on padded rows, also of rows that begin alike."""
+    """Check that packed gradients equal those of Hugging Face's loss on padded rows, shared prefix or not."""
     for task in (tiny_task(), alike(tiny_task())) if technique.trains else ():
         _check_gradients(technique, base, tolerance, task)
         base.release()
@@ -381,7 +381,7 @@ def _check_gradients(technique: Technique, base: Base, tolerance: float, task: T
     batch = batch_of(base, sequences)
     with layout(base, batch):
         (loss_sum(base, batch) / len(batch.targets)).backward()
-    ours = {name: p.grad.clone() for name, p in params.items() if p.grad is not None}
+    packed_gradients = {name: p.grad.clone() for name, p in params.items() if p.grad is not None}
     for parameter in params.values():
         parameter.grad = None
     width = max(len(s.ids) for s in sequences)
@@ -389,23 +389,24 @@ def _check_gradients(technique: Technique, base: Base, tolerance: float, task: T
     mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in sequences], device=base.device)
     labels = torch.tensor(
         [
-            [i if on else -100 for i, on in zip(s.ids, s.labelled, strict=True)] + [-100] * (width - len(s.ids))
+            [i if labelled else -100 for i, labelled in zip(s.ids, s.labelled, strict=True)]
+            + [-100] * (width - len(s.ids))
             for s in sequences
         ],
         device=base.device,
     )
     # Hugging Face's loss function rounds logits to float32 first; the same loss without that allows fp64 to count.
     output = base.model(input_ids=ids, attention_mask=mask).logits
-    flat, shifted = output[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    torch.nn.functional.cross_entropy(flat, shifted, ignore_index=-100).backward()
+    flat, targets = output[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    torch.nn.functional.cross_entropy(flat, targets, ignore_index=-100).backward()
     # A key bias without rotary positions has a zero gradient, of which only rounding is left: a floor for the scale.
     floor = 1e-2 * max(float(p.grad.abs().max()) for p in params.values() if p.grad is not None)
     for name, parameter in params.items():
-        theirs = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        mine = ours.get(name, torch.zeros_like(parameter))
-        scale = max(float(theirs.abs().max()), floor)
-        error = float((mine - theirs).abs().max()) / scale
-        assert error <= tolerance, _broken(
+        padded_gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        packed_gradient = packed_gradients.get(name, torch.zeros_like(parameter))
+        scale = max(float(padded_gradient.abs().max()), floor)
+        error = float((packed_gradient - padded_gradient).abs().max()) / scale
+        assert error <= tolerance, _failure(
             attachment.recipe,
             f"gets another gradient of {name} in packed rows than in padded ones (relative error {error:.2g})",
             "let a hook treat each token by itself, as rows of several sequences lie in one",
@@ -414,10 +415,10 @@ def _check_gradients(technique: Technique, base: Base, tolerance: float, task: T
 
 
 def check_scores_agree(technique: Technique, base: Base) -> None:
-    """Scoring labels and prompts side by side gives the likelihoods of scoring each alone through the plain model."""
+    """Check that scoring in batches gives the likelihoods of scoring each sequence alone through the plain model."""
     task = alike(tiny_task())
     attachment = attach(technique, base, task)
-    found = score(attachment, task, task.test)
+    scores = score(attachment, task, task.test)
     encoder = encoder_for(attachment, task)
     total, count = 0.0, 0
     for example in task.test:
@@ -429,12 +430,12 @@ def check_scores_agree(technique: Technique, base: Base) -> None:
                 .double()
                 .log_softmax(-1)
             )
-        for place in range(sequence.prompt, len(sequence.ids)):
-            total -= float(log_p[place - 1, sequence.ids[place]])
+        for position in range(sequence.prompt, len(sequence.ids)):
+            total -= float(log_p[position - 1, sequence.ids[position]])
             count += 1
-    assert abs(found.nll - total / count) < 1e-4, _broken(
+    assert abs(scores.nll - total / count) < 1e-4, _failure(
         technique,
-        f"scores {found.nll:.5f} nats a token side by side and {total / count:.5f} one by one",
+        f"scores {scores.nll:.5f} nats per token side by side and {total / count:.5f} one by one",
         "let a hook treat each token by itself, and render() each example",
     )
 
@@ -443,7 +444,7 @@ _ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def check_same_roles(technique: Technique, base: Base) -> None:
-    """What it trains where projections are separate, it trains where they are fused too, or it refuses the model.
+    """Check that what is trained where projections are separate is trained, or refused, where they are fused.
 
     Roles are those that `target_modules` names, and those whose outputs training changes on a Llama. Where a label says
     that the technique is another one on this model, or where it chooses single entries by what it sees, the label and
@@ -452,72 +453,84 @@ def check_same_roles(technique: Technique, base: Base) -> None:
     if not technique.trains:
         return
     try:
-        here = _trained_roles(technique, base)
+        trained = _trained_roles(technique, base)
     except TunewiseError:  # in a sentence, before anything is trained
         return
-    there = _trained_roles(technique, tiny_base("llama", base.model.dtype, str(base.device)))
-    if here.said_otherwise or there.label != here.label:
+    trained_on_llama = _trained_roles(technique, tiny_base("llama", base.model.dtype, str(base.device)))
+    if trained.names_entries or trained_on_llama.label != trained.label:
         return
-    named = {
+    targeted = {
         role
         for part in getattr(technique, "parts", (technique,))
         for role in getattr(part, "target_modules", ())
         if role in _ROLES
     }
-    known = base.anatomy.output_roles
+    available = base.anatomy.output_roles
     missing = [
-        role for role in _ROLES if role not in here.roles and (role in named or (role in there.roles and role in known))
+        role
+        for role in _ROLES
+        if role not in trained.roles and (role in targeted or (role in trained_on_llama.roles and role in available))
     ]
-    whole = [role for role in ("qkv", "gate_up") if role in base.anatomy.roles]
-    fused = f", where {' and '.join(whole)} are fused," if whole else ""
-    assert not missing, _broken(
+    fused_roles = [role for role in ("qkv", "gate_up") if role in base.anatomy.roles]
+    where_fused = f", where {' and '.join(fused_roles)} are fused," if fused_roles else ""
+    assert not missing, _failure(
         technique,
-        f"should train {', '.join(missing)} but trains nothing there on {type(base.model).__name__}{fused} and does "
-        "not refuse it",
+        f"should train {', '.join(missing)} but trains nothing there on {type(base.model).__name__}{where_fused} and "
+        "does not refuse it",
         f"take the outputs of each role from base.anatomy.outputs({tuple(missing)!r}), or raise TechniqueError",
     )
 
 
 @dataclass(frozen=True)
-class _Trained:
+class _TrainedRoles:
     """Roles whose outputs training changed where their inputs are the same."""
 
     roles: frozenset[str]
     label: str
-    said_otherwise: bool  # whether the technique names the entries that it changes
+    names_entries: bool  # whether the technique names the entries that it changes
 
 
-def _trained_roles(technique: Technique, base: Base) -> _Trained:
+def _trained_roles(technique: Technique, base: Base) -> _TrainedRoles:
     anatomy = base.anatomy
-    known = tuple(role for role in _ROLES if role in anatomy.output_roles)
-    places = {role: [(path, columns.cpu()) for path, _, columns in anatomy.outputs((role,))] for role in known}
+    available = tuple(role for role in _ROLES if role in anatomy.output_roles)
+    output_columns = {
+        role: [(path, columns.cpu()) for path, _, columns in anatomy.outputs((role,))] for role in available
+    }
     untrained = {
         path: (oriented(linear).detach().double().cpu(), None if linear.bias is None else linear.bias.double().cpu())
-        for path, linear, _ in anatomy.outputs(known)
+        for path, linear, _ in anatomy.outputs(available)
     }
-    linears = {path: linear for path, linear, _ in anatomy.outputs(known)}
+    linears = {path: linear for path, linear, _ in anatomy.outputs(available)}
     attachment = attach(technique, base)
-    moved: dict[str, Tensor] = {}
+    changed_columns: dict[str, Tensor] = {}
 
     def watch(path: str) -> Callable[..., None]:
         def compare(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             weight, bias = untrained[path]
             expected = torch.nn.functional.linear(args[0].double().cpu(), weight, bias)
-            far = (output.double().cpu() - expected).abs() > 1e-5 * expected.abs().max()
-            columns = far.flatten(0, -2).any(0)
-            moved[path] = moved.get(path, torch.zeros_like(columns)) | columns
+            differs = (output.double().cpu() - expected).abs() > 1e-5 * expected.abs().max()
+            columns = differs.flatten(0, -2).any(0)
+            changed_columns[path] = changed_columns.get(path, torch.zeros_like(columns)) | columns
 
         return compare
 
     try:
         fit(attachment)
-        now = dict(base.model.named_modules())  # a technique may have put another module there, or moved this one
-        handles = [now.get(path, linear).register_forward_hook(watch(path)) for path, linear in linears.items()]
+        current_modules = dict(
+            base.model.named_modules()
+        )  # a technique may have put another module there, or moved this one
+        handles = [
+            current_modules.get(path, linear).register_forward_hook(watch(path)) for path, linear in linears.items()
+        ]
         logits(attachment)
         for handle in handles:
             handle.remove()
-        roles = {role for role in known if any(bool(moved[path][columns].any()) for path, columns in places[role])}
-        return _Trained(frozenset(roles), attachment.label, bool(attachment.changed_entries()))
+        roles = {
+            role
+            for role in available
+            if any(bool(changed_columns[path][columns].any()) for path, columns in output_columns[role])
+        }
+        return _TrainedRoles(frozenset(roles), attachment.label, bool(attachment.changed_entries()))
     finally:
         base.release()
 

@@ -300,7 +300,7 @@ def test_the_sources_leave_a_prompt_and_the_base_as_it_was():
     recipe = make("mpt", SOURCES).resolved(base)
     attachment = attach(recipe, base)
     assert float(attachment.params()["prompt"].detach().abs().max()) > 0
-    assert attachment.other is None
+    assert attachment.shown_prompt is None
     attachment.detach()
     assert fingerprint(base) == before
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from tunewise.core.errors import ArtifactError, TechniqueError
 
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 
 ModuleType = TypeVar("ModuleType", bound="nn.Module")
+ParamGroup: TypeAlias = dict[str, Any]  # one of torch's optimiser groups: "params", "lr" and what the optimiser knows
+PeftConfig: TypeAlias = dict[str, Any]  # the content of PEFT's adapter_config.json
+Findings: TypeAlias = dict[str, Any]  # what a report says of an attachment after training, as JSON, by its heading
+StoredRow: TypeAlias = dict[str, Any]  # a JSON row of the artifact, in the technique's own form
 
 
 class Building:
-    """What a technique builds with: tensors of its own, tensors of the base, hooks. All of it is undone at detach."""
+    """Adds tensors, trains tensors of the base and sets hooks, on behalf of a technique; `detach` undoes all of it."""
 
     def __init__(self, base: Base, recipe: Technique) -> None:
         self.base, self.recipe = base, recipe
@@ -31,10 +35,10 @@ class Building:
         self._params: dict[str, nn.Parameter] = {}
         self._undo: list[Callable[[], object]] = []
         self._hooks: list[Any] = []
-        self._kept: dict[int, Tensor] = {}
+        self._originals: dict[int, Tensor] = {}
 
     def add(self, name: str, values: Tensor) -> nn.Parameter:
-        """A new trainable tensor, on the base's device, no less exact than fp32 or than the base.
+        """Add a trainable tensor, on the base's device, in at least fp32 and at least the base's precision.
 
         Raises:
             TechniqueError: the name is taken, so that the tensor before it would not be trained any more.
@@ -52,7 +56,7 @@ class Building:
         return parameter
 
     def adopt(self, name: str, build: Callable[[], ModuleType], generator: torch.Generator) -> ModuleType:
-        """A new module whose trainable parameters are trained, named below `name`; its start follows `generator`."""
+        """Add a module that `build` makes, seeded by `generator`; its trainable parameters are named below `name`."""
         import torch
 
         with torch.random.fork_rng(devices=[]):
@@ -64,9 +68,9 @@ class Building:
         return module
 
     def train_existing(self, name: str, parameter: nn.Parameter, rounds: bool = False) -> None:
-        """Train a parameter of the base; its values come back at detach.
+        """Train a parameter of the base; `detach` restores its values.
 
-        `rounds` says that its optimiser loses no small updates in half precision, by rounding at random.
+        `rounds` says that its optimiser loses no small updates in bfloat16, because it rounds stochastically.
         """
         import torch
 
@@ -80,36 +84,36 @@ class Building:
         parameter.requires_grad_(True)
 
     def keep(self, parameter: nn.Parameter) -> None:
-        """Remember a base parameter's values and restore them at detach."""
+        """Remember a base parameter's values, which `detach` restores."""
         import torch
 
         from tunewise.engine.memory import spill_to_disk
 
-        original = self._kept[id(parameter)] = spill_to_disk(parameter)
+        original = self._originals[id(parameter)] = spill_to_disk(parameter)
 
         def restore() -> None:
             parameter.requires_grad_(False)
             parameter.grad = None
             with torch.no_grad():
                 parameter.copy_(original)
-            self._kept.pop(id(parameter), None)
+            self._originals.pop(id(parameter), None)
 
         self._undo.append(restore)
 
     def original(self, parameter: nn.Parameter) -> Tensor:
-        """The values of a kept parameter; on a processor they are read from disk."""
-        return self._kept[id(parameter)]
+        """Return the values that a base parameter had at first; on the CPU they are read from disk."""
+        return self._originals[id(parameter)]
 
     def divert(
         self, parameter: nn.Parameter, shares: Callable[[Tensor], Iterable[tuple[nn.Parameter, Tensor]]]
     ) -> None:
-        """Take the gradient of a base parameter as soon as it is whole: `shares(gradient)` says who gets what of it.
+        """Hand a base parameter's gradient to others: `shares(gradient)` gives pairs of parameter and gradient.
 
-        The base parameter keeps none; shares of several backward passes add up.
+        It is called as soon as the gradient is complete; the base parameter keeps none. Several backward passes add up.
         """
 
-        def hand_out(whole: Tensor) -> None:
-            gradient, whole.grad = whole.grad, None
+        def hand_out(parameter_with_gradient: Tensor) -> None:
+            gradient, parameter_with_gradient.grad = parameter_with_gradient.grad, None
             for target, share in shares(gradient):  # type: ignore[arg-type]  # the hook runs when it has just been made
                 target.grad = share if target.grad is None else target.grad + share
 
@@ -117,35 +121,35 @@ class Building:
         self.hook(parameter.register_post_accumulate_grad_hook(hand_out))
 
     def hook(self, handle: Any) -> None:
-        """A torch hook handle, removed at detach, and before the technique is folded into the base's weights."""
+        """Register a torch hook handle, which `detach` removes, and `merge` before it changes the weights."""
         self._hooks.append(handle)
         self._undo.append(handle.remove)
 
     def replace(self, module: object, attribute: str, value: Any) -> None:
-        """Set an attribute of a base module (or its configuration), set back at detach."""
+        """Set an attribute of a base module (or of its configuration); `detach` sets it back."""
         before = getattr(module, attribute)
         setattr(module, attribute, value)
         self._undo.append(lambda: setattr(module, attribute, before))
 
 
 class Training(Building):
-    """What the training loop and the scoring ask: what moves and how, what happens around a step, what is shown."""
+    """Adds what the training loop and the scoring call: parameters, optimiser, what runs around a step, the prompt."""
 
     virtual_tokens: int = 0  # placeholders that the encoder puts at the head of every sequence
-    virtual_suffix: int = 0  # and between its prompt and its answer
+    virtual_suffix: int = 0  # the same, between prompt and answer
     phases: int = 1
 
     def params(self) -> dict[str, nn.Parameter]:
-        """Trainable tensors by stable name."""
+        """Return the trainable tensors by a name that is the same in each run."""
         return self._params
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups; several where a technique has several speeds."""
+    def param_groups(self) -> list[ParamGroup]:
+        """Return torch's optimiser groups; several where a technique has several learning rates."""
         rate = getattr(self.recipe, "learning_rate", None)
         return [{"params": list(self.params().values()), "lr": rate}] if self.params() else []
 
-    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
-        """What moves the parameters: AdamW, fused where it can be."""
+    def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
+        """Return the optimiser of these groups: AdamW, fused where it can be."""
         from tunewise.engine.optimizers import build
 
         return build("adamw", groups, betas)
@@ -159,149 +163,149 @@ class Training(Building):
         """Take what is needed from the task before training."""
 
     def prepare_shapes(self, study: Study) -> None:
-        """Take the sizes that `prepare` would give; a plan asks for them on a base without contents."""
+        """Take the sizes that `prepare` would give, without its values; a plan calls this on a base without weights."""
         self.prepare(study)
 
     def start_phase(self, phase: int) -> None:
-        """Called before each phase, the first included; the optimiser is rebuilt after it."""
+        """Prepare a phase; called before each one, the first included, and before the optimiser is built anew."""
 
     def before_step(self, step: int, total: int) -> None:
-        """Called before the forward passes of each optimiser step."""
+        """Prepare an optimiser step; called before its forward passes."""
 
     def after_backward(self, step: int, total: int) -> None:
-        """Called when the step's gradients are whole, before clipping."""
+        """Change or read the gradients of a step; called when they are complete, before clipping."""
 
     def after_step(self, step: int, total: int) -> None:
-        """Called when the optimiser has changed the parameters."""
+        """Finish an optimiser step; called when the parameters have been updated."""
 
     def penalty(self) -> Tensor | None:
-        """A term added to the loss of each step, in training only."""
+        """Return a term that is added to the loss of each step, in training only, or None."""
         return None
 
     def drift(self) -> Tensor:
-        """||W - W_0||^2 of the base's weights as they count now; differentiable.
+        """||W - W_0||^2: return the squared distance of the weights in use from the base's; differentiable.
 
         Raises:
             TechniqueError: the technique moves no weight of the base.
         """
-        own = [(p, self._kept[id(p)]) for p in self.params().values() if id(p) in self._kept]
-        if not own:
+        changed = [(p, self._originals[id(p)]) for p in self.params().values() if id(p) in self._originals]
+        if not changed:
             raise TechniqueError(f"{self.recipe.name} moves no weight, so there is nothing that l2_sp could hold back")
-        terms = [(parameter - original).square().sum() for parameter, original in own]
+        terms = [(parameter - original).square().sum() for parameter, original in changed]
         return sum(terms[1:], terms[0])
 
     def moved(self) -> float | None:
-        """||W - W_0|| of the base's weights as they count now; None where it moves none."""
+        """||W - W_0||: return the distance of the weights in use from the base's; None where no weight moves."""
         import torch
 
         with torch.no_grad():
-            own = [(p, self._kept[id(p)]) for p in self.base.model.parameters() if id(p) in self._kept]
-            if own:
-                return math.sqrt(sum(float((weight - before).float().square().sum()) for weight, before in own))
+            changed = [(p, self._originals[id(p)]) for p in self.base.model.parameters() if id(p) in self._originals]
+            if changed:
+                return math.sqrt(sum(float((weight - before).float().square().sum()) for weight, before in changed))
             try:
                 return math.sqrt(float(self.drift()))
             except TechniqueError:
                 return None
 
     def trunk(self) -> Sequence[int]:
-        """Numbers of frozen blocks whose outputs are all that training needs of the blocks up to the last of them.
+        """Return the frozen blocks, by number, whose outputs are all that training reads up to the last of them.
 
         Empty where gradients or changes reach below; see `tunewise.fitting.frozen_trunk`.
         """
         return ()
 
     def render(self, example: Example) -> Example:
-        """The text side: an example with what this technique puts before it."""
+        """Return an example with what this technique puts before its prompt."""
         return example
 
     def citations(self, example: Example) -> list[str]:
-        """What this technique puts before the example, as an answer cites it: documents with their spans."""
+        """Return the sources, documents with spans, of what this technique puts before the example."""
         return []
 
     def label_bias(self) -> Tensor | None:
-        """What is taken off the negative log-likelihood of each label before the least is chosen, (labels,)."""
+        """Return what is subtracted from each label's negative log-likelihood, (labels,), or None."""
         return None
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
-        """What a report should say of it after training, as JSON: ranks that it chose, losses at others."""
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
+        """Return what a report should say after training, as JSON: ranks chosen, losses at others."""
         return {}
 
 
 class Storing(Training):
-    """What the store, the export and the server ask: what is kept, what it changes in the base, how it comes off."""
+    """Adds what saving, export and serving call: state, changes to the base's weights, merging, detaching."""
 
-    label: str = ""  # what this row is called where it is not exactly the paper's technique
+    label: str = ""  # the row's name where this is not exactly the paper's technique
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that the artifact holds."""
+        """Return the tensors that the artifact holds, by name."""
         return {name: parameter.detach() for name, parameter in self.params().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `state()`. A missing, extra, mis-shaped, mis-typed or non-finite tensor is refused."""
+        """Restore `state()`; refuse a missing, extra, mis-shaped, mis-typed or non-finite tensor."""
         import torch
 
-        own = self.state()
-        strict(own, state)
+        current = self.state()
+        strict(current, state)
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in current.items():
                 tensor.copy_(state[name])
 
-    def stored_rows(self) -> list[dict[str, Any]]:
-        """The JSON rows that the artifact holds (the examples of a technique that shows examples)."""
+    def stored_rows(self) -> list[StoredRow]:
+        """Return the JSON rows that the artifact holds, such as the examples that are put into the prompt."""
         return []
 
-    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
-        """Restore `stored_rows()`; `style` is the task that it was learnt on, without its examples."""
+    def load_rows(self, rows: list[StoredRow], style: Task) -> None:
+        """Restore `stored_rows()`; `style` is the task that the adaptation was trained on, without its examples."""
         if rows:
             raise ArtifactError(f"{self.recipe.name} stores no rows, but the adaptation holds {len(rows)}")
 
     def training_state(self) -> dict[str, Tensor]:
-        """What exact resume needs beyond `state()`: the tensors themselves, not copies."""
+        """Return what exact resume needs beyond `state()`: the tensors themselves, not copies."""
         return {}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore `training_state()` in place."""
         import torch
 
-        own = self.training_state()
-        strict(own, state)
+        current = self.training_state()
+        strict(current, state)
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in current.items():
                 tensor.copy_(state[name])
 
     def changed(self) -> list[nn.Parameter]:
-        """Parameters in the model whose values are others than the base's, or stand in for them.
+        """Return the model's parameters whose values differ from the base's, or that replace the base's.
 
-        Serving exchanges them when the next request wants another adaptation (`tunewise.serve.adaptation_pool`).
+        Serving exchanges them when the next request names another adaptation (`tunewise.serve.adaptation_pool`).
         """
-        own, entries = {*self._kept, *map(id, self.params().values())}, self.changed_entries()
-        return [p for name, p in self.base.model.named_parameters() if id(p) in own or name in entries]
+        changed_ids, entries = {*self._originals, *map(id, self.params().values())}, self.changed_entries()
+        return [p for name, p in self.base.model.named_parameters() if id(p) in changed_ids or name in entries]
 
     def changed_entries(self) -> dict[str, Tensor]:
-        """Base tensors of which some entries are changed, by full name, with the flat places of these entries."""
+        """Return the flat indices of changed entries, by full name of the base tensors of which only some are."""
         return {}
 
     @property
     def swappable(self) -> bool:
-        """Whether requests to one loaded base can each choose it or not: it leaves the base's own tensors alone."""
+        """Whether each request to one loaded base can choose this technique: it changes no tensor of the base."""
         return not self.changed()
 
     def replaced_weights(self) -> dict[str, Tensor]:
-        """Weights that it stands on in place of the base's own, by full name: those of a base in fewer bits."""
+        """Return the weights that are used in place of the base's own, by full name: those of a quantised base."""
         return {}
 
-    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The adapter in PEFT's format (config, tensors), or None where PEFT cannot express it."""
+    def peft(self) -> tuple[PeftConfig, dict[str, Tensor]] | None:
+        """Return the adapter in PEFT's format (config, tensors), or None where PEFT cannot express it."""
         return None
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore from the tensors of a PEFT adapter of this kind."""
+        """Restore the state from the tensors of a PEFT adapter of this kind."""
         raise ArtifactError(f"{self.recipe.name} has no form in PEFT")
 
     def merge(self) -> nn.Module:
-        """The base model with this technique folded into its weights, without hooks; undone by `detach()`.
+        """Return the base model with this technique folded into its weights, without hooks; `detach()` undoes it.
 
-        A technique writes `fold()`; what it put into the model with `hook` is taken off before.
+        A technique overrides `fold()`; the hooks that it registered with `hook` are removed before that call.
 
         Raises:
             TechniqueError: the maths does not allow it; the message says why.
@@ -314,7 +318,7 @@ class Storing(Training):
         return self.base.model
 
     def fold(self) -> None:
-        """Put what was trained into the base's own tensors, for `merge`; nothing where it was trained in them."""
+        """Put what was trained into the base's own tensors, for `merge`; do nothing where it was trained in them."""
 
     def detach(self) -> None:
         """Give the base back, bit for bit."""
@@ -328,27 +332,27 @@ class Storing(Training):
 class Attachment(Storing):
     """A technique on one loaded model. `detach()` gives the base back, bit for bit.
 
-    Its members lie in three rooms, each with defaults: `Building` is called by the technique's own file, `Training` by
-    the loop and the scoring, `Storing` by what saves, exports and serves.
+    Its members come from three classes, each with defaults: the technique's own file calls those of `Building`, the
+    training loop and the scoring those of `Training`, and what saves, exports and serves those of `Storing`.
     """
 
 
-def strict(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+def strict(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are not exactly those expected, by name, shape and type, or not finite.
 
     Raises:
         ArtifactError: names the first tensor at fault.
     """
-    missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         what = f'"{missing[0]}" is missing' if missing else f'"{extra[0]}" is not expected'
         raise ArtifactError(f"the weights do not fit this technique and base: {what}")
-    for name, tensor in own.items():
-        found = given[name]
-        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+    for name, tensor in expected.items():
+        candidate = state[name]
+        if candidate.shape != tensor.shape or candidate.dtype != tensor.dtype:
             raise ArtifactError(
-                f'the weights do not fit this technique and base: "{name}" is {tuple(found.shape)} {found.dtype}, '
-                f"expected {tuple(tensor.shape)} {tensor.dtype}"
+                f'the weights do not fit this technique and base: "{name}" is {tuple(candidate.shape)} '
+                f"{candidate.dtype}, expected {tuple(tensor.shape)} {tensor.dtype}"
             )
-        if found.is_floating_point() and not bool(found.isfinite().all()):
+        if candidate.is_floating_point() and not bool(candidate.isfinite().all()):
             raise ArtifactError(f'the weights hold a value that is not finite in "{name}"')

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.attachment import Attachment, Findings, ParamGroup, StoredRow, strict
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Technique, fact
 from tunewise.core.errors import ArtifactError, TechniqueError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tunewise.data.task import Example, Task
     from tunewise.engine.model import Base
+
+TensorType = TypeVar("TensorType", bound="Tensor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Composed(Technique):
 
     @fact(default="nonparametric")
     def family(self) -> str:
-        """Take the last part's."""
+        """Take the last part's family."""
         return self.parts[-1].family
 
     @fact(default="")
@@ -79,7 +81,7 @@ class Composed(Technique):
 
     @fact(default=Technique.search_grid)
     def search_grid(self) -> tuple[float, ...]:
-        """Take the shortest of those that train: a search goes through all of them in step."""
+        """Take the shortest grid of the parts that train: a search goes through all of them in step."""
         return min((part.search_grid for part in self.parts if part.trains), key=len, default=Technique.search_grid)
 
     def __post_init__(self) -> None:
@@ -92,22 +94,25 @@ class Composed(Technique):
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Attach the parts in order."""
-        return _Together(base, self, generator)
+        return _ComposedAttachment(base, self, generator)
 
     def resolved(self, base: Base) -> Self:
-        """All parts resolved."""
+        """Resolve all parts."""
         return replace(self, parts=tuple(part.resolved(base) for part in self.parts))
 
     def search(self, count: int) -> list[Self]:
-        """The parts' searches in step."""
+        """Search all parts in step."""
         if not self.trains:
             return [self]
         lists = [part.search(count) for part in self.parts]
-        length = min(len(found) for found, part in zip(lists, self.parts, strict=True) if part.trains)
-        return [replace(self, parts=tuple(f[i if len(f) > i else 0] for f in lists)) for i in range(length)]
+        length = min(len(recipes) for recipes, part in zip(lists, self.parts, strict=True) if part.trains)
+        return [
+            replace(self, parts=tuple(recipes[i if len(recipes) > i else 0] for recipes in lists))
+            for i in range(length)
+        ]
 
     def with_rate(self, rate: float) -> Self:
-        """The same composition with this learning rate in the part that trains.
+        """Return the same composition with this learning rate in the part that trains.
 
         Raises:
             TechniqueError: it is not one part that trains.
@@ -121,32 +126,32 @@ class Composed(Technique):
         return replace(self, parts=tuple(part.with_rate(rate) if part.trains else part for part in self.parts))
 
     def varied(self, held: Collection[str] = ()) -> list[Self]:
-        """Each part's, with the others as they are."""
+        """Vary each part, with the others as they are."""
         return [
-            replace(self, parts=tuple(new if place == own else part for place, part in enumerate(self.parts)))
-            for own, varying in enumerate(self.parts)
+            replace(self, parts=tuple(new if place == varied_place else part for place, part in enumerate(self.parts)))
+            for varied_place, varying in enumerate(self.parts)
             if varying.trains
             for new in varying.varied(held)
         ]
 
     def lacks(self, base: Base, task: Task) -> str:
-        """What the first part lacks that lacks something."""
+        """Return what the first part lacks that lacks something."""
         return next(filter(None, (part.lacks(base, task) for part in self.parts)), "")
 
     def files_fingerprint(self, task: Task) -> str:
-        """The parts' stamps."""
+        """Join the parts' fingerprints."""
         return "+".join(filter(None, (part.files_fingerprint(task) for part in self.parts)))
 
     def why_not_mergeable(self) -> str:
-        """Say it of the first part that cannot be merged."""
+        """Say why the first part that cannot be merged cannot be."""
         return next(part for part in self.parts if not part.mergeable).why_not_mergeable()
 
     def to_json(self) -> dict[str, Any]:
-        """Name and the settings of each part."""
+        """Return the name and the settings of each part."""
         return {"technique": self.name, "settings": {part.name: part.to_json()["settings"] for part in self.parts}}
 
 
-class _Together(Attachment):
+class _ComposedAttachment(Attachment):
     def __init__(self, base: Base, recipe: Composed, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
         self.parts: list[Attachment] = []
@@ -158,18 +163,18 @@ class _Together(Attachment):
 
     @property
     def label(self) -> str:  # type: ignore[override]
-        """The parts' labels, and the names of those that have none; empty where none has one."""
+        """Join the parts' labels, or names where a part has none; empty where no part has a label."""
         if not any(part.label for part in self.parts):
             return ""
         return " + ".join(part.label or part.recipe.name for part in self.parts)
 
-    def _join(self, method: str) -> dict[str, Any]:
-        joined: dict[str, Any] = {}
-        for part in self.parts:
-            joined |= {f"{part.recipe.name}.{name}": value for name, value in getattr(part, method)().items()}
-        return joined
+    def _join(self, tensors_of: Callable[[Attachment], dict[str, TensorType]]) -> dict[str, TensorType]:
+        """Return the parts' tensors in one mapping, with names that begin with the part's: `lora.model.layers.0...`."""
+        return {
+            f"{part.recipe.name}.{name}": tensor for part in self.parts for name, tensor in tensors_of(part).items()
+        }
 
-    def _split(self, state: Mapping[str, Any]) -> Iterator[tuple[Attachment, dict[str, Any]]]:
+    def _split(self, state: Mapping[str, Tensor]) -> Iterator[tuple[Attachment, dict[str, Tensor]]]:
         for part in self.parts:
             prefix = part.recipe.name + "."
             yield (
@@ -178,23 +183,27 @@ class _Together(Attachment):
             )
 
     def params(self) -> dict[str, nn.Parameter]:
-        return self._join("params")
+        return self._join(lambda part: part.params())
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         return [group for part in self.parts for group in part.param_groups()]
 
-    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
-        """One for all parts where none has its own; else each part's own over its groups, as one."""
+    def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
+        """Return one optimiser for all parts where none has its own; else each part's over its groups, as one."""
         from tunewise.engine.optimizers import Combined
 
         if all(type(part).optimizer is Attachment.optimizer for part in self.parts):
             return super().optimizer(groups, betas)
-        shares = [(part, own) for part, own in zip(self.parts, self._shares(groups), strict=True) if own]
-        movers = [part.optimizer(own, betas) for part, own in shares]
+        shares = [
+            (part, part_groups)
+            for part, part_groups in zip(self.parts, self._shares(groups), strict=True)
+            if part_groups
+        ]
+        movers = [part.optimizer(part_groups, betas) for part, part_groups in shares]
         return movers[0] if len(movers) == 1 else Combined(movers)
 
-    def _shares(self, groups: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        """The groups of each part.
+    def _shares(self, groups: list[ParamGroup]) -> list[list[ParamGroup]]:
+        """Return the groups of each part.
 
         Raises:
             TechniqueError: two parts would move one tensor, or a group is not one part's.
@@ -208,7 +217,7 @@ class _Together(Attachment):
                         f"{other.recipe.name} and {part.recipe.name} cannot be trained together: both would move "
                         f"{name}, each with an optimizer of its own"
                     )
-        shares: list[list[dict[str, Any]]] = [[] for _ in self.parts]
+        shares: list[list[ParamGroup]] = [[] for _ in self.parts]
         for group in groups:
             places = {owners.get(id(parameter), -1) for parameter in group["params"]}
             if len(places) == 1 and -1 not in places:
@@ -260,17 +269,17 @@ class _Together(Attachment):
         return sum(terms[1:], terms[0]) if terms else None
 
     def drift(self) -> Tensor:
-        found = []
+        drifts = []
         for part in self.parts:
             try:
-                found.append(part.drift())
+                drifts.append(part.drift())
             except TechniqueError:
                 continue  # a part that moves no weight
-        return sum(found[1:], found[0]) if found else super().drift()
+        return sum(drifts[1:], drifts[0]) if drifts else super().drift()
 
     def moved(self) -> float | None:
-        found = [far for part in self.parts if (far := part.moved()) is not None]
-        return math.hypot(*found) if found else None
+        distances = [distance for part in self.parts if (distance := part.moved()) is not None]
+        return math.hypot(*distances) if distances else None
 
     @property
     def swappable(self) -> bool:
@@ -290,7 +299,7 @@ class _Together(Attachment):
     def label_bias(self) -> Tensor | None:
         return next((bias for part in self.parts if (bias := part.label_bias()) is not None), None)
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
         return {name: value for part in self.parts for name, value in part.findings(validation_loss).items()}
 
     def trunk(self) -> Sequence[int]:
@@ -304,31 +313,31 @@ class _Together(Attachment):
         return {name: weight for part in self.parts for name, weight in part.replaced_weights().items()}
 
     def state(self) -> dict[str, Tensor]:
-        return self._join("state")
+        return self._join(lambda part: part.state())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         parts = list(self._split(state))
-        lost = len(state) - sum(len(own) for _, own in parts)
-        if lost:
-            raise ArtifactError(f"the weights hold {lost} tensors of no part of {self.recipe.name}")
-        for part, own in parts:
-            part.load(own)
+        unclaimed = len(state) - sum(len(part_state) for _, part_state in parts)
+        if unclaimed:
+            raise ArtifactError(f"the weights hold {unclaimed} tensors of no part of {self.recipe.name}")
+        for part, part_state in parts:
+            part.load(part_state)
 
-    def stored_rows(self) -> list[dict[str, Any]]:
+    def stored_rows(self) -> list[StoredRow]:
         return [{"part": part.recipe.name, **row} for part in self.parts for row in part.stored_rows()]
 
-    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
+    def load_rows(self, rows: list[StoredRow], style: Task) -> None:
         for part in self.parts:
-            own = [row for row in rows if row.get("part") == part.recipe.name]
-            part.load_rows([{key: value for key, value in row.items() if key != "part"} for row in own], style)
+            part_rows = [row for row in rows if row.get("part") == part.recipe.name]
+            part.load_rows([{key: value for key, value in row.items() if key != "part"} for row in part_rows], style)
 
     def training_state(self) -> dict[str, Tensor]:
-        return self._join("training_state")
+        return self._join(lambda part: part.training_state())
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         strict(self.training_state(), state)
-        for part, own in self._split(state):
-            part.load_training_state(own)
+        for part, part_state in self._split(state):
+            part.load_training_state(part_state)
 
     def fold(self) -> None:
         for part in self.parts:

@@ -18,21 +18,21 @@ def setting(
     choices: tuple[str, ...] = (),
     search: tuple[Any, ...] = (),
 ) -> Any:
-    """A hyper-parameter: default, one sentence of help, its range or choices, and what a search tries beside it.
+    """Declare a hyper-parameter: default, one sentence of help, range or choices, and the values that a search tries.
 
-    Only the one or two settings that matter most after the learning rate have something to try.
+    Only the one or two settings that matter most after the learning rate have values in `search`.
     """
     facts = {"help": help, "low": low, "high": high, "choices": choices, "search": search}
     return field(default=default, metadata=facts)
 
 
 def learning_rate() -> Any:
-    """The learning rate of a technique that trains; None asks for the default for the model's width."""
+    """Declare the learning rate of a technique that trains; None stands for the default for the model's width."""
     return setting(None, "AdamW step size; default: see `reference_rate`.", low=0.0, high=100.0)
 
 
 def checked(technique: str, item: Field[Any], value: Any) -> Any:
-    """The value in the setting's type, or a SettingError that names setting, value and range."""
+    """Return the value in the setting's type, or raise a SettingError that names setting, value and range."""
     where = f"{technique}.{item.name}"
     help_, low, high = item.metadata["help"], item.metadata["low"], item.metadata["high"]
     choices, default = item.metadata["choices"], item.default
@@ -54,8 +54,8 @@ def checked(technique: str, item: Field[Any], value: Any) -> Any:
             raise SettingError(f"{where} is {value!r} but must be {allowed} ({help_})")
         return value
     number = int if isinstance(default, int) else float
-    right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not right or (number is int and value != int(value)):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (number is int and value != int(value)):
         raise SettingError(f"{where} is {value!r} but must be {'a whole' if number is int else 'a'} number ({help_})")
     if (low is not None and value < low) or (high is not None and value > high):
         raise SettingError(f"{where} is {value!r} but must be between {low:g} and {high:g} ({help_})")
@@ -63,5 +63,5 @@ def checked(technique: str, item: Field[Any], value: Any) -> Any:
 
 
 def default_of(item: Field[Any]) -> Any:
-    """The default of a recipe's field, for listings."""
+    """Return the default of a recipe's field, for listings."""
     return None if item.default is MISSING else item.default

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Study:
-    """What a technique may look at before it is trained; `validation_loss()` scores the attachment as it is."""
+    """Holds what a technique may look at before it is trained; `validation_loss()` scores the attachment as it is."""
 
     task: Task
     seed: int
@@ -25,7 +25,7 @@ class Study:
     report: Progress = silent
 
     def counted(self, what: str, items: Sequence[Item]) -> Iterator[Item]:
-        """The items, one by one, with progress."""
+        """Yield the items one by one and report progress as `what`."""
         for done, item in enumerate(items):
             self.report(what, done, len(items))
             yield item

@@ -37,7 +37,7 @@ class Citation:
 
 
 class _Fact:
-    """What `fact` puts into a class."""
+    """The descriptor that `fact` puts into a class."""
 
     def __init__(self, default: Any, decide: Callable[[Any], Any]) -> None:
         self.default, self.decide, self.__doc__ = default, decide, decide.__doc__
@@ -47,7 +47,7 @@ class _Fact:
 
 
 def fact(default: Any) -> Callable[[Callable[[Any], Any]], Any]:
-    """Let settings decide a class fact: on a recipe the decorated method says it; on the class it is `default`."""
+    """Let settings decide a class fact: a recipe takes it from the decorated method; the class itself has `default`."""
     return lambda decide: _Fact(default, decide)
 
 
@@ -59,7 +59,7 @@ class Technique(ABC):
     `needs` says what a model or task must have; `reference_rate` is the default learning rate at width 4096 and
     `width_exponent` how it grows for narrower models, rate * (4096 / width) ** exponent (Yang et al. 2022, Tensor
     Programs V, gives 1 for Adam on hidden weights); `search_grid` multiplies it in a search;
-    `late_settings` can still be changed when an adaptation is loaded; what is not `seeded` is the same for every seed.
+    `late_settings` can still be changed when an adaptation is loaded; where `seeded` is False, all seeds give the same.
     A fact that depends on the settings is a method under `fact`.
     """
 
@@ -85,24 +85,24 @@ class Technique(ABC):
 
     @abstractmethod
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Put this recipe on a base whose parameters are all frozen; randomness comes from `generator` alone."""
+        """Put this recipe on a base whose parameters are all frozen; all randomness comes from `generator`."""
 
     def resolved(self, base: Base) -> Self:
-        """The same recipe with the learning rate for this base filled in."""
+        """Return the same recipe with the learning rate for this base filled in."""
         if not self.trains or getattr(self, "learning_rate", 0.0) is not None:
             return self
         rate = self.reference_rate * (4096 / base.anatomy.width) ** self.width_exponent
         return self.with_rate(rate)
 
     def search(self, count: int) -> list[Self]:
-        """`count` recipes around this resolved one, itself first, differing in learning rate."""
+        """Return `count` recipes around this resolved one, itself first, that differ in learning rate."""
         if not self.trains:
             return [self]
         rate: float = getattr(self, "learning_rate")  # noqa: B009 (only techniques that train have it)
         return [self.with_rate(rate * factor) for factor in self.search_grid[:count]]
 
     def varied(self, held: Collection[str] = ()) -> list[Self]:
-        """This recipe with one of the settings that are searched changed in each; `held` ("lora.r") are left alone."""
+        """Return variants of this recipe, each with one searched setting changed; those in `held` ("lora.r") stay."""
         return [
             replace(self, **{item.name: value})
             for item in fields(self)
@@ -111,18 +111,18 @@ class Technique(ABC):
         ]
 
     def with_rate(self, rate: float) -> Self:
-        """The same recipe with this learning rate, to three digits."""
+        """Return the same recipe with this learning rate, rounded to three digits."""
         return replace(self, **{"learning_rate": float(f"{rate:.3g}")})
 
     def lacks(self, base: Base, task: Task) -> str:
-        """What a model and a task lack for this recipe, in a sentence; empty where nothing is known to be missing.
+        """Say in a sentence what a model and a task lack for this recipe; empty where nothing is known to be missing.
 
         It is for advice before anything runs: `base` may come without its weights.
         """
         return ""
 
     def files_fingerprint(self, task: Task) -> str:
-        """What names the state of files that it reads besides the task's; empty where it reads none."""
+        """Return a fingerprint of the files that the recipe reads besides the task's; empty where it reads none."""
         return ""
 
     def why_not_mergeable(self) -> str:
@@ -130,15 +130,15 @@ class Technique(ABC):
         return f"{self.name} cannot be merged into the base's weights; keep the adaptation"
 
     def to_json(self) -> dict[str, Any]:
-        """Name and settings."""
+        """Return name and settings as JSON."""
         return {"technique": self.name, "settings": plain(self)}
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self | None:
-        """The recipe of a PEFT adapter of this kind, or None if it is of another kind."""
+        """Return the recipe of a PEFT adapter of this kind, or None if it is of another kind."""
         return None
 
 
 def plain(recipe: Technique) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
+    """Return the settings as JSON gives them back, with lists in place of tuples."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}

@@ -23,7 +23,7 @@ from tunewise.core.errors import ModelError, SettingError, TechniqueError
 
 @dataclass(frozen=True)
 class ArchitectureLayout:
-    """Paths of one family: `blocks` and `final_norm` from the model, `roles` from a block.
+    """Names the paths of one model family: `blocks` and `final_norm` from the model, `roles` from a block.
 
     A fused `qkv` holds queries, keys and values one after the other, or interleaved by head.
     """
@@ -36,10 +36,10 @@ class ArchitectureLayout:
 
 
 def _roles(prefix: str, attention: str, feed_forward: str) -> tuple[tuple[str, str], ...]:
-    """`q=q_proj` pairs of the attention (below `prefix`) and of the feed-forward."""
+    """Parse the `q=q_proj` pairs of the attention (below `prefix`) and of the feed-forward."""
     pairs = [(role, f"{prefix}.{path}") for role, path in (item.split("=") for item in attention.split())]
-    ends = [(role, path) for role, path in (item.split("=") for item in feed_forward.split())]
-    return tuple(pairs + ends)
+    feed_forward_pairs = [(role, path) for role, path in (item.split("=") for item in feed_forward.split())]
+    return tuple(pairs + feed_forward_pairs)
 
 
 _QKV = "q=q_proj k=k_proj v=v_proj"
@@ -136,15 +136,15 @@ class Anatomy:
     @property
     def embedding_path(self) -> str:
         """Full name of the input embeddings."""
-        return self._path(self.embedding)
+        return self._path_of(self.embedding)
 
     @property
     def head_path(self) -> str:
         """Full name of the head."""
-        return self._path(self.head)
+        return self._path_of(self.head)
 
-    def _path(self, wanted: nn.Module) -> str:
-        return next(path for path, module in self.model.named_modules() if module is wanted)
+    def _path_of(self, target: nn.Module) -> str:
+        return next(path for path, module in self.model.named_modules() if module is target)
 
     @property
     def tied(self) -> bool:
@@ -172,7 +172,7 @@ class Anatomy:
         return any("rotary" in name for name, _ in self.model.named_modules())
 
     def rotation(self, count: int) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines (count, c') that rotate keys at the first positions, or None without rotary positions."""
+        """Return cosines and sines (count, c') that rotate keys at the first positions, or None without rotation."""
         for name, module in self.model.named_modules():
             if name.rpartition(".")[2] == "rotary_emb":
                 positions = torch.arange(count, device=self.embedding.weight.device)[None]
@@ -189,12 +189,12 @@ class Anatomy:
         return heads, int(getattr(config, "num_key_value_heads", None) or heads), int(size)
 
     def columns(self, size: int = 0) -> dict[str, tuple[str, Tensor]]:
-        """Where queries, keys and values are made: for "q", "k", "v" the role of the linear and its output's columns.
+        """Return, for "q", "k" and "v", the role of the linear that computes it and the columns of its output.
 
         The columns are (heads, c), with c the size of a head, or `size` for a model like this with smaller heads.
         """
-        heads, groups, own = self.heads
-        c = size or own
+        heads, groups, head_size = self.heads
+        c = size or head_size
 
         def rows(count: int, start: int = 0, stride: int = 1) -> Tensor:
             return start + stride * c * torch.arange(count)[:, None] + torch.arange(c)
@@ -203,26 +203,26 @@ class Anatomy:
             return {"q": ("q", rows(heads)), "k": ("k", rows(groups)), "v": ("v", rows(groups))}
         if self.layout.interleaved:
             return {name: ("qkv", rows(heads, place * c, 3)) for place, name in enumerate("qkv")}
-        ends = {"q": rows(heads), "k": rows(groups, heads * c), "v": rows(groups, (heads + groups) * c)}
-        return {name: ("qkv", found) for name, found in ends.items()}
+        columns = {"q": rows(heads), "k": rows(groups, heads * c), "v": rows(groups, (heads + groups) * c)}
+        return {name: ("qkv", places) for name, places in columns.items()}
 
     def linear(self, index: int, role: str) -> Any:
-        """The linear of this role in a block."""
+        """Return the linear of this role in a block."""
         return self.blocks[index].get_submodule(dict(self.layout.roles)[role])
 
     def block_path(self, index: int) -> str:
-        """Full name of a block, e.g. `model.layers.3`."""
+        """Return the full name of a block, e.g. `model.layers.3`."""
         return f"{self.layout.blocks}.{index}"
 
     def linears(self, roles: tuple[str, ...] = ()) -> Iterator[tuple[str, str, nn.Module]]:
-        """(full path, role, module) of the blocks' linears, bottom first; all roles when none is named.
+        """Yield (full path, role, module) of the blocks' linears, bottom first; of all roles when none is named.
 
         Raises:
-            TechniqueError: a role that no linear has here, where a fused one may do its work; see `outputs`.
+            TechniqueError: a role that no linear has here, perhaps because it is part of a fused one; see `outputs`.
         """
         for role in roles:
             if role not in self.roles:
-                raise TechniqueError(self._lacking(role))
+                raise TechniqueError(self._unknown_role_message(role))
         return (
             (f"{self.block_path(index)}.{path}", role, block.get_submodule(path))
             for index, block in enumerate(self.blocks)
@@ -231,17 +231,17 @@ class Anatomy:
         )
 
     def outputs(self, roles: tuple[str, ...]) -> Iterator[tuple[str, Any, Tensor]]:
-        """(full path, linear, columns) for each block and role: the columns of the linear's output that are the role's.
+        """Yield (full path, linear, columns) per block and role: which columns of its output are the role's.
 
         It gives the same on all layouts: where `q`, `k` and `v`, or `gate` and `up`, come from one fused linear, that
-        linear comes once for each role, with other columns, rising whole numbers in a tensor on the model's device.
+        linear comes once for each role, with other columns: ascending integers in a tensor on the model's device.
 
         Raises:
             TechniqueError: a role that nothing has here: `gate` where the feed-forward has none, `qkv` where separate.
         """
         for role in roles:
             if role not in self.output_roles:
-                raise TechniqueError(self._lacking(role))
+                raise TechniqueError(self._unknown_role_message(role))
         device = self.embedding.weight.device
         return (
             (f"{self.block_path(index)}.{dict(self.layout.roles)[linear]}", self.linear(index, linear), columns)
@@ -251,7 +251,7 @@ class Anatomy:
         )
 
     def _columns_of(self, index: int, role: str, device: torch.device) -> tuple[str, Tensor]:
-        """The role of the linear in a block that makes what is asked for, and the columns of its output, (n,)."""
+        """Return the role of the linear that computes `role` in a block, and the columns of its output, (n,)."""
         linear = self._fused.get(role, role)
         if linear == "qkv" != role:
             columns = self.columns()[role][1].flatten()
@@ -263,26 +263,26 @@ class Anatomy:
 
     @property
     def output_roles(self) -> tuple[str, ...]:
-        """Roles that `outputs` finds here: the linears', and those whose work a fused one does."""
+        """Roles that `outputs` takes here: the linears', and those that are part of a fused linear."""
         return (*self.roles, *self._fused)
 
     @property
     def _fused(self) -> dict[str, str]:
-        """The fused linears' roles by those that they do the work of."""
+        """The role of the fused linear, by the role that is part of it: "qkv" by "q"."""
         parts = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
         return {part: whole for whole in parts if whole in self.roles for part in parts[whole]}
 
-    def _lacking(self, role: str) -> str:
-        """What to say where no linear has a role."""
-        said = f'no linear has the role "{role}" in the layout of {self.layout.name}, whose roles are '
-        said += ", ".join(self.roles)
+    def _unknown_role_message(self, role: str) -> str:
+        """Return the error message for a role that no linear has here."""
+        message = f'no linear has the role "{role}" in the layout of {self.layout.name}, whose roles are '
+        message += ", ".join(self.roles)
         if role in self._fused:
             whole = self._fused[role]
-            return f'{said}; "{whole}" makes it with others, so name that, or take anatomy.outputs(("{role}",))'
+            return f'{message}; "{whole}" makes it with others, so name that, or take anatomy.outputs(("{role}",))'
         parts = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}.get(role, ())
         if parts and set(parts) <= set(self.roles):
-            return f"{said}; name {', '.join(parts)}"
-        return f"{said}; leave it out"
+            return f"{message}; name {', '.join(parts)}"
+        return f"{message}; leave it out"
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -302,17 +302,17 @@ class Anatomy:
             raise SettingError(f'{setting} names "{role}", but the roles here are {", ".join(self.roles)}{whole}')
 
     def shrunk(self, factor: float, layers: int) -> nn.Module:
-        """A random inner model of the same architecture, narrower by `factor` and with `layers` blocks, in float32.
+        """Build a random inner model of this architecture, narrower by `factor` and with `layers` blocks, in float32.
 
         It has as many heads, each of at least two dimensions, and takes embeddings (`inputs_embeds`) only.
         """
         config = copy.deepcopy(self.model.config)
         heads, _, size = self.heads
-        own = max(2, 2 * round(size / factor / 2))
-        config.hidden_size = heads * own
+        head_size = max(2, 2 * round(size / factor / 2))
+        config.hidden_size = heads * head_size
         for name in ("head_dim", "word_embed_proj_dim"):
             if getattr(config, name, None):
-                setattr(config, name, own if name == "head_dim" else config.hidden_size)
+                setattr(config, name, head_size if name == "head_dim" else config.hidden_size)
         for name in ("intermediate_size", "ffn_dim", "n_inner"):
             if getattr(config, name, None):
                 setattr(config, name, max(1, round(getattr(config, name) / factor)))
@@ -328,18 +328,18 @@ class Anatomy:
         return cast(nn.Module, small)
 
     def biases(self) -> dict[str, nn.Parameter]:
-        """Existing bias vectors of linears and norms, by full name."""
+        """Return the existing bias vectors of linears and norms, by full name."""
         return biases_of(self.model)
 
     def norms(self) -> dict[str, nn.Parameter]:
-        """Weights and biases of the blocks' norms and of the final one, by full name."""
-        others = {id(p) for _, _, linear in self.linears() for p in linear.parameters()}
-        inside = (f"{self.layout.blocks}.", f"{self.layout.final_norm}.")
+        """Return weights and biases of the blocks' norms and of the final one, by full name."""
+        linear_ids = {id(p) for _, _, linear in self.linears() for p in linear.parameters()}
+        prefixes = (f"{self.layout.blocks}.", f"{self.layout.final_norm}.")
         named = self.model.named_parameters()
-        return {name: p for name, p in named if name.startswith(inside) and id(p) not in others}
+        return {name: p for name, p in named if name.startswith(prefixes) and id(p) not in linear_ids}
 
     def owner(self, parameter: str) -> tuple[nn.Module, str]:
-        """The module that holds a parameter of this full name, and its attribute there."""
+        """Return the module that holds a parameter of this full name, and its attribute there."""
         path, _, attribute = parameter.rpartition(".")
         return self.model.get_submodule(path), attribute
 
@@ -349,8 +349,8 @@ def _missing(model: PreTrainedModel, layout: ArchitectureLayout) -> list[str]:
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
         return [layout.blocks, *(path for _, path in layout.roles), layout.final_norm]
     # OPT without pre-normalisation has no final norm; everything else must be there, and be linear.
-    wanted = [f"{layout.blocks}.0.{path}" for _, path in layout.roles]
-    missing = [path for path in wanted if not isinstance(_find(model, path), LINEARS)]
+    paths = [f"{layout.blocks}.0.{path}" for _, path in layout.roles]
+    missing = [path for path in paths if not isinstance(_find(model, path), LINEARS)]
     return missing + ([] if _find(model, layout.final_norm) is not None else [layout.final_norm])
 
 
@@ -362,24 +362,24 @@ def _find(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def biases_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Bias vectors of any model's linears and norms, by full name."""
+    """Return the bias vectors of any model's linears and norms, by full name."""
     return {name: p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"}
 
 
 def features(linear: nn.Module) -> tuple[int, int]:
-    """(in, out) features of a linear; GPT-2's Conv1D stores its weight as (in, out)."""
+    """Return the (in, out) features of a linear; GPT-2's Conv1D stores its weight as (in, out)."""
     rows, columns = linear.weight.shape  # type: ignore[misc]
     return (rows, columns) if is_transposed(linear) else (columns, rows)
 
 
 def oriented(linear: nn.Module) -> Tensor:
-    """The weight of a linear, or of embeddings, as (out, in)."""
+    """Return the weight of a linear, or of embeddings, as (out, in)."""
     weight = cast(Tensor, linear.weight)
     return weight.T if is_transposed(linear) else weight
 
 
 def add_to_weight(linear: nn.Module, delta: Tensor) -> None:
-    """Weight += delta, with delta (out, in) in at least fp32; the sum is rounded once."""
+    """Add delta (out, in), in at least fp32, to the weight; the sum is rounded once."""
     weight: Tensor = linear.weight  # type: ignore[assignment]
     oriented = delta.T if is_transposed(linear) else delta
     with torch.no_grad():
@@ -387,5 +387,5 @@ def add_to_weight(linear: nn.Module, delta: Tensor) -> None:
 
 
 def is_transposed(linear: nn.Module) -> bool:
-    """Whether the weight is stored as (in, out)."""
+    """Return whether the weight is stored as (in, out)."""
     return isinstance(linear, Conv1D)

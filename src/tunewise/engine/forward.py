@@ -1,4 +1,4 @@
-"""One forward pass over a batch, to losses: the only place where a model is called for its likelihoods.
+"""Runs one forward pass over a batch, to losses: the only place where a model is called for its likelihoods.
 
 In shapes: B rows (one where packed), T tokens a row, N labelled tokens of the batch, d the width, V the vocabulary.
 """
@@ -20,15 +20,15 @@ from tunewise.engine.packing import Batch, packed_batch, padded_batch
 
 
 def layout(base: Base, batch: Batch) -> AbstractContextManager[None]:
-    """The context in which a batch's forward and backward passes must run."""
+    """Return the context in which a batch's forward and backward passes must run."""
     return packed(base.model, batch.segments) if batch.segments else nullcontext()
 
 
 @contextmanager
 def recomputing(base: Base, on: bool) -> Iterator[None]:
-    """Blocks whose activations are not kept but computed again in the backward pass (Chen et al. 2016).
+    """Recompute the blocks' activations in the backward pass instead of keeping them (Chen et al. 2016).
 
-    Hugging Face does so in training mode alone; the blocks' own flag is set, so that no dropout below them is.
+    Hugging Face does so only in training mode; only the blocks' flag is set, so that no dropout inside is active.
     """
     if not on:
         yield
@@ -46,13 +46,13 @@ def recomputing(base: Base, on: bool) -> Iterator[None]:
 
 
 def _switches(model: Any) -> tuple[Any, Any]:
-    """Hugging Face's two methods, by their newer names where it has these."""
+    """Return Hugging Face's two methods to enable and disable it, by their newer names where these exist."""
     name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     return getattr(model, f"{name}_checkpointing_enable"), getattr(model, f"{name}_checkpointing_disable")
 
 
 def loss_sum(base: Base, batch: Batch, scale: float | None = None) -> Tensor:
-    """Sum of the negative log-likelihoods (nats) of the labelled tokens; differentiable. Call inside `layout`.
+    """Sum the negative log-likelihoods (nats) of the labelled tokens; differentiable. Call inside `layout`.
 
     `scale` is as in `head_loss`.
     """
@@ -63,7 +63,7 @@ def loss_sum(base: Base, batch: Batch, scale: float | None = None) -> Tensor:
 
 
 def answer_states(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Last hidden states (N, d) and logits (N, V) that predict the targets; differentiable. Call inside `layout`."""
+    """Return the last hidden states (N, d) and logits (N, V) that predict the targets. Call inside `layout`."""
     hidden = _hidden(base, batch)
     logits: Tensor = base.anatomy.head(hidden)
     return hidden, logits
@@ -71,7 +71,7 @@ def answer_states(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def nll(base: Base, batch: Batch) -> Tensor:
-    """Negative log-likelihood (nats) of each labelled token, shape (N,)."""
+    """Return the negative log-likelihood (nats) of each labelled token, shape (N,)."""
     with layout(base, batch):
         if batch.segments:
             return token_nll(base.anatomy.head, _hidden(base, batch), batch.targets)
@@ -80,14 +80,14 @@ def nll(base: Base, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def log_probabilities(base: Base, batch: Batch, limit: int) -> Tensor:
-    """Log-probabilities (at most `limit`, V) at the batch's first labelled positions."""
+    """Return log-probabilities (at most `limit`, V) at the batch's first labelled positions."""
     with layout(base, batch):
         logits = base.anatomy.head(_hidden(base, batch)[:limit]) if batch.segments else _logits(base, batch)[:limit]
     return logits.float().log_softmax(-1)
 
 
 def _hidden(base: Base, batch: Batch) -> Tensor:
-    """Last hidden states (N, d) from which the targets are predicted."""
+    """Return the last hidden states (N, d) from which the targets are predicted."""
     output = base.anatomy.inner(
         input_ids=batch.ids,
         attention_mask=batch.attention_mask,
@@ -100,7 +100,7 @@ def _hidden(base: Base, batch: Batch) -> Tensor:
 
 
 def _logits(base: Base, batch: Batch) -> Tensor:
-    """Logits (N, V) of the whole model, whatever it does after its last hidden state."""
+    """Return the logits (N, V) of the whole model, including what it does after its last hidden state."""
     output = base.model(
         input_ids=batch.ids,
         attention_mask=batch.attention_mask,
@@ -112,16 +112,16 @@ def _logits(base: Base, batch: Batch) -> Tensor:
 
 
 def batch_of(base: Base, sequences: list[TokenSequence], *, share: bool = True) -> Batch:
-    """Packed where the base can be packed, else padded; with `share`, what sequences begin with alike is read once."""
+    """Build a packed batch where the base runs it, else a padded one; `share` computes a shared prefix once."""
     if why_not_packed(base):
         return padded_batch(sequences, base.device)
     return packed_batch(sequences, base.device, share=share)
 
 
 def why_not_packed(base: Base) -> str | None:
-    """Why this base cannot run packed rows, or None if it can: found by trying, once, on the bare base.
+    """Say why this base cannot run packed rows, or return None if it can; tried once, on the bare base.
 
-    Four sequences in one row, two of which begin alike, must score as they do alone through the whole model.
+    Four sequences in one row, two of which share a prefix, must score as they do alone through the whole model.
     """
     if base.packing is None:
         base.packing = PackingTrial(_probe(base))
@@ -135,16 +135,17 @@ def _probe(base: Base) -> str | None:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(0, base.anatomy.vocabulary, (size,), generator=generator).tolist() for size in sizes]
     sequences = [TokenSequence(ids, [True] * len(ids), 0) for ids in rows]
-    alike = (rows[0] * 4)[: max(base.anatomy.context - 7, 1)]
-    for end in (rows[0][:5], rows[0][::-1]):
-        sequences.append(TokenSequence(alike + end, [False] * len(alike) + [True] * len(end), len(alike)))
+    shared_prefix = (rows[0] * 4)[: max(base.anatomy.context - 7, 1)]
+    for ending in (rows[0][:5], rows[0][::-1]):
+        labelled = [False] * len(shared_prefix) + [True] * len(ending)
+        sequences.append(TokenSequence(shared_prefix + ending, labelled, len(shared_prefix)))
     try:
-        together = nll(base, packed_batch(sequences, base.device))
+        packed_nll = nll(base, packed_batch(sequences, base.device))
     except Exception as error:  # any failure means the same: this architecture cannot be packed
         return f"packed attention failed on {type(base.model).__name__}: {' '.join(str(error).split())[:200]}"
-    alone = torch.cat([nll(base, padded_batch([sequence], base.device)) for sequence in sequences])
-    worst = float((together - alone).abs().max())
+    padded_nll = torch.cat([nll(base, padded_batch([sequence], base.device)) for sequence in sequences])
+    difference = float((packed_nll - padded_nll).abs().max())
     tolerance = 1e-3 if base.model.dtype in (torch.float32, torch.float64) else 0.2
-    if worst > tolerance:
-        return f"{type(base.model).__name__} scores packed sequences differently (by {worst:.2g} nats a token)"
+    if difference > tolerance:
+        return f"{type(base.model).__name__} scores packed sequences differently (by {difference:.2g} nats per token)"
     return None

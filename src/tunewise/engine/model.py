@@ -35,7 +35,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class PackingTrial:
-    """What trying packed rows on a base has shown: `reason` says why it cannot run them, None that it can."""
+    """Holds the outcome of trying packed rows on a base: `reason` says why it cannot run them, or is None."""
 
     reason: str | None
 
@@ -46,8 +46,8 @@ class Base:
 
     The model stays in evaluation mode while techniques train: its own dropout would make what is frozen random.
     `frozen_fingerprint` is the fingerprint once it has been taken, and `packing` the outcome of trying packed rows
-    once they were tried (`tunewise.engine.forward.why_not_packed`). Both are found out on the bare base when they are
-    first needed; who builds a base without weights, on which neither can be found out, gives them.
+    once they were tried (`tunewise.engine.forward.why_not_packed`). Both are computed on the bare base when they are
+    first needed. Code that builds a base without weights passes them, as neither can be computed there.
     """
 
     model: PreTrainedModel
@@ -68,7 +68,7 @@ class Base:
         return Anatomy(self.model)
 
     def check_layout(self) -> None:
-        """Refuse a model whose parts cannot be found: here, and not after minutes of work.
+        """Refuse a model whose parts cannot be found now, and not after minutes of work.
 
         Raises:
             ModelError: no layout that is known fits it.
@@ -81,7 +81,7 @@ class Base:
         return self.anatomy.embedding.weight.device
 
     def release(self, keep: int = 0) -> None:
-        """Detach all but the first `keep` attachments, also what was refused half-way through attaching."""
+        """Detach all but the first `keep` attachments, including one that failed half-way through attaching."""
         while len(self.attached) > keep:
             self.attached[-1].detach()
 
@@ -97,11 +97,11 @@ class Base:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over names, types, shapes and bytes of all weights; taken when first asked, on the bare base."""
+        """sha256 over names, types, shapes and bytes of all weights; computed at first use, on the bare base."""
         return self.freeze_fingerprint()
 
     def freeze_fingerprint(self) -> str:
-        """Take the fingerprint while the base is bare, where it has not been taken: what comes later is not in it."""
+        """Compute the fingerprint once, while the base is bare, so that later changes do not enter it."""
         if self.frozen_fingerprint is None:
             digest = hashlib.sha256()
             for name, tensor in sorted(self.model.named_parameters()):
@@ -112,11 +112,11 @@ class Base:
         return self.frozen_fingerprint
 
     def generate(self, **arguments: Any) -> torch.Tensor:
-        """Hugging Face's generation on this model: token ids (rows, prompt + new)."""
+        """Run Hugging Face's generation on this model and return token ids (rows, prompt + new)."""
         return cast(torch.Tensor, cast(Any, self.model).generate(**arguments))
 
     def describe(self) -> dict[str, Any]:
-        """The record of this base in files."""
+        """Return the record of this base in files."""
         return {
             "name": self.name,
             "revision": self.revision,
@@ -145,7 +145,7 @@ def load_base(
         max_length: longest sequence in tokens; default: the model's context.
 
     Raises:
-        ModelError: no such model, no safetensors weights, remote code wanted, or a layout nobody knows.
+        ModelError: no such model, no safetensors weights, remote code required, or an unknown layout.
     """
     if max_length is not None and max_length < 8:
         raise ModelError(f"max_length is {max_length}, and a window below 8 tokens leaves no room for examples")
@@ -159,14 +159,14 @@ def load_base(
         raise ModelError(f"{name}: the folder has no config.json; give the folder of a Hugging Face model")
     try:
         if not path.exists():  # pinned before anything is read, so that all parts come from one commit
-            found = cached_file(source, "config.json", revision=revision)
-            revision = extract_commit_hash(str(found), None) or revision
-        common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(source, **common)
+            config_file = cached_file(source, "config.json", revision=revision)
+            revision = extract_commit_hash(str(config_file), None) or revision
+        hub_arguments: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(source, **hub_arguments)
         model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=DTYPES[dtype], use_safetensors=True, **common
+            source, config=config, dtype=DTYPES[dtype], use_safetensors=True, **hub_arguments
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub_arguments)
     except Exception as error:  # transformers raises some ten types here; all of them mean "cannot be loaded"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{name}: cannot be loaded as a causal language model: {reason}") from error
@@ -184,7 +184,7 @@ def load_base(
 
 
 def path_of(name: str | Path) -> Path:
-    """The folder that a model's name stands for, whether it exists or not; "world" is the shipped one."""
+    """Return the folder that a model's name stands for, whether it exists or not; "world" is the shipped one."""
     return shipped_model(str(name)) or Path(name).expanduser()
 
 

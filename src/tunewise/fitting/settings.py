@@ -1,4 +1,4 @@
-"""How to train: what Hugging Face's Trainer calls its arguments."""
+"""Says how to train, in the names of Hugging Face's `TrainingArguments`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunewise.core.errors import SettingError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How a technique is trained; names are Hugging Face's.
+    """Says how a technique is trained, in the names of Hugging Face's `TrainingArguments`.
 
     `max_steps` counts optimiser steps over all phases. `save_steps` is the number of steps between checkpoints,
     `eval_steps` that between validation losses in `metrics.jsonl` (0: none). With `gradient_checkpointing` the blocks'
@@ -72,14 +72,14 @@ class TrainSettings:
 def ever_lighter(settings: TrainSettings) -> Iterator[TrainSettings]:
     """Yield these settings, then ones that need less and less memory for the same steps, to be tried in this order.
 
-    First ever fewer rows a pass, down to one, accumulated over more passes; then activations computed again. Every step
-    reads exactly as many rows as before, so a batch is cut only where it divides: 6 into 3 and 1, 5 into 1.
+    First the micro-batch shrinks, down to one row, with more gradient accumulation; then gradient checkpointing is on.
+    Every step still reads the same number of rows, so a micro-batch shrinks to a divisor: 6 to 3 and 1, 5 to 1.
     """
     yield settings
     while (size := settings.per_device_train_batch_size) > 1:
-        fewer = next(part for part in range(size // 2, 0, -1) if size % part == 0)
+        micro_batch = next(part for part in range(size // 2, 0, -1) if size % part == 0)
         settings = replace(
-            settings, per_device_train_batch_size=fewer, gradient_accumulation_steps=settings.rows // fewer
+            settings, per_device_train_batch_size=micro_batch, gradient_accumulation_steps=settings.rows // micro_batch
         )
         yield settings
     if not settings.gradient_checkpointing:

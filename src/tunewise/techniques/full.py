@@ -4,19 +4,19 @@
 
 Forms that need less memory are settings: `optimizer` (see `tunewise.engine.optimizers`), and LISA (Pan et al. 2024,
 algorithm 1), which every `lisa_interval` steps draws `lisa_layers` blocks to train besides embeddings and head, and
-drops the moments of the others. Bytes a parameter in fp32 and without activations: adamw 16, adamw8bit 10, adafactor 8,
-lomo 4.
+drops the moments of the others. Bytes per parameter in fp32 and without activations: adamw 16, adamw8bit 10,
+adafactor 8, lomo 4.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, ParamGroup
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import SettingError
@@ -86,11 +86,11 @@ class _Everything(Attachment):
         forms += ["lisa"] if recipe.lisa_layers else []
         self.label = f"full ({', '.join(forms)})" if forms else ""
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         if self.recipe.optimizer != "galore":
             return super().param_groups()
-        rate, every = self.recipe.learning_rate or 0.0, list(self.params().values())
-        projected = [p for p in every if id(p) in self.matrices]
+        rate, parameters = self.recipe.learning_rate or 0.0, list(self.params().values())
+        projected = [p for p in parameters if id(p) in self.matrices]
         galore = {
             "rank": self.recipe.galore_rank,
             "update_proj_gap": self.recipe.galore_update_proj_gap,
@@ -98,10 +98,10 @@ class _Everything(Attachment):
         }
         return [
             {"params": projected, "lr": rate, **galore},
-            {"params": [p for p in every if id(p) not in self.matrices], "lr": rate},
+            {"params": [p for p in parameters if id(p) not in self.matrices], "lr": rate},
         ]
 
-    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
         for handle in getattr(self.mover, "handles", ()):  # an earlier phase's must not move anything any more
             handle.remove()
         self.mover = build(self.recipe.optimizer, groups, betas)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.attachment import Attachment, PeftConfig, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import SettingError, TechniqueError
@@ -48,7 +48,7 @@ _NOT_SETTINGS |= {"tokenizer_kwargs"}
 
 @dataclass(frozen=True, kw_only=True)
 class Bridged(Technique):
-    """A method of PEFT; one subclass for each, named `peft:<type>`."""
+    """A method of PEFT, with one subclass per method, named `peft:<type>`."""
 
     name = "_peft"
     family = "peft"
@@ -69,20 +69,20 @@ class Bridged(Technique):
         Raises:
             TechniqueError: PEFT cannot do it on this model; its reason is given.
         """
-        return _Injected(base, self, generator)
+        return _PeftAttachment(base, self, generator)
 
     def to_json(self) -> dict[str, Any]:
-        """Name and PEFT's settings."""
+        """Return the name and PEFT's settings."""
         return {"technique": self.name, "settings": {**json.loads(self.config), "learning_rate": self.learning_rate}}
 
 
 @cache
 def methods() -> dict[str, type[Bridged]]:
-    """Every method of the installed PEFT that puts layers into a model, by name."""
+    """Return every method of the installed PEFT that puts layers into a model, by name."""
     from peft import PromptLearningConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
-    found = {}
+    recipes = {}
     for kind, config in sorted(PEFT_TYPE_TO_CONFIG_MAPPING.items(), key=lambda pair: pair[0].value):
         if kind not in PEFT_TYPE_TO_TUNER_MAPPING or issubclass(config, PromptLearningConfig):
             continue  # prompts, prefixes and the like stand before the model; tunewise has its own
@@ -90,48 +90,50 @@ def methods() -> dict[str, type[Bridged]]:
         text = (config.__doc__ or "").strip().split("\n")[0]
         facts = {"name": NAMESPACE + short, "summary": text, "reference_rate": _RATES.get(short, 1e-3), "__doc__": text}
         facts["__module__"] = __name__
-        found[NAMESPACE + short] = type(f"Peft{short.capitalize()}", (Bridged,), facts)
-    return found
+        recipes[NAMESPACE + short] = type(f"Peft{short.capitalize()}", (Bridged,), facts)
+    return recipes
 
 
 def recipe(name: str, settings: Mapping[str, Any]) -> Bridged:
-    """The recipe of `peft:<type>` with these settings.
+    """Return the recipe of `peft:<type>` with these settings.
 
     Raises:
         SettingError: no such method, or a field that its configuration does not have.
     """
     cls = methods().get(name)
     if cls is None:
-        near = get_close_matches(name, methods(), 1)
-        said = f'; did you mean "{near[0]}"?' if near else f"; there are {', '.join(methods())}"
-        raise SettingError(f'PEFT has no method "{name}" that puts layers into a model{said}')
-    given = dict(settings)
-    rate = given.pop("learning_rate", None)
-    known = {item.name for item in fields(_config_class(name))} - _NOT_SETTINGS
-    for key in given:
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            raise SettingError(f'{name} has no setting "{key}"' + (f'; did you mean "{near[0]}"?' if near else ""))
-    return cls(config=json.dumps(given, sort_keys=True), learning_rate=rate)
+        matches = get_close_matches(name, methods(), 1)
+        hint = f'; did you mean "{matches[0]}"?' if matches else f"; there are {', '.join(methods())}"
+        raise SettingError(f'PEFT has no method "{name}" that puts layers into a model{hint}')
+    fields_given = dict(settings)
+    rate = fields_given.pop("learning_rate", None)
+    field_names = {item.name for item in fields(_config_class(name))} - _NOT_SETTINGS
+    for key in fields_given:
+        if key not in field_names:
+            matches = get_close_matches(key, field_names, 1)
+            raise SettingError(
+                f'{name} has no setting "{key}"' + (f'; did you mean "{matches[0]}"?' if matches else "")
+            )
+    return cls(config=json.dumps(fields_given, sort_keys=True), learning_rate=rate)
 
 
 def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bridged:
-    """The recipe of any adapter that PEFT wrote; what its file may not choose is left out.
+    """Return the recipe of any adapter that PEFT wrote; what its file may not choose is left out.
 
     Raises:
         SettingError: a type that this PEFT does not have.
     """
     name = NAMESPACE + str(config.get("peft_type")).lower()
-    known = {item.name for item in fields(_config_class(name))} - _NOT_SETTINGS if name in methods() else set()
-    given = {key: value for key, value in config.items() if key in known and value is not None}
-    if isinstance(targets := given.get("target_modules"), list):  # names for other models too; the file says which
-        written = [target for target in targets if any(f".{target}." in f".{key}" for key in tensors)]
-        given["target_modules"] = written or targets
-    return recipe(name, given)
+    field_names = {item.name for item in fields(_config_class(name))} - _NOT_SETTINGS if name in methods() else set()
+    settings = {key: value for key, value in config.items() if key in field_names and value is not None}
+    if isinstance(targets := settings.get("target_modules"), list):  # names for other models too; the file says which
+        targets_present = [target for target in targets if any(f".{target}." in f".{key}" for key in tensors)]
+        settings["target_modules"] = targets_present or targets
+    return recipe(name, settings)
 
 
 def survey(base: Base, report: Progress = silent) -> list[dict[str, Any]]:
-    """What each method does on this model with PEFT's defaults, found by trying: one row for each, with the reason.
+    """Try each method on this model with PEFT's defaults; return one row per method, with the reason of a failure.
 
     `trains` says whether a pass over packed text leaves gradients, `merges` whether PEFT can merge it.
     """
@@ -171,16 +173,16 @@ def _config_class(name: str) -> Any:
     return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.removeprefix(NAMESPACE).upper())]
 
 
-class _Injected(Attachment):
+class _PeftAttachment(Attachment):
     def __init__(self, base: Base, recipe: Bridged, generator: torch.Generator) -> None:
         base.check_layout()  # while the model is still bare: PEFT renames its parts
         super().__init__(base, recipe)
-        self._before = [(parameter, parameter.detach().clone()) for parameter in base.model.parameters()]
-        self._undo.append(_remember(base.model, self._before))
-        given = json.loads(recipe.config)
+        self._values_before = [(parameter, parameter.detach().clone()) for parameter in base.model.parameters()]
+        self._undo.append(_remember(base.model, self._values_before))
+        settings = json.loads(recipe.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
-            self.wrapped = self._injected(given)
+            self.wrapped = self._wrapped_model(settings)
         base.model.eval()
         for name, parameter in base.model.named_parameters():
             if parameter.requires_grad:
@@ -188,49 +190,49 @@ class _Injected(Attachment):
         if not self._params:
             raise TechniqueError(f"{recipe.name} trains nothing on this model; name its target_modules")
 
-    def _injected(self, given: dict[str, Any]) -> Any:
-        """PEFT's wrapper of the model: on the modules that PEFT chooses for it, or else on all linears."""
+    def _wrapped_model(self, configured: Mapping[str, Any]) -> Any:
+        """Wrap the model in PEFT: on the modules that PEFT chooses for it, or else on all linears."""
         from peft import PeftModel
 
         name = self.recipe.name
-        attempts = [given]
-        if "target_modules" in {item.name for item in fields(_config_class(name))} - set(given):
-            attempts.append({**given, "target_modules": "all-linear"})
+        attempts = [configured]
+        if "target_modules" in {item.name for item in fields(_config_class(name))} - set(configured):
+            attempts.append({**configured, "target_modules": "all-linear"})
         modules = [path for path, _ in self.base.model.named_modules()]
-        for left, settings in enumerate(attempts, 1 - len(attempts)):
+        for attempt, settings in enumerate(attempts, 1 - len(attempts)):
             try:
                 wrapped = PeftModel(self.base.model, _config_class(name)(**settings))
                 self._check_targets(wrapped.peft_config["default"], modules)
                 return wrapped
             except Exception as error:  # PEFT raises whatever its layers do
                 self._undo[0]()
-                if not left:
+                if not attempt:
                     reason = " ".join(str(error).split())[:300]
                     raise TechniqueError(f"PEFT cannot put {name} on this model: {reason}") from error
         raise AssertionError("unreachable")
 
     def _check_targets(self, config: Any, modules: list[str]) -> None:
-        """Refuse a target that names nothing; PEFT leaves it out in silence where another names something."""
+        """Refuse a target that matches nothing; PEFT ignores it silently where another target matches."""
         targets = getattr(config, "target_modules", None)
         for target in sorted(targets) if isinstance(targets, (list, set, tuple)) else ():
             if not any(path == target or path.endswith(f".{target}") for path in modules):
-                ends = sorted({path.rpartition(".")[2] for path, _, _ in self.base.anatomy.linears()})
+                names = sorted({path.rpartition(".")[2] for path, _, _ in self.base.anatomy.linears()})
                 raise TechniqueError(
                     f'target_modules names "{target}", but no module here is called that; the blocks\' linears are '
-                    f"{', '.join(ends)}"
+                    f"{', '.join(names)}"
                 )
 
     def changed(self) -> list[nn.Parameter]:
-        """Found by comparing: what PEFT writes into a weight when it puts its layers in, it tells nobody."""
+        """Compare with the weights before, since PEFT does not report which ones its layers change."""
         trained = set(map(id, self._params.values()))
-        return [p for p, before in self._before if id(p) in trained or not torch.equal(p, before)]
+        return [p for p, before in self._values_before if id(p) in trained or not torch.equal(p, before)]
 
     def state(self) -> dict[str, Tensor]:
-        """What PEFT stores, by its names."""
+        """Return what PEFT stores, by its names."""
         from peft import get_peft_model_state_dict
 
-        found = get_peft_model_state_dict(self.wrapped, save_embedding_layers=False)
-        return {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
+        tensors = get_peft_model_state_dict(self.wrapped, save_embedding_layers=False)
+        return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         from peft import set_peft_model_state_dict
@@ -249,8 +251,8 @@ class _Injected(Attachment):
                 f"{self.recipe.name} cannot be merged by PEFT: {' '.join(str(error).split())}"
             ) from error
 
-    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        config = {key: _plain(value) for key, value in self.wrapped.peft_config["default"].to_dict().items()}
+    def peft(self) -> tuple[PeftConfig, dict[str, Tensor]]:
+        config = {key: _json_value(value) for key, value in self.wrapped.peft_config["default"].to_dict().items()}
         config |= {"base_model_name_or_path": self.base.name, "revision": self.base.revision, "inference_mode": True}
         return config, self.state()
 
@@ -258,18 +260,18 @@ class _Injected(Attachment):
         self.load(tensors)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else getattr(value, "value", value)
 
 
 def _remember(model: nn.Module, values: list[tuple[nn.Parameter, Tensor]]) -> Callable[[], None]:
-    """A function that gives every module of the model what it holds now, and every parameter its values."""
-    holds = [(module, shallow(vars(module))) for module in model.modules()]
+    """Return a function that restores every module's current attributes and every parameter's values."""
+    attributes = [(module, shallow(vars(module))) for module in model.modules()]
 
     def restore() -> None:
-        for module, before in holds:
+        for module, saved in attributes:
             vars(module).clear()
-            vars(module).update(shallow(before))
+            vars(module).update(shallow(saved))
         for parameter, original in values:
             parameter.requires_grad_(False)
             parameter.grad = None
@@ -279,6 +281,6 @@ def _remember(model: nn.Module, values: list[tuple[nn.Parameter, Tensor]]) -> Ca
     return restore
 
 
-def shallow(attributes: dict[str, Any]) -> dict[str, Any]:
-    """A copy in which the tables of submodules, parameters and hooks are copies too."""
+def shallow(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy in which the tables of submodules, parameters and hooks are copies too."""
     return {name: copy.copy(value) if isinstance(value, dict) else value for name, value in attributes.items()}

@@ -1,4 +1,4 @@
-"""The registry: every technique is found by being there, and recipes are made by name."""
+"""The registry: finds every technique in this package and in plug-ins, and makes recipes by name."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from tunewise.core.errors import SettingError
 
 @cache
 def all_techniques() -> dict[str, type[Technique]]:
-    """Every technique by name, in the order of the taxonomy: found in `tunewise.techniques` and in plug-ins."""
+    """Return every technique by name, in the order of the taxonomy: those in `tunewise.techniques` and in plug-ins."""
     package = importlib.import_module(__package__)
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.startswith(f"{__package__}.building"):
             importlib.import_module(module.name)
     for plug_in in entry_points(group="tunewise.techniques"):
         plug_in.load()
-    found = [
+    classes = [
         cls
         for cls in _subclasses(Technique)  # type: ignore[type-abstract]
         if "name" in vars(cls) and cls is not Composed and not cls.name.startswith(("_", "peft:"))
     ]
-    return {cls.name: cls for cls in sorted(found, key=lambda c: (FAMILIES.index(c.family), c.name != "base", c.name))}
+    return {
+        cls.name: cls for cls in sorted(classes, key=lambda c: (FAMILIES.index(c.family), c.name != "base", c.name))
+    }
 
 
 def _subclasses(cls: type[Technique]) -> Iterator[type[Technique]]:
@@ -40,7 +42,7 @@ def _subclasses(cls: type[Technique]) -> Iterator[type[Technique]]:
 
 
 def make(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Technique:
-    """The recipe called `name`, or several joined by "+", with `settings[technique][setting]` over the defaults.
+    """Make the recipe called `name`, or several joined by "+", with `settings[technique][setting]` over the defaults.
 
     Raises:
         SettingError: an unknown technique or setting, with the nearest name, or a value out of range.
@@ -54,15 +56,15 @@ def make(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> 
         return peft_bridge.recipe(name, (settings or {}).get(name, {}))
     cls = all_techniques().get(name)
     if cls is None:
-        raise SettingError(f'there is no technique "{name}"{_nearest(name, all_techniques())}')
-    known = {item.name for item in fields(cls)}
-    given = dict((settings or {}).get(name, {}))
-    for key in given:
-        if key not in known:
-            raise SettingError(f'{name} has no setting "{key}"{_nearest(key, known)}')
-    return cls(**given)
+        raise SettingError(f'there is no technique "{name}"{_suggestion(name, all_techniques())}')
+    setting_names = {item.name for item in fields(cls)}
+    values = dict((settings or {}).get(name, {}))
+    for key in values:
+        if key not in setting_names:
+            raise SettingError(f'{name} has no setting "{key}"{_suggestion(key, setting_names)}')
+    return cls(**values)
 
 
-def _nearest(name: str, known: Any) -> str:
-    near = get_close_matches(name, list(known), 1)
-    return f'; did you mean "{near[0]}"?' if near else f"; there are {', '.join(sorted(known)) or 'none'}"
+def _suggestion(name: str, names: Any) -> str:
+    matches = get_close_matches(name, list(names), 1)
+    return f'; did you mean "{matches[0]}"?' if matches else f"; there are {', '.join(sorted(names)) or 'none'}"

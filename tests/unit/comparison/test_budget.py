@@ -95,8 +95,8 @@ def test_a_technique_that_cannot_work_is_a_row_with_its_own_reason(tmp_path):
 def test_what_one_technique_learns_before_training_is_not_taken_from_the_others(tmp_path, monkeypatch):
     from tunewise.techniques.nonparametric import icl
 
-    prepare = icl._Shown.prepare
-    monkeypatch.setattr(icl._Shown, "prepare", lambda self, study: (time.sleep(5), prepare(self, study))[1])
+    prepare = icl._ExamplesInPrompt.prepare
+    monkeypatch.setattr(icl._ExamplesInPrompt, "prepare", lambda self, study: (time.sleep(5), prepare(self, study))[1])
     base = tiny_base()
     context = ComparisonContext(base, tiny_task(), validation=8, test=8, retention=Retention.measure(base, None))
     clock = Clock(1, time.time(), tmp_path / "paces.json")

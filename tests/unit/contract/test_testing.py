@@ -106,7 +106,7 @@ def test_every_assertion_says_what_was_broken_and_where_to_read_more():
             (said,) = node.exc.args
         else:
             continue
-        assert isinstance(said, ast.Call) and said.func.id == "_broken", f"line {node.lineno} says nothing"
+        assert isinstance(said, ast.Call) and said.func.id == "_failure", f"line {node.lineno} says nothing"
     sections = re.findall(
         r"^## (.+)$", (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE
     )

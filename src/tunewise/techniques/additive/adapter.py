@@ -3,7 +3,7 @@
     A(s) = U phi(D s + b_D) + b_U,   D in R^{r x d}, U in R^{d x r}
 
     houlsby    y = x + s + A(s)            after attention and after the feed-forward; norms trained too
-    pfeiffer   y = x + s + A(x + s)        once a block, on its output (Pfeiffer et al. 2021)
+    pfeiffer   y = x + s + A(x + s)        once per block, on its output (Pfeiffer et al. 2021)
     parallel   y = x + s + scale * A(x')   beside the feed-forward, x' its normed input (He et al. 2022)
 
 s is a sublayer's output and x its residual: the placements of the papers in pre-norm decoders. U starts at zero, so
@@ -77,21 +77,21 @@ class _Adapters(Attachment):
         anatomy = base.anatomy
         for index, block in enumerate(anatomy.blocks):
             path = anatomy.block_path(index)
-            ends = {role: (name, module) for name, role, module in anatomy.linears() if name.startswith(f"{path}.")}
+            linears = {role: (name, module) for name, role, module in anatomy.linears() if name.startswith(f"{path}.")}
             if recipe.variant == "houlsby":
                 for role in ("o", "down"):
-                    name, module = ends[role]
+                    name, module = linears[role]
                     self._serial(name, module, features(module)[1])
             elif recipe.variant == "pfeiffer":
                 self._serial(path, block, anatomy.width)
             else:
-                self._parallel(*ends["up" if "up" in ends else "gate_up"], *ends["down"])
+                self._parallel(*linears["up" if "up" in linears else "gate_up"], *linears["down"])
         if recipe.norms == "train" or (recipe.norms == "auto" and recipe.variant == "houlsby"):
             for name, parameter in anatomy.norms().items():
                 self.train_existing(name, parameter)
 
     def _network(self, name: str, width: int) -> Any:
-        """A new adapter's function."""
+        """Add a new adapter's parameters and return its function."""
         r = max(1, round(width / self.recipe.reduction_factor))
         bound = width**-0.5
         down = self.add(f"{name}.down.weight", (torch.rand(r, width, generator=self.generator) * 2 - 1) * bound)
@@ -107,7 +107,7 @@ class _Adapters(Attachment):
         return network
 
     def _serial(self, name: str, module: nn.Module, width: int) -> None:
-        """The module's output s becomes s + A(s)."""
+        """Add the adapter to a module's output: s becomes s + A(s)."""
         network = self._network(name, width)
 
         def add(module: nn.Module, args: Any, output: Any) -> Any:
@@ -118,14 +118,14 @@ class _Adapters(Attachment):
         self.hook(module.register_forward_hook(add))
 
     def _parallel(self, _: str, entry: nn.Module, name: str, exit: nn.Module) -> None:
-        """The feed-forward's output s becomes s + scale * A(x'), x' what it was given."""
-        network, given = self._network(name, features(entry)[0]), list[Tensor]()
+        """Add the adapter beside a feed-forward: its output s becomes s + scale * A(x'), x' its input."""
+        network, inputs = self._network(name, features(entry)[0]), list[Tensor]()
 
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            given[:] = [args[0]]
+            inputs[:] = [args[0]]
 
         def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return output + self.recipe.scaling * network(given.pop()).view_as(output)
+            return output + self.recipe.scaling * network(inputs.pop()).view_as(output)
 
         self.hook(entry.register_forward_pre_hook(keep))
         self.hook(exit.register_forward_hook(add))

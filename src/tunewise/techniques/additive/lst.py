@@ -14,7 +14,7 @@ In shapes: B rows, T tokens a row, d the base's width, s the side network's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ class LST(Technique):
         """Put the ladder beside the base.
 
         Raises:
-            SettingError: `layers` names a block that there is not.
+            SettingError: `layers` names a block that the model does not have.
         """
         return _Ladder(base, self, generator)
 
@@ -88,23 +88,25 @@ class _Ladder(Attachment):
         self.recipe: LST = recipe
         blocks, width = base.anatomy.blocks, base.anatomy.width
         try:
-            self.kept = sorted({int(layer) for layer in recipe.layers}) or list(range(len(blocks)))
+            self.read_blocks = sorted({int(layer) for layer in recipe.layers}) or list(range(len(blocks)))
         except ValueError:
-            self.kept = [-1]
-        if not 0 <= self.kept[0] <= self.kept[-1] < len(blocks):
+            self.read_blocks = [-1]
+        if not 0 <= self.read_blocks[0] <= self.read_blocks[-1] < len(blocks):
             raise SettingError(f"lst.layers must be numbers of blocks, 0 to {len(blocks) - 1}")
         if recipe.output == "mix":
             self.label = "lst-mix (adaptation: side added to the base's output)"
-        factor, count = recipe.reduction_factor, len(self.kept)
+        factor, count = recipe.reduction_factor, len(self.read_blocks)
         side: Any = self.adopt("side", lambda: base.anatomy.shrunk(factor, count), generator)
         self.side = side
         narrow = side.config.hidden_size
         self.entry = self.adopt("entry", lambda: nn.Linear(width, narrow), generator)
-        self.rungs = self.adopt("rungs", lambda: nn.ModuleList(nn.Linear(width, narrow) for _ in self.kept), generator)
+        self.rungs = self.adopt(
+            "rungs", lambda: nn.ModuleList(nn.Linear(width, narrow) for _ in self.read_blocks), generator
+        )
         self.exit = self.adopt("exit", lambda: nn.Linear(narrow, width), generator)
-        self.alpha = self.add("alpha", torch.zeros(len(self.kept)))
+        self.alpha = self.add("alpha", torch.zeros(len(self.read_blocks)))
         self.gamma = self.add("gamma", torch.ones(())) if recipe.output == "mix" else None
-        self.embedded, self.states = torch.empty(0), [torch.empty(0)] * len(self.kept)
+        self.embedded, self.states = torch.empty(0), [torch.empty(0)] * len(self.read_blocks)
         self._connect()
 
     def prepare(self, study: Study) -> None:
@@ -117,19 +119,19 @@ class _Ladder(Attachment):
             examples = [self.render(example) for example in study.task.train[: self.recipe.num_samples]]
             encoded = encoder_for(self, study.task).encode(examples)
             rows = study.counted("taking the Fisher information", encoded)
-        prune(self.base, self.side, self.kept, importance(self.base, rows))
+        prune(self.base, self.side, self.read_blocks, importance(self.base, rows))
 
     def prepare_shapes(self, study: Study) -> None:
-        """Its size does not depend on what it starts from."""
+        """Do nothing: the size does not depend on the initial values."""
 
     def trunk(self) -> list[int]:
-        """All blocks are the base's own; the ladder reads the kept ones, the mix the last too."""
-        return sorted({*self.kept, len(self.base.anatomy.blocks) - 1})
+        """Return all blocks that the ladder reads, and the last one, which the mix reads."""
+        return sorted({*self.read_blocks, len(self.base.anatomy.blocks) - 1})
 
     def _connect(self) -> None:
         anatomy = self.base.anatomy
         self.hook(anatomy.embedding.register_forward_hook(self._embed))
-        for step, index in enumerate(self.kept):
+        for step, index in enumerate(self.read_blocks):
             self.hook(anatomy.blocks[index].register_forward_hook(self._keep(step)))
         for step, block in enumerate(_blocks(self.side)):
             block.register_forward_pre_hook(self._climb(step), with_kwargs=True)
@@ -145,10 +147,10 @@ class _Ladder(Attachment):
         return keep
 
     def _climb(self, step: int) -> Callable[..., Any]:
-        """The input of side block i: u_i = mu_i s_{i-1} + (1 - mu_i) (D_i b_i + c_i)."""
+        """Return the hook that gives side block i its input: u_i = mu_i s_{i-1} + (1 - mu_i) (D_i b_i + c_i)."""
         rung: Any = self.rungs[step]
 
-        def climb(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def climb(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             mu = torch.sigmoid(self.alpha[step] / _TEMPERATURE).to(hidden.dtype)  # ()
             read = rung(self.states[step].to(rung.weight.dtype))  # (B, T, d) to (B, T, s)
@@ -157,21 +159,23 @@ class _Ladder(Attachment):
 
         return climb
 
-    def _finish(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        """Run the side network on what the base just computed and put its word into the last hidden states."""
+    def _finish(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
+        """Run the side network on the base's states and write its output into the last hidden states."""
         self.side.config._attn_implementation = self.base.model.config._attn_implementation
-        passed = {name: kwargs[name] for name in ("attention_mask", "position_ids") if kwargs.get(name) is not None}
+        side_arguments = {
+            name: kwargs[name] for name in ("attention_mask", "position_ids") if kwargs.get(name) is not None
+        }
         cache = kwargs.get("past_key_values")
-        if cache is not None:  # the ladder's own keys and values live as long as the base's
+        if cache is not None:  # the ladder's key/value cache lives as long as the base's
             if not hasattr(cache, "ladder"):
                 cache.ladder = DynamicCache(config=self.side.config)
-            passed["past_key_values"] = cache.ladder
-        entered = self.entry(self.embedded.to(self.entry.weight.dtype))  # (B, T, d) to (B, T, s)
-        found = self.side(inputs_embeds=entered, use_cache=cache is not None, **passed).last_hidden_state  # (B, T, s)
-        found = self.exit(found.to(self.exit.weight.dtype))  # (B, T, d)
-        last = output.last_hidden_state  # (B, T, d)
-        mixed = found if self.gamma is None else self.gamma * last + (1 - self.gamma) * found
-        output.last_hidden_state = mixed.to(last.dtype)
+            side_arguments["past_key_values"] = cache.ladder
+        side_input = self.entry(self.embedded.to(self.entry.weight.dtype))  # (B, T, d) to (B, T, s)
+        side = self.side(inputs_embeds=side_input, use_cache=cache is not None, **side_arguments)
+        side_states = self.exit(side.last_hidden_state.to(self.exit.weight.dtype))  # (B, T, s) to (B, T, d)
+        base_states = output.last_hidden_state  # (B, T, d)
+        mixed = side_states if self.gamma is None else self.gamma * base_states + (1 - self.gamma) * side_states
+        output.last_hidden_state = mixed.to(base_states.dtype)
         return output
 
 

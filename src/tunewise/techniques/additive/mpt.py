@@ -4,7 +4,7 @@
 
     1. teachers    ordinary prompt tuning on each source task
     2. sources     P*, u_k, v_k on all source tasks: task loss + distillation * (KL(teacher || student) + mean squared
-                   difference of last hidden states), at the answers' positions; some tasks a step, drawn anew
+                   difference of last hidden states), at the answers' positions; some tasks per step, drawn anew
     3. target      P*, and u, v from the means of the sources', with two speeds
 
 The target stage is what a comparison's budget counts; the other two are part of `prepare`, `source_steps` each, and
@@ -15,12 +15,12 @@ of the teachers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, ParamGroup
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Citation, Technique
@@ -65,9 +65,9 @@ class MPT(Technique):
     learning_rate: float | None = learning_rate()
 
     def lacks(self, base: Base, task: Task) -> str:
-        """Source tasks."""
-        said = "mpt needs source tasks to distil its prompt from; give --sources task1,task2, or use prompt_tuning"
-        return "" if self.sources else said
+        """Say that source tasks are missing, if they are."""
+        message = "mpt needs source tasks to distil its prompt from; give --sources task1,task2, or use prompt_tuning"
+        return "" if self.sources else message
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put the prompt before the input; it is made in `prepare`.
@@ -83,20 +83,20 @@ class _Multitask(Attachment):
         super().__init__(base, recipe)
         self.recipe: MPT = recipe
         self.virtual_tokens = m = recipe.num_virtual_tokens
-        self.other: Tensor | None = None  # a teacher's or a source's prompt, in place of the target's
-        Placeholders(self, m, lambda: self.other if self.other is not None else self._prompt())
+        self.shown_prompt: Tensor | None = None  # a teacher's or a source's prompt, in place of the target's
+        Placeholders(self, m, lambda: self.shown_prompt if self.shown_prompt is not None else self._prompt())
         self.add("prompt", torch.zeros(m, base.anatomy.width))
         self.add("u", torch.ones(m))
         self.add("v", torch.ones(base.anatomy.width))
 
     def _prompt(self) -> Tensor:
-        own = self._params
-        return prompt_of(own["prompt"], own["u"], own["v"])
+        params = self._params
+        return prompt_of(params["prompt"], params["u"], params["v"])
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        rate, own = self.recipe.learning_rate or 0.0, self._params
-        factors = {"params": [own["u"], own["v"]], "lr": rate * self.recipe.factor_speed}
-        return [{"params": [own["prompt"]], "lr": rate}, factors]
+    def param_groups(self) -> list[ParamGroup]:
+        rate, params = self.recipe.learning_rate or 0.0, self._params
+        factors = {"params": [params["u"], params["v"]], "lr": rate * self.recipe.factor_speed}
+        return [{"params": [params["prompt"]], "lr": rate}, factors]
 
     def prepare(self, study: Study) -> None:
         from tunewise.fitting.scoring import encoder_for
@@ -105,7 +105,7 @@ class _Multitask(Attachment):
         sequences = [encoder_for(self, source).encode(source.train) for source in tasks]
         teachers = [self._teacher(rows, study, index) for index, rows in enumerate(sequences)]
         self._distil(sequences, teachers, study)
-        self.other = None
+        self.shown_prompt = None
 
     def _sources(self, study: Study) -> list[Task]:
         from tunewise.data.task import Task as Reader
@@ -115,11 +115,11 @@ class _Multitask(Attachment):
         return [Reader.read(source) for source in self.recipe.sources]
 
     def prepare_shapes(self, study: Study) -> None:
-        """The sources must be there; its size does not depend on them."""
+        """Check that the sources can be read; the size does not depend on them."""
         self._sources(study)
 
     def _teacher(self, rows: list[TokenSequence], study: Study, index: int) -> Tensor:
-        """The prompt that ordinary prompt tuning finds for one source task."""
+        """Return the prompt that ordinary prompt tuning finds for one source task."""
         from tunewise.fitting.loop import train
         from tunewise.fitting.settings import TrainSettings
 
@@ -142,27 +142,27 @@ class _Multitask(Attachment):
         """Train P*, u_k and v_k on all sources against their teachers; leave the target's start in the parameters."""
         from tunewise.fitting.loop import order
 
-        recipe, own, count = self.recipe, self._params, len(teachers)
+        recipe, params, count = self.recipe, self._params, len(teachers)
         with torch.no_grad():
-            own["prompt"].copy_(torch.stack(teachers).mean(0))
-        u = nn.Parameter(torch.ones(count, *own["u"].shape, device=self.base.device))  # (sources, m)
-        v = nn.Parameter(torch.ones(count, *own["v"].shape, device=self.base.device))  # (sources, d)
+            params["prompt"].copy_(torch.stack(teachers).mean(0))
+        u = nn.Parameter(torch.ones(count, *params["u"].shape, device=self.base.device))  # (sources, m)
+        v = nn.Parameter(torch.ones(count, *params["v"].shape, device=self.base.device))  # (sources, d)
         rate = recipe.learning_rate or 0.0
-        fast = {"params": [u, v], "lr": rate * recipe.factor_speed}
-        optimizer = torch.optim.AdamW([{"params": [own["prompt"]], "lr": rate}, fast], weight_decay=0.0)
+        factors = {"params": [u, v], "lr": rate * recipe.factor_speed}
+        optimizer = torch.optim.AdamW([{"params": [params["prompt"]], "lr": rate}, factors], weight_decay=0.0)
         for step in study.counted("distilling the sources", range(recipe.source_steps)):
             random = stream(study.seed, "mpt", "sources", step)
-            some = int(torch.randint(min(2, count), count + 1, (), generator=random))  # K ~ U[2, number of sources]
-            for k in torch.randperm(count, generator=random)[:some].tolist():
+            drawn = int(torch.randint(min(2, count), count + 1, (), generator=random))  # K ~ U[2, number of sources]
+            for k in torch.randperm(count, generator=random)[:drawn].tolist():
                 rows = sequences[k]
-                chosen = [rows[i] for i in order(len(rows), study.seed, step * _ROWS, _ROWS)]
-                student = prompt_of(own["prompt"], u[k], v[k])
-                (self._source_loss(chosen, student, teachers[k]) / some).backward()
+                batch = [rows[i] for i in order(len(rows), study.seed, step * _ROWS, _ROWS)]
+                student = prompt_of(params["prompt"], u[k], v[k])
+                (self._source_loss(batch, student, teachers[k]) / drawn).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            own["u"].copy_(u.mean(0))
-            own["v"].copy_(v.mean(0))
+            params["u"].copy_(u.mean(0))
+            params["v"].copy_(v.mean(0))
 
     def _source_loss(self, rows: list[TokenSequence], student: Tensor, teacher: Tensor) -> Tensor:
         from tunewise.engine.forward import answer_states, batch_of, layout
@@ -170,34 +170,35 @@ class _Multitask(Attachment):
         batch = batch_of(self.base, rows)
         with layout(self.base, batch):
             with torch.no_grad():
-                self.other = teacher
-                goal, goal_logits = answer_states(self.base, batch)  # (N, d), (N, V) at the N answer tokens
-            self.other = student
+                self.shown_prompt = teacher
+                # (N, d) and (N, V), at the N answer tokens
+                teacher_states, teacher_logits = answer_states(self.base, batch)
+            self.shown_prompt = student
             states, logits = answer_states(self.base, batch)
         loss = nn.functional.cross_entropy(logits, batch.targets)
-        return loss + self.recipe.distillation * distillation(states, logits, goal, goal_logits)
+        return loss + self.recipe.distillation * distillation(states, logits, teacher_states, teacher_logits)
 
 
 class _Teacher(Attachment):
-    """One source task's prompt, shown through the placeholders of its owner."""
+    """Trains one source task's prompt, in the placeholders of its owner."""
 
     def __init__(self, owner: _Multitask, generator: torch.Generator) -> None:
         from tunewise.techniques.building.virtual_tokens import embed, ordinary_tokens
 
         super().__init__(owner.base, owner.recipe)
         self.virtual_tokens = owner.virtual_tokens
-        owner.other = None
+        owner.shown_prompt = None
         start = embed(self.base, ordinary_tokens(self.base, self.virtual_tokens, generator))
         self.prompt = self.add("prompt", start)
-        owner.other = self.prompt
+        owner.shown_prompt = self.prompt
 
 
 def prompt_of(shared: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """P* x (u v^T), elementwise: (m, d)."""
+    """P* x (u v^T), elementwise: return the prompt of a task, (m, d)."""
     return shared * torch.outer(u, v)
 
 
-def distillation(states: Tensor, logits: Tensor, goal: Tensor, goal_logits: Tensor) -> Tensor:
-    """KL(teacher || student) in nats a token plus the mean squared difference of the hidden states (N, d)."""
-    log_p, log_q = goal_logits.log_softmax(-1), logits.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).mean() + (states - goal).square().mean()
+def distillation(states: Tensor, logits: Tensor, teacher_states: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher || student) in nats per token, plus the mean squared difference of the hidden states (N, d)."""
+    log_p, log_q = teacher_logits.log_softmax(-1), logits.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean() + (states - teacher_states).square().mean()

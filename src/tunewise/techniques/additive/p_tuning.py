@@ -57,21 +57,21 @@ class PTuning(Technique):
 
 
 class _BiLSTM(nn.LSTM):
-    """(n, d) to (n, d): two layers with d / 2 a direction, rounded up."""
+    """(n, d) to (n, d): two layers with d / 2 units per direction, rounded up."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, (width + 1) // 2, 2, bidirectional=True)
 
     def forward(self, table: Tensor) -> Tensor:  # type: ignore[override]
-        found: Tensor = super().forward(table)[0][:, : self.input_size]
-        return found
+        output: Tensor = super().forward(table)[0][:, : self.input_size]
+        return output
 
 
 _MIXERS = {"lstm": _BiLSTM, "mlp": nn.Identity}
 
 
 def _encoder(kind: str, width: int) -> nn.Sequential:
-    """(n, d) to (n, d): the mixer, then d -> d, ReLU, d -> d."""
+    """Build the encoder, (n, d) to (n, d): the mixer, then d -> d, ReLU, d -> d."""
     return nn.Sequential(_MIXERS[kind](width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
@@ -85,5 +85,5 @@ class _Encoded(GeneratedAttachment):
         self.encoder = self.adopt("encoder", lambda: _encoder(recipe.encoder, width), generator)
 
     def make(self) -> dict[str, Tensor]:
-        """The virtual tokens' embeddings, (a + b, d)."""
+        """Return the virtual tokens' embeddings, (a + b, d)."""
         return {"embeddings": self.encoder(self.table)}

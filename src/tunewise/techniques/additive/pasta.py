@@ -3,8 +3,8 @@
     h'_i = h_i + e^l_p   if token i is the p-th special token, else h_i;   l = 0 .. L-1
 
 In a decoder the special tokens are those of the tokenizer that stand in the task's sequences: the start mark, and the
-turn marks of a chat template; only marks before the answer can change it. A vector belongs to a token, whatever how
-often that occurs (the paper's BERT counts occurrences). With the start mark alone the technique is exactly a learned
+turn marks of a chat template; only marks before the answer can change it. A vector belongs to a token, however
+often it occurs (the paper's BERT counts occurrences). With the start mark alone the technique is exactly a learned
 key and value at one position, as the label says. Vectors start at zero (the paper: noise of 0.02), so the start is the
 base itself.
 """
@@ -37,7 +37,7 @@ _NONE = (
 
 
 def tokens_of(encoder: Encoder, task: Task, render: Callable[[Example], Example]) -> set[int]:
-    """The ids that stand in the prompts of a task's first examples."""
+    """Return the ids that occur in the prompts of a task's first examples."""
     examples = [render(example) for example in (*task.train[:256], *task.validation[:64])]
     return {i for sequence in encoder.encode(examples) for i in sequence.ids[: sequence.prompt]}
 
@@ -73,13 +73,13 @@ class Pasta(Technique):
         return self.init == "zero"
 
     def lacks(self, base: Base, task: Task) -> str:
-        """Special tokens in the task's prompts."""
-        known = base.tokenizer.get_vocab()
-        wanted = {known[token] for token in self.tokens if token in known} or set(base.tokenizer.all_special_ids)
-        return "" if wanted & tokens_of(Encoder(base, task), task, lambda example: example) else _NONE
+        """Say that the task's prompts hold no special tokens, if they hold none."""
+        vocabulary = base.tokenizer.get_vocab()
+        ids = {vocabulary[token] for token in self.tokens if token in vocabulary} or set(base.tokenizer.all_special_ids)
+        return "" if ids & tokens_of(Encoder(base, task), task, lambda example: example) else _NONE
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """A vector for every special token of the tokenizer; `prepare` keeps those that the task has.
+        """Add a vector for every special token of the tokenizer; `prepare` keeps those that the task has.
 
         Raises:
             TechniqueError: the tokenizer has no special tokens.
@@ -93,16 +93,16 @@ class _Special(Attachment):
         super().__init__(base, recipe)
         self.recipe: Pasta = recipe
         tokenizer = base.tokenizer
-        known = tokenizer.get_vocab()
-        wrong = [token for token in recipe.tokens if token not in known]
-        if wrong:
-            raise SettingError(f'pasta.tokens names "{wrong[0]}", which is no token of this tokenizer')
-        chosen = [known[token] for token in recipe.tokens] or sorted(set(tokenizer.all_special_ids))
-        if not chosen:
+        vocabulary = tokenizer.get_vocab()
+        unknown = [token for token in recipe.tokens if token not in vocabulary]
+        if unknown:
+            raise SettingError(f'pasta.tokens names "{unknown[0]}", which is no token of this tokenizer')
+        ids = [vocabulary[token] for token in recipe.tokens] or sorted(set(tokenizer.all_special_ids))
+        if not ids:
             raise TechniqueError("pasta needs special tokens, and this tokenizer has none; name some in pasta.tokens")
         self.place: Tensor | None = None
-        self._keep(chosen)
-        shape = (len(base.anatomy.blocks), len(chosen), base.anatomy.width)
+        self._keep(ids)
+        shape = (len(base.anatomy.blocks), len(ids), base.anatomy.width)
         noise = torch.randn(shape, generator=generator) * 0.02
         self._put(noise if recipe.init == "normal" else torch.zeros(shape))
         self.hook(base.anatomy.embedding.register_forward_pre_hook(self._find))
@@ -124,12 +124,12 @@ class _Special(Attachment):
     def prepare(self, study: Study) -> None:
         from tunewise.fitting.scoring import encoder_for
 
-        seen = tokens_of(encoder_for(self, study.task), study.task, self.render)
-        kept = [row for row, token in enumerate(self.ids.tolist()) if token in seen]
-        if not kept:
+        present = tokens_of(encoder_for(self, study.task), study.task, self.render)
+        rows = [row for row, token in enumerate(self.ids.tolist()) if token in present]
+        if not rows:
             raise TechniqueError(_NONE)
-        values = self.vectors.detach()[:, kept].clone()
-        self._keep([self.ids.tolist()[row] for row in kept])
+        values = self.vectors.detach()[:, rows].clone()
+        self._keep([self.ids.tolist()[row] for row in rows])
         self._put(values)
         if self.ids.tolist() == [self.base.tokenizer.bos_token_id]:
             self.label = "pasta (start mark only: a learned key and value at one position)"
@@ -141,7 +141,7 @@ class _Special(Attachment):
         self.place = slots if bool((slots >= 0).any()) else None
 
     def _adder(self, index: int) -> Callable[..., Any]:
-        def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def add(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             if self.place is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.attachment import Attachment, PeftConfig, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError
@@ -59,7 +59,7 @@ class PrefixTuning(Technique):
         "Start: keys and values of frequent tokens, of a text, or nothing but the MLP's own.",
         choices=("tokens", "text", "random"),
     )
-    init_text: str = setting("", "The text of init=text; repeated or cut to the length of the prefix.")
+    init_text: str = setting("", "The text of init=text; repeated or truncated to the length of the prefix.")
     learning_rate: float | None = learning_rate()
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
@@ -72,7 +72,7 @@ class PrefixTuning(Technique):
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PrefixTuning | None:
-        """The recipe of a PEFT prefix-tuning adapter, which holds no MLP."""
+        """Return the recipe of a PEFT prefix-tuning adapter, which holds no MLP."""
         if config.get("peft_type") != "PREFIX_TUNING" or "prompt_embeddings" not in tensors:
             return None
         return cls(num_virtual_tokens=tensors["prompt_embeddings"].shape[0], prefix_projection=False, init="random")
@@ -83,9 +83,9 @@ class _Prefix(GeneratedAttachment):
         super().__init__(base, recipe)
         self.recipe: PrefixTuning = recipe
         self.virtual_tokens = m = recipe.num_virtual_tokens
-        ends = [base.anatomy.columns()[name] for name in ("k", "v")]
+        projections = [base.anatomy.columns()[name] for name in ("k", "v")]
         self.places = [
-            [(base.anatomy.linear(index, role), columns.flatten()) for role, columns in ends]
+            [(base.anatomy.linear(index, role), columns.flatten()) for role, columns in projections]
             for index in range(len(base.anatomy.blocks))
         ]
         self.blank = torch.zeros(m, base.anatomy.width, device=base.device)
@@ -110,16 +110,16 @@ class _Prefix(GeneratedAttachment):
 
     @torch.no_grad()
     def _initial(self, generator: torch.Generator) -> Tensor:
-        """Keys and values (L, 2, m, G * c) as the projections make them for m real tokens, or zero."""
+        """Return initial keys and values (L, 2, m, G * c) as the projections make them for m real tokens, or zero."""
         base, m = self.base, self.virtual_tokens
         if self.recipe.init == "random" or m > base.window:
             return torch.zeros(len(self.places), 2, m, len(self.places[0][0][1]), device=base.device)
         text = self.recipe.init_text
         ids = text_tokens(base, text, m) if self.recipe.init == "text" else ordinary_tokens(base, m, generator)
-        found: dict[tuple[int, int], Tensor] = {}
+        projected: dict[tuple[int, int], Tensor] = {}
 
         def keep(key: tuple[int, int], columns: Tensor) -> Callable[..., None]:
-            return lambda module, args, output: found.update({key: output[0, :, columns.to(output.device)].float()})
+            return lambda module, args, output: projected.update({key: output[0, :, columns.to(output.device)].float()})
 
         handles = [
             linear.register_forward_hook(keep((block, half), columns))
@@ -129,33 +129,38 @@ class _Prefix(GeneratedAttachment):
         base.anatomy.inner(input_ids=torch.tensor([ids], device=base.device), use_cache=False)
         for handle in handles:
             handle.remove()
-        return torch.stack([torch.stack([found[block, half] for half in (0, 1)]) for block in range(len(self.places))])
+        return torch.stack(
+            [torch.stack([projected[block, half] for half in (0, 1)]) for block in range(len(self.places))]
+        )
 
     def make(self) -> dict[str, Tensor]:
-        """The prefix, (L, 2, m, G * c)."""
+        """Return the prefix, (L, 2, m, G * c)."""
         if not self.recipe.prefix_projection:
             return {"prefix": self.prefix}
         flat: Tensor = self.network(self.prompt)
-        found = self.start + flat.view(self.virtual_tokens, len(self.places), 2, -1).permute(1, 2, 0, 3)
-        return {"prefix": found}
+        prefix = self.start + flat.view(self.virtual_tokens, len(self.places), 2, -1).permute(1, 2, 0, 3)
+        return {"prefix": prefix}
 
     def _table(self) -> Tensor:
-        self.rows = self.made()["prefix"]  # once a pass; the layers' hooks take their part of it
+        self.rows = self.made()["prefix"]  # once per pass; each layer's hooks read their part of it
         return self.blank
 
     def _replacer(self, block: int, half: int, columns: Tensor) -> Callable[..., Tensor]:
         def replace(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            here = self.placeholders
-            if not len(here.index):
+            placeholders = self.placeholders
+            if not len(placeholders.index):
                 return output
-            own = self.rows[block, half][here.index].to(output.dtype)  # (P, G c) of the P virtual tokens in this pass
+            # (P, G c) of the P virtual tokens in this pass
+            prefix_rows = self.rows[block, half][placeholders.index].to(output.dtype)
             # of output (B, T, out) the P rows, in which the key's or value's columns (G c,) are replaced
-            return output.masked_scatter(here.mask[..., None], output[here.mask].index_copy(1, columns, own))
+            return output.masked_scatter(
+                placeholders.mask[..., None], output[placeholders.mask].index_copy(1, columns, prefix_rows)
+            )
 
         return replace
 
     @torch.no_grad()
-    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def peft(self) -> tuple[PeftConfig, dict[str, Tensor]]:
         _, groups, size = self.base.anatomy.heads
         config = head(self.base, "PREFIX_TUNING") | {
             "num_virtual_tokens": self.virtual_tokens,
@@ -169,7 +174,7 @@ class _Prefix(GeneratedAttachment):
         return config, {"prompt_embeddings": self._cached()}
 
     def _cached(self) -> Tensor:
-        """The prefix as the model's cache holds it, keys normalised and rotated: PEFT's (m, L * 2 * G * c)."""
+        """Return the prefix as the model's cache holds it, keys normalised and rotated: PEFT's (m, L * 2 * G * c)."""
         first = self.base.anatomy.vocabulary
         ids = torch.arange(first, first + self.virtual_tokens, device=self.base.device)[None]
         layers = self.base.anatomy.inner(input_ids=ids, use_cache=True).past_key_values.layers
@@ -178,19 +183,19 @@ class _Prefix(GeneratedAttachment):
 
     @torch.no_grad()
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        wanted = self._cached()
-        strict({"prompt_embeddings": wanted}, {name: tensor.float() for name, tensor in tensors.items()})
-        given = tensors["prompt_embeddings"].float().to(wanted.device)
+        current = self._cached()
+        strict({"prompt_embeddings": current}, {name: tensor.float() for name, tensor in tensors.items()})
+        stored = tensors["prompt_embeddings"].float().to(current.device)
         _, groups, size = self.base.anatomy.heads
-        parts = given.view(self.virtual_tokens, len(self.places), 2, groups, size).permute(1, 2, 0, 3, 4).clone()
-        turned = self.base.anatomy.rotation(self.virtual_tokens)
-        if turned is not None:  # back from the angle of its place
-            cos, sin = (part[:, None] for part in turned)
+        parts = stored.view(self.virtual_tokens, len(self.places), 2, groups, size).permute(1, 2, 0, 3, 4).clone()
+        rotation = self.base.anatomy.rotation(self.virtual_tokens)
+        if rotation is not None:  # undo the rotation of each position
+            cos, sin = (part[:, None] for part in rotation)
             keys = parts[:, 0, :, :, : cos.shape[-1]]
-            low, high = keys.chunk(2, dim=-1)
-            keys.copy_(keys * cos - torch.cat([-high, low], dim=-1) * sin)
+            first_half, second_half = keys.chunk(2, dim=-1)
+            keys.copy_(keys * cos - torch.cat([-second_half, first_half], dim=-1) * sin)
         self.load({"prefix": parts.flatten(3).contiguous()})
-        if not torch.allclose(self._cached(), given, atol=1e-3 * float(given.abs().max())):
+        if not torch.allclose(self._cached(), stored, atol=1e-3 * float(stored.abs().max())):
             raise ArtifactError(
                 "this model changes keys in a way that cannot be undone; the prefix cannot be taken over"
             )

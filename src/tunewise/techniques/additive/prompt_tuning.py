@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.attachment import Attachment, ParamGroup, PeftConfig, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Citation, Technique
@@ -60,7 +60,7 @@ class PromptTuning(Technique):
         "Initial values: frequent tokens, the labels' words, a text, or noise.",
         choices=("vocab", "label", "text", "random"),
     )
-    init_text: str = setting("", "The text of init=text; repeated or cut to the number of virtual tokens.")
+    init_text: str = setting("", "The text of init=text; repeated or truncated to the number of virtual tokens.")
     optimizer: str = setting(
         "adamw", "Optimiser; the paper's is Adafactor, at rate 0.3.", choices=("adamw", "adafactor")
     )
@@ -80,13 +80,13 @@ class PromptTuning(Technique):
         return _Prompt(base, self, generator)
 
     def resolved(self, base: Base) -> Self:
-        """With the default rate of the chosen optimiser filled in."""
-        plain = self.learning_rate is None and self.optimizer == "adafactor"
-        return self.with_rate(_ADAFACTOR_RATE) if plain else super().resolved(base)
+        """Return the same recipe with the default rate of its optimiser filled in."""
+        takes_adafactor_default = self.learning_rate is None and self.optimizer == "adafactor"
+        return self.with_rate(_ADAFACTOR_RATE) if takes_adafactor_default else super().resolved(base)
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PromptTuning | None:
-        """The recipe of a PEFT prompt-tuning adapter."""
+        """Return the recipe of a PEFT prompt-tuning adapter."""
         if config.get("peft_type") != "PROMPT_TUNING" or "prompt_embeddings" not in tensors:
             return None
         return cls(num_virtual_tokens=tensors["prompt_embeddings"].shape[0])
@@ -120,10 +120,10 @@ class _Prompt(Attachment):
                 ids = self.base.tokenizer(labels[index], add_special_tokens=False)["input_ids"]
                 self.prompt[row] = embed(self.base, ids).mean(0)
 
-    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
         return build(self.recipe.optimizer, groups, betas)
 
-    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def peft(self) -> tuple[PeftConfig, dict[str, Tensor]]:
         config = head(self.base, "PROMPT_TUNING") | {
             "num_virtual_tokens": self.virtual_tokens,
             "token_dim": self.base.anatomy.width,

@@ -1,4 +1,4 @@
-"""Ways to choose worked examples for a question, and to order them.
+"""Provides ways to choose worked examples for a question, and to order them.
 
 A chooser maps a question to places in a pool of examples, best first. Some choose anew for each question, others show
 every question the same.
@@ -22,36 +22,38 @@ _DIVERSITY = 0.5
 
 
 def same(order: Sequence[int]) -> Chooser:
-    """The same examples for every question."""
+    """Return a chooser that gives the same examples for every question."""
     return lambda question, count: list(order[:count])
 
 
 def balanced(labels: Sequence[str]) -> list[int]:
-    """Places of all examples, one of each label in turn, in their order."""
+    """Return the places of all examples, one of each label in turn, in their order."""
     by_label: dict[str, list[int]] = {}
     for place, label in enumerate(labels):
         by_label.setdefault(label, []).append(place)
     rounds = itertools.zip_longest(*by_label.values())
-    return [place for found in rounds for place in found if place is not None]
+    return [place for turn in rounds for place in turn if place is not None]
 
 
 def by_words(texts: Sequence[str], diversity: float = 0.0) -> Chooser:
-    """Nearest by BM25 (Liu et al. 2022); with diversity, by maximal marginal relevance among the nearest."""
+    """Choose the nearest by BM25 (Liu et al. 2022); with diversity, by maximal marginal relevance among the nearest."""
     pool = Passages([Passage(str(place), 0, len(text), text) for place, text in enumerate(texts)])
 
     def choose(question: str, count: int) -> list[int]:
-        found = pool.lexical([question], max(count, _NEAR) if diversity else count)[0]
-        hits = [Hit(passage, score) for passage, score in found]
+        scored = pool.lexical([question], max(count, _NEAR) if diversity else count)[0]
+        hits = [Hit(passage, score) for passage, score in scored]
         hits = diverse(hits, diversity, count) if diversity else hits[:count]
-        near = [int(hit.passage.document) for hit in hits]
-        rest = (place for place in range(len(texts)) if place not in set(near))  # what shares no word comes last
-        return [*near, *itertools.islice(rest, max(count - len(near), 0))]
+        nearest = [int(hit.passage.document) for hit in hits]
+        others = (
+            place for place in range(len(texts)) if place not in set(nearest)
+        )  # those that share no word come last
+        return [*nearest, *itertools.islice(others, max(count - len(nearest), 0))]
 
     return choose
 
 
 def by_embedding(vectors: np.ndarray, embed: Embed) -> Chooser:
-    """Nearest by the cosine of embeddings."""
+    """Choose the nearest by the cosine of embeddings."""
 
     def choose(question: str, count: int) -> list[int]:
         order = np.argsort(-(vectors @ embed([question])[0]), kind="stable")
@@ -61,22 +63,22 @@ def by_embedding(vectors: np.ndarray, embed: Embed) -> Chooser:
 
 
 def by_volume(vectors: np.ndarray, embed: Embed) -> Chooser:
-    """Near and unlike one another: the greedy mode of a determinantal point process (Ye et al. 2023, CEIL).
+    """Choose near and diverse ones: the greedy mode of a determinantal point process (Ye et al. 2023, CEIL).
 
     Kernel exp(cos(q, i)) cos(i, j) exp(cos(q, j)); each step adds the example that enlarges its determinant most, by
     incremental Cholesky factors (Chen et al. 2018, algorithm 1).
     """
 
     def choose(question: str, count: int) -> list[int]:
-        near = vectors @ embed([question])[0]
-        places = np.argsort(-near, kind="stable")[: max(count, _NEAR)]
-        quality = np.exp(near[places])
+        similarity = vectors @ embed([question])[0]
+        places = np.argsort(-similarity, kind="stable")[: max(count, _NEAR)]
+        quality = np.exp(similarity[places])
         kernel = quality[:, None] * (vectors[places] @ vectors[places].T) * quality[None]
         gains, factors = np.diag(kernel).copy(), np.zeros((0, len(places)))
         picked: list[int] = []
         while len(picked) < min(count, len(places)):
             best = int(np.argmax(gains))
-            if gains[best] <= 1e-10:  # the rest lies in the space of what is picked
+            if gains[best] <= 1e-10:  # the others lie in the span of what is picked
                 picked += [i for i in range(len(places)) if i not in picked][: count - len(picked)]
                 break
             row = (kernel[best] - factors[:, best] @ factors) / np.sqrt(gains[best])
@@ -89,22 +91,22 @@ def by_volume(vectors: np.ndarray, embed: Embed) -> Chooser:
 
 
 def tfidf(texts: Sequence[str]) -> tuple[np.ndarray, Embed]:
-    """Embeddings of texts by their words' rarity, and the function that makes them."""
+    """Return TF-IDF embeddings of texts, and the function that makes them."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+").fit(texts)
-    embed: Embed = lambda given: vectorizer.transform(given).toarray()  # noqa: E731
+    embed: Embed = lambda queries: vectorizer.transform(queries).toarray()  # noqa: E731
     return embed(texts), embed
 
 
 def arranged(chosen: Sequence[Example], order: str) -> list[Example]:
-    """Examples, given best first, in the order in which they are shown.
+    """Order examples, given best first, as they are shown.
 
     "nearest_last", "nearest_first", or "interleaved": labels in turn, each label's best last.
     """
     if order == "nearest_first":
         return list(chosen)
     if order == "interleaved":
-        turn = balanced([example.answer for example in chosen])
-        return [chosen[place] for place in turn][::-1]
+        order_by_label = balanced([example.answer for example in chosen])
+        return [chosen[place] for place in order_by_label][::-1]
     return list(chosen)[::-1]

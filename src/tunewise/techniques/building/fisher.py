@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def fisher(base: Base, parameters: Mapping[str, Tensor], rows: Iterable[TokenSequence]) -> dict[str, Tensor]:
-    """Sum over rows of (d log p(labelled tokens) / d parameter)^2, one row at a time: fp32, like the parameters.
+    """Sum over rows (d log p(labelled tokens) / d parameter)^2, one row at a time: fp32, like the parameters.
 
     Squaring a batch's mean gradient would be another quantity (Sung, Nair, Raffel 2021, section 3.1). Nothing is left
     in any `.grad`.
     """
-    found = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
-    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    information = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
+    required_grad = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         for parameter in parameters.values():
             parameter.requires_grad_(True)
@@ -33,8 +33,8 @@ def fisher(base: Base, parameters: Mapping[str, Tensor], rows: Iterable[TokenSeq
                 grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for name, grad in zip(parameters, grads, strict=True):
                 if grad is not None:
-                    found[name] += grad.float() ** 2  # of the parameter's own shape
+                    information[name] += grad.float() ** 2  # of the parameter's own shape
     finally:
         for name, parameter in parameters.items():
-            parameter.requires_grad_(before[name])
-    return found
+            parameter.requires_grad_(required_grad[name])
+    return information

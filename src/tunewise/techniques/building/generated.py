@@ -1,4 +1,4 @@
-"""Attachments that train what makes their tensors, and store the tensors alone: a prompt encoder, an MLP, scores."""
+"""Attachments that train the network that makes their tensors, and store the tensors alone."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from tunewise.contract.attachment import Attachment, strict
 
 
 class GeneratedAttachment(Attachment):
-    """The artifact holds `make()`'s tensors; the parameters that make them are needed only to train on."""
+    """Stores the tensors that `make()` returns; the parameters that make them are needed only to train further."""
 
     stored: dict[str, Tensor] | None = None  # as loaded, in place of what the parameters would make
 
     @abstractmethod
     def make(self) -> dict[str, Tensor]:
-        """The tensors, made of the parameters."""
+        """Compute the tensors from the parameters."""
 
     def made(self) -> dict[str, Tensor]:
-        """The tensors that count now."""
+        """Return the tensors in use: as loaded, or else made now."""
         return self.stored if self.stored is not None else self.make()
 
     def before_step(self, step: int, total: int) -> None:
-        """Training goes on from the parameters, of which the stored tensors were made."""
+        """Drop the loaded tensors: training goes on from the parameters."""
         self.stored = None
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors, without their makers."""
+        """Return the tensors, without the parameters that make them."""
         with torch.no_grad():
             return {name: tensor.detach().clone() for name, tensor in self.made().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Let stored tensors stand for what the parameters make."""
+        """Use stored tensors in place of what the parameters make."""
         strict(self.state(), state)
         self.stored = {name: tensor.to(self.base.device) for name, tensor in state.items()}
 
     def training_state(self) -> dict[str, Tensor]:
-        """The makers."""
+        """Return the parameters that make the tensors."""
         return {name: parameter.detach() for name, parameter in self.params().items()}

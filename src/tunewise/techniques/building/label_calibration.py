@@ -1,4 +1,4 @@
-"""Repairs a model's bias towards some labels: what it would say anyway is taken off its scores.
+"""Repairs a model's bias towards some labels: subtracts the scores that it gives without the input.
 
 contextual      nll(y | x) - nll(y | "N/A"), over content-free inputs          (Zhao et al. 2021)
 domain_context  the same over random words of the task's own inputs            (Fei et al. 2023)
@@ -17,18 +17,18 @@ from tunewise.core.seeds import generator
 from tunewise.data.task import Example, Message, Task
 
 METHODS = ("contextual", "domain_context", "batch")
-_FREE = ("N/A", "", "[MASK]")  # content-free inputs, of Zhao et al. 2021
-_TEXTS = 20  # random texts, of Fei et al. 2023
+_CONTENT_FREE = ("N/A", "", "[MASK]")  # content-free inputs, of Zhao et al. 2021
+_RANDOM_TEXTS = 20  # random texts, of Fei et al. 2023
 
 Scorer = Callable[[Sequence[Example]], Tensor]  # label nll (n, labels)
 
 
 def bias(method: str, task: Task, score: Scorer, seed: int) -> Tensor:
-    """What is to be taken off the nll of each label, (labels,)."""
-    return _mean(method, score(_inputs(method, task, seed)))
+    """Return what is to be subtracted from the nll of each label, (labels,)."""
+    return _mean_shift(method, score(_inputs(method, task, seed)))
 
 
-def _mean(method: str, nll: Tensor) -> Tensor:
+def _mean_shift(method: str, nll: Tensor) -> Tensor:
     log_p = (-nll).log_softmax(1)
     # Zhao and Fei average probabilities; batch calibration averages log-probabilities.
     mean = log_p.mean(0) if method == "batch" else log_p.exp().mean(0).log()
@@ -40,31 +40,31 @@ def _inputs(method: str, task: Task, seed: int) -> list[Example]:
         return list(task.validation)
     pattern = task.validation[0]
     if method == "contextual":
-        return [_asking(pattern, text) for text in _FREE]
+        return [_question(pattern, text) for text in _CONTENT_FREE]
     words = [word for example in task.validation for word in example.prompt.split()]
     length = max(1, len(words) // len(task.validation))
     source = generator(seed, "calibration")
-    drawn = torch.randint(len(words), (_TEXTS, length), generator=source).tolist()
-    return [_asking(pattern, " ".join(words[place] for place in row)) for row in drawn]
+    drawn = torch.randint(len(words), (_RANDOM_TEXTS, length), generator=source).tolist()
+    return [_question(pattern, " ".join(words[place] for place in row)) for row in drawn]
 
 
-def _asking(pattern: Example, text: str) -> Example:
+def _question(pattern: Example, text: str) -> Example:
     messages = [m for m in pattern.messages if m.role == "system"]
     return replace(pattern, messages=(*messages, Message("user", text)))
 
 
 def choose(task: Task, score: Scorer, seed: int) -> tuple[str, Tensor | None]:
-    """The method whose normalised label loss on validation is lowest, or "none"; and its bias."""
+    """Return the method whose normalised label loss on validation is lowest, or "none"; and its bias."""
     nll = score(task.validation)
     gold = torch.tensor([task.labels.index(example.answer) for example in task.validation])
 
     def loss(shift: Tensor) -> float:
         return float(torch.nn.functional.cross_entropy(shift - nll, gold))
 
-    found: dict[str, Tensor | None] = {"none": None}
+    shifts: dict[str, Tensor | None] = {"none": None}
     losses = {"none": loss(torch.zeros(len(task.labels), dtype=nll.dtype))}
     for method in METHODS:
-        shift = _mean(method, nll) if method == "batch" else bias(method, task, score, seed)
-        found[method], losses[method] = shift, loss(shift)
+        shift = _mean_shift(method, nll) if method == "batch" else bias(method, task, score, seed)
+        shifts[method], losses[method] = shift, loss(shift)
     best = min(losses, key=lambda method: losses[method])
-    return best, found[best]
+    return best, shifts[best]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, embedding, linear
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, PeftConfig
 from tunewise.core.errors import SettingError
 from tunewise.engine.anatomy import add_to_weight, oriented
 from tunewise.techniques.building.peft_lora import Factors, portable
@@ -34,7 +34,7 @@ ALL_LINEAR = "all-linear"
 
 
 class LowRank(Attachment):
-    """Frozen linears with an update each; a technique says with `factors` what the update is now."""
+    """Adds an update to each of several frozen linears; a technique's `factors` returns the current update."""
 
     dropout_rate: float = 0.0
 
@@ -44,10 +44,10 @@ class LowRank(Attachment):
 
     @abstractmethod
     def factors(self, path: str) -> Factors:
-        """The update of this linear as it counts now."""
+        """Return the current update of this linear."""
 
     def matrix(self, path: str) -> Tensor:
-        """The frozen weight, (out, in)."""
+        """Return the frozen weight, (out, in)."""
         return oriented(self.layers[path])
 
     def place(self, path: str, module: nn.Module) -> None:
@@ -69,39 +69,40 @@ class LowRank(Attachment):
 
     def _at_embedding(self, path: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         a, b, scale = self.factors(path)  # (r, d), (V, r)
-        known = args[0].clamp(
-            max=len(b) - 1
-        )  # (B, T) ids; placeholders of virtual tokens lie beyond, and are overwritten
+        # (B, T); the ids of virtual tokens lie beyond the vocabulary, and their rows are overwritten later
+        ids = args[0].clamp(max=len(b) - 1)
         scale = scale * getattr(module, "scalar_embed_scale", 1.0)  # Gemma multiplies its embeddings
-        return output + (embedding(known, b) @ a * scale).to(output.dtype)  # (B, T, r) @ (r, d)
+        return output + (embedding(ids, b) @ a * scale).to(output.dtype)  # (B, T, r) @ (r, d)
 
     def forward(self, path: str, x: Tensor) -> Tensor:
-        """What the linear computes: (..., in) to (..., out)."""
+        """Compute the linear with its update: (..., in) to (..., out)."""
         return self.updated(path, x, cast("Tensor | None", self.layers[path].bias))
 
     def updated(self, path: str, x: Tensor, bias: Tensor | None) -> Tensor:
-        """(W + update) x + bias."""
+        """(W + update) x + bias: compute the updated linear with this bias."""
         a, b, scale = self.factors(path)
         matrix = lambda: self.matrix(path)  # noqa: E731
-        if self.dropout_rate and torch.is_grad_enabled():  # the base is in evaluation mode while it is trained
-            bare = frozen_linear(x, matrix, bias, len(b))
-            low = linear(dropout(x, self.dropout_rate).to(a.dtype), a)  # (..., in) to (..., r)
-            return bare + linear(low, b * scale).to(bare.dtype)
+        if (
+            self.dropout_rate and torch.is_grad_enabled()
+        ):  # the base stays in evaluation mode, so its `training` flag says nothing
+            frozen = frozen_linear(x, matrix, bias, len(b))
+            projected = linear(dropout(x, self.dropout_rate).to(a.dtype), a)  # (..., in) to (..., r)
+            return frozen + linear(projected, b * scale).to(frozen.dtype)
         return cast(Tensor, _Updated.apply(x, a, b, bias, scale, matrix))
 
     def delta(self, path: str) -> Tensor:
-        """What merging adds to the weight, (out, in)."""
+        """Return what merging adds to the weight, (out, in)."""
         return self.factors(path).delta
 
     def drift(self) -> Tensor:
-        """The squared norm of all updates, s^2 tr((B^T B)(A A^T)) each, without forming them."""
+        """s^2 tr((B^T B)(A A^T)), summed: return the squared norm of all updates without forming them."""
         terms = [
             scale**2 * ((b.T @ b) * (a @ a.T)).sum() for a, b, scale in (self.factors(path) for path in self.layers)
         ]
         return torch.stack(terms).sum()
 
     def fold(self) -> None:
-        """Add the updates to the weights, all of which are made before the first weight changes."""
+        """Add the updates to the weights; all updates are computed before the first weight changes."""
         deltas = {path: self.delta(path) for path in self.layers}
         for path, module in self.layers.items():
             vars(module).pop("forward", None)
@@ -112,13 +113,13 @@ class LowRank(Attachment):
         self.keep(cast(nn.Parameter, self.layers[path].weight))
         add_to_weight(self.layers[path], delta)
 
-    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The updates as a plain LoRA."""
+    def peft(self) -> tuple[PeftConfig, dict[str, Tensor]]:
+        """Return the updates as a plain LoRA."""
         return portable({path: self.factors(path) for path in self.layers}, self.base, self.layers)
 
 
 def frozen_linear(x: Tensor, matrix: Callable[[], Tensor], bias: Tensor | None, size_out: int) -> Tensor:
-    """W x + bias for a W (size_out, in) that is made anew in backward; no gradient of W."""
+    """W x + bias, for a W (size_out, in) that is made anew in backward; W gets no gradient."""
     nothing = x.new_zeros(0, x.shape[-1])
     return cast(Tensor, _Updated.apply(x, nothing, x.new_zeros(size_out, 0), bias, 0.0, matrix))
 
@@ -128,34 +129,35 @@ class _Updated(torch.autograd.Function):
     def forward(ctx, x, a, b, bias, scale, matrix):  # type: ignore[no-untyped-def]
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        own = dtype if torch.is_autocast_enabled(kind) else a.dtype  # over a half-precision base factors stay fp32
+        # over a half-precision base the factors stay fp32
+        factor_dtype = dtype if torch.is_autocast_enabled(kind) else a.dtype
         with torch.autocast(kind, enabled=False):
             rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, in)
             weight = matrix().to(dtype)  # (out, in)
             out = rows @ weight.T if bias is None else torch.addmm(bias.to(dtype), rows, weight.T)  # (N, out)
-            low = rows.to(own) @ a.T.to(own)  # (N, in) @ (in, r)
-            _add_product(out, low, b.T.to(own), scale)  # += (N, r) @ (r, out)
+            low = rows.to(factor_dtype) @ a.T.to(factor_dtype)  # (N, in) @ (in, r)
+            _add_product(out, low, b.T.to(factor_dtype), scale)  # += (N, r) @ (r, out)
         keep = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         ctx.save_for_backward(*((rows, low) if keep else (None, None)), a, b)
-        ctx.scale, ctx.matrix, ctx.shape, ctx.dtypes = scale, matrix, x.shape, (x.dtype, own)
+        ctx.scale, ctx.matrix, ctx.shape, ctx.dtypes = scale, matrix, x.shape, (x.dtype, factor_dtype)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         rows, low, a, b = ctx.saved_tensors
-        dtype, own = ctx.dtypes
+        dtype, factor_dtype = ctx.dtypes
         needs_x, needs_a, needs_b, needs_bias, _, _ = ctx.needs_input_grad
         with torch.autocast(grad.device.type, enabled=False):
             g = grad.reshape(-1, grad.shape[-1])  # (N, out)
-            up = g.to(own)
-            down = (up @ b.to(own)).mul_(ctx.scale)  # (N, out) @ (out, r)
+            up = g.to(factor_dtype)
+            down = (up @ b.to(factor_dtype)).mul_(ctx.scale)  # (N, out) @ (out, r)
             grad_x = None
             if needs_x:
                 grad_x = g @ ctx.matrix().to(g.dtype)  # (N, out) @ (out, in)
-                _add_product(grad_x, down, a.to(own), 1.0)  # += (N, r) @ (r, in)
+                _add_product(grad_x, down, a.to(factor_dtype), 1.0)  # += (N, r) @ (r, in)
                 grad_x = grad_x.to(dtype).view(ctx.shape)
-            grad_a = (down.T @ rows.to(own)).to(a.dtype) if needs_a else None  # (r, N) @ (N, in)
+            grad_a = (down.T @ rows.to(factor_dtype)).to(a.dtype) if needs_a else None  # (r, N) @ (N, in)
             grad_b = (up.T @ low).mul_(ctx.scale).to(b.dtype) if needs_b else None  # (out, N) @ (N, r)
             grad_bias = g.sum(0) if needs_bias else None
         return grad_x, grad_a, grad_b, grad_bias, None, None
@@ -169,37 +171,39 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor, scale: float) -> None
         out += (left @ right).mul_(scale).to(out.dtype)
 
 
-def targets(base: Base, wanted: Iterable[str], setting: str) -> dict[str, tuple[str, nn.Module]]:
-    """(role, linear) of the blocks' linears, by path; a name that finds nothing is refused.
+def targets(base: Base, names: Iterable[str], setting: str) -> dict[str, tuple[str, nn.Module]]:
+    """Return (role, linear) of the blocks' linears that `names` selects, by path.
 
     Raises:
-        SettingError: a name that is no role, no path and no end of one.
+        SettingError: a name that is no role, no path and no end of a path.
     """
-    found: dict[str, tuple[str, nn.Module]] = {}
+    linears_by_path: dict[str, tuple[str, nn.Module]] = {}
     linears = list(base.anatomy.linears())
-    for name in wanted:
-        hits = {path: (role, own) for path, role, own in linears if name == ALL_LINEAR or named(name, path, role)}
-        if not hits:
-            ends = sorted({path.rsplit(".", 1)[-1] for path, _, _ in linears})
-            roles = f"{', '.join(ends)} (roles {', '.join(base.anatomy.roles)})"
+    for name in names:
+        matches = {
+            path: (role, module) for path, role, module in linears if name == ALL_LINEAR or named(name, path, role)
+        }
+        if not matches:
+            last_names = sorted({path.rsplit(".", 1)[-1] for path, _, _ in linears})
+            roles = f"{', '.join(last_names)} (roles {', '.join(base.anatomy.roles)})"
             raise SettingError(f'{setting} names "{name}", but the linears here are {roles}')
-        found |= hits
-    return found
+        linears_by_path |= matches
+    return linears_by_path
 
 
 def named(name: str, path: str, role: str) -> bool:
-    """Whether a name means this linear: its role, its path, or the end of its path."""
+    """Return whether a name means this linear: its role, its path, or the end of its path."""
     return name in (role, path) or path.endswith("." + name)
 
 
-def ends(base: Base, wanted: Iterable[str]) -> dict[str, list[nn.Module]]:
-    """What `wanted` names of the input embeddings and the head, by path; tied ones are one, named or not."""
+def ends(base: Base, names: Iterable[str]) -> dict[str, list[nn.Module]]:
+    """Return what is named of input embeddings and head, by path; tied ones are one entry, whichever is named."""
     anatomy = base.anatomy
-    both = [(anatomy.embedding_path, anatomy.embedding), (anatomy.head_path, anatomy.head)]
-    hit = [(path, module) for path, module in both if any(named(name, path, "") for name in wanted)]
-    if anatomy.tied and hit:
-        return {both[0][0]: [module for _, module in both]}
-    return {path: [module] for path, module in hit}
+    embeddings = [(anatomy.embedding_path, anatomy.embedding), (anatomy.head_path, anatomy.head)]
+    matches = [(path, module) for path, module in embeddings if any(named(name, path, "") for name in names)]
+    if anatomy.tied and matches:
+        return {embeddings[0][0]: [module for _, module in embeddings]}
+    return {path: [module] for path, module in matches}
 
 
 STARTED = ("pissa", "olora")  # the starts in which B is not zero
@@ -207,7 +211,7 @@ STARTED = ("pissa", "olora")  # the starts in which B is not zero
 
 @torch.no_grad()
 def start(kind: str, weight: Tensor, update: Factors, generator: torch.Generator) -> None:
-    """Fill A, and for the last two B, of an update of this weight (out, in).
+    """Fill A, and with pissa and olora B too, of an update of this weight (out, in).
 
     kaiming: uniform within 1/sqrt(in), as the authors' code and PEFT; gaussian: with deviation 1/r, as PEFT;
     orthogonal: columns at right angles; pissa: the largest singular vectors of W, the roots of their values on both

@@ -1,11 +1,11 @@
-"""Weights in four bits: NormalFloat-4 with double quantisation (Dettmers et al. 2023, sections 3 and E).
+"""Stores weights in four bits: NormalFloat-4 with double quantisation (Dettmers et al. 2023, sections 3 and E).
 
     code_i = the codebook entry nearest to w_i / absmax, in blocks of 64;   16 entries: quantiles of a normal law
-    absmax, less its mean, in 8 bits by blocks of 256 with a 256-entry dynamic map: 4.127 bits a weight in all
+    absmax, less its mean, in 8 bits by blocks of 256 with a 256-entry dynamic map: 4.127 bits per weight in all
 
 In plain torch, with bitsandbytes' codes and, but for a scale in a few hundred rounded to the nearer place, its values;
 or by bitsandbytes itself, whose kernels are faster on a GPU. Its functions are called, not its layers: those repack
-themselves in an evaluation and lose gradients after (0.50.2, on processors with bf16).
+themselves in an evaluation and lose gradients after (0.50.2, on CPUs with bf16).
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ CODEBOOK = (
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight in four bits. Two codes a byte, the first in the high half."""
+    """A weight in four bits: two codes per byte, the first in the high half."""
 
     codes: Tensor  # (ceil(n / 2),) uint8
-    absmax: Tensor  # (blocks,) uint8 places in the dynamic map, or float32 without double quantisation
+    absmax: Tensor  # (blocks,) uint8 indices into the dynamic map, or float32 without double quantisation
     offset: Tensor  # () float32, the mean of the true absmax
     absmax2: Tensor  # (ceil(blocks / 256),) float32
     shape: torch.Size
@@ -52,13 +52,13 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is kept."""
+        """Bytes that the packed weight takes."""
         return self.codes.nbytes + self.absmax.nbytes + self.offset.nbytes + self.absmax2.nbytes
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """The same, packed by bitsandbytes."""
+    """A weight in four bits, packed by bitsandbytes."""
 
     codes: Tensor
     state: Any
@@ -67,16 +67,16 @@ class Foreign:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is kept."""
+        """Bytes that the packed weight takes."""
         nested = self.state.state2.absmax.nbytes + 4 if self.state.nested else 0
         return int(self.codes.nbytes + self.state.absmax.nbytes + nested)
 
 
 def quantise_by_bitsandbytes(weight: Tensor, double: bool = True) -> Foreign:
-    """Four bits for each entry, as bitsandbytes packs them; ImportError where it is not installed.
+    """Pack a tensor into four bits per entry with bitsandbytes; ImportError where it is not installed.
 
-    It is given one row: of narrow matrices it gives back wrong values on a processor (0.50.2); and no float64, which
-    its kernels on a GPU refuse.
+    The weight is passed as one row, because narrow matrices come back wrong on a CPU (0.50.2), and never in float64,
+    which the GPU kernels refuse.
     """
     from bitsandbytes.functional import quantize_4bit
 
@@ -87,7 +87,7 @@ def quantise_by_bitsandbytes(weight: Tensor, double: bool = True) -> Foreign:
 
 
 def quantise(weight: Tensor, double: bool = True) -> Packed:
-    """Four bits for each entry of a floating-point tensor of any shape."""
+    """Pack a floating-point tensor of any shape into four bits per entry."""
     flat = weight.detach().reshape(-1).float()
     count = flat.numel()
     padded = torch.nn.functional.pad(flat, (0, -count % BLOCK)).view(-1, BLOCK)
@@ -106,7 +106,7 @@ def quantise(weight: Tensor, double: bool = True) -> Packed:
 
 
 def dequantise(packed: Packed | Foreign) -> Tensor:
-    """The weight that four bits stand for, in its own shape and type."""
+    """Return the weight that the four bits encode, in its own shape and type."""
     if isinstance(packed, Foreign):
         from bitsandbytes.functional import dequantize_4bit
 
@@ -115,21 +115,21 @@ def dequantise(packed: Packed | Foreign) -> Tensor:
     if absmax.dtype == torch.uint8:
         absmax = _dequantise8(absmax, packed.absmax2) + packed.offset
     count = packed.shape.numel()
-    whole = count // BLOCK
+    whole_blocks = count // BLOCK
     values = torch.nn.functional.embedding(packed.codes.int(), _pairs(packed.codes.device)).view(-1)
-    values[: whole * BLOCK].view(whole, BLOCK).mul_(absmax[:whole, None])
-    values[whole * BLOCK :].mul_(absmax[-1])
+    values[: whole_blocks * BLOCK].view(whole_blocks, BLOCK).mul_(absmax[:whole_blocks, None])
+    values[whole_blocks * BLOCK :].mul_(absmax[-1])
     return values[:count].view(packed.shape).to(packed.dtype)
 
 
 def _pairs(device: torch.device) -> Tensor:
-    """What the two codes of each byte stand for, (256, 2)."""
+    """Return the two values that each byte encodes, (256, 2)."""
     book, byte = torch.tensor(CODEBOOK, device=device), torch.arange(256, device=device)
     return torch.stack([book[byte >> 4], book[byte & 15]], dim=1)
 
 
 def _quantise8(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Places in the dynamic map and the largest magnitude of each block of 256."""
+    """Return indices into the dynamic map and the largest magnitude of each block of 256."""
     count = values.numel()
     padded = torch.nn.functional.pad(values, (0, -count % BLOCK_OF_BLOCKS)).view(-1, BLOCK_OF_BLOCKS)
     largest = padded.abs().amax(1)
@@ -146,14 +146,15 @@ def _dequantise8(places: Tensor, largest: Tensor) -> Tensor:
 
 @cache
 def dynamic_map() -> Tensor:
-    """The 256 signed values of dynamic 8-bit quantisation (Dettmers 2016, "8-bit approximations for parallelism").
+    """Return the 256 values of dynamic 8-bit quantisation (Dettmers 2016, "8-bit approximations for parallelism").
 
-    For each of seven powers of ten, the means of ever finer steps from 0.1 to 1, on both sides of zero; and 1.
+    For each of seven powers of ten: the means of steps from 0.1 to 1, twice as fine as for the last power, on both
+    sides of zero. To these, 0 and 1 are added.
     """
-    found = [0.0, 1.0]
+    values = [0.0, 1.0]
     for power in range(7):
         edges = torch.linspace(0.1, 1, 2**power + 1, dtype=torch.float32)
         means = (edges[:-1] + edges[1:]) / 2.0
         scale = 10.0 ** (power - 6)
-        found += (scale * means).tolist() + (-scale * means).tolist()
-    return torch.tensor(sorted(found), dtype=torch.float32)
+        values += (scale * means).tolist() + (-scale * means).tolist()
+    return torch.tensor(sorted(values), dtype=torch.float32)

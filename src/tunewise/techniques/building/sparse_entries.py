@@ -1,4 +1,4 @@
-"""Training k entries of a model's tensors and nothing else: one compact vector a tensor, with its places.
+"""Trains k entries of a model's tensors and nothing else: one compact vector per tensor, with its places.
 
     W_eff[index] = W[index] + value
 
@@ -12,12 +12,12 @@ In shapes: k_t entries of a tensor t of n_t numbers, whatever its own shape; pla
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.attachment import Attachment, ParamGroup, strict
 from tunewise.core.errors import ArtifactError
 from tunewise.engine.device import is_fake
 
@@ -29,7 +29,7 @@ _VALUE, _INDEX = ".value", ".index"
 
 
 def weights_of(base: Base, recipe: Technique, roles: tuple[str, ...], first_block: int = 0) -> dict[str, nn.Parameter]:
-    """Weights of the blocks' linears, by full name, from block `first_block` on; all roles when none is named."""
+    """Return the blocks' linear weights, by full name, from block `first_block` on; all roles when none is named."""
     base.anatomy.require_roles(f"{recipe.name}.target_modules", roles)
     below = tuple(f"{base.anatomy.block_path(index)}." for index in range(first_block))
     return {
@@ -40,33 +40,33 @@ def weights_of(base: Base, recipe: Technique, roles: tuple[str, ...], first_bloc
 
 
 def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Flat places of the `count` largest scores over all tensors, exactly; of equal ones the first.
+    """Return the flat places of exactly the `count` largest scores over all tensors; of equal ones the first.
 
-    Scores are at least zero; never are all of them copied, as there is one for each weight. Where they have no contents
-    (see `tunewise.advice.plan.ledger`), each tensor has its share of places.
+    Scores are at least zero, and are never all copied, as there is one per weight. Fake tensors have no contents (see
+    `tunewise.advice.plan.ledger`); there each tensor gets its share of places.
     """
     if all(is_fake(score) for score in scores.values()):
         share = count / sum(score.numel() for score in scores.values())
         return {name: torch.arange(max(1, round(share * score.numel()))) for name, score in scores.items()}
     least = _least(scores.values(), count)
     equal = count - sum(int(torch.count_nonzero(_bits(score) > least)) for score in scores.values())
-    found = {}
+    places = {}
     for name, score in scores.items():
         bits = _bits(score).flatten()  # (n_t,)
-        chosen, first = bits > least, (bits == least).nonzero()[:equal, 0]
-        chosen[first] = True
-        equal -= len(first)
-        found[name] = chosen.nonzero()[:, 0]  # (k_t,)
-    return found
+        selected, ties = bits > least, (bits == least).nonzero()[:equal, 0]
+        selected[ties] = True
+        equal -= len(ties)
+        places[name] = selected.nonzero()[:, 0]  # (k_t,)
+    return places
 
 
 def _bits(score: Tensor) -> Tensor:
-    """Integers in the order of the scores: as floats that are at least zero have their bits."""
+    """Return integers in the order of the scores: non-negative floats are ordered like their bits."""
     return score.view(torch.int64) if score.dtype == torch.float64 else score.float().view(torch.int32)
 
 
 def _least(scores: Collection[Tensor], count: int) -> int:
-    """The bits of the `count`-th largest score, by halving what they can be."""
+    """Return the bits of the `count`-th largest score, by bisection."""
     low, high = 0, max(int(_bits(score).max()) for score in scores if score.numel()) + 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -76,7 +76,7 @@ def _least(scores: Collection[Tensor], count: int) -> int:
 
 
 class Sparse(Attachment):
-    """An attachment that trains chosen entries of `eligible` tensors (or will, after an earlier phase)."""
+    """Trains chosen entries of `eligible` tensors, from the start or after an earlier phase."""
 
     def __init__(self, base: Base, recipe: Technique, eligible: dict[str, nn.Parameter]) -> None:
         super().__init__(base, recipe)
@@ -87,11 +87,11 @@ class Sparse(Attachment):
         self._begin = len(self._undo)
 
     def budget(self, density: float) -> int:
-        """Entries of this share of all eligible ones, at least one."""
+        """Return the number of entries in this share of all eligible ones, at least one."""
         return max(1, round(density * self.size))
 
     def rewind(self) -> None:
-        """Give back everything that was done to the base, to begin another phase."""
+        """Undo everything that was done to the base, to begin another phase."""
         while len(self._undo) > self._begin:
             self._undo.pop()()
         self._params, self._places, self._before = {}, {}, {}
@@ -129,26 +129,26 @@ class Sparse(Attachment):
             before, value = self._before[name], self._params[name + _VALUE]
             self.eligible[name].view(-1)[place] = (before.to(value.dtype) + value).to(before.dtype)  # (k_t,)
 
-    # What the contract asks for.
+    # The contract.
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """One group; weight decay never acts on it."""
+    def param_groups(self) -> list[ParamGroup]:
+        """Return one group without weight decay."""
         return [{**group, "weight_decay": 0.0} for group in super().param_groups()]
 
     def after_step(self, step: int, total: int) -> None:
-        """The new values go into the base's tensors."""
+        """Write the new values into the base's tensors."""
         self._write()
 
     def drift(self) -> Tensor:
-        """The values are differences from the base."""
+        """Return the squared norm of the values, which are differences from the base."""
         return torch.stack([value.square().sum() for value in self.params().values()]).sum()
 
     def changed_entries(self) -> dict[str, Tensor]:
-        """The chosen places."""
+        """Return the chosen places."""
         return self._places
 
     def state(self) -> dict[str, Tensor]:
-        """Values and places, or the dense tensors of an earlier phase."""
+        """Return values and places, or the dense tensors of an earlier phase."""
         places = {name + _INDEX: place for name, place in self._places.items()}
         return {**super().state(), **places} if self._places else super().state()
 
@@ -167,7 +167,7 @@ class Sparse(Attachment):
             size = self.eligible[name].numel()
             ordered = place.dim() == 1 and place.dtype == torch.int64 and bool((place.diff() > 0).all())
             if not ordered or (len(place) and not 0 <= int(place[0]) <= int(place[-1]) < size):
-                raise ArtifactError(f'the places in "{name}" are not rising whole numbers below {size}')
+                raise ArtifactError(f'the places in "{name}" are not ascending integers below {size}')
             places[name], values[name] = place.to(self.base.device), value.to(self.base.device)
         extra = set(state) - {name + end for name in names for end in (_VALUE, _INDEX)}
         if extra:
@@ -175,6 +175,6 @@ class Sparse(Attachment):
         self.choose({name: places[name] for name in self.eligible if name in places}, values)  # in one order always
 
     def fold(self) -> None:
-        """The differences are in the base's own tensors already."""
+        """Freeze the tensors; they hold the differences already."""
         for parameter in self.eligible.values():
             parameter.requires_grad_(False)

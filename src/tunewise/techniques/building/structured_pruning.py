@@ -1,4 +1,4 @@
-"""A narrow network's start from a wide one's weights: structured pruning, as ladder side-tuning does it.
+"""Initialises a narrow network from a wide one's weights: structured pruning, as ladder side-tuning does it.
 
 Kept are the residual columns, the dimensions of the heads (in rotary pairs, the same in all heads of a block) and the
 feed-forward's rows that matter most. What matters is the size of the weights or their Fisher information
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def importance(base: Base, rows: Iterable[TokenSequence] | None = None) -> dict[str, Tensor]:
-    """By full name of a parameter: its Fisher information on the rows; without rows, its size."""
+    """Return each parameter's Fisher information on the rows, by full name; without rows its absolute values."""
     named = dict(base.model.named_parameters())
     if rows is not None:
         return fisher(base, named, rows)
@@ -31,32 +31,32 @@ def importance(base: Base, rows: Iterable[TokenSequence] | None = None) -> dict[
 
 
 def best(scores: Tensor, count: int) -> Tensor:
-    """Rising places of the `count` largest scores; of equal ones the first."""
+    """Return the ascending places of the `count` largest scores; of equal ones the first."""
     return scores.sort(descending=True, stable=True).indices[:count].sort().values
 
 
 @torch.no_grad()
-def prune(base: Base, side: Any, kept: Sequence[int], scores: dict[str, Tensor]) -> None:
-    """Fill `side` (of `Anatomy.shrunk`), whose blocks stand for the base's blocks `kept`."""
+def prune(base: Base, side: Any, block_indices: Sequence[int], scores: dict[str, Tensor]) -> None:
+    """Fill `side` (of `Anatomy.shrunk`), one block of it from each of the base's blocks `block_indices`."""
     anatomy = base.anatomy
-    scores = {name: score.cpu() for name, score in scores.items()}  # what is chosen by are places, not weights
+    scores = {name: score.cpu() for name, score in scores.items()}  # only indices are taken from them
     names = {id(parameter): name for name, parameter in base.model.named_parameters()}
     residual = best(scores[names[id(anatomy.embedding.weight)]].sum(0), side.config.hidden_size)
     prefix = anatomy.layout.blocks.split(".")[-1]
     small = dict(side.named_modules())
-    for step, index in enumerate(kept):
+    for step, index in enumerate(block_indices):
         block = next(module for name, module in small.items() if name.endswith(f"{prefix}.{step}"))
         _Block(base, index, block, residual, scores, names).fill()
     inner = dict(anatomy.inner.named_parameters())
     for name, parameter in side.named_parameters():
-        whole = inner.get(name)
-        same = whole is not None and (*whole.shape[:-1], len(residual)) == tuple(parameter.shape)
-        if whole is not None and same and f"{prefix}." not in name:  # the final norm, learned positions
-            parameter.copy_(whole[..., residual])
+        wide = inner.get(name)
+        fits = wide is not None and (*wide.shape[:-1], len(residual)) == tuple(parameter.shape)
+        if wide is not None and fits and f"{prefix}." not in name:  # the final norm, learned positions
+            parameter.copy_(wide[..., residual])
 
 
 class _Block:
-    """One block and its narrow copy."""
+    """Copies one block of the base into a narrow block."""
 
     def __init__(
         self,
@@ -75,13 +75,13 @@ class _Block:
         return self.small.get_submodule(self.paths[role])
 
     def _score(self, role: str) -> Tensor:
-        """Importance of a linear's output rows."""
+        """Return the importance of a linear's output rows."""
         linear = self.anatomy.linear(self.index, role)
-        found = self.scores[self.names[id(linear.weight)]]
-        return found.sum(0 if is_transposed(linear) else 1)
+        scores = self.scores[self.names[id(linear.weight)]]
+        return scores.sum(0 if is_transposed(linear) else 1)
 
     def _copy(self, role: str, rows: Tensor, columns: Tensor, into: Tensor | None = None) -> None:
-        """The chosen rows and columns of a linear (out, in) into those of the narrow one."""
+        """Copy the chosen rows and columns of a linear (out, in) into those of the narrow one."""
         wide, narrow = self.anatomy.linear(self.index, role), self._small(role)
         weight = wide.weight.T if is_transposed(wide) else wide.weight
         target = narrow.weight.T if is_transposed(narrow) else narrow.weight
@@ -91,29 +91,29 @@ class _Block:
             narrow.bias[place] = wide.bias[rows].to(narrow.bias.dtype)
 
     def fill(self) -> None:
-        """Attention, feed-forward and norms."""
+        """Copy attention, feed-forward and norms."""
         anatomy, residual = self.anatomy, self.residual
         heads, _, size = anatomy.heads
-        own = features(self._small("o"))[0] // heads
-        wide, narrow = anatomy.columns(), anatomy.columns(own)
-        kept = {}
+        narrow_size = features(self._small("o"))[0] // heads
+        wide, narrow = anatomy.columns(), anatomy.columns(narrow_size)
+        dimensions = {}
         for shared in (("q", "k"), ("v",)):
             score = torch.stack([self._score(wide[name][0])[wide[name][1]].sum(0) for name in shared]).sum(0)
-            pairs = best(score.view(2, size // 2).sum(0), own // 2)
+            pairs = best(score.view(2, size // 2).sum(0), narrow_size // 2)
             for name in shared:
-                kept[name] = torch.cat([pairs, pairs + size // 2])
+                dimensions[name] = torch.cat([pairs, pairs + size // 2])
         for name, (role, columns) in wide.items():
-            self._copy(role, columns[:, kept[name]].flatten(), residual, narrow[name][1].flatten())
-        values = (torch.arange(heads)[:, None] * size + kept["v"]).flatten()
+            self._copy(role, columns[:, dimensions[name]].flatten(), residual, narrow[name][1].flatten())
+        values = (torch.arange(heads)[:, None] * size + dimensions["v"]).flatten()
         self._copy("o", residual, values)
         self._feed_forward()
         norms, wide_parameters = anatomy.norms(), dict(anatomy.blocks[self.index].named_parameters())
         for name, parameter in self.small.named_parameters():
             whole = wide_parameters[name]
             if parameter.dim() == 1 and f"{anatomy.block_path(self.index)}.{name}" in norms:
-                chosen = residual if len(whole) == anatomy.width else kept["q"]
-                if len(chosen) == len(parameter):
-                    parameter.copy_(whole[chosen])
+                places = residual if len(whole) == anatomy.width else dimensions["q"]
+                if len(places) == len(parameter):
+                    parameter.copy_(whole[places])
 
     def _feed_forward(self) -> None:
         width = features(self._small("down"))[0]

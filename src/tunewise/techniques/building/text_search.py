@@ -1,14 +1,14 @@
-"""Attachments that train nothing but search texts: what they keep of the texts' embeddings and of their choices."""
+"""Attachments that search texts and train nothing: they store the texts' embeddings and what was chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, Findings
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import ArtifactError
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class TextSearchAttachment(Attachment):
-    """`vectors` (texts, size) in half precision where texts are found by them; `facts` are what a report says."""
+    """Stores `vectors` (texts, size) in half precision where texts have embeddings, and `facts` for the report."""
 
     def __init__(self, base: Base, recipe: Technique) -> None:
         super().__init__(base, recipe)
         self.vectors: Tensor | None = None
-        self.facts: dict[str, Any] = {}
+        self.facts: Findings = {}
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
-        """What was chosen on validation, and the losses there."""
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
+        """Return what was chosen on validation, and the losses there."""
         return self.facts
 
     def state(self) -> dict[str, Tensor]:
-        """The embeddings, where there are any."""
+        """Return the embeddings, where there are any."""
         return {"vectors": self.vectors} if self.vectors is not None else {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take the embeddings; anything else is refused."""
+        """Restore the embeddings; refuse anything else."""
         if set(state) - {"vectors"} or any(t.dim() != 2 or t.dtype != torch.float16 for t in state.values()):
             raise ArtifactError(f"the weights are not embeddings of texts as {self.recipe.name} writes them")
         self.vectors = state.get("vectors")

@@ -25,7 +25,7 @@ _FREQUENT = 5000  # ordinary tokens are drawn from the first entries of the voca
 
 
 class Placeholders:
-    """Virtual tokens of one attachment; `table()` gives their embeddings, (m, d)."""
+    """Inserts the virtual tokens of one attachment; `table()` gives their embeddings, (m, d)."""
 
     def __init__(self, attachment: Attachment, count: int, table: Callable[[], Tensor]) -> None:
         self.base, self.table = attachment.base, table
@@ -50,26 +50,26 @@ class Placeholders:
         return self.put(output, self.table()) if len(self.index) else output
 
     def put(self, output: Tensor, rows: Tensor) -> Tensor:
-        """The layer's output (B, T, n) with the rows (m, n) of this pass's virtual tokens in their places."""
+        """Return the layer's output (B, T, n) with the rows of the table (m, n) in the places of virtual tokens."""
         return output.masked_scatter(self.mask[..., None], rows[self.index].to(output.dtype))  # (B, T, n), (P, n)
 
 
 @torch.no_grad()
 def embed(base: Base, ids: list[int]) -> Tensor:
-    """Embeddings as the model's layer gives them, scaling included; (len(ids), d)."""
+    """Return the embeddings as the model's layer gives them, scaling included; (len(ids), d)."""
     output: Tensor = base.anatomy.embedding(torch.tensor([ids], device=base.device))
     return output[0].float()
 
 
 def ordinary_tokens(base: Base, count: int, generator: torch.Generator) -> list[int]:
-    """Ids of ordinary tokens, drawn from the frequent ones."""
+    """Draw ids of ordinary tokens from the frequent ones."""
     special = set(base.tokenizer.all_special_ids)
-    known = min(_FREQUENT, base.anatomy.vocabulary, len(base.tokenizer))
-    ordinary = [index for index in range(known) if index not in special]
+    limit = min(_FREQUENT, base.anatomy.vocabulary, len(base.tokenizer))
+    ordinary = [index for index in range(limit) if index not in special]
     return [ordinary[index] for index in torch.randint(len(ordinary), (count,), generator=generator).tolist()]
 
 
 def text_tokens(base: Base, text: str, count: int) -> list[int]:
-    """`count` ids of a text, repeated or cut."""
+    """Return `count` ids of a text, repeated or truncated."""
     ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     return (ids * count)[:count]

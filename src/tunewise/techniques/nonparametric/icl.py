@@ -4,8 +4,8 @@
 
 The examples come from the training split: nearest to the question (Liu et al. 2022), near and diverse, or the same for
 every question. They fill the window up to the room that question and answer need; an example that does not fit whole is
-left out and counted. k, and where asked the order, the instruction and a repair of the model's bias towards some labels
-(see `tunewise.techniques.building.label_calibration`), are chosen on validation.
+left out and counted. k is chosen on validation, and where the settings say so the order, the instruction and a
+correction of the model's bias towards some labels (see `tunewise.techniques.building.label_calibration`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, StoredRow
 from tunewise.contract.settings import setting
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Citation, Technique
@@ -87,22 +87,22 @@ class ICL(Technique):
     instructions: tuple[str, ...] = setting((), "Candidates for it, chosen on validation.")
 
     def lacks(self, base: Base, task: Task) -> str:
-        """Prompts."""
+        """Say that the task has no prompts, if it has none."""
         return "" if any(example.messages for example in task.train) else _NO_PROMPTS
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Nothing is shown until `prepare` has seen a task."""
-        return _Shown(base, self)
+        """Attach without examples; `prepare` chooses them from a task."""
+        return _ExamplesInPrompt(base, self)
 
 
-class _Shown(TextSearchAttachment):
+class _ExamplesInPrompt(TextSearchAttachment):
     def __init__(self, base: Base, recipe: ICL) -> None:
         super().__init__(base, recipe)
         self.recipe: ICL = recipe
         self.pool: list[Example] = []
-        self.near: dict[str, list[int]] = {}
+        self.candidates: dict[str, list[int]] = {}
         self.k, self.order, self.instruction = 0, recipe.order, recipe.instruction
-        self.permutation: list[int] = []  # of the chosen, best first; empty where `order` says it
+        self.permutation: list[int] = []  # of the chosen examples, best first; empty where `order` decides
         self.bias: Tensor | None = None
 
     # Choosing on validation.
@@ -122,17 +122,17 @@ class _Shown(TextSearchAttachment):
                 self._best("order", ("nearest_last", "nearest_first", "interleaved"), study)
         if task.kind == "classification" and self.recipe.calibrate != "none" and task.validation:
             self._calibrate(study)
-        shown = [len(self._chosen(example)) for example in task.validation] or [0]
-        self.facts |= {"examples wanted": float(self.k), "examples shown": sum(shown) / len(shown)}
+        shown_counts = [len(self._chosen(example)) for example in task.validation] or [0]
+        self.facts |= {"examples wanted": float(self.k), "examples shown": sum(shown_counts) / len(shown_counts)}
 
     def prepare_shapes(self, study: Study) -> None:
-        """With as many examples as fit: training on validation may choose fewer."""
+        """Take as many examples as fit; the choice on validation may take fewer."""
         self._pool(study)
         first = itertools.count()
         self.k = self.recipe.k or self._best_count(replace(study, validation_loss=lambda: -float(next(first))))
 
     def _pool(self, study: Study) -> list[Example]:
-        """The training examples to choose from, taken up in the order in which they are shown."""
+        """Return the training examples to choose from and make them the pool, in the order in which they are shown."""
         task = study.task
         order = torch.randperm(len(task.train), generator=stream(study.seed, "icl", "pool")).tolist()
         pool = [task.train[index] for index in order[:_POOL] if task.train[index].messages]
@@ -172,32 +172,32 @@ class _Shown(TextSearchAttachment):
         self.facts[f"validation loss by {name}"] = losses
 
     def _by_gain(self, pool: list[Example], task: Task, study: Study) -> list[Example]:
-        """Those whose showing alone lowers the loss on validation most come first."""
+        """Order the examples by the loss on validation with that one alone in the prompt, lowest first."""
         losses, self.k = [], 1
         for place in study.counted("trying examples on validation", range(min(_TRIED, len(pool)))):
-            self.choose, self.near = demonstrations.same([place]), {}
+            self.choose, self.candidates = demonstrations.same([place]), {}
             losses.append(study.validation_loss())
         self.k = 0
         return [pool[place] for place in sorted(range(len(losses)), key=lambda place: losses[place])]
 
     def _probe_orders(self, study: Study) -> None:
-        """Global entropy (Lu et al. 2022): the order whose answers to validation's questions are least one-sided."""
+        """Choose the order with the highest global entropy of answers to validation questions (Lu et al. 2022)."""
         task = study.task
-        asked, source = task.validation[: 2 * _TRIED], stream(study.seed, "icl", "orders")
-        gold = torch.tensor([task.labels.index(example.answer) for example in asked])
-        shown = len(self._chosen(asked[0]))
-        orders = {tuple(range(shown))} | {
-            tuple(torch.randperm(shown, generator=source).tolist()) for _ in range(_ORDERS)
+        questions, random = task.validation[: 2 * _TRIED], stream(study.seed, "icl", "orders")
+        gold = torch.tensor([task.labels.index(example.answer) for example in questions])
+        count = len(self._chosen(questions[0]))
+        orders = {tuple(range(count))} | {
+            tuple(torch.randperm(count, generator=random).tolist()) for _ in range(_ORDERS)
         }
-        entropies, right = {}, {}
+        entropies, accuracies = {}, {}
         for order in study.counted("probing orders", sorted(orders)):
             self.permutation = list(order)
-            chosen = self._label_nll(task, asked).argmin(1)
-            share = torch.bincount(chosen, minlength=len(task.labels)) / len(asked)
+            predicted = self._label_nll(task, questions).argmin(1)
+            share = torch.bincount(predicted, minlength=len(task.labels)) / len(questions)
             entropies[order] = float(-(share * share.clamp(min=1e-12).log()).sum())
-            right[order] = float((chosen == gold).float().mean())
+            accuracies[order] = float((predicted == gold).float().mean())
         self.permutation = list(max(entropies, key=lambda order: entropies[order]))
-        self.facts["accuracy over orders"] = {"lowest": min(right.values()), "highest": max(right.values())}
+        self.facts["accuracy over orders"] = {"lowest": min(accuracies.values()), "highest": max(accuracies.values())}
 
     def _calibrate(self, study: Study) -> None:
         score = lambda examples: self._label_nll(study.task, examples)  # noqa: E731
@@ -218,11 +218,11 @@ class _Shown(TextSearchAttachment):
     # Showing.
 
     def _take(self, pool: list[Example], style: Task) -> None:
-        self.pool, self.encoder, self.near = pool, Encoder(self.base, style), {}
+        self.pool, self.encoder, self.candidates = pool, Encoder(self.base, style), {}
         if not pool:
             return
         sequences = self.encoder.encode(pool)
-        self.sizes = [len(sequence.ids) + 2 for sequence in sequences]  # and the blank line between examples
+        self.sizes = [len(sequence.ids) + 2 for sequence in sequences]  # two more for the blank line between examples
         answers = sorted(len(sequence.ids) - sequence.prompt for sequence in sequences)
         self.room = min(answers[-1], self.encoder.limit // 2)
         self.choose = self._chooser()
@@ -241,28 +241,28 @@ class _Shown(TextSearchAttachment):
         embedder = loaded(self.recipe.embedder, self.recipe.embedder_dtype)
         if self.vectors is None:
             self.vectors = torch.from_numpy(embedder.encode(texts)).half()
-        return choose(self.vectors.float().numpy(), lambda given: np.asarray(embedder.encode_queries(list(given))))
+        return choose(self.vectors.float().numpy(), lambda queries: np.asarray(embedder.encode_queries(list(queries))))
 
     def render(self, example: Example) -> Example:
         chosen = [self.pool[index] for index in self._chosen(example)]
         if sorted(self.permutation) == list(range(len(chosen))):
-            shown = [chosen[place] for place in self.permutation]
+            ordered = [chosen[place] for place in self.permutation]
         else:
-            shown = demonstrations.arranged(chosen, self.order)
+            ordered = demonstrations.arranged(chosen, self.order)
         turns = itertools.chain.from_iterable(
             (*(Message(m.role, m.content) for m in other.messages), Message("assistant", other.answer))
-            for other in shown
+            for other in ordered
         )
-        head = (Message("system", self.instruction),) if self.instruction else ()
-        return Example((*head, *turns, *example.messages), example.answer, example.references)
+        system = (Message("system", self.instruction),) if self.instruction else ()
+        return Example((*system, *turns, *example.messages), example.answer, example.references)
 
     def _chosen(self, example: Example) -> list[int]:
-        """Up to k examples that fit whole into the window, best first; never the question itself."""
+        """Return up to k examples that fit whole into the window, best first; never the question itself."""
         if not self.k:
             return []
-        head = (Message("system", self.instruction),) if self.instruction else ()
-        asked = Example((*head, *example.messages), "")
-        budget = self.encoder.limit - self.room - len(self.encoder.encode([asked])[0].ids)
+        system = (Message("system", self.instruction),) if self.instruction else ()
+        question = Example((*system, *example.messages), "")
+        budget = self.encoder.limit - self.room - len(self.encoder.encode([question])[0].ids)
         chosen: list[int] = []
         for index in self._candidates(example.prompt, min(len(self.pool), 2 * self.k + 8)):
             if self.sizes[index] <= budget and self.pool[index].messages != example.messages:
@@ -273,27 +273,27 @@ class _Shown(TextSearchAttachment):
         return chosen
 
     def _candidates(self, question: str, count: int) -> list[int]:
-        """The chooser's, best first; a longer list begins with a shorter one, so the longest is kept."""
-        if len(self.near.get(question, ())) < count:
-            self.near[question] = self.choose(question, count)
-        return self.near[question][:count]
+        """Return the chooser's candidates, best first; caches the longest list, which begins with all shorter."""
+        if len(self.candidates.get(question, ())) < count:
+            self.candidates[question] = self.choose(question, count)
+        return self.candidates[question][:count]
 
     # Storing.
 
-    def stored_rows(self) -> list[dict[str, Any]]:
-        shown = self.pool[: 2 * self.k + 8] if self.recipe.selection in _FIXED else self.pool
-        chosen = {"k": self.k, "order": self.order, "permutation": self.permutation, "instruction": self.instruction}
+    def stored_rows(self) -> list[StoredRow]:
+        examples = self.pool[: 2 * self.k + 8] if self.recipe.selection in _FIXED else self.pool
+        choices = {"k": self.k, "order": self.order, "permutation": self.permutation, "instruction": self.instruction}
         return [
-            {**chosen, "bias": self.bias.tolist() if self.bias is not None else None},
-            *({"messages": [asdict(m) for m in e.messages], "answer": e.answer} for e in shown),
+            {**choices, "bias": self.bias.tolist() if self.bias is not None else None},
+            *({"messages": [asdict(m) for m in e.messages], "answer": e.answer} for e in examples),
         ]
 
-    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
+    def load_rows(self, rows: list[StoredRow], style: Task) -> None:
         try:
-            head = rows[0]
-            self.k, self.order, self.instruction = int(head["k"]), str(head["order"]), str(head["instruction"])
-            self.permutation = [int(place) for place in head["permutation"]]
-            self.bias = None if head["bias"] is None else torch.tensor(head["bias"], dtype=torch.float64)
+            choices = rows[0]
+            self.k, self.order, self.instruction = int(choices["k"]), str(choices["order"]), str(choices["instruction"])
+            self.permutation = [int(place) for place in choices["permutation"]]
+            self.bias = None if choices["bias"] is None else torch.tensor(choices["bias"], dtype=torch.float64)
             if self.bias is not None and self.bias.shape != (len(style.labels),):
                 raise ValueError("its bias is not one number for each label")
             pool = [Example(tuple(Message(**m) for m in row["messages"]), str(row["answer"])) for row in rows[1:]]

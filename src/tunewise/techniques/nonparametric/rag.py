@@ -14,11 +14,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, StoredRow
 from tunewise.contract.settings import setting
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Citation, Technique
@@ -88,15 +88,15 @@ class RAG(Technique):
     )
 
     def lacks(self, base: Base, task: Task) -> str:
-        """Prompts."""
+        """Say that the task has no prompts, if it has none."""
         return "" if any(example.messages for example in task.train) else _NO_PROMPTS
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Nothing is retrieved until `prepare` has seen a task."""
+        """Attach without passages; `prepare` reads the documents."""
         return _Retrieving(base, self)
 
     def files_fingerprint(self, task: Task) -> str:
-        """Names, sizes and times of the documents' files."""
+        """Return a fingerprint of names, sizes and times of the documents' files."""
         from tunewise.retrieval import sources
 
         return sources.stamp(self.knowledge or task.knowledge or "")
@@ -108,9 +108,9 @@ class _Retrieving(TextSearchAttachment):
         self.recipe: RAG = recipe
         self.k, self.room, self.quoted = 0, 0, False
         self.embedder = recipe.embedder
-        self.place = ""  # the index that holds the passages; empty: they are held here
-        self.own = False  # whether they are training examples
-        self.found: dict[str, list[Hit]] = {}
+        self.place = ""  # the index that holds the passages; empty: they are in memory
+        self.searches_training = False  # whether the passages are training examples
+        self.hits: dict[str, list[Hit]] = {}
 
     def prepare(self, study: Study) -> None:
         task = study.task
@@ -125,37 +125,38 @@ class _Retrieving(TextSearchAttachment):
             self.k = self.recipe.k
         else:
             self._choose(study)
-        shown = [(example, self.passages(example)) for example in task.validation]
-        self.facts["right passage found"] = sum(holds_answer(*pair) for pair in shown) / max(len(shown), 1)
-        self.facts["passages shown"] = sum(len(own) for _, own in shown) / max(len(shown), 1)
+        validation_passages = [(example, self.passages(example)) for example in task.validation]
+        count = max(len(validation_passages), 1)
+        self.facts["right passage found"] = sum(holds_answer(*pair) for pair in validation_passages) / count
+        self.facts["passages shown"] = sum(len(passages) for _, passages in validation_passages) / count
 
     def prepare_shapes(self, study: Study) -> None:
-        """With as many passages as fit, found by words alone: validation may choose fewer."""
+        """Take as many passages as fit, found by words alone; the choice on validation may take fewer."""
         self.recipe, first = replace(self.recipe, retrieval="bm25", reranker=""), itertools.count()
         self.prepare(replace(study, validation_loss=lambda: -float(next(first))))
 
     def _choose(self, study: Study) -> None:
         losses: dict[int, float] = {}
-        shown = -1
+        previous = -1
         for count in (0, *_COUNTS):
             self.k = count
-            fits = sum(len(self.passages(example)) for example in study.task.validation[:64])
-            if fits <= shown:
-                break  # no more are found, or fit
-            shown = fits
+            passage_count = sum(len(self.passages(example)) for example in study.task.validation[:64])
+            if passage_count <= previous:
+                break  # no more passages match, or fit
+            previous = passage_count
             study.report(f"trying {count} passages on validation", len(losses), 0)
             losses[count] = study.validation_loss()
         self.k = min(losses, key=lambda count: (losses[count], count))
         self.facts["validation loss by passages"] = {str(count): value for count, value in losses.items()}
 
-    # Where passages come from.
+    # Opening the documents.
 
     def _open(self, where: str, task: Task, encoder: Encoder, report: Progress) -> Store:
-        self.own = not where
+        self.searches_training = not where
         if where.startswith("qdrant://") or (Path(where) / FACTS).is_file():
             self.place = where
             return self._reach()
-        if self.own:
+        if self.searches_training:
             texts = ["".join(encoder.text(example)) for example in task.train if example.messages]
             passages = [Passage(f"train/{i}", 0, len(text), text) for i, text in enumerate(dict.fromkeys(texts))]
         else:
@@ -177,32 +178,32 @@ class _Retrieving(TextSearchAttachment):
     def _reach(self) -> Store:
         from tunewise.retrieval.index import Index
 
-        found = Index.open(self.place)
-        self._undo.append(found.close)
-        self.embedder = self.recipe.embedder or str(found.facts["embedder"])
+        index = Index.open(self.place)
+        self._undo.append(index.close)
+        self.embedder = self.recipe.embedder or str(index.facts["embedder"])
         embedder = self._embedder()
-        if embedder is not None and embedder.fingerprint != found.facts["fingerprint"]:
-            raise SettingError(f"{self.place} was built with {found.facts['embedder']}; leave rag.embedder out")
-        return found
+        if embedder is not None and embedder.fingerprint != index.facts["fingerprint"]:
+            raise SettingError(f"{self.place} was built with {index.facts['embedder']}; leave rag.embedder out")
+        return index
 
     def _cut(self, where: str, report: Progress) -> list[Passage]:
         from tunewise.retrieval import chunks, sources
 
-        recipe, reading = self.recipe, sources.gather(where)
+        recipe, gathered = self.recipe, sources.gather(where)
         size = recipe.chunk_size or max(32, min(256, self.base.window // 5))
         overlap = int(size * recipe.chunk_overlap)
         tokenizer = self.base.tokenizer.backend_tokenizer
-        self.facts["documents read"] = len(reading.documents)
-        if reading.skipped:
-            said = "; ".join(f"{show(name)} ({why})" for name, why in reading.skipped[:12])
-            self.facts[f"{len(reading.skipped)} files skipped"] = said
-        return chunks.split_all(reading.documents, tokenizer, size, overlap, report)
+        self.facts["documents read"] = len(gathered.documents)
+        if gathered.skipped:
+            listing = "; ".join(f"{show(name)} ({why})" for name, why in gathered.skipped[:12])
+            self.facts[f"{len(gathered.skipped)} files skipped"] = listing
+        return chunks.split_all(gathered.documents, tokenizer, size, overlap, report)
 
     @property
     def mode(self) -> str:
-        """How passages are found."""
-        chosen = self.recipe.retrieval
-        return chosen if chosen != "auto" else "hybrid" if self.embedder else "bm25"
+        """How passages are found: bm25, dense or hybrid."""
+        retrieval = self.recipe.retrieval
+        return retrieval if retrieval != "auto" else "hybrid" if self.embedder else "bm25"
 
     def _embedder(self) -> Embedder | None:
         if self.mode == "bm25":
@@ -213,31 +214,31 @@ class _Retrieving(TextSearchAttachment):
 
     def _use(self, store: Store, style: Task) -> None:
         recipe = self.recipe
-        self.store, self.encoder, self.found = store, Encoder(self.base, style), {}
+        self.store, self.encoder, self.hits = store, Encoder(self.base, style), {}
         self.retriever = Retriever(store, self.mode, self._embedder(), recipe.floor, recipe.diversity, recipe.reranker)
         self.quoted = recipe.style == "quoted" or (recipe.style == "auto" and self.encoder.chat)
-        self.label = "rag (training examples as documents)" if self.own else ""
+        self.label = "rag (training examples as documents)" if self.searches_training else ""
 
-    # What is shown.
+    # Showing.
 
     def passages(self, example: Example) -> list[Passage]:
-        """Up to k passages that fit whole beside the question and its answer, best first."""
+        """Return up to k passages that fit whole beside the question and its answer, best first."""
         if not self.k or not example.messages:
             return []
         question = example.prompt
-        if question not in self.found:
-            self.found[question] = self.retriever.find([question], max(_COUNTS[-1], self.k) + 1)[0]
+        if question not in self.hits:
+            self.hits[question] = self.retriever.find([question], max(_COUNTS[-1], self.k) + 1)[0]
         limit = self.encoder.limit - self.room
-        left, chosen = limit - self._size(example), list[Passage]()
-        for hit in self.found[question]:
+        remaining, chosen = limit - self._size(example), list[Passage]()
+        for hit in self.hits[question]:
             if len(chosen) == self.k:
                 break
-            if self.own and question in hit.passage.text:
+            if self.searches_training and question in hit.passage.text:
                 continue  # the question itself, with its answer
             size = self._size(Example((Message("user", hit.passage.indexed),), ""))
-            if size <= left:
+            if size <= remaining:
                 chosen.append(hit.passage)
-                left -= size
+                remaining -= size
         while chosen and self._size(self._shown(example, chosen)) > limit:
             chosen.pop()  # quotation marks and numbers take room too
         return chosen
@@ -255,18 +256,18 @@ class _Retrieving(TextSearchAttachment):
     def citations(self, example: Example) -> list[str]:
         return [passage.id for passage in self.passages(example)]
 
-    # What is stored.
+    # Storing.
 
-    def stored_rows(self) -> list[dict[str, Any]]:
-        head = {"k": self.k, "room": self.room, "index": self.place, "own": self.own}
-        held = self.store.passages if isinstance(self.store, Passages) else ()
-        return [head, *(asdict(passage) for passage in held)]
+    def stored_rows(self) -> list[StoredRow]:
+        choices = {"k": self.k, "room": self.room, "index": self.place, "own": self.searches_training}
+        passages = self.store.passages if isinstance(self.store, Passages) else ()
+        return [choices, *(asdict(passage) for passage in passages)]
 
-    def load_rows(self, rows: list[dict[str, Any]], style: Task) -> None:
+    def load_rows(self, rows: list[StoredRow], style: Task) -> None:
         try:
-            head, passages = rows[0], [Passage(**row) for row in rows[1:]]
-            self.k, self.room, self.place = int(head["k"]), int(head["room"]), str(head["index"])
-            self.own = bool(head["own"])
+            choices, passages = rows[0], [Passage(**row) for row in rows[1:]]
+            self.k, self.room, self.place = int(choices["k"]), int(choices["room"]), str(choices["index"])
+            self.searches_training = bool(choices["own"])
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the adaptation's passages are not as rag writes them: {error!r}") from error
         if not self.place and self.vectors is not None and len(self.vectors) != len(passages):

@@ -95,24 +95,24 @@ class _Biases(Attachment):
 
     def _add_biases(self, base: Base, roles: tuple[str, ...]) -> None:
         base.anatomy.require_roles("bitfit.target_modules", roles)
-        wanted = roles or tuple(role for role in base.anatomy.roles if role != "k" or base.anatomy.rotary)
-        free = [item for item in base.anatomy.linears(wanted) if item[2].bias is None]
-        if not free:
+        selected = roles or tuple(role for role in base.anatomy.roles if role != "k" or base.anatomy.rotary)
+        without_bias = [item for item in base.anatomy.linears(selected) if item[2].bias is None]
+        if not without_bias:
             raise TechniqueError("bitfit.source=add finds a bias on every such linear already; use source=existing")
-        for path, _, module in free:
+        for path, _, module in without_bias:
             bias = self.add(f"{path}.bias", torch.zeros(features(module)[1]))
             self.added.append((module, bias))
             self.hook(module.register_forward_hook(_adder(bias)))
 
     def fold(self) -> None:
-        """Biases in the linears, and in the configuration where it knows them: a standard checkpoint then."""
-        model, known = self.base.model, {True: "attention_bias", False: "mlp_bias"}
+        """Put the biases into the linears, and into the configuration where it has a field: a standard checkpoint."""
+        model, config_names = self.base.model, {True: "attention_bias", False: "mlp_bias"}
         for module, bias in self.added:
             self.replace(module, "bias", nn.Parameter(bias.detach().to(model.dtype), requires_grad=False))
-        for attention, name in known.items():
-            own = [m for _, role, m in self.base.anatomy.linears() if (role in _ATTENTION) == attention]
-            if hasattr(model.config, name) and any(module.bias is not None for module in own):
-                for module in own:
+        for attention, name in config_names.items():
+            linears = [m for _, role, m in self.base.anatomy.linears() if (role in _ATTENTION) == attention]
+            if hasattr(model.config, name) and any(module.bias is not None for module in linears):
+                for module in linears:
                     if module.bias is None:
                         self.replace(module, "bias", nn.Parameter(module.weight.new_zeros(features(module)[1]), False))
                 self.replace(model.config, name, True)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, ParamGroup
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.techniques.building.sparse_entries import Sparse, largest, weights_of
@@ -31,7 +31,7 @@ _SHIFT = math.log(-LOW / HIGH)
 
 
 def gate(alpha: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(z, dz/dalpha) of hard-concrete gates; without noise the mean gate, clamp(sigmoid(alpha) (r - l) + l)."""
+    """Return (z, dz/dalpha) of hard-concrete gates; without noise the mean gate, clamp(sigmoid(alpha) (r - l) + l)."""
     logit = alpha if noise is None else alpha + noise.log() - (-noise).log1p()
     s = torch.sigmoid(logit)
     stretched = s * (HIGH - LOW) + LOW
@@ -74,7 +74,7 @@ class DiffPruning(Technique):
     learning_rate: float | None = learning_rate()
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Nothing is trained before the first phase begins."""
+        """Attach without parameters; the first phase adds them."""
         return _Gated(base, self)
 
 
@@ -89,7 +89,7 @@ class _Gated(Sparse):
 
     def start_phase(self, phase: int) -> None:
         if phase == 0:
-            self.rewind()  # where it was trained before
+            self.rewind()  # in case it was trained before
             for name, parameter in self.eligible.items():
                 self._gated(name, parameter)
             return
@@ -120,17 +120,17 @@ class _Gated(Sparse):
 
     @torch.no_grad()
     def before_step(self, step: int, total: int) -> None:
-        """Draw the gates of this step and write the model that they give."""
+        """Draw the gates of this step and write the weights that they give."""
         for name, start in self._start.items():
             w, alpha, group = self._parts(name)
-            z, dz = gate(alpha, _uniform(alpha))  # like w: (out, in); zg and dzg are one number a matrix
+            z, dz = gate(alpha, _uniform(alpha))  # like w: (out, in); zg and dzg are one number per matrix
             zg, dzg = gate(group, _uniform(group)) if group is not None else (torch.ones(()), torch.zeros(()))
             self._gates[name] = z, dz, zg, dzg
             self.eligible[name].copy_((start.to(w.dtype) + z * zg * w).to(start.dtype))
 
     @torch.no_grad()
     def _chain(self, name: str, whole: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-        """From the gradient g of the gated weights: g z z_g, g w z_g dz, sum(g w z) dz_g."""
+        """Return the gradients of w, alpha and the group: g z z_g, g w z_g dz, sum(g w z) dz_g."""
         w, alpha, group = self._parts(name)
         g = whole.to(w.dtype)
         z, dz, zg, dzg = self._gates[name]
@@ -147,7 +147,7 @@ class _Gated(Sparse):
             terms.append(torch.sigmoid(alpha - _SHIFT).sum() * open_group)
         return self.recipe.l0_weight * torch.stack(terms).sum()
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         rate = self.recipe.learning_rate or 0.0
         if not self._start:
             return [{**group, "lr": rate * self.recipe.fixed_mask_factor} for group in super().param_groups()]

@@ -55,7 +55,7 @@ class FishMask(Technique):
     learning_rate: float | None = learning_rate()
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Nothing is chosen before `prepare` has seen a task."""
+        """Attach without entries; `prepare` chooses them on a task."""
         return _Fish(base, self)
 
 
@@ -73,7 +73,7 @@ class _Fish(Sparse):
         self._choose(fisher(self.base, self.eligible, rows))
 
     def prepare_shapes(self, study: Study) -> None:
-        """As many entries, chosen by their size."""
+        """Choose as many entries, by their magnitude."""
         self._choose({name: parameter.detach().abs() for name, parameter in self.eligible.items()})
 
     def _choose(self, scores: dict[str, Tensor]) -> None:

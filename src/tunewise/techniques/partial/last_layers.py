@@ -95,12 +95,12 @@ class _Top(Attachment):
                 self.train_existing(f"head.{name}", parameter)
 
     def trunk(self) -> list[int]:
-        """The block below the lowest trained one."""
+        """Return the block below the lowest trained one."""
         return [self.lowest - 1] if self.lowest else []
 
 
 def _chosen(recipe: LastLayers, blocks: int) -> list[int]:
-    """Numbers of the blocks to train, rising."""
+    """Return the numbers of the blocks to train, ascending."""
     if recipe.layers:
         numbers = sorted({int(layer) if layer.isdigit() else blocks for layer in recipe.layers})
         if numbers[-1] >= blocks:

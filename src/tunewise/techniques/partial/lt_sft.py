@@ -57,7 +57,7 @@ class LTSFT(Technique):
     learning_rate: float | None = learning_rate()
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Nothing is trained before the first phase begins."""
+        """Attach without parameters; the first phase adds them."""
         return _Lottery(base, self)
 
 
@@ -80,9 +80,9 @@ class _Lottery(Sparse):
 
     def _moved(self, parameter: nn.Parameter) -> Tensor:
         original = self.original(parameter)
-        found = (parameter.detach().float() - original.float()).abs_()
+        distance = (parameter.detach().float() - original.float()).abs_()
         release_pages(original)
-        return found
+        return distance
 
     def penalty(self) -> Tensor | None:
         if not self.recipe.l1:

@@ -2,7 +2,7 @@
 
     y = (M * W) x + b,   M = 1[S > tau],   dL/dS := dL/d(M * W) * W     (straight-through)
 
-One bit a weight is stored. `init="ones"` starts every score above the threshold (Piggyback, Mallya et al. 2018), so
+One bit per weight is stored. `init="ones"` starts every score above the threshold (Piggyback, Mallya et al. 2018), so
 that training starts at the base itself; `init="uniform"` is Zhao's: scores uniform in (-0.02, b), with b such that a
 share `sparsity` starts off. As there, the lowest sixth of the blocks is left alone, and norms, biases, embeddings and
 head too.
@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.attachment import Attachment, ParamGroup, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.techniques.building.generated import GeneratedAttachment
@@ -94,7 +94,7 @@ class _Masked(GeneratedAttachment):
     def after_step(self, step: int, total: int) -> None:
         self._write()
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         return [{**group, "weight_decay": 0.0} for group in super().param_groups()]
 
     def changed_entries(self) -> dict[str, Tensor]:
@@ -108,7 +108,9 @@ class _Masked(GeneratedAttachment):
         strict(self.state(), state)
         for name, weight in self.weights.items():
             on = unpack(state[f"{name}.mask"].to(weight.device), weight.numel()).view_as(weight)
-            score = self._params[f"{name}.score"]  # kept where it says the same: training may go on from it
+            score = self._params[
+                f"{name}.score"
+            ]  # unchanged where it gives the same mask, as training may go on from it
             score.copy_(torch.where(on == (score > self.tau), score, torch.where(on, 2 * self.tau, 0.0)))
         self._write()
 
@@ -130,14 +132,14 @@ def _start(recipe: ThresholdMask, parameter: Tensor, generator: torch.Generator)
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Eight entries a byte, the first in the lowest bit."""
+    """Pack eight entries into a byte, the first in the lowest bit."""
     flat = torch.nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8))
     # (bytes, 8), of which each row is shifted into one byte
     return (flat.view(-1, 8) << torch.arange(8, device=mask.device, dtype=torch.uint8)).sum(1).to(torch.uint8)
 
 
 def unpack(bits: Tensor, count: int) -> Tensor:
-    """The first `count` entries of `pack`'s bytes."""
+    """Return the first `count` entries of `pack`'s bytes."""
     shifts = torch.arange(8, device=bits.device, dtype=torch.uint8)
     # (bytes, 1) >> (8,): (bytes, 8)
     return ((bits[:, None] >> shifts) & 1).flatten()[:count].bool()

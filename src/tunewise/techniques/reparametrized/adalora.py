@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment, strict
+from tunewise.contract.attachment import Attachment, Findings, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError, SettingError
@@ -59,9 +59,9 @@ class AdaLoRA(Technique):
     target_r: int = setting(8, "Average rank at the end.", low=1, high=4096, search=(4,))
     init_r: int = setting(12, "Rank of every matrix at the start.", low=1, high=4096)
     lora_alpha: float = setting(32.0, "The update is multiplied by lora_alpha / init_r.", low=0.0, high=1e6)
-    tinit: float = setting(0.1, "Steps before ranks are cut, or below 1 a share of all.", low=0.0, high=1e9)
-    tfinal: float = setting(0.3, "Steps after the last cut, or below 1 a share of all.", low=0.0, high=1e9)
-    delta_t: int = setting(1, "Steps between cuts.", low=1, high=1_000_000)
+    tinit: float = setting(0.1, "Steps before ranks are removed, or below 1 a share of all.", low=0.0, high=1e9)
+    tfinal: float = setting(0.3, "Steps after the last removal, or below 1 a share of all.", low=0.0, high=1e9)
+    delta_t: int = setting(1, "Steps between removals.", low=1, high=1_000_000)
     beta1: float = setting(0.85, "Smoothing of the sensitivity I.", low=0.0, high=1.0)
     beta2: float = setting(0.85, "Smoothing of its uncertainty U.", low=0.0, high=1.0)
     orth_reg_weight: float = setting(0.1, "Weight of the orthogonality of P and Q.", low=0.0, high=1000.0)
@@ -83,7 +83,7 @@ class AdaLoRA(Technique):
         return _Adaptive(base, self, generator)
 
     def budget(self, step: int, total: int, matrices: int) -> int:
-        """b(t): ranks that all matrices have together after optimiser step `step` (from 1) of `total`."""
+        """b(t): return how many ranks all matrices have together after optimiser step `step` (from 1) of `total`."""
         first, last = self.init_r * matrices, self.target_r * matrices
         begin, end = self.span(total)
         if step <= begin:
@@ -93,9 +93,9 @@ class AdaLoRA(Technique):
         return int(last + (first - last) * (1 - (step - begin) / (end - begin)) ** 3)
 
     def span(self, total: int) -> tuple[int, int]:
-        """Steps t_i and T - t_f, between which ranks are cut."""
-        begin, rest = (round(part * total) if part < 1 else int(part) for part in (self.tinit, self.tfinal))
-        return begin, max(total - rest, 0)
+        """Return the steps t_i and T - t_f, between which ranks are removed."""
+        begin, after = (round(part * total) if part < 1 else int(part) for part in (self.tinit, self.tfinal))
+        return begin, max(total - after, 0)
 
 
 class _Adaptive(GeneratedAttachment, LowRank):
@@ -114,14 +114,14 @@ class _Adaptive(GeneratedAttachment, LowRank):
             f"{name}.{kind}": torch.zeros_like(p) for name, p in self._params.items() for kind in ("I", "U")
         }
         self.alive = {f"{path}.alive": torch.ones(recipe.init_r, dtype=torch.bool) for path in self.layers}
-        self.final = torch.zeros((), dtype=torch.bool)  # whether the choice stays
+        self.final = torch.zeros((), dtype=torch.bool)  # whether the choice of ranks is final
 
     def make(self) -> dict[str, Tensor]:
-        """Lambda, P and Q of the ranks that are alive."""
-        found: dict[str, Tensor] = {}
+        """Return Lambda, P and Q of the surviving ranks."""
+        tensors: dict[str, Tensor] = {}
         for path in self.triplets:
-            found |= {f"{path}.{part}": tensor for part, tensor in zip(_PARTS, self._living(path), strict=True)}
-        return found
+            tensors |= {f"{path}.{part}": tensor for part, tensor in zip(_PARTS, self._living(path), strict=True)}
+        return tensors
 
     def _living(self, path: str) -> tuple[Tensor, Tensor, Tensor]:
         e, p, q = self.triplets[path]
@@ -163,10 +163,10 @@ class _Adaptive(GeneratedAttachment, LowRank):
         begin, end = self.recipe.span(total)
         if not self.final and (done >= end or (done > begin and (done - begin) % self.recipe.delta_t == 0)):
             self._choose(self.recipe.budget(done, total, len(self.triplets)))
-            self._cut()
+            self._zero_removed()
             self.final.fill_(done >= end)
         elif self.final:
-            self._cut()
+            self._zero_removed()
 
     def _choose(self, budget: int) -> None:
         """Keep the `budget` most important ranks of all matrices; of equal ones the first."""
@@ -180,26 +180,26 @@ class _Adaptive(GeneratedAttachment, LowRank):
         e, p, q = (self.averages[f"{path}.{part}.I"] * self.averages[f"{path}.{part}.U"] for part in _PARTS)
         return e + p.mean(0) + q.mean(1)  # (r,) of (r,), (out, r), (r, in)
 
-    def _cut(self) -> None:
+    def _zero_removed(self) -> None:
         for path, (e, _, _) in self.triplets.items():
             e.mul_(self.alive[f"{path}.alive"].to(e))
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """As stored, with any number of ranks up to init_r for each matrix."""
-        whole = {name: parameter.detach() for name, parameter in self._params.items()}
+        """Restore `state()`, with any number of ranks up to init_r for each matrix."""
+        full = {name: parameter.detach() for name, parameter in self._params.items()}
         ranks = {path: len(state.get(f"{path}.lora_E", ())) for path in self.triplets}
         if max(ranks.values()) > self.recipe.init_r:
             raise ArtifactError(f"the weights hold ranks above init_r = {self.recipe.init_r}")
-        own: dict[str, Tensor] = {}
+        expected: dict[str, Tensor] = {}
         for path, rank in ranks.items():
-            e, p, q = (whole[f"{path}.{part}"] for part in _PARTS)
-            own |= {f"{path}.lora_E": e[:rank], f"{path}.lora_B": p[:, :rank], f"{path}.lora_A": q[:rank]}
-        strict(own, state)
+            e, p, q = (full[f"{path}.{part}"] for part in _PARTS)
+            expected |= {f"{path}.lora_E": e[:rank], f"{path}.lora_B": p[:, :rank], f"{path}.lora_A": q[:rank]}
+        strict(expected, state)
         self.stored = {name: tensor.to(self.base.device) for name, tensor in state.items()}
 
     def training_state(self) -> dict[str, Tensor]:
         return super().training_state() | self.averages | self.alive | {"final": self.final}
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
-        """The rank of every matrix."""
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
+        """Return the rank of every matrix."""
         return {"ranks": {path: int(self.alive[f"{path}.alive"].sum()) for path in self.triplets}}

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, Findings
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import SettingError
@@ -121,7 +121,7 @@ class _Nested(LowRank):
 
     @torch.no_grad()
     def after_step(self, step: int, total: int) -> None:
-        """Give what this step does not move its bits back."""
+        """Restore the bits of what this step does not train."""
         first = self.b - 1 if self.recipe.update == "frozen" else 0
         for (a, b), old_a, old_b in zip(self.pairs.values(), self.before[::2], self.before[1::2], strict=True):
             for rows in (slice(0, first), slice(self.b, None)):
@@ -129,11 +129,11 @@ class _Nested(LowRank):
                 b[:, rows] = old_b[:, rows]
         self.b = self.rank
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
-        """The validation loss at some ranks: 1, 2, 4 and so on, and r."""
-        found = {}
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
+        """Return the validation loss at some ranks: 1, 2, 4 and so on, and r."""
+        losses = {}
         for rank in sorted({*(1 << power for power in range(self.recipe.r.bit_length())), self.recipe.r}):
             self.b = rank
-            found[str(rank)] = validation_loss()
+            losses[str(rank)] = validation_loss()
         self.b = self.rank
-        return {"validation loss by rank": found}
+        return {"validation loss by rank": losses}

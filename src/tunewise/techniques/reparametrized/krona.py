@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, Findings, PeftConfig
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.core.errors import SettingError
@@ -92,34 +92,34 @@ class _Kronecker(Attachment):
                 self.hook(module.register_forward_hook(lambda m, args, out, f=product: out + f(args[0])))
             return
         for index in range(len(base.anatomy.blocks)):
-            self._beside(index, generator)
+            self._add_beside_feed_forward(index, generator)
 
     def _product(
         self, path: str, size_in: int, size_out: int, generator: torch.Generator
     ) -> Callable[[Tensor], Tensor]:
-        """Add A and B for this place; the function x -> s (A (x) B) x."""
+        """Add A and B under this path and return the function x -> s (A (x) B) x."""
         a1, a2 = _sides(self.recipe, size_in, size_out)
         bound = 1 / math.sqrt(a2)
         a = self.add(f"{path}.krona_A", torch.rand(a1, a2, generator=generator) * 2 * bound - bound)
         b = self.add(f"{path}.krona_B", torch.zeros(size_out // a1, size_in // a2))
         return lambda x: (self.recipe.scale * kronecker(x.to(a.dtype), a, b)).to(x.dtype)
 
-    def _beside(self, index: int, generator: torch.Generator) -> None:
-        """From the input of the feed-forward's first linear to the output of its last."""
+    def _add_beside_feed_forward(self, index: int, generator: torch.Generator) -> None:
+        """Put a product from the input of the feed-forward's first linear to the output of its last."""
         anatomy = self.base.anatomy
         roles = [role for role in ("gate_up", "gate", "up") if role in anatomy.roles]
         path, width = f"{anatomy.block_path(index)}.ffn", anatomy.width
         product = self._product(path, width, width, generator)
-        share = self.add(f"{path}.s_res", torch.zeros(())) if self.recipe.form == "residual" else None
-        entered: list[Tensor] = []
+        residual_scale = self.add(f"{path}.s_res", torch.zeros(())) if self.recipe.form == "residual" else None
+        inputs: list[Tensor] = []
 
         def enter(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            entered[:] = [args[0]]
+            inputs[:] = [args[0]]
 
         def leave(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = entered.pop()
-            found = output + product(x)
-            return found if share is None else found + share.to(x.dtype) * x
+            x = inputs.pop()
+            changed = output + product(x)
+            return changed if residual_scale is None else changed + residual_scale.to(x.dtype) * x
 
         self.hook(anatomy.linear(index, roles[0]).register_forward_pre_hook(enter))
         self.hook(anatomy.linear(index, "down").register_forward_hook(leave))
@@ -132,15 +132,15 @@ class _Kronecker(Attachment):
             self.keep(module.weight)  # type: ignore[arg-type]
             add_to_weight(module, self.recipe.scale * torch.kron(*self._factors(path)))
 
-    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    def peft(self) -> tuple[PeftConfig, dict[str, Tensor]] | None:
         if not self.recipe.export_rank or self.recipe.form != "plain":
             return None
         updates = {path: truncated(*self._factors(path), self.recipe.export_rank)[0] for path in self.layers}
         scaled = {path: Factors(a, b, self.recipe.scale) for path, (a, b) in updates.items()}
         return portable(scaled, self.base, self.layers)
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
-        """What the LoRA beside loses: the largest relative error of a matrix."""
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
+        """Return the largest relative error of a matrix in the LoRA that is exported."""
         if not self.recipe.export_rank:
             return {}
         errors = [truncated(*self._factors(path), self.recipe.export_rank)[1] for path in self.layers]
@@ -148,16 +148,16 @@ class _Kronecker(Attachment):
 
 
 def kronecker(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """(A (x) B) x for x (..., a2 b2): (..., a1 b1), in the cheaper of the two orders."""
+    """(A (x) B) x: multiply x (..., a2 b2) to (..., a1 b1), in the cheaper of the two orders."""
     (a1, a2), (b1, b2) = a.shape, b.shape
     rows = x.reshape(*x.shape[:-1], a2, b2)  # X of each token
     right_first = a2 * b2 * b1 + a1 * a2 * b1 <= a1 * a2 * b2 + a1 * b1 * b2
-    found = a @ (rows @ b.T) if right_first else (a @ rows) @ b.T  # (a1, a2) (..., a2, b2) (b2, b1)
-    return found.reshape(*x.shape[:-1], a1 * b1)
+    product = a @ (rows @ b.T) if right_first else (a @ rows) @ b.T  # (a1, a2) (..., a2, b2) (b2, b1)
+    return product.reshape(*x.shape[:-1], a1 * b1)
 
 
 def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], float]:
-    """A (x) B as (r, in) and (out, r) factors, by SVD, and the relative error in Frobenius norm.
+    """Return A (x) B as (r, in) and (out, r) factors, by SVD, and the relative error in Frobenius norm.
 
     The singular values of a Kronecker product are all products of the factors' (Van Loan 2000).
     """
@@ -175,15 +175,15 @@ def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], f
 
 
 def _sides(recipe: KronA, size_in: int, size_out: int) -> tuple[int, int]:
-    """a1 and a2: as given, or the divisors nearest the roots of the weight's sides."""
-    found = []
-    for name, given, size in (("a1", recipe.a1, size_out), ("a2", recipe.a2, size_in)):
-        if given and size % given:
-            raise SettingError(f"krona.{name} is {given}, which does not divide {size}, a side of a targeted weight")
+    """Return a1 and a2: as set, or the divisors nearest the roots of the weight's sides."""
+    sides = []
+    for name, chosen, size in (("a1", recipe.a1, size_out), ("a2", recipe.a2, size_in)):
+        if chosen and size % chosen:
+            raise SettingError(f"krona.{name} is {chosen}, which does not divide {size}, a side of a targeted weight")
         divisors = [number for number in range(1, size + 1) if size % number == 0]
-        found.append(given or min(divisors, key=lambda number: abs(math.log(number * number / size))))
+        sides.append(chosen or min(divisors, key=lambda number: abs(math.log(number * number / size))))
     # Of two divisors around the root, A takes the larger side one way and the smaller the other: a1 a2 = b1 b2.
-    a1, a2 = found
+    a1, a2 = sides
     if not recipe.a2 and a1 * a2 != math.isqrt(size_in * size_out):
         a2 = min((size_in // a2, a2), key=lambda number: abs(math.log((a1 * number) ** 2 / (size_in * size_out))))
     return a1, a2

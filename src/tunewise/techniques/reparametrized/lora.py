@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, ParamGroup, PeftConfig
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError, SettingError
@@ -96,27 +96,27 @@ class LoRA(Technique):
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LoRA | None:
-        """The recipe of a PEFT LoRA; one with other maths than this file's is refused.
+        """Return the recipe of a PEFT LoRA; refuse one with other maths than this file's.
 
         Raises:
             ArtifactError: the adapter uses a variant that has no setting here (biases, saved modules, QA-LoRA).
         """
         if config.get("peft_type") != "LORA":
             return None
-        for name, plain in _PLAIN.items():
-            if config.get(name) not in plain:
+        for name, allowed in _PLAIN.items():
+            if config.get(name) not in allowed:
                 raise ArtifactError(f"the adapter is a LoRA with {name}={config[name]!r}, which is not supported here")
         paths = sorted({key.removeprefix(PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
-        found: dict[str, Any] = {
+        settings: dict[str, Any] = {
             name: tuple(f"{target}={value:g}" for target, value in (config.get(name) or {}).items())
             for name in ("rank_pattern", "alpha_pattern")
         }
-        found |= {name: bool(config.get(name)) for name in ("use_rslora", "use_dora")}
-        return cls(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=tuple(paths), **found)
+        settings |= {name: bool(config.get(name)) for name in ("use_rslora", "use_dora")}
+        return cls(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=tuple(paths), **settings)
 
 
 class Updates(LowRank):
-    """A and B for each target, and the row norms of DoRA."""
+    """Trains A and B for each target, and the row norms of DoRA."""
 
     def __init__(self, base: Base, recipe: LoRA, generator: torch.Generator) -> None:
         super().__init__(base, recipe)
@@ -124,21 +124,21 @@ class Updates(LowRank):
         self.dropout_rate = recipe.lora_dropout
         self.scales: dict[str, float] = {}
         self.start: dict[str, Tensor] = {}
-        outer = ends(base, recipe.target_modules)
-        known = {end.rpartition(".")[2] for end in (base.anatomy.embedding_path, base.anatomy.head_path)}
-        inner = tuple(name for name in recipe.target_modules if name.rpartition(".")[2] not in known)
-        for path, (role, module) in targets(base, inner, f"{recipe.name}.target_modules").items():
+        embeddings = ends(base, recipe.target_modules)
+        embedding_names = {end.rpartition(".")[2] for end in (base.anatomy.embedding_path, base.anatomy.head_path)}
+        linear_names = tuple(name for name in recipe.target_modules if name.rpartition(".")[2] not in embedding_names)
+        for path, (role, module) in targets(base, linear_names, f"{recipe.name}.target_modules").items():
             size_in, size_out = features(module)
             self._add(path, role, size_in, size_out, generator)
             self.place(path, module)
-        for path, modules in outer.items():
+        for path, modules in embeddings.items():
             self._add(path, "", base.anatomy.width, base.anatomy.vocabulary, generator)
             self.place_end(path, modules)
 
     def _add(self, path: str, role: str, size_in: int, size_out: int, generator: torch.Generator) -> None:
         recipe = self.recipe
-        rank = int(_other(recipe.rank_pattern, "rank_pattern", path, role, recipe.r))
-        alpha = _other(recipe.alpha_pattern, "alpha_pattern", path, role, recipe.lora_alpha)
+        rank = int(_pattern_value(recipe.rank_pattern, "rank_pattern", path, role, recipe.r))
+        alpha = _pattern_value(recipe.alpha_pattern, "alpha_pattern", path, role, recipe.lora_alpha)
         self.scales[path] = alpha / (math.sqrt(rank) if recipe.use_rslora else rank)
         a = self.add(f"{path}.lora_A", torch.zeros(rank, size_in))
         b = self.add(f"{path}.lora_B", torch.zeros(size_out, rank))
@@ -150,22 +150,22 @@ class Updates(LowRank):
             self.add(f"{path}.lora_magnitude_vector", weight.float().norm(dim=1))
 
     def factors(self, path: str) -> Factors:
-        """B A, or with a start of its own B A - B_0 A_0 as one product of twice the rank."""
+        """B A, or B A - B_0 A_0 where B_0 is not zero, as one product of twice the rank."""
         a, b = self._params[f"{path}.lora_A"], self._params[f"{path}.lora_B"]
         if not self.start:
             return Factors(a, b, self.scales[path])
         first_a, first_b = self.start[f"{path}.start_A"], self.start[f"{path}.start_B"]
         # B_0 (A - A_0) + (B - B_0) A, which is exactly nothing at the start: (2r, in) and (out, 2r)
-        wide = torch.cat([a - first_a, a]), torch.cat([first_b, b - first_b], dim=1)
-        return Factors(*wide, self.scales[path])
+        joined = torch.cat([a - first_a, a]), torch.cat([first_b, b - first_b], dim=1)
+        return Factors(*joined, self.scales[path])
 
     def forward(self, path: str, x: Tensor) -> Tensor:
-        """The updated linear, with DoRA's rows stretched to their norms."""
+        """Compute the updated linear, with DoRA's rows scaled to their norms."""
         bias: Any = self.layers[path].bias
         if not self.recipe.use_dora:
             return self.updated(path, x, bias)
-        found = self.updated(path, x, None) * self._stretch(path).to(x.dtype)
-        return found if bias is None else found + bias
+        output = self.updated(path, x, None) * self._stretch(path).to(x.dtype)
+        return output if bias is None else output + bias
 
     def _stretch(self, path: str) -> Tensor:
         """M / ||W + s B A||, by output row; the norm is a constant to the gradient (DoRA, section 4.3)."""
@@ -173,15 +173,15 @@ class Updates(LowRank):
         return self._params[f"{path}.lora_magnitude_vector"] / norm
 
     def delta(self, path: str) -> Tensor:
-        """What merging adds to the weight, (out, in)."""
+        """Return what merging adds to the weight, (out, in)."""
         delta = self.factors(path).delta
         if not self.recipe.use_dora:
             return delta
         weight = self.matrix(path).detach().to(delta.dtype)
         return self._stretch(path).detach()[:, None] * (weight + delta) - weight
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """One speed, or LoRA+'s two."""
+    def param_groups(self) -> list[ParamGroup]:
+        """Return one group, or LoRA+'s two with their learning rates."""
         ratio, rate = self.recipe.loraplus_lr_ratio, self.recipe.learning_rate or 0.0
         fast = [p for name, p in self._params.items() if name.endswith("lora_B")]
         slow = [p for name, p in self._params.items() if not name.endswith("lora_B")]
@@ -190,11 +190,11 @@ class Updates(LowRank):
         return [{"params": slow, "lr": rate}, {"params": fast, "lr": rate * ratio}]
 
     def state(self) -> dict[str, Tensor]:
-        """The factors, and their start where the update is counted from it."""
+        """Return the factors, and their initial values where the update is the difference from them."""
         return super().state() | self.start
 
-    def peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The adapter in PEFT's format; plain LoRA but for DoRA."""
+    def peft(self) -> tuple[PeftConfig, dict[str, Tensor]]:
+        """Return the adapter in PEFT's format: a plain LoRA, with DoRA's norms where it has them."""
         config, tensors = portable({path: self.factors(path) for path in self.layers}, self.base, self.layers)
         config |= {"lora_dropout": self.recipe.lora_dropout, "use_dora": self.recipe.use_dora}
         for name, parameter in self._params.items():
@@ -203,17 +203,17 @@ class Updates(LowRank):
         return config, tensors
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy PEFT's tensors."""
-        own: dict[str, Tensor] = {}
+        """Restore the state from PEFT's tensors."""
+        current: dict[str, Tensor] = {}
         for path, module in self.layers.items():
             a, b = (self._params[f"{path}.lora_{letter}"].detach() for letter in "AB")
-            own |= peft_names(self.base, path, module, a, b)
-        own |= {PEFT_PREFIX + name: p.detach() for name, p in self._params.items() if name.endswith("vector")}
-        load_portable(own, tensors)
+            current |= peft_names(self.base, path, module, a, b)
+        current |= {PEFT_PREFIX + name: p.detach() for name, p in self._params.items() if name.endswith("vector")}
+        load_portable(current, tensors)
 
 
-def _other(patterns: tuple[str, ...], setting: str, path: str, role: str, default: float) -> float:
-    """The number that the last fitting target=number gives, or the default."""
+def _pattern_value(patterns: tuple[str, ...], setting: str, path: str, role: str, default: float) -> float:
+    """Return the number that the last matching target=number gives, or the default."""
     for pattern in patterns:
         name, _, number = pattern.rpartition("=")
         if not name or not number.replace(".", "", 1).isdigit() or not float(number):

@@ -2,8 +2,8 @@
 
     h = dequant(c_FP32, c_8bit, W_NF4) x + (lora_alpha / r) B A x
 
-The targeted linears are quantised to NF4 with double quantisation (4.13 bits a weight,
-`tunewise.techniques.building.nf4`); each pass makes the weight anew from them, the backward pass too, and no gradient
+The targeted linears are quantised to NF4 with double quantisation (4.13 bits per weight,
+`tunewise.techniques.building.nf4`); each pass dequantises the weight again, the backward pass too, and no gradient
 of it is formed. The full-precision weights wait in a temporary file until the base is given back. Merging adds the
 updates to the dequantised weights in the base's type; quantised again they would be mostly lost, which the report
 states. The adapter loads as a LoRA anywhere.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, Findings, ParamGroup
 from tunewise.contract.settings import setting
 from tunewise.contract.technique import Citation
 from tunewise.core.errors import TechniqueError
@@ -76,7 +76,7 @@ class QLoRA(LoRA):
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self | None:
-        """None: an adapter does not say in how many bits its base was."""
+        """Return None: an adapter does not say in how many bits its base was."""
         return None
 
 
@@ -87,9 +87,9 @@ class _Quantised(Updates):
         super().__init__(base, recipe, generator)
 
     def place(self, path: str, module: nn.Module) -> None:
-        """Quantise the weight, park it, and put an update on the linear."""
+        """Quantise the weight, move it to disk, and put an update on the linear."""
         self.packed[path] = self._quantise(oriented(module))
-        self._park(module)
+        self._move_to_disk(module)
         super().place(path, module)
 
     def _quantise(self, weight: Tensor) -> Packed | Foreign:
@@ -101,54 +101,58 @@ class _Quantised(Updates):
         return quantise_by_bitsandbytes(weight, double)
 
     def matrix(self, path: str) -> Tensor:
-        """The weight that the four bits stand for, (out, in)."""
+        """Return the weight that the four bits encode, (out, in)."""
         return dequantise(self.packed[path])
 
-    def _park(self, module: nn.Module) -> None:
-        """Leave a weight without values in the module; detaching reads them back from a temporary file."""
-        whole = cast(nn.Parameter, module.weight)
-        if is_fake(whole):
+    def _move_to_disk(self, module: nn.Module) -> None:
+        """Move a module's weight to a temporary file, from which `detach` restores it, and leave one without values."""
+        parameter = cast(nn.Parameter, module.weight)
+        if is_fake(parameter):
             module.weight = nn.Parameter(
-                torch.empty(whole.shape, dtype=whole.dtype, device="meta"), requires_grad=False
+                torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"), requires_grad=False
             )
             return
-        shape, dtype, device, aside = whole.shape, whole.dtype, whole.device, spill_to_disk(whole.cpu())
+        shape, dtype, device = parameter.shape, parameter.dtype, parameter.device
+        spilled = spill_to_disk(parameter.cpu())
 
         def restore() -> None:
-            whole.data = aside.clone().to(device)
-            module.weight = whole
+            parameter.data = spilled.clone().to(device)
+            module.weight = parameter
 
-        whole.data = torch.empty(0, dtype=dtype, device=device)
+        parameter.data = torch.empty(0, dtype=dtype, device=device)
         module.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
         self._undo.append(restore)
 
     def replaced_weights(self) -> dict[str, Tensor]:
-        """The weights that the four bits stand for, in the modules' own orientation."""
-        turned = {path: is_transposed(self.layers[path]) for path in self.packed}
-        return {f"{path}.weight": self.matrix(path).T if turned[path] else self.matrix(path) for path in self.packed}
+        """Return the weights that the four bits encode, in the modules' own orientation."""
+        transposed = {path: is_transposed(self.layers[path]) for path in self.packed}
+        return {
+            f"{path}.weight": self.matrix(path).T if transposed[path] else self.matrix(path) for path in self.packed
+        }
 
     def changed_entries(self) -> dict[str, Tensor]:
         return {f"{path}.weight": torch.arange(packed.shape.numel()) for path, packed in self.packed.items()}
 
-    def optimizer(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
         return build(self.quantised.optimizer, groups, betas)
 
     def add_delta(self, path: str, delta: Tensor) -> None:
-        """Put the dequantised weight with its update in place; embeddings were never quantised."""
+        """Replace the weight by the dequantised one with its update; embeddings are not quantised."""
         if path not in self.packed:
             super().add_delta(path, delta)
             return
         module: Any = self.layers[path]
-        whole = self.matrix(path).float() + delta
-        whole = (whole.T if is_transposed(module) else whole).to(module.weight.dtype).contiguous()
-        module.weight = nn.Parameter(whole, requires_grad=False)
+        merged = self.matrix(path).float() + delta
+        merged = (merged.T if is_transposed(module) else merged).to(module.weight.dtype).contiguous()
+        module.weight = nn.Parameter(merged, requires_grad=False)
 
-    def findings(self, validation_loss: Callable[[], float]) -> dict[str, Any]:
-        """The share of the updates that quantising the merged weights again would keep (its projection on them)."""
-        kept, whole = 0.0, 0.0
+    def findings(self, validation_loss: Callable[[], float]) -> Findings:
+        """Return the share of the updates that quantising the merged weights would keep (its projection on them)."""
+        kept_product, squared_norm = 0.0, 0.0
         for path in self.packed:
             delta, weight = self.delta(path), self.matrix(path)
-            again = dequantise(self._quantise(weight.float() + delta))
-            kept += float(((again - weight.float()) * delta).sum())
-            whole += float(delta.square().sum())
-        return {"share of the update kept by 4-bit quantisation after merging": kept / whole if whole else 1.0}
+            requantised = dequantise(self._quantise(weight.float() + delta))
+            kept_product += float(((requantised - weight.float()) * delta).sum())
+            squared_norm += float(delta.square().sum())
+        share = kept_product / squared_norm if squared_norm else 1.0
+        return {"share of the update kept by 4-bit quantisation after merging": share}
