@@ -146,7 +146,7 @@ def test_forgetting_nothing_has_its_price_and_says_so(evidence):
     free, bound = advise(evidence, FAR, Question()), advise(evidence, FAR, Question(forget_nothing=True))
     assert free["advised"] == "full" and bound["advised"] != "full"
     assert row(bound, "full")["verdict"] == "out"
-    assert "What was asked has its price: full is out" in text(bound)
+    assert "The requirements have a price: full is ruled out" in text(bound)
     assert "price" not in text(free)
 
 
@@ -168,7 +168,7 @@ def test_needs_leave_out_what_lacks_them(evidence):
     swappable = advise(evidence, SEVEN, Question(needs=("swappable",)))
     assert row(swappable, "full")["verdict"] == "out" and row(swappable, "lora")["verdict"] != "out"
     nothing = advise(evidence, SEVEN, Question(needs=("mergeable", "prompt<1")))
-    assert nothing["advised"] is None and "No technique meets" in text(nothing)
+    assert nothing["advised"] is None and "No technique meets the requirements" in text(nothing)
 
 
 def test_what_only_a_plan_or_a_comparison_knows_is_refused(evidence):
@@ -176,7 +176,7 @@ def test_what_only_a_plan_or_a_comparison_knows_is_refused(evidence):
         advise(evidence, SEVEN, Question(memory=GB))
     with pytest.raises(SettingError, match=r"memory<8GB: .*give a planner"):
         advise(evidence, SEVEN, Question(needs=("memory<8GB",)))
-    with pytest.raises(SettingError, match="latency cannot be foreseen"):
+    with pytest.raises(SettingError, match="latency cannot be predicted"):
         Question(needs=("latency<5ms",))
     with pytest.raises(SettingError, match="tenants is 0"):
         Question(tenants=0)
