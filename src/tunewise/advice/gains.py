@@ -298,9 +298,8 @@ class Recommender:
 
         shrunk, _ = ledoit_wolf(deviations, assume_centered=True)
         covariance = np.asarray(shrunk) + 1e-4 * np.eye(len(self.columns))
-        new = [
-            column for name, column in self._column_of.items() if not any(name in record.gains for record in records)
-        ]
+        recorded = {name for record in records for name in record.gains}
+        new = [column for name, column in self._column_of.items() if name not in recorded]
         if len(new) < len(self.columns):  # a technique without records deviates as much as the others do
             usual = float(np.delete(covariance.diagonal(), new).mean())
             covariance[new, :] = covariance[:, new] = 0.0
@@ -364,9 +363,7 @@ class Recommender:
         if not len(comparisons):
             return Belief(self.techniques, mean, covariance * self.width)
         factor, solved = self._solved
-        related = np.array(
-            [self.correlation(observed.features, features) for observed in self.observed]
-        )  # (comparisons,)
+        related = np.array([self.correlation(gains.features, features) for gains in self.observed])  # (comparisons,)
         cross = self.technique_covariance[indices][:, columns] * related[comparisons]  # (techniques, N)
         whitened = solve_triangular(factor, cross.T, lower=True)  # (N, techniques)
         return Belief(self.techniques, mean + cross @ solved, (covariance - whitened.T @ whitened) * self.width)

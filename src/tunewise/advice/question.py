@@ -13,9 +13,8 @@ from tunewise.core.errors import SettingError
 from tunewise.results.needs import Need
 
 Candidate = Technique | type[Technique]  # a recipe, or a technique with its default settings
-Planner = Callable[
-    [float | None], Sequence[PlanRow]
-]  # from a limit in bytes (None: this machine's memory) to the rows of a plan
+# Makes the rows of a plan for a device of so many bytes; None is this machine's memory.
+Planner = Callable[[float | None], Sequence[PlanRow]]
 
 _PREDICTED = ("memory", "artifact", "train", "prompt", "parameters", "forgot", "mergeable", "swappable", "retain")
 _PLANNED = ("memory", "artifact", "train", "parameters")
