@@ -47,7 +47,7 @@ def advise(
         task: the data.
         recipes: the candidates; default: every technique.
         question: the user's needs beside a good score.
-        knowledge: where documents are; default: the task's own.
+        knowledge: folder, file or address of the documents; default: the task's.
         examples: training examples that a technique may see, repeated ones counted again.
         planner: says what fits; without one, memory and time cannot be limited.
 
@@ -251,7 +251,7 @@ def features_of(base: Base, task: Task, *, knowledge: str | None, examples: floa
     Args:
         base: the model, bare.
         task: the data.
-        knowledge: where documents are; default: the task's own.
+        knowledge: folder, file or address of the documents; default: the task's.
         examples: training examples that one trial will see.
     """
     where = knowledge or task.knowledge

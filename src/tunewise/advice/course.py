@@ -70,7 +70,7 @@ class Course:
             task: the data.
             recipes: the techniques that may be run.
             folder: the folder of the comparison.
-            knowledge: where documents are.
+            knowledge: folder, file or address of the documents.
             examples: training examples that one trial sees.
             needs: what the recommended row must meet; techniques that certainly do not are not run.
 
