@@ -66,7 +66,7 @@ def test_a_plan_from_a_file_decides_what_fits(run, asked, refused, tmp_path):
         (["--memory", "24 apples"], "--memory"),
         (["--time", "soon"], "--time"),
         (["--need", "pretty"], "--need"),
-        (["--need", "latency<5ms"], "cannot be foreseen"),
+        (["--need", "latency<5ms"], "cannot be predicted"),
         (["--tenants", "0"], "tenants"),
         (["--model", "/nowhere"], "/nowhere"),
         (["--data", "/nowhere.jsonl"], "/nowhere.jsonl"),

@@ -1,15 +1,15 @@
 """From a model and a task to advice: which technique to choose, why, on what evidence, and what would change that.
 
-The route of a candidate: `check_candidates` tries it on the model, `forecasts` predicts what it gains and costs,
-`refusal` says what is certainly against it, `rank` puts it in its place, `why` words the reasons, and an `AdviceRow`
-holds them all.
+A candidate passes through these steps: `check_candidates` attaches it to the model, `forecasts` predicts its gain and
+cost, `refusal` checks whether anything certain rules it out, `rank` orders the rest, `why` puts the reasons into
+sentences, and an `AdviceRow` holds the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tunewise.advice import wording
 from tunewise.advice.changes import Change, changes
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
 SCHEMA = 1
-SCORED = 32  # validation examples that the base's loss is taken on
+SCORED = 32  # validation examples that the base's loss is measured on
 
 
 def advise(
@@ -46,10 +46,10 @@ def advise(
         base: the bare model, or its outline (`tunewise.advice.plan.weightless.outline`).
         task: the data.
         recipes: the candidates; default: every technique.
-        question: what is needed beside a good score.
-        knowledge: where documents are; default: the task's own.
+        question: the user's needs beside a good score.
+        knowledge: folder, file or address of the documents; default: the task's.
         examples: training examples that a technique may see, repeated ones counted again.
-        planner: says what fits; without one, nothing can be asked of memory or time.
+        planner: says what fits; without one, memory and time cannot be limited.
 
     Raises:
         SettingError: something is asked for that cannot be predicted.
@@ -71,9 +71,9 @@ def advice_for(
     """Draw up the advice for a model and a task of which only the features are known.
 
     Args:
-        evidence: what it is drawn from, the candidates among it.
+        evidence: what the advice is drawn from, including the candidates.
         features: of the model and the task.
-        question: what is needed beside a good score.
+        question: the user's needs beside a good score.
         model: what the model is called.
         task: what the task is called.
 
@@ -101,11 +101,11 @@ class AdviceRow:
     """Says where one candidate stands, and why.
 
     Attributes:
-        forecast: what is expected of it.
-        verdict: whether it is the advised one, could be chosen, or is out of the question.
-        rank: its place, from 1; None where it is out.
-        chance: how likely it is the best of those that can be chosen.
-        reasons: sentences, the first of which says what is expected, or why it is out.
+        forecast: its expected gain and costs.
+        verdict: whether it is advised, possible, or ruled out ("out").
+        rank: its place, from 1; None where it is ruled out.
+        chance: the probability that it is the best of those that can be chosen.
+        reasons: sentences, the first of which says what is expected, or why it is ruled out.
     """
 
     forecast: Forecast
@@ -116,7 +116,7 @@ class AdviceRow:
 
     @classmethod
     def of(cls, technique: str, ranking: Ranking, evidence: Evidence) -> AdviceRow:
-        """Take a candidate's row from a ranking."""
+        """Make the row of a candidate from a ranking."""
         forecast, refused = ranking.forecasts[technique], ranking.refused.get(technique)
         place = ranking.order.index(technique) + 1 if refused is None else None
         return cls(
@@ -127,21 +127,21 @@ class AdviceRow:
             reasons=tuple(wording.why(forecast, refused, evidence, ranking)),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the row as `tunewise advise --json` prints it."""
-        expected = self.forecast
+        forecast = self.forecast
         return {
-            "technique": expected.technique,
-            "family": expected.candidate.family,
+            "technique": forecast.technique,
+            "family": forecast.candidate.family,
             "verdict": self.verdict,
             "rank": self.rank,
-            "gain": {"mean": expected.gain, "low": expected.low, "high": expected.high},
+            "gain": {"mean": forecast.gain, "low": forecast.low, "high": forecast.high},
             "chance": self.chance,
-            "nll_rise": expected.rise,
-            "month_tokens": expected.month_tokens,
-            "prompt_tokens": expected.prompt_tokens,
-            "artifact_bytes": expected.artifact_bytes,
-            "with": dict(expected.plan.changed) if expected.plan is not None else {},
+            "nll_rise": forecast.rise,
+            "month_tokens": forecast.month_tokens,
+            "prompt_tokens": forecast.prompt_tokens,
+            "artifact_bytes": forecast.artifact_bytes,
+            "with": dict(forecast.plan.changed) if forecast.plan is not None else {},
             "why": [sentence.to_json() for sentence in self.reasons],
         }
 
@@ -154,9 +154,9 @@ class ChangedAdvice:
         change: the situation's name.
         advised: the technique that would be advised there; None where none could be chosen.
         gain: its expected gain there.
-        was: the expected gain there of the technique that is advised as things are.
-        same: whether the two are one technique.
-        sentence: the same in words.
+        was: the expected gain there of the technique that is advised for the unchanged situation.
+        same: whether the advised technique stays the same.
+        sentence: the same as a sentence.
     """
 
     change: str
@@ -168,7 +168,7 @@ class ChangedAdvice:
 
     @classmethod
     def of(cls, change: Change, now: Ranking, then: Ranking) -> ChangedAdvice:
-        """Compare the ranking as things are with that of another situation."""
+        """Compare the ranking for the unchanged situation (`now`) with that for another one (`then`)."""
         advised, present = (ranking.top.technique if ranking.top is not None else None for ranking in (then, now))
         return cls(
             change=change.name,
@@ -179,7 +179,7 @@ class ChangedAdvice:
             sentence=wording.changed(change, now, then),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return it as `tunewise advise --json` prints it."""
         return {
             "change": self.change,
@@ -198,10 +198,10 @@ class Advice:
     Attributes:
         model: what the model is called.
         task: what the task is called.
-        situation: what was asked, with the features and the plan.
+        situation: the features, the question and the plan.
         evidence: what the advice is drawn from.
         summary: what is advised, how sure that is, and what the task looks like.
-        rows: those that can be chosen in their order, then those that are out.
+        rows: the techniques that can be chosen in their order, then those that are ruled out.
         changes: what would be advised in other situations.
     """
 
@@ -215,10 +215,10 @@ class Advice:
 
     @property
     def advised(self) -> str | None:
-        """Return the technique to choose; None where none can be."""
+        """Return the technique to choose; None if none can be chosen."""
         return next((row.forecast.technique for row in self.rows if row.verdict == "advised"), None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the advice as `tunewise advise --json` prints it."""
         features, recommender = self.situation.features, self.evidence.recommender
         return {
@@ -234,7 +234,9 @@ class Advice:
                 "share": recommender.share,
                 "width": recommender.width,
             },
-            "similarity": {f"{each.kind}:{each.ref}": near for each, near in recommender.neighbours(features)},
+            "similarity": {
+                f"{gains.kind}:{gains.ref}": similarity for gains, similarity in recommender.neighbours(features)
+            },
             "plan": [row.to_json() for row in self.situation.plan.values()],
             "advised": self.advised,
             "summary": [sentence.to_json() for sentence in self.summary],
@@ -244,13 +246,13 @@ class Advice:
 
 
 def features_of(base: Base, task: Task, *, knowledge: str | None, examples: float) -> Features:
-    """Measure the features of a task for a model; the base's loss is taken where the model has weights.
+    """Measure the features of a task for a model; the base's loss is measured if the model has weights.
 
     Args:
         base: the model, bare.
         task: the data.
-        knowledge: where documents are; default: the task's own.
-        examples: training examples that a trial will see.
+        knowledge: folder, file or address of the documents; default: the task's.
+        examples: training examples that one trial will see.
     """
     where = knowledge or task.knowledge
     return measure(
@@ -264,16 +266,16 @@ def features_of(base: Base, task: Task, *, knowledge: str | None, examples: floa
 
 
 def check_candidates(base: Base, task: Task, recipes: Sequence[Technique]) -> tuple[dict[str, str], dict[str, bool]]:
-    """Find the recipes that cannot work on this model and task, by attaching each of them where there are weights.
+    """Find the recipes that cannot work on this model and task, by attaching each of them if there are weights.
 
     Returns:
-        The reasons of those that cannot, and whether adaptations of the others are swappable, both by technique.
+        Why recipes cannot work, and whether adaptations of the others are swappable, both by technique.
     """
     refused, swappable = dict[str, str](), dict[str, bool]()
     for recipe in recipes:
-        lacking = recipe.lacks(base, task)
-        if lacking:
-            refused[recipe.name] = lacking
+        reason = recipe.lacks(base, task)
+        if reason:
+            refused[recipe.name] = reason
         elif _has_weights(base):
             try:
                 swappable[recipe.name] = recipe.attach(base, generator(0, "attach")).swappable

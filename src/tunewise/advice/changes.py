@@ -1,4 +1,4 @@
-"""What might change the advice: other situations, for each of which the answer is drawn up again."""
+"""Situations that differ in one respect from the one asked about, to show what would change the advice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunewise.advice.question import Situation
 
 @dataclass(frozen=True)
 class Change:
-    """Names another situation to answer for: `name` is for machines, `words` say in a sentence what is different."""
+    """Names another situation to give advice for: `name` is its key in JSON, `words` the difference in a sentence."""
 
     name: str
     words: str
@@ -19,7 +19,7 @@ class Change:
 
 
 def changes(evidence: Evidence, situation: Situation) -> Iterator[Change]:
-    """Yield the situations that might have another answer: other data, other needs, less memory."""
+    """Yield the situations that may have another answer: more or less data, other needs, less memory."""
     features, question = situation.features, situation.question
     more = features.changed(train=features.train * 10, examples=features.examples * 10)
     fewer = features.changed(train=features.train / 10, examples=features.examples / 10)
@@ -33,15 +33,15 @@ def changes(evidence: Evidence, situation: Situation) -> Iterator[Change]:
         words = "documents that change after training"
         yield Change("documents change", words, replace(situation, question=changing))
     if not question.forget_nothing:
-        bound = replace(question, forget_nothing=True)
-        yield Change("forget nothing", "a model that must forget nothing", replace(situation, question=bound))
+        no_forgetting = replace(question, forget_nothing=True)
+        yield Change("forget nothing", "a model that must forget nothing", replace(situation, question=no_forgetting))
     if question.tenants == 1:
         many = replace(question, tenants=1000)
-        words = "a thousand tenants with an adaptation each"
+        words = "a thousand tenants, each with its own adaptation"
         yield Change("tenants", words, replace(situation, question=many))
-    busy = replace(question, requests_per_day=question.requests_per_day * 100)
-    yield Change("requests x 100", "a hundred times the requests", replace(situation, question=busy))
+    busier = replace(question, requests_per_day=question.requests_per_day * 100)
+    yield Change("requests x 100", "a hundred times the requests", replace(situation, question=busier))
     if evidence.planner is not None and question.memory is not None:
         half = replace(question, memory=question.memory / 2)
         planned = Situation.planned(features, half, evidence.planner)
-        yield Change("memory / 2", "half of the memory", planned)
+        yield Change("memory / 2", "half the memory", planned)

@@ -1,4 +1,4 @@
-"""The course of a comparison that follows advice: what to run next, what to leave out and why, and when to stop."""
+"""The order of a comparison that follows advice: what to run next, what to skip and why, and when to stop."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _FILE = "advice.json"
-_CERTAIN = ("mergeable", "swappable")  # needs that are facts of a technique
+_CERTAIN = ("mergeable", "swappable")  # needs that are known of a technique without running it
 
 
 @dataclass
 class Course:
-    """What advice expected before anything ran, and the order that came of it as rows finished.
+    """Chooses the next technique of a comparison from what was expected before anything ran and the finished rows.
 
     Attributes:
-        belief: over the gains of the techniques, the base not among them.
-        costs: seconds of each as a share of the usual technique's.
-        refused: techniques that are out of the question, with the reason.
-        order: what was run, in turn.
-        chance: of what was left to beat the leader, at the last move.
+        belief: the expected gains of the techniques without the base.
+        costs: seconds of each technique's row, divided by those of a typical row.
+        refused: techniques that are ruled out, with the reason.
+        order: the techniques that were run, in their order.
+        chance: the probability, at the last move, that a remaining technique beats the leader.
     """
 
     belief: Belief
@@ -63,25 +63,28 @@ class Course:
         examples: float,
         needs: Sequence[str] = (),
     ) -> Course:
-        """The course of a comparison; that which was begun in its folder goes on with the same expectations.
+        """Open the course of a comparison; one that was begun in the folder continues with the same expectations.
 
         Args:
             base: the model, bare.
             task: the data.
-            recipes: what may be run.
-            folder: the comparison's.
-            knowledge: where documents are.
-            examples: training examples that a trial sees.
-            needs: what the recommended row must have; what certainly lacks it is not run.
+            recipes: the techniques that may be run.
+            folder: the folder of the comparison.
+            knowledge: folder, file or address of the documents.
+            examples: training examples that one trial sees.
+            needs: what the recommended row must meet; techniques that certainly do not are not run.
+
+        Raises:
+            ArtifactError: the file of the begun course is damaged.
         """
         names = sorted(recipe.name for recipe in recipes)
         identity = [base.fingerprint, task.fingerprint, names, knowledge, examples, sorted(needs)]
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         path = folder / _FILE
         if path.is_file():
-            kept = artifact_writer.read_json(path)
-            if kept.get("schema") == SCHEMA and kept.get("key") == key:
-                return cls._read(kept, path)
+            state = artifact_writer.read_json(path)
+            if state.get("schema") == SCHEMA and state.get("key") == key:
+                return cls._from_json(state, path)
         refused, swappable = check_candidates(base, task, recipes)
         candidates = {recipe.name: recipe for recipe in recipes}
         evidence = Evidence.collect(candidates, refused=refused, swappable=swappable)
@@ -95,10 +98,10 @@ class Course:
             {name: forecast.seconds for name, forecast in expected.items()},
             {name: reason.text for name, reason in reasons.items() if reason is not None},
         )
-        artifact_writer.write_json(path, {"schema": SCHEMA, "key": key, **course._written()})
+        artifact_writer.write_json(path, {"schema": SCHEMA, "key": key, **course._to_json()})
         return course
 
-    def _written(self) -> dict[str, Any]:
+    def _to_json(self) -> dict[str, object]:
         return {
             "techniques": list(self.belief.names),
             "mean": self.belief.mean.tolist(),
@@ -108,51 +111,56 @@ class Course:
         }
 
     @classmethod
-    def _read(cls, kept: Mapping[str, Any], path: Path) -> Course:
+    def _from_json(cls, state: Mapping[str, Any], path: Path) -> Course:
         try:
-            names = tuple(map(str, kept["techniques"]))
-            mean = np.asarray(kept["mean"], dtype=float).reshape(len(names))
-            covariance = np.asarray(kept["covariance"], dtype=float).reshape(len(names), len(names))
-            costs = {name: float(kept["costs"][name]) for name in names}
-            refused = {str(name): str(reason) for name, reason in kept["refused"].items()}
+            names = tuple(map(str, state["techniques"]))
+            mean = np.asarray(state["mean"], dtype=float).reshape(len(names))
+            covariance = np.asarray(state["covariance"], dtype=float).reshape(len(names), len(names))
+            costs = {name: float(state["costs"][name]) for name in names}
+            refused = {str(name): str(reason) for name, reason in state["refused"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path}: not as tunewise writes it ({error!r}); remove it") from error
+            raise ArtifactError(f"{path}: is not as tunewise writes it ({error!r}); remove it") from error
         return cls(Belief(names, mean, covariance), costs, refused)
 
     def turns(
         self, techniques: Sequence[Technique], rows: Sequence[Row]
     ) -> Iterator[tuple[Technique, int, str | None]]:
-        """Each technique once, with how many are left with it and, where it is not to be run, the reason.
+        """Yield each technique once, in the order in which it is to be run or skipped.
 
-        `rows` are the comparison's, which grow between the turns.
+        Args:
+            techniques: the techniques of the comparison.
+            rows: the comparison's rows, which grow between the turns.
+
+        Yields:
+            The technique, how many remain including it (0 if it is skipped), and why it is skipped (None if it runs).
         """
-        left = {technique.name: technique for technique in techniques}
-        if "base" in left:
-            yield self._taken("base", left)
-        for name in [name for name in left if name in self.refused]:
-            yield left.pop(name), 0, f"not advised: {self.refused[name]}"
-        while left:
+        remaining = {technique.name: technique for technique in techniques}
+        if "base" in remaining:
+            yield self._take("base", remaining)
+        for name in [name for name in remaining if name in self.refused]:
+            yield remaining.pop(name), 0, f"not advised: {self.refused[name]}"
+        while remaining:
             finished = [row for row in rows if isinstance(row, ScoredRow) and row.status == "ok"]
-            seen = {row.technique: Seen(row.score.mean, row.score.low, row.score.high) for row in finished}
-            if "base" not in seen:  # gains have no start: nothing is foreseen
-                yield self._taken(next(iter(left)), left)
+            scores = {row.technique: Seen(row.score.mean, row.score.low, row.score.high) for row in finished}
+            if "base" not in scores:  # gains are measured from the base: without its score nothing is predicted
+                yield self._take(next(iter(remaining)), remaining)
                 continue
-            step = move(self.belief, self.costs, seen, list(left))
+            step = move(self.belief, self.costs, scores, list(remaining))
             self.chance = step.chance
             if step.next is not None:
-                yield self._taken(step.next, left)
+                yield self._take(step.next, remaining)
                 continue
-            leader = max(seen, key=lambda name: seen[name].mean)
-            for name in list(left):
-                yield left.pop(name), 0, _reason(leader, step.chances[name])
+            leader = max(scores, key=lambda name: scores[name].mean)
+            for name in list(remaining):
+                yield remaining.pop(name), 0, _skip_reason(leader, step.chances[name])
 
-    def _taken(self, name: str, left: dict[str, Technique]) -> tuple[Technique, int, None]:
+    def _take(self, name: str, remaining: dict[str, Technique]) -> tuple[Technique, int, None]:
         self.order.append(name)
-        count = len(left)
-        return left.pop(name), count, None
+        count = len(remaining)
+        return remaining.pop(name), count, None
 
     def followed(self) -> AdviceFollowed:
-        """What is kept of it in `compare.json`."""
+        """Return the record of the course that `compare.json` keeps."""
         expected = {}
         for name in self.belief.names:
             mean, low, high = self.belief.interval(name)
@@ -160,5 +168,5 @@ class Course:
         return AdviceFollowed(order=tuple(self.order), chance=self.chance, expected=expected)
 
 
-def _reason(leader: str, chance: float) -> str:
+def _skip_reason(leader: str, chance: float) -> str:
     return f"not advised: the chance that it beats {leader} by more than the test can tell is {chance:.1%}"

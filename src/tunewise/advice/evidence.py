@@ -1,7 +1,7 @@
-"""What advice is drawn from, and sentences that say where each of their figures is from.
+"""The evidence that advice is drawn from, and sentences with a link from each of their figures to its source.
 
 A link is {"kind", "ref", "path", "value", "shown"}: in the source of that kind and name, `path` leads to `value`, which
-stands in the sentence as `shown`.
+the sentence prints as `shown`.
 
     atlas      ref: a record's name         path: lora.gain, lora.score.mean, lora.cost.artifact_bytes, similarity
                ref: all                     path: lora.gain, the mean over all records
@@ -9,16 +9,15 @@ stands in the sentence as `shown`.
     plan       ref: a technique             path: memory.peak, verdict, ...
     task       ref: a feature               path: "" (the number itself)
     technique  ref: a technique             path: a fact of its class: needs, mergeable, trains, ...
-    request    ref: what was asked          path: ""
-    change     ref: what is different       path: gain, was
-    forecast   ref: a technique             path: gain.mean, chance, ... of this advice's own rows
+    request    ref: a question's field      path: ""
+    change     ref: the changed situation   path: gain, was
+    forecast   ref: a technique             path: gain.mean, chance, ... in the rows of this advice
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from tunewise.advice.atlas.published import Table
 from tunewise.advice.atlas.published import tables as published_tables
@@ -28,7 +27,7 @@ from tunewise.advice.features import Features
 from tunewise.advice.gains import Recommender, observed_gains
 from tunewise.advice.question import Candidate, Planner, reads_documents
 
-ALL = "all"  # the records together
+ALL = "all"  # `ref` of a mean over all records
 
 
 @dataclass(frozen=True)
@@ -44,25 +43,30 @@ class Link:
 
 @dataclass(frozen=True)
 class Sentence:
-    """Holds a sentence with the sources of what it says."""
+    """Holds a sentence with links to the sources of what it says."""
 
     text: str
     links: tuple[Link, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the text and the links."""
         return {"text": self.text, "evidence": [asdict(link) for link in self.links]}
 
 
 def say(template: str, *links: Link) -> Sentence:
-    """Fill the `{}` of a sentence with what the links show; a link beyond them is cited without a figure."""
-    places = template.count("{}")
-    return Sentence(template.format(*(link.shown for link in links[:places])), tuple(links))
+    """Fill each `{}` of a sentence with the figure of a link; links beyond those are cited without a figure.
+
+    Args:
+        template: the sentence, with one `{}` for each figure.
+        *links: the sources, those with figures first and in the order of the sentence.
+    """
+    figures = template.count("{}")
+    return Sentence(template.format(*(link.shown for link in links[:figures])), tuple(links))
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Says whether something is so, and where that stands."""
+    """Says whether something holds, with the source."""
 
     holds: bool
     source: Link
@@ -76,10 +80,10 @@ class Evidence:
         candidates: the techniques to choose from, by name, the base not among them.
         records: the recorded comparisons, by name.
         tables: the published tables, by id.
-        recommender: predicts gains from the two.
-        refused: why the model or the task turned candidates down, by technique.
-        swappable: whether a candidate that was tried on the model leaves the model's own weights alone, by technique.
-        planner: says what fits; None where nothing can be asked of memory and time.
+        recommender: predicts gains from the records and the tables.
+        refused: why candidates cannot work on this model or task, by technique.
+        swappable: whether a candidate leaves the model's own weights unchanged, as attaching it showed, by technique.
+        planner: says what fits; without one, memory and time cannot be limited.
     """
 
     candidates: Mapping[str, Candidate]
@@ -105,11 +109,11 @@ class Evidence:
 
         Args:
             candidates: the techniques to choose from, by name; `base` is left out.
-            refused: why the model or the task turned some down.
-            swappable: of techniques that no record may have, whether they are swappable.
+            refused: why candidates cannot work on this model or task.
+            swappable: whether techniques that no record has are swappable.
             planner: says what fits.
-            records: in place of those of the package and the user.
-            without: a task that nothing is to be known of, for measuring how good advice is.
+            records: recorded comparisons; default: those of the package and the user.
+            without: a task to leave out of the evidence, for measuring how good advice is.
 
         Raises:
             ArtifactError: a file of the atlas is damaged.
@@ -118,14 +122,14 @@ class Evidence:
         records = {name: record for name, record in records.items() if record.task.name != without}
         tables = {name: table for name, table in published_tables().items() if table.task != without}
         candidates = {name: candidate for name, candidate in candidates.items() if name != "base"}
-        reading = [name for name, candidate in candidates.items() if reads_documents(candidate)]
-        recommender = Recommender.fit(observed_gains(records.values(), tables.values()), list(candidates), reading)
+        readers = [name for name, candidate in candidates.items() if reads_documents(candidate)]
+        recommender = Recommender.fit(observed_gains(records.values(), tables.values()), list(candidates), readers)
         return cls(candidates, records, tables, recommender, refused or {}, swappable or {}, planner)
 
     def nearest_records(self, features: Features) -> list[tuple[Record, float]]:
         """Return the recorded comparisons with their similarity to a situation, nearest first."""
         neighbours = self.recommender.neighbours(features)
-        return [(self.records[each.ref], similarity) for each, similarity in neighbours if each.kind == "atlas"]
+        return [(self.records[gains.ref], similarity) for gains, similarity in neighbours if gains.kind == "atlas"]
 
     def is_mergeable(self, technique: str) -> Fact:
         """Tell whether a technique can be merged into the model's weights."""
@@ -133,7 +137,7 @@ class Evidence:
         return Fact(value, Link("technique", technique, "mergeable", value, "mergeable"))
 
     def is_swappable(self, technique: str) -> Fact:
-        """Tell whether adaptations of a technique can be swapped on one loaded model: as recorded, else as tried."""
+        """Tell whether adaptations of a technique can be swapped on one loaded model, by a record or else a trial."""
         for record in self.records.values():
             row = record.scored.get(technique)
             if row is not None and row.cost is not None:

@@ -1,9 +1,9 @@
-"""What advice knows of a model, a task and a budget: a few numbers, and how far apart two such situations are.
+"""The features of a model, a task and a budget that advice is drawn from, and the distance between two situations.
 
-    d(a, b)^2 = sum_f ((u_f(a) - u_f(b)) / scale_f)^2        u_f: the number, or its logarithm where sizes are meant
+    d(a, b)^2 = sum_f ((u_f(a) - u_f(b)) / scale_f)^2        u_f: the feature, or its logarithm if it is a size
 
-`SCALES` says of every number how it is taken and which difference counts as one. A number that one side lacks does not
-count.
+`SCALES` gives, for every feature, the transform u_f and the difference that counts as 1. A feature that one of the two
+situations lacks is left out of the sum.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ if TYPE_CHECKING:
     from tunewise.data.task import Example, Task
     from tunewise.engine.model import Base
 
-SAMPLED = 200  # examples of a split that lengths and shares are taken from
+SAMPLED = 200  # examples per split that lengths and shares are measured on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """A situation.
+    """Describes a situation (a model, a task and a budget) in numbers; yes and no are 1 and 0.
 
     Attributes:
-        train: training examples.
-        generation: 1 where answers are written, 0 where one of the labels is chosen.
-        labels: number of labels; 0 where answers are written.
-        balance: entropy of the labels over that of equally frequent ones; 1 where there are no labels.
-        prompt_tokens, answer_tokens: means, by the model's tokenizer.
-        copied: share of held-out answers that stand in their own prompts.
+        train: number of training examples.
+        generation: 1 if the model writes its answers, 0 if it chooses one of the labels.
+        labels: number of labels; 0 for generation.
+        balance: entropy of the labels divided by that of a uniform distribution; 1 without labels.
+        prompt_tokens: mean length of a prompt by the model's tokenizer.
+        answer_tokens: mean length of an answer by the model's tokenizer.
+        copied: share of held-out answers that occur in their own prompts.
         unseen: share of held-out answers that no training example has.
-        documents: 1 where documents are given.
-        in_documents: share of held-out answers that stand in the documents.
-        special_tokens: 1 where the sequences hold special tokens of the tokenizer.
-        room: sequences of mean length that the window holds.
-        parameters: of the model.
-        biases: 1 where the model's blocks have bias vectors.
-        base_loss: nats per answer token of the unadapted model on held-out examples; None where it was not run.
-        examples: training examples that the budget makes a trial see, repeated ones counted again.
+        documents: 1 if documents are given.
+        in_documents: share of held-out answers that occur in the documents.
+        special_tokens: 1 if prompts contain special tokens of the tokenizer.
+        room: how many sequences of mean length the context window holds.
+        parameters: number of the model's parameters.
+        biases: 1 if the model's blocks have bias vectors.
+        base_loss: nats per answer token of the unadapted model on held-out examples; None if it was not run.
+        examples: training examples that one trial sees within the budget, repeated ones counted again.
     """
 
     train: float
@@ -63,68 +64,71 @@ class Features:
     examples: float
 
     def to_json(self) -> dict[str, float | None]:
-        """The numbers by name."""
+        """Return the features by name."""
         return asdict(self)
 
     def changed(self, **values: Any) -> Features:
-        """The same situation but for these numbers."""
+        """Return a copy of the situation with these features replaced."""
         return replace(self, **values)
 
     @property
     def epochs(self) -> float:
-        """How often a trial sees each training example."""
+        """Return how often a trial sees each training example."""
         return self.examples / max(self.train, 1.0)
 
 
-def _plain(name: str) -> Callable[[Features], float | None]:
+def _unchanged(name: str) -> Callable[[Features], float | None]:
     return lambda features: getattr(features, name)
 
 
-def _tenfold(name: str) -> Callable[[Features], float | None]:
+def _log10(name: str) -> Callable[[Features], float | None]:
     return lambda features: math.log10(max(getattr(features, name), 1e-3))
 
 
-def _twofold(name: str) -> Callable[[Features], float | None]:
+def _log2_1p(name: str) -> Callable[[Features], float | None]:
     return lambda features: math.log2(1 + getattr(features, name))
 
 
-# What is compared: the number, and the difference that counts as one.
+# Of each feature its transform u_f, and the difference in it that counts as 1.
 SCALES: dict[str, tuple[Callable[[Features], float | None], float]] = {
-    "train": (_tenfold("train"), 1.0),
-    "generation": (_plain("generation"), 0.7),
-    "labels": (_twofold("labels"), 2.0),
-    "balance": (_plain("balance"), 0.3),
-    "prompt_tokens": (_twofold("prompt_tokens"), 2.0),
-    "answer_tokens": (_twofold("answer_tokens"), 2.0),
-    "copied": (_plain("copied"), 0.7),
-    "unseen": (_plain("unseen"), 0.7),
-    "documents": (_plain("documents"), 0.7),
-    "in_documents": (_plain("in_documents"), 0.5),
-    "special_tokens": (_plain("special_tokens"), 1.5),
-    "room": (_twofold("room"), 3.0),
-    "parameters": (_tenfold("parameters"), 1.0),
-    "biases": (_plain("biases"), 2.0),
-    "base_loss": (_plain("base_loss"), 3.0),
-    "epochs": (_tenfold("epochs"), 1.0),
+    "train": (_log10("train"), 1.0),
+    "generation": (_unchanged("generation"), 0.7),
+    "labels": (_log2_1p("labels"), 2.0),
+    "balance": (_unchanged("balance"), 0.3),
+    "prompt_tokens": (_log2_1p("prompt_tokens"), 2.0),
+    "answer_tokens": (_log2_1p("answer_tokens"), 2.0),
+    "copied": (_unchanged("copied"), 0.7),
+    "unseen": (_unchanged("unseen"), 0.7),
+    "documents": (_unchanged("documents"), 0.7),
+    "in_documents": (_unchanged("in_documents"), 0.5),
+    "special_tokens": (_unchanged("special_tokens"), 1.5),
+    "room": (_log2_1p("room"), 3.0),
+    "parameters": (_log10("parameters"), 1.0),
+    "biases": (_unchanged("biases"), 2.0),
+    "base_loss": (_unchanged("base_loss"), 3.0),
+    "epochs": (_log10("epochs"), 1.0),
 }
-MODEL = ("parameters", "biases")  # those that are the model's alone, whatever the task
+MODEL = ("parameters", "biases")  # the features of the model alone, whatever the task
 
 
 @lru_cache(maxsize=1 << 16)
 def distance(one: Features, other: Features, names: tuple[str, ...] = ()) -> float:
-    """How far apart two situations are, in all numbers or these; 1 is a tenfold model, all else alike."""
-    parts = differences(one, other)
-    return math.sqrt(sum(parts[name] ** 2 for name in names or parts if name in parts))
+    """Return the distance d of two situations in all features, or in those named.
+
+    Two situations that differ only in that one model is ten times as large are 1 apart.
+    """
+    scaled = differences(one, other)
+    return math.sqrt(sum(scaled[name] ** 2 for name in names or scaled if name in scaled))
 
 
 def differences(one: Features, other: Features) -> dict[str, float]:
-    """The same by number, signed, in units of their scales; what one side lacks is left out."""
-    found = {}
-    for name, (take, scale) in SCALES.items():
-        mine, theirs = take(one), take(other)
-        if mine is not None and theirs is not None:
-            found[name] = (mine - theirs) / scale
-    return found
+    """Return (u_f(one) - u_f(other)) / scale_f by feature, without the features that one of the two lacks."""
+    scaled = {}
+    for name, (transform, scale) in SCALES.items():
+        first, second = transform(one), transform(other)
+        if first is not None and second is not None:
+            scaled[name] = (first - second) / scale
+    return scaled
 
 
 def measure(
@@ -136,40 +140,39 @@ def measure(
     examples: float,
     base_loss: float | None = None,
 ) -> Features:
-    """The numbers of a task for a model.
+    """Measure the features of a task for a model.
 
     Args:
         base: the model; its weights are not needed.
         task: the data.
-        documents: texts of the documents that come with it.
-        given: whether there are documents, where their texts are not to be read (default: whether there are texts).
-        examples: training examples that the budget makes a trial see.
-        base_loss: see `loss_of`.
+        documents: texts of the documents that come with the task.
+        given: whether there are documents, if their texts cannot be read here; default: whether there are texts.
+        examples: training examples that one trial sees within the budget.
+        base_loss: the unadapted model's loss, see `tunewise.advice.advise.loss_of`.
     """
     from tunewise.engine.encoding import Encoder
 
     encoder = Encoder(base, task)
-    shown = _some(task.train)
-    held = _some(task.test or task.validation)
-    sequences = encoder.encode(shown)
-    prompts = sum(sequence.prompt for sequence in sequences) / len(sequences)
-    answers = sum(len(sequence.ids) - sequence.prompt for sequence in sequences) / len(sequences)
-    special = set(base.tokenizer.all_special_ids)
-    known = {_folded(example.answer) for example in task.train}
-    library = "\n".join(_folded(text) for text in documents)
+    held_out = _sampled(task.test or task.validation)
+    sequences = encoder.encode(_sampled(task.train))
+    prompt_tokens = sum(sequence.prompt for sequence in sequences) / len(sequences)
+    answer_tokens = sum(len(sequence.ids) - sequence.prompt for sequence in sequences) / len(sequences)
+    special_ids = set(base.tokenizer.all_special_ids)
+    train_answers = {_normalized(example.answer) for example in task.train}
+    library = "\n".join(_normalized(text) for text in documents)
     return Features(
         train=float(len(task.train)),
         generation=float(task.kind != "classification"),
         labels=float(len(task.labels)),
         balance=_balance(task),
-        prompt_tokens=prompts,
-        answer_tokens=answers,
-        copied=_share(held, lambda example: _folded(example.answer) in _folded(example.prompt)),
-        unseen=_share(held, lambda example: _folded(example.answer) not in known),
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        copied=_share(held_out, lambda example: _normalized(example.answer) in _normalized(example.prompt)),
+        unseen=_share(held_out, lambda example: _normalized(example.answer) not in train_answers),
         documents=float(bool(documents) if given is None else given),
-        in_documents=_share(held, lambda example: _folded(example.answer) in library) if library else 0.0,
-        special_tokens=float(any(special & set(sequence.ids[: sequence.prompt]) for sequence in sequences)),
-        room=base.window / max(prompts + answers, 1.0),
+        in_documents=_share(held_out, lambda example: _normalized(example.answer) in library) if library else 0.0,
+        special_tokens=float(any(special_ids & set(sequence.ids[: sequence.prompt]) for sequence in sequences)),
+        room=base.window / max(prompt_tokens + answer_tokens, 1.0),
         parameters=float(base.parameters),
         biases=float(bool(base.anatomy.biases())),
         base_loss=base_loss,
@@ -178,7 +181,7 @@ def measure(
 
 
 def texts_of(where: str | None) -> list[str]:
-    """The texts of the documents that `--knowledge` or a task names; an index is not read."""
+    """Return the texts of the documents in a folder or file; none for an index or an address, which are not read."""
     from tunewise.retrieval.index import FACTS
     from tunewise.retrieval.sources import gather
 
@@ -187,21 +190,23 @@ def texts_of(where: str | None) -> list[str]:
     return [document.text for document in gather(where).documents]
 
 
-def _some(examples: tuple[Example, ...]) -> tuple[Example, ...]:
+def _sampled(examples: tuple[Example, ...]) -> tuple[Example, ...]:
     from tunewise.data.task import sample
 
     return sample(examples, SAMPLED)
 
 
-def _share(examples: Sequence[Example], holds: Callable[[Example], bool]) -> float:
-    return sum(map(holds, examples)) / len(examples) if examples else 0.0
+def _share(examples: Sequence[Example], condition: Callable[[Example], bool]) -> float:
+    return sum(map(condition, examples)) / len(examples) if examples else 0.0
 
 
-def _folded(text: str) -> str:
+def _normalized(text: str) -> str:
+    """Ignore case and white space, so that answers are found however they are set."""
     return " ".join(text.casefold().split())
 
 
 def _balance(task: Task) -> float:
+    """-sum_c p_c log p_c / log C, for the shares p_c of the C labels in the training examples."""
     counts = Counter(example.answer for example in task.train) if task.labels else Counter()
     if len(task.labels) < 2:
         return 1.0

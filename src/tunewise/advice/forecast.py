@@ -1,7 +1,7 @@
-"""What is expected of each candidate before anything runs: gain, forgetting, and what it costs.
+"""The prediction for each candidate before anything runs: its gain, its forgetting, and what it costs.
 
-`forecasts` makes one `Forecast` for each candidate from the evidence; rules, ranking and wording read nothing else of
-a candidate.
+`forecasts` makes one `Forecast` per candidate from the evidence; rules, ranking and wording read nothing else about a
+candidate.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tunewise.advice.features import Features
 from tunewise.advice.plan.plan_row import PlanRow
 from tunewise.advice.question import Candidate, Situation
 
-DAYS = 30  # of requests that count as a technique's cost
-_PASSES = 3.0  # through the model that a training token costs: one forward, and a backward one that counts twice
-_FAR_WEIGHT = 0.05  # weight that a record has however far it is
+DAYS = 30  # days of requests that are added to the cost of training
+_PASSES = 3.0  # cost of training on a token in forward passes: one forward, and a backward that counts twice
+_FAR_WEIGHT = 0.05  # weight of a record that has nothing in common with the situation
 
 
 @dataclass(frozen=True)
 class RecordedRow:
-    """Holds what one recorded comparison measured of a technique, and how similar its situation is (1: the same)."""
+    """Holds one recorded comparison's row of a technique, and the similarity of its situation (1: the same)."""
 
     record: Record
     row: Row
@@ -32,24 +32,24 @@ class RecordedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Says what is expected of one candidate in one situation.
+    """Holds what is predicted of one candidate in one situation.
 
     Attributes:
         technique: its name.
         candidate: the technique itself.
-        gain: (score - base) / (best - base) that is expected.
+        gain: the expected (score - base) / (best - base).
         low: the lower end of the gain's 95 % interval.
         high: the upper end.
-        rise: of the loss on retention text, in nats per token.
-        prompt_tokens: of a request.
-        artifact_bytes: of the adaptation on disk.
-        month_tokens: through the model, in training and for a month's requests.
-        seconds: of its row in a comparison, as a share of a usual row's.
+        rise: how much the loss on retention text rises, in nats per token.
+        prompt_tokens: length of a request.
+        artifact_bytes: size of the adaptation on disk.
+        month_tokens: tokens that pass through the model in training and in a month of requests.
+        seconds: run time of its row in a comparison, divided by that of a typical row.
         mergeable: whether it can be merged into the model's weights.
         swappable: whether its adaptations can be swapped on one loaded model.
-        turned_down: why the model or the task cannot have it; None where they can.
-        nearest: the most similar recorded comparison that has it; None where no record has it.
-        plan: its row of the plan; None where there is none.
+        turned_down: why it cannot work on this model or task; None if it can.
+        nearest: its row in the most similar record that has it; None if no record has it.
+        plan: its row of the plan; None without a plan.
     """
 
     technique: str
@@ -108,7 +108,7 @@ def forecasts(evidence: Evidence, situation: Situation) -> dict[str, Forecast]:
 
 
 def _rows_of(technique: str, records: Sequence[tuple[Record, float]]) -> list[RecordedRow]:
-    """What these records measured of a technique, in their order."""
+    """The rows of a technique in these records, in their order."""
     return [
         RecordedRow(record, record.scored[technique], similarity)
         for record, similarity in records
@@ -117,18 +117,18 @@ def _rows_of(technique: str, records: Sequence[tuple[Record, float]]) -> list[Re
 
 
 def _prompt_tokens(features: Features, plan: PlanRow | None, nearest: RecordedRow | None) -> float:
-    """Tokens of a request: the plan's, else those of the task and what the technique adds in the nearest record."""
+    """Tokens per request: from the plan, else the task's plus what the technique adds in the nearest record."""
     if plan is not None and plan.prompt_tokens is not None:
         return float(plan.prompt_tokens)
     if nearest is None or nearest.row.cost is None:
         return features.prompt_tokens
     base_cost = nearest.record.scored["base"].cost
-    assert base_cost is not None, f"the record {nearest.record.name} has no costs of base, which its reading refuses"
+    assert base_cost is not None, f"the record {nearest.record.name} has no costs of base, which reading it refuses"
     return features.prompt_tokens + max(nearest.row.cost.prompt_tokens - base_cost.prompt_tokens, 0.0)
 
 
 def _artifact_bytes(features: Features, plan: PlanRow | None, nearest: RecordedRow | None) -> float:
-    """Bytes of the adaptation: the plan's, else the nearest record's share of its model, taken of this model."""
+    """Bytes of the adaptation: from the plan, else bytes per model parameter in the nearest record x parameters."""
     if plan is not None and plan.artifact_bytes is not None:
         return float(plan.artifact_bytes)
     if nearest is None or nearest.row.cost is None:
@@ -137,7 +137,7 @@ def _artifact_bytes(features: Features, plan: PlanRow | None, nearest: RecordedR
 
 
 def _trained_tokens(features: Features, nearest: RecordedRow | None, full: RecordedRow | None) -> float:
-    """Tokens that training puts through the model; `full`'s time in the nearest record is what a plain step takes."""
+    """Tokens that training passes through the model, scaled by the recorded training time relative to `full`."""
     passes = _PASSES
     if nearest is not None and full is not None and nearest.row.cost is not None and full.row.cost is not None:
         passes *= nearest.row.cost.train_seconds / max(full.row.cost.train_seconds, 1e-9)
@@ -145,23 +145,27 @@ def _trained_tokens(features: Features, nearest: RecordedRow | None, full: Recor
 
 
 def _rise(rows: Sequence[RecordedRow]) -> float:
-    """The rise of the loss on retention text: the recorded ones', averaged as log(1 + rise); 0 where none is known."""
-    rises = [(each.similarity, each.row.forgetting.nll_rise) for each in rows if each.row.forgetting is not None]
+    """exp(mean of log(1 + rise)) - 1 over the recorded rises of the loss on retention text; 0 without records."""
+    rises = [
+        (recorded.similarity, recorded.row.forgetting.nll_rise)
+        for recorded in rows
+        if recorded.row.forgetting is not None
+    ]
     return math.expm1(_average([(similarity, math.log1p(max(rise, 0.0))) for similarity, rise in rises]))
 
 
 def _seconds(rows: Sequence[RecordedRow]) -> float:
-    """Seconds over those of the same comparison's middle row: the recorded ratios' geometric mean; 1 without any."""
+    """The geometric mean over records of seconds / the comparison's median row's seconds; 1 without records."""
     ratios = []
-    for each in rows:
-        seconds = {name: row.cost.seconds for name, row in each.record.scored.items() if row.cost is not None}
-        middle = sorted(seconds.values())[len(seconds) // 2]
-        own = seconds[each.row.technique]
-        ratios.append((each.similarity, math.log(max(own, 1e-3) / max(middle, 1e-3))))
+    for recorded in rows:
+        seconds = {name: row.cost.seconds for name, row in recorded.record.scored.items() if row.cost is not None}
+        median = sorted(seconds.values())[len(seconds) // 2]
+        ratio = max(seconds[recorded.row.technique], 1e-3) / max(median, 1e-3)
+        ratios.append((recorded.similarity, math.log(ratio)))
     return math.exp(_average(ratios))
 
 
 def _average(values: Sequence[tuple[float, float]]) -> float:
-    """The mean of (similarity, value) pairs, each as much as it is similar; 0 without any."""
+    """sum_i w_i v_i / sum_i w_i for (similarity, v) pairs, where w = similarity + _FAR_WEIGHT; 0 without any."""
     weights = [similarity + _FAR_WEIGHT for similarity, _ in values]
     return sum(w * value for w, (_, value) in zip(weights, values, strict=True)) / sum(weights) if values else 0.0

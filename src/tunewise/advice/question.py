@@ -1,11 +1,10 @@
-"""What advice is asked: the needs beside a good score, and the situation that they are asked in."""
+"""What advice is asked for: the user's needs beside a good score, and the situation that they are met in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
 
 from tunewise.advice.features import Features
 from tunewise.advice.plan.plan_row import PlanRow
@@ -13,15 +12,16 @@ from tunewise.contract.technique import Technique
 from tunewise.core.errors import SettingError
 from tunewise.results.needs import Need
 
-Candidate = Technique | type[Technique]  # a recipe, or a technique as it is by default
-Planner = Callable[[float | None], Sequence[PlanRow]]  # plans for so many bytes (None: for this machine's memory)
+Candidate = Technique | type[Technique]  # a recipe, or a technique with its default settings
+# Makes the rows of a plan for a device of so many bytes; None is this machine's memory.
+Planner = Callable[[float | None], Sequence[PlanRow]]
 
 _PREDICTED = ("memory", "artifact", "train", "prompt", "parameters", "forgot", "mergeable", "swappable", "retain")
 _PLANNED = ("memory", "artifact", "train", "parameters")
 
 
 def reads_documents(candidate: Candidate) -> bool:
-    """Tell whether a technique searches documents when it is asked, so that they may change after training."""
+    """Tell whether a technique searches documents at inference, so that they may change after training."""
     parts: tuple[Candidate, ...] = getattr(candidate, "parts", ()) or (candidate,)
     return any(setting.name == "knowledge" for part in parts for setting in fields(part))
 
@@ -32,11 +32,11 @@ class Question:
 
     Attributes:
         memory: bytes of the device that training must fit into.
-        time: seconds that training may take.
-        requests_per_day: requests that will be answered in a day.
+        time: seconds that training may take at most.
+        requests_per_day: requests that will be answered per day.
         tenants: adaptations that one loaded model must serve.
         needs: what the technique must have, as `tunewise compare --need` takes it.
-        forget_nothing: the model's own weights must stay.
+        forget_nothing: the model's own weights must not change.
         documents_change: the answers must follow documents that change after training.
     """
 
@@ -56,13 +56,13 @@ class Question:
         for need in self.parsed_needs:
             if need.quantity not in _PREDICTED:
                 raise SettingError(
-                    f"--need {need.text}: {need.quantity} cannot be foreseen; give it to tunewise compare, which "
+                    f"--need {need.text}: {need.quantity} cannot be predicted; give it to tunewise compare, which "
                     "measures it"
                 )
 
     @cached_property
     def parsed_needs(self) -> tuple[Need, ...]:
-        """Return the needs as objects that a row can be held against."""
+        """Return the needs as objects that a row can be checked against."""
         return tuple(Need.read(text) for text in self.needs)
 
     @property
@@ -71,7 +71,7 @@ class Question:
         limits = [name for name in ("memory", "time") if getattr(self, name) is not None]
         return [need.text for need in self.parsed_needs if need.quantity in _PLANNED] + limits
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the arguments of this class."""
         return {
             "memory": self.memory,
@@ -86,7 +86,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Situation:
-    """Holds everything that one answer is for: the model and the task as features, the question, and the plan."""
+    """Holds what one answer is for: the features of the model and the task, the question, and the plan."""
 
     features: Features
     question: Question
@@ -101,6 +101,6 @@ class Situation:
         """
         if planner is None and question.limits_for_a_plan:
             limits = ", ".join(question.limits_for_a_plan)
-            raise SettingError(f"{limits}: what a technique takes is not known here; give a planner")
+            raise SettingError(f"{limits}: the memory and time of a technique are not known here; give a planner")
         rows = planner(question.memory) if planner is not None else ()
         return cls(features, question, {row.technique: row for row in rows})

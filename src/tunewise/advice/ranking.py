@@ -1,7 +1,7 @@
-"""The candidates in the order in which they are advised, and why others are out of the question.
+"""The candidates in the order in which they are advised, and why the others are ruled out.
 
-The order is that of the expected gain; what is expected to gain alike is ordered by what it costs. Only what is certain
-leaves a candidate out, see `rules`.
+Candidates are ordered by expected gain, and by cost where the expected gains are about equal. A candidate is ruled out
+only by something certain, see `rules`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from tunewise.advice.forecast import Forecast, forecasts
 from tunewise.advice.question import Situation
 from tunewise.advice.rules import refusal
 
-ALIKE = 0.02  # expected gains that differ by less are ordered by cost
+ALIKE = 0.02  # candidates whose expected gains differ by less are ordered by cost
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Holds the answer to one situation.
+    """Holds the ranked candidates of one situation.
 
     Attributes:
-        situation: what was asked.
+        situation: the model, the task and the question.
         forecasts: of all candidates, by technique.
         order: the techniques that can be chosen, the advised one first.
-        refused: the others, each with the reason against it.
-        chances: how likely each technique of the order is the best of them.
+        refused: the techniques that are ruled out, each with the reason.
+        chances: the probability that each technique of the order is the best of them.
     """
 
     situation: Situation
@@ -46,19 +46,21 @@ def rank(evidence: Evidence, situation: Situation) -> Ranking:
     expected = forecasts(evidence, situation)
     reasons = {name: refusal(forecast, situation) for name, forecast in expected.items()}
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
-    left = sorted((expected[name] for name in expected if name not in refused), key=lambda each: -each.gain)
+    by_gain = sorted(
+        (forecast for name, forecast in expected.items() if name not in refused), key=lambda forecast: -forecast.gain
+    )
     order: list[str] = []
-    while left:
-        alike = [forecast for forecast in left if left[0].gain - forecast.gain < ALIKE]
-        alike.sort(key=lambda forecast: _price(forecast, situation.question.tenants))
-        order += [forecast.technique for forecast in alike]
-        left = left[len(alike) :]
+    while by_gain:
+        tied = [forecast for forecast in by_gain if by_gain[0].gain - forecast.gain < ALIKE]
+        tied.sort(key=lambda forecast: _running_cost(forecast, situation.question.tenants))
+        order += [forecast.technique for forecast in tied]
+        by_gain = by_gain[len(tied) :]
     belief = evidence.recommender.predict(situation.features)
     return Ranking(situation, expected, tuple(order), refused, belief.only(order).chances() if order else {})
 
 
-def _price(forecast: Forecast, tenants: int) -> tuple[float, float]:
-    """What orders candidates that gain alike: with several tenants the size on disk first, else the tokens."""
+def _running_cost(forecast: Forecast, tenants: int) -> tuple[float, float]:
+    """Sort key of candidates with equal gains: size on disk first if there are several tenants, else tokens first."""
     if tenants > 1:
         return forecast.artifact_bytes, forecast.month_tokens
     return forecast.month_tokens, forecast.artifact_bytes

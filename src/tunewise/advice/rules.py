@@ -1,4 +1,4 @@
-"""What is certain about a technique before anything runs: why it is out of the question, or that nothing forbids it."""
+"""Certain reasons against a technique, known before anything runs: it does not fit, cannot work, or breaks a need."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tunewise.results.needs import Measured
 
 
 def refusal(forecast: Forecast, situation: Situation) -> Sentence | None:
-    """Return the first reason against a technique, or None where it can be chosen."""
+    """Return the first reason that rules a technique out, or None if it can be chosen."""
     question = situation.question
     return (
         _does_not_fit(forecast, question)
-        or _turned_down(forecast)
+        or _not_possible(forecast)
         or _forbidden(forecast, situation)
         or _unmet_need(forecast, question)
     )
 
 
 def _does_not_fit(forecast: Forecast, question: Question) -> Sentence | None:
-    """Check the plan's verdict, then its figures against the memory and the time that there are."""
+    """Check the plan's verdict, then its figures against the available memory and time."""
     name, plan = forecast.technique, forecast.plan
     if plan is None:
         return None
@@ -35,15 +35,15 @@ def _does_not_fit(forecast: Forecast, question: Question) -> Sentence | None:
     if question.memory is not None and peak is not None and peak > question.memory:
         needed = Link("plan", name, "memory.peak", peak, size(peak))
         limit = Link("request", "memory", "", question.memory, size(question.memory))
-        return say("It needs {}, and there are {}.", needed, limit)
+        return say("It needs {} of memory, and only {} are available.", needed, limit)
     if question.time is not None and seconds is not None and seconds > question.time:
         needed = Link("plan", name, "time.seconds", seconds, f"{seconds:,.0f}")
         limit = Link("request", "time", "", question.time, f"{question.time:,.0f}")
-        return say("Its training would take {} s, and there are {} s.", needed, limit)
+        return say("Its training would take {} s, and only {} s are available.", needed, limit)
     return None
 
 
-def _turned_down(forecast: Forecast) -> Sentence | None:
+def _not_possible(forecast: Forecast) -> Sentence | None:
     if forecast.turned_down is None:
         return None
     name, candidate = forecast.technique, forecast.candidate
@@ -52,26 +52,26 @@ def _turned_down(forecast: Forecast) -> Sentence | None:
 
 
 def _forbidden(forecast: Forecast, situation: Situation) -> Sentence | None:
-    """Check what was asked about documents, forgetting and tenants."""
+    """Check the requests about documents, forgetting and tenants."""
     question, name = situation.question, forecast.technique
     if question.documents_change and not reads_documents(forecast.candidate):
         fact = Link("request", "documents_change", "", True, "")
         trains = Link("technique", name, "trains", forecast.candidate.trains, "")
-        return say("The documents change, and what it knows of them stands still once it is made.", fact, trains)
+        return say("The documents change, and its knowledge of them is fixed once it is trained.", fact, trains)
     if question.documents_change and not situation.features.documents:
-        return say("It would read documents, and none are given.", Link("task", "documents", "", 0.0, ""))
+        return say("It searches documents, and none are given.", Link("task", "documents", "", 0.0, ""))
     if forecast.swappable.holds:
         return None
     source = replace(forecast.swappable.source, shown="")
     if question.forget_nothing:
         return say(
-            "It changes the model's own weights, and the model must forget nothing.",
+            "It changes the model's own weights, and the model must not forget anything.",
             source,
             Link("request", "forget_nothing", "", True, ""),
         )
     if question.tenants > 1:
         return say(
-            "{} tenants need adaptations that are swapped on one loaded model, and it changes the model's own weights.",
+            "{} tenants need adaptations that can be swapped on one loaded model, and it changes the model's weights.",
             Link("request", "tenants", "", question.tenants, f"{question.tenants:,}"),
             source,
         )
@@ -79,9 +79,9 @@ def _forbidden(forecast: Forecast, situation: Situation) -> Sentence | None:
 
 
 def _unmet_need(forecast: Forecast, question: Question) -> Sentence | None:
-    name, measured = forecast.technique, _as_measured(forecast)
+    name, predicted = forecast.technique, _predicted(forecast)
     for need, text in zip(question.parsed_needs, question.needs, strict=True):
-        if need.holds(measured):
+        if need.holds(predicted):
             continue
         request = Link("request", "needs", "", list(question.needs), text)
         if need.quantity in ("mergeable", "swappable"):
@@ -94,15 +94,15 @@ def _unmet_need(forecast: Forecast, question: Question) -> Sentence | None:
             links.append(Link("forecast", name, "nll_rise", forecast.rise, f"{forecast.rise:.2f}"))
             return Sentence(
                 f"It does not meet {need.text}: the loss on retention text is expected to rise by "
-                f"{forecast.rise:.2f} nats a token.",
+                f"{forecast.rise:.2f} nats per token.",
                 tuple(links),
             )
         return say("It does not meet {}.", *links)
     return None
 
 
-def _as_measured(forecast: Forecast) -> Measured:
-    """Return what a comparison would measure, as far as it is predicted; None is what is not known."""
+def _predicted(forecast: Forecast) -> Measured:
+    """Return the prediction of what a comparison would measure; None is what cannot be predicted here."""
     plan = forecast.plan
     return Measured(
         memory=plan.peak if plan is not None else None,

@@ -1,4 +1,4 @@
-"""Advice: what it says in situations that are settled, and that every figure in it stands where its link leads."""
+"""Advice: what it says in settled situations, and that every link of its sentences leads to the figure they print."""
 
 import math
 import re
@@ -78,8 +78,8 @@ def row(advice, name):
 
 
 def sentences(advice):
-    said = [*advice["summary"], *(change["sentence"] for change in advice["changes"])]
-    return said + [sentence for each in advice["rows"] for sentence in each["why"]]
+    general = [*advice["summary"], *(change["sentence"] for change in advice["changes"])]
+    return general + [sentence for row in advice["rows"] for sentence in row["why"]]
 
 
 def text(advice):
@@ -132,30 +132,30 @@ def test_documents_that_hold_the_answers_are_for_rag(evidence):
 @pytest.mark.parametrize("features", [SEVEN, FAR, shipped()["stories-3m.trec6"].features.features()])
 def test_thousands_of_tenants_are_for_small_swappable_adaptations(evidence, features):
     advice = advise(evidence, features, Question(tenants=5000))
-    kept = [each for each in advice["rows"] if each["verdict"] != "out"]
-    assert all(evidence.is_swappable(each["technique"]).holds for each in kept)
-    assert not {"full", "last_layers"} & {each["technique"] for each in kept}
-    assert {"lora", "adalora", "prompt_tuning"} <= {each["technique"] for each in kept}
+    possible = [row for row in advice["rows"] if row["verdict"] != "out"]
+    assert all(evidence.is_swappable(each["technique"]).holds for each in possible)
+    assert not {"full", "last_layers"} & {each["technique"] for each in possible}
+    assert {"lora", "adalora", "prompt_tuning"} <= {each["technique"] for each in possible}
     top = row(advice, advice["advised"])
     assert top["artifact_bytes"] < features.parameters  # far below the four bytes a parameter of a whole model
-    alike = [each for each in kept if top["gain"]["mean"] - each["gain"]["mean"] < ALIKE / 2]
+    alike = [each for each in possible if top["gain"]["mean"] - each["gain"]["mean"] < ALIKE / 2]
     assert top["artifact_bytes"] == min(each["artifact_bytes"] for each in alike)
 
 
 def test_forgetting_nothing_has_its_price_and_says_so(evidence):
-    free, bound = advise(evidence, FAR, Question()), advise(evidence, FAR, Question(forget_nothing=True))
-    assert free["advised"] == "full" and bound["advised"] != "full"
-    assert row(bound, "full")["verdict"] == "out"
-    assert "What was asked has its price: full is out" in text(bound)
+    free, keeping = advise(evidence, FAR, Question()), advise(evidence, FAR, Question(forget_nothing=True))
+    assert free["advised"] == "full" and keeping["advised"] != "full"
+    assert row(keeping, "full")["verdict"] == "out"
+    assert "The requirements have a price: full is ruled out" in text(keeping)
     assert "price" not in text(free)
 
 
 def test_a_longer_prompt_costs_more_with_more_requests(evidence):
-    def place(requests):
+    def relative_cost(requests):
         expected = forecasts(evidence, Situation(SEVEN, Question(requests_per_day=requests)))
         return expected["icl"].month_tokens / expected["lora"].month_tokens
 
-    assert place(1) < 1 < place(1e6)
+    assert relative_cost(1) < 1 < relative_cost(1e6)
 
 
 # Needs and plans.
@@ -164,11 +164,11 @@ def test_a_longer_prompt_costs_more_with_more_requests(evidence):
 def test_needs_leave_out_what_lacks_them(evidence):
     advice = advise(evidence, SEVEN, Question(needs=("mergeable",)))
     out = {each["technique"] for each in advice["rows"] if each["verdict"] == "out"}
-    assert out == {name for name, found in all_techniques().items() if not found.mergeable}
+    assert out == {name for name, technique in all_techniques().items() if not technique.mergeable}
     swappable = advise(evidence, SEVEN, Question(needs=("swappable",)))
     assert row(swappable, "full")["verdict"] == "out" and row(swappable, "lora")["verdict"] != "out"
     nothing = advise(evidence, SEVEN, Question(needs=("mergeable", "prompt<1")))
-    assert nothing["advised"] is None and "No technique meets" in text(nothing)
+    assert nothing["advised"] is None and "No technique meets the requirements" in text(nothing)
 
 
 def test_what_only_a_plan_or_a_comparison_knows_is_refused(evidence):
@@ -176,7 +176,7 @@ def test_what_only_a_plan_or_a_comparison_knows_is_refused(evidence):
         advise(evidence, SEVEN, Question(memory=GB))
     with pytest.raises(SettingError, match=r"memory<8GB: .*give a planner"):
         advise(evidence, SEVEN, Question(needs=("memory<8GB",)))
-    with pytest.raises(SettingError, match="latency cannot be foreseen"):
+    with pytest.raises(SettingError, match="latency cannot be predicted"):
         Question(needs=("latency<5ms",))
     with pytest.raises(SettingError, match="tenants is 0"):
         Question(tenants=0)
@@ -293,6 +293,6 @@ def test_changes_are_asked_again(evidence):
 
 
 def test_a_task_that_is_left_out_is_not_known(evidence):
-    held = Evidence.collect(all_techniques(), records=shipped(), without="gsm8k")
-    assert {"peft-metamath", "biderman-maths-instructions"} == tables().keys() - held.tables.keys()
-    assert held.recommender.predict(SEVEN).mean != pytest.approx(evidence.recommender.predict(SEVEN).mean)
+    without = Evidence.collect(all_techniques(), records=shipped(), without="gsm8k")
+    assert {"peft-metamath", "biderman-maths-instructions"} == tables().keys() - without.tables.keys()
+    assert without.recommender.predict(SEVEN).mean != pytest.approx(evidence.recommender.predict(SEVEN).mean)

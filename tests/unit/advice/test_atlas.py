@@ -54,7 +54,7 @@ def test_own_records_replace_those_of_the_same_name(home, value):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda v: v.pop("budget"), "budget"),
         (lambda v: v.update(more=1), "more"),
@@ -70,15 +70,15 @@ def test_own_records_replace_those_of_the_same_name(home, value):
         (lambda v: v["rows"][3]["cost"].update(merges=1), "merges"),
     ],
 )
-def test_what_is_not_a_record_is_refused_in_one_sentence(tmp_path, value, change, said):
+def test_what_is_not_a_record_is_refused_in_one_sentence(tmp_path, value, change, message):
     changed = copy.deepcopy(value)
     change(changed)
     path = tmp_path / "odd.json"
     path.write_text(json.dumps(changed))
     with pytest.raises(ArtifactError) as refused:
         read(path)
-    message = str(refused.value)
-    assert message.startswith(f"{path}: is no record of an atlas") and said in message and "\n" not in message
+    error = str(refused.value)
+    assert error.startswith(f"{path}: is no record of an atlas") and message in error and "\n" not in error
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": NaN}', '{"a": 1, "a": 2}', "\x00", "{" * 100])

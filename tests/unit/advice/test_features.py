@@ -1,4 +1,4 @@
-"""What advice reads off a task and a model."""
+"""The features that advice measures of a task and a model."""
 
 from dataclasses import replace
 
@@ -29,10 +29,10 @@ def test_shares_of_answers():
         example("say a bird", "a bird"),  # copied
         example("and then", "in Town"),  # seen, whatever its case
     ]
-    found = measure(tiny_base(), task_of(train, test), documents=["Once a dog\nsat", "a  bird"], examples=16)
-    assert (found.copied, found.unseen, found.in_documents) == (0.5, 0.5, 0.5)
-    assert found.documents == 1.0 and found.generation == 1.0 and found.labels == 0.0
-    assert found.train == 2 and found.epochs == 8
+    features = measure(tiny_base(), task_of(train, test), documents=["Once a dog\nsat", "a  bird"], examples=16)
+    assert (features.copied, features.unseen, features.in_documents) == (0.5, 0.5, 0.5)
+    assert features.documents == 1.0 and features.generation == 1.0 and features.labels == 0.0
+    assert features.train == 2 and features.epochs == 8
     without = measure(tiny_base(), task_of(train, test), examples=16)
     assert without.documents == without.in_documents == 0.0
     assert measure(tiny_base(), task_of(train, test), given=True, examples=16).documents == 1.0
@@ -64,12 +64,12 @@ def test_biases_and_size_are_the_models():
 
 def test_the_loss_is_the_unadapted_models_and_leaves_it_bare():
     base, task = tiny_base(), tiny_task()
-    found = loss_of(base, task)
+    base_loss = loss_of(base, task)
     assert not base.attached
     from tunewise.core.seeds import generator
 
     bare = make("base").attach(base, generator(0, "attach"))
-    assert found == pytest.approx(loss(bare, task, task.validation))
+    assert base_loss == pytest.approx(loss(bare, task, task.validation))
 
 
 def test_an_outline_has_the_same_features_but_for_the_loss():
@@ -98,7 +98,7 @@ def test_documents_of_the_world_are_read():
     assert texts_of(None) == [] and texts_of("qdrant://localhost:6333/none") == []
 
 
-def test_what_a_model_or_task_turns_down_is_told():
+def test_what_cannot_work_is_refused_with_its_reason():
     recipes = [make("lora"), make("mpt"), make("bitfit", {"bitfit": {"source": "existing"}}), make("icl+lora")]
     base = tiny_base()
     refused, swappable = check_candidates(base, tiny_task(), recipes)

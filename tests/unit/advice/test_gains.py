@@ -15,7 +15,7 @@ LARGE = SMALL.changed(train=1e6, examples=1e6, generation=1.0, answer_tokens=300
 NAMES = ("full", "lora", "icl")
 
 
-def told(task, features, gains, kind="atlas", error=0.03):
+def observed(task, features, gains, kind="atlas", error=0.03):
     return ObservedGains(kind, f"{task}-{kind}", task, features, gains, dict.fromkeys(gains, error))
 
 
@@ -23,8 +23,8 @@ def world():
     """Small sets favour icl, large ones full."""
     small = {"full": 0.1, "lora": 0.5, "icl": 1.0}
     large = {"full": 1.0, "lora": 0.6, "icl": 0.0}
-    found = [told(f"small{i}", SMALL.changed(prompt_tokens=30.0 + 3 * i), small) for i in range(3)]
-    return found + [told(f"large{i}", LARGE.changed(prompt_tokens=30.0 + 3 * i), large) for i in range(3)]
+    observations = [observed(f"small{i}", SMALL.changed(prompt_tokens=30.0 + 3 * i), small) for i in range(3)]
+    return observations + [observed(f"large{i}", LARGE.changed(prompt_tokens=30.0 + 3 * i), large) for i in range(3)]
 
 
 def test_distance_is_a_metric_in_units_of_its_scales():
@@ -55,26 +55,28 @@ def test_the_order_of_the_evidence_does_not_matter():
 
 def test_noisy_evidence_says_less():
     def after(error):
-        model = Recommender((*world(), told("odd", SMALL, {"full": 1.0, "lora": 0.5, "icl": 0.0}, error=error)), NAMES)
+        model = Recommender(
+            (*world(), observed("odd", SMALL, {"full": 1.0, "lora": 0.5, "icl": 0.0}, error=error)), NAMES
+        )
         return model.predict(SMALL).mean[2]
 
     assert after(1.0) > after(0.03) + 0.05
 
 
 def test_a_task_counts_once_however_many_records_it_has():
-    many = [told("copied", SMALL.changed(parameters=10.0**i), {"full": 0.0}) for i in range(6, 12)]
-    once = Recommender((told("copied", SMALL, {"full": 0.0}), told("other", SMALL, {"full": 1.0})), ("full",))
-    often = Recommender((*many, told("other", SMALL, {"full": 1.0})), ("full",))
+    many = [observed("copied", SMALL.changed(parameters=10.0**i), {"full": 0.0}) for i in range(6, 12)]
+    once = Recommender((observed("copied", SMALL, {"full": 0.0}), observed("other", SMALL, {"full": 1.0})), ("full",))
+    often = Recommender((*many, observed("other", SMALL, {"full": 1.0})), ("full",))
     assert often.technique_means == pytest.approx(once.technique_means)
 
 
 def test_published_tables_count_by_how_their_rows_differ():
-    paper = told("paper", LARGE.changed(parameters=1e10), {"full": 0.9, "lora": 1.0}, "paper", 0.1)
+    paper = observed("paper", LARGE.changed(parameters=1e10), {"full": 0.9, "lora": 1.0}, "paper", 0.1)
     raised = replace(paper, gains={name: gain - 0.4 for name, gain in paper.gains.items()})
-    asked = LARGE.changed(parameters=1e10)
-    plain = Recommender((*world(), paper), NAMES).predict(asked).mean
-    assert Recommender((*world(), raised), NAMES).predict(asked).mean == pytest.approx(plain)
-    without = Recommender(tuple(world()), NAMES).predict(asked).mean
+    situation = LARGE.changed(parameters=1e10)
+    plain = Recommender((*world(), paper), NAMES).predict(situation).mean
+    assert Recommender((*world(), raised), NAMES).predict(situation).mean == pytest.approx(plain)
+    without = Recommender(tuple(world()), NAMES).predict(situation).mean
     assert plain[1] - plain[0] > without[1] - without[0]
 
 
@@ -85,7 +87,7 @@ def test_what_no_record_has_is_as_uncertain_as_what_some_have():
     assert low < mean < high
 
 
-def test_fit_takes_the_reach_that_foresees_tasks_left_out():
+def test_fit_takes_the_reach_that_predicts_tasks_left_out():
     fitted = Recommender.fit(world(), NAMES)
     tasks = {each.task for each in world()}
     others = [replace(fitted, reach=reach, share=share) for reach in (0.7, 1.4, 2.8) for share in (0.2, 0.5, 0.8)]
@@ -94,19 +96,19 @@ def test_fit_takes_the_reach_that_foresees_tasks_left_out():
 
 
 def test_what_holds_for_a_model_holds_for_its_other_tasks():
-    """Tiny models want icl whatever the task, large ones full: a new task of a tiny one is foreseen, c chosen."""
+    """Tiny models want icl whatever the task, large ones full: a new task of a tiny one is predicted, c chosen."""
     tasks = [SMALL, LARGE, SMALL.changed(prompt_tokens=400.0), LARGE.changed(labels=70.0, generation=0.0), SMALL, LARGE]
     tiny, large = {"full": 0.1, "lora": 0.4, "icl": 1.0}, {"full": 1.0, "lora": 0.7, "icl": 0.1}
-    found = []
+    observations = []
     for place, features in enumerate(tasks):
-        found += [told(f"task{place}", features.changed(parameters=1e6), tiny)]
-        found += [told(f"task{place}", features.changed(parameters=8e6), large)]
-    fitted = Recommender.fit(found, NAMES)
+        observations += [observed(f"task{place}", features.changed(parameters=1e6), tiny)]
+        observations += [observed(f"task{place}", features.changed(parameters=8e6), large)]
+    fitted = Recommender.fit(observations, NAMES)
     assert fitted.model_share > 0
-    asked = SMALL.changed(answer_tokens=4000.0, generation=1.0, train=10.0)
+    situation = SMALL.changed(answer_tokens=4000.0, generation=1.0, train=10.0)
     for parameters, best in ((1e6, "icl"), (8e6, "full")):
-        assert NAMES[int(fitted.predict(asked.changed(parameters=parameters)).mean.argmax())] == best
-    assert fitted.similarity(asked, asked) == pytest.approx(1)
+        assert NAMES[int(fitted.predict(situation.changed(parameters=parameters)).mean.argmax())] == best
+    assert fitted.similarity(situation, situation) == pytest.approx(1)
 
 
 def test_without_evidence_all_are_alike():
@@ -117,12 +119,12 @@ def test_without_evidence_all_are_alike():
 
 def test_what_searches_documents_is_another_technique_where_there_are_some():
     """Its gains without documents say nothing of those with them."""
-    plain = told("plain", SMALL, {"full": 0.8, "rag": 0.0})
+    plain = observed("plain", SMALL, {"full": 0.8, "rag": 0.0})
     library = SMALL.changed(documents=1.0, in_documents=1.0)
-    found = told("library", library, {"full": 0.2, "rag" + READING: 1.0})
+    searched = observed("library", library, {"full": 0.2, "rag" + READING: 1.0})
     before = Recommender((plain,), ("full", "rag"), ("rag",))
     assert before.predict(library).interval("rag")[0] > before.predict(SMALL).interval("rag")[0]
-    after = Recommender((plain, found), ("full", "rag"), ("rag",))
+    after = Recommender((plain, searched), ("full", "rag"), ("rag",))
     assert after.predict(library).mean.argmax() == 1
     assert after.predict(SMALL).mean.argmax() == 0
 
@@ -134,7 +136,7 @@ def test_the_example_of_the_module_is_what_the_code_does():
 
 def test_the_example_by_hand():
     """One record: the mean, what of the correction holds at a similarity, and what certainty that gives."""
-    recommender = Recommender((told("notes", SMALL, {"full": 0.2, "lora": 0.8}, error=0.1),), ("full", "lora"))
+    recommender = Recommender((observed("notes", SMALL, {"full": 0.2, "lora": 0.8}, error=0.1),), ("full", "lora"))
     weight = 0.05 / (0.05 + 0.1**2)
     mean = (weight * 0.8 + 0.5) / (weight + 1)
     correlation = 0.5 / (1 + 1 / (2 * 1.4**2)) + 0.5 * np.exp(-1 / (2 * 0.5**2))

@@ -1,4 +1,4 @@
-"""Rows of a plan: what is printed is read again to the same bytes, and what is no plan is refused."""
+"""Rows of a plan: what is printed is read back to the same bytes, and a file that is no plan is refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a plan foresees, against what is then so: counts exactly, memory as a ledger of tensors, and what fits."""
+"""What a plan predicts, compared with real training: exact counts, memory by a ledger of tensors, and what fits."""
 
 import json
 from dataclasses import replace
@@ -34,55 +34,55 @@ TRAINED = [name for name in all_techniques() if make(name, {}).trains and name !
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory, save_tiny):
+def sketched(tmp_path_factory, save_tiny):
     return sketch(save_tiny(tmp_path_factory.mktemp("sketch") / "tiny"))
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_counts_and_bytes_are_those_of_a_fit(drawn, name):
+def test_counts_and_bytes_are_those_of_a_fit(sketched, name):
     base, task = tiny_base(), tiny_task()
     attachment = make(name, {}).resolved(base).attach(base, generator(0, "attach"))
     attachment.prepare(Study(task, 0, lambda: 1.0))
     rows = encoder_for(attachment, task).encode([attachment.render(example) for example in task.train])
     train(attachment, rows, SETTINGS)
-    found, state = measure(drawn, task, make(name, {}), SETTINGS), attachment.state()
+    need, state = measure(sketched, task, make(name, {}), SETTINGS), attachment.state()
     stored = sum(tensor.numel() for tensor in state.values())
-    assert found.optimised == pytest.approx(
+    assert need.optimised == pytest.approx(
         sum(p.numel() for p in attachment.params().values()), rel=WITHIN.get(name, 0)
     )
-    assert found.stored == pytest.approx(stored, rel=WITHIN.get(name, 0))
+    assert need.stored == pytest.approx(stored, rel=WITHIN.get(name, 0))
     if name not in WITHIN:
-        assert found.artifact == artifact_writer.file_bytes(state)
+        assert need.artifact == artifact_writer.file_bytes(state)
 
 
-def test_a_file_is_as_long_as_foreseen(tmp_path):
+def test_a_file_is_as_long_as_predicted(tmp_path):
     tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.int64), "c": torch.zeros(0)}
     artifact_writer.commit(tmp_path / "out", tensors={"weights.safetensors": tensors})
     assert (tmp_path / "out" / "weights.safetensors").stat().st_size == artifact_writer.file_bytes(tensors)
 
 
-def test_rows_that_are_stored_are_foreseen_to_the_byte(drawn):
+def test_rows_that_are_stored_are_predicted_to_the_byte(sketched):
     base, task = tiny_base(), tiny_task()
     attachment = make("icl", {"icl": {"k": 2, "calibrate": "none"}}).attach(base, generator(0, "attach"))
     attachment.prepare(Study(task, 0, lambda: 1.0))
     rows = rows_text(attachment.stored_rows()).encode()
-    found = measure(drawn, task, make("icl", {"icl": {"k": 2, "calibrate": "none"}}), SETTINGS)
-    assert found.artifact == artifact_writer.file_bytes(attachment.state()) + len(rows) and len(rows) > 100
+    need = measure(sketched, task, make("icl", {"icl": {"k": 2, "calibrate": "none"}}), SETTINGS)
+    assert need.artifact == artifact_writer.file_bytes(attachment.state()) + len(rows) and len(rows) > 100
 
 
-def test_gradients_are_those_of_the_phase_that_has_most(drawn):
-    found = measure(drawn, tiny_task(), make("lt_sft", {}), SETTINGS)
+def test_gradients_are_those_of_the_phase_that_has_most(sketched):
+    need = measure(sketched, tiny_task(), make("lt_sft", {}), SETTINGS)
     dense = sum(p.nbytes for p in weights_of(tiny_base(), make("lt_sft", {}), ()).values())
-    assert found.memory.gradients == dense > 4 * found.optimised
+    assert need.memory.gradients == dense > 4 * need.optimised
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_weights_in_four_bits_are_foreseen_as_such(drawn, device):
+def test_weights_in_four_bits_are_counted_as_such(sketched, device):
     """The weights that four bits stand for are not there, on a GPU with its own kernels either."""
     large = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 320}
     config = AutoConfig.for_model("llama", **large, num_attention_heads=8, bos_token_id=0, eos_token_id=1)
     with fake_tensors(device) as ledger:
-        base = replace(drawn, config=config).build()
+        base = replace(sketched, config=config).build()
         whole = ledger.live
         attachment = make("qlora", {}).attach(base, generator(0, "attach"))
         updates = sum(tensor.nbytes for tensor in attachment.params().values())
@@ -109,30 +109,30 @@ def test_a_ledger_counts_what_lives_and_what_is_multiplied():
         assert sorted(order.tolist()) == list(range(10))  # whole numbers are real
 
 
-def test_full_needs_its_weights_four_times_and_lora_does_not(drawn):
+def test_full_needs_its_weights_four_times_and_lora_does_not(sketched):
     task, weights = tiny_task(), sum(p.nbytes for p in tiny_base().model.parameters())
-    full, lora = (measure(drawn, task, make(name, {}), SETTINGS).memory for name in ("full", "lora"))
+    full, lora = (measure(sketched, task, make(name, {}), SETTINGS).memory for name in ("full", "lora"))
     assert full.weights == pytest.approx(weights, rel=0.02) and full.gradients == weights
     assert full.optimizer == pytest.approx(2 * weights, rel=0.02)
     assert full.technique == pytest.approx(weights, rel=0.02)
     assert lora.gradients < weights and lora.peak < full.peak
 
 
-def test_more_rows_and_longer_ones_need_more_and_recomputation_less(drawn):
+def test_more_rows_and_longer_ones_need_more_and_recomputation_less(sketched):
     task = tiny_task()
 
-    def peak(**given):
-        return measure(drawn, task, make("lora", {}), TrainSettings(max_steps=4, **given)).peak
+    def peak(**settings):
+        return measure(sketched, task, make("lora", {}), TrainSettings(max_steps=4, **settings)).peak
 
     assert peak(per_device_train_batch_size=12) > peak(per_device_train_batch_size=4)
     plain = peak(per_device_train_batch_size=12)
     assert peak(per_device_train_batch_size=12, gradient_checkpointing=True) < plain
 
 
-def test_what_does_not_fit_is_tried_with_smaller_passes_and_then_refused(drawn):
+def test_what_does_not_fit_is_tried_with_smaller_passes_and_then_refused(sketched):
     settings = TrainSettings(max_steps=4, per_device_train_batch_size=12)
-    need = measure(drawn, tiny_task(), make("full", {}), settings).peak
-    planner = Planner(drawn, tiny_task(), [make("full", {})], settings)
+    need = measure(sketched, tiny_task(), make("full", {}), settings).peak
+    planner = Planner(sketched, tiny_task(), [make("full", {})], settings)
     rows = [planner.rows(limit)[0] for limit in (need, need - 1, 1e6)]
     assert [row.verdict for row in rows] == ["fits", "fits with", "does not fit"]
     changed = rows[1].changed
@@ -141,29 +141,29 @@ def test_what_does_not_fit_is_tried_with_smaller_passes_and_then_refused(drawn):
 
 
 @pytest.mark.parametrize("size", range(1, 65))
-def test_a_plan_promises_only_what_a_trial_tries(drawn, monkeypatch, size):
+def test_a_plan_promises_only_what_a_trial_tries(sketched, monkeypatch, size):
     """Whatever the limit, what a plan changes is a rung of the ladder that a trial goes down."""
     settings = TrainSettings(per_device_train_batch_size=size)
 
-    def peak(given):
-        return given.per_device_train_batch_size + (0.5 if not given.gradient_checkpointing else 0)
+    def peak(settings):
+        return settings.per_device_train_batch_size + (0.5 if not settings.gradient_checkpointing else 0)
 
-    def need(planner, technique, given):
+    def need(planner, technique, settings):
         memory = Memory(
-            weights=0, gradients=0, optimizer=0, runtime=0, technique=0, peak=peak(given), activations=peak(given)
+            weights=0, gradients=0, optimizer=0, runtime=0, technique=0, peak=peak(settings), activations=peak(settings)
         )
         return Requirements(0, 0, 0, memory, None, None, 0.0, None, float("inf"))
 
     monkeypatch.setattr(Planner, "_need", need)
-    planner = Planner(drawn, tiny_task(), [make("lora", {})], settings)
+    planner = Planner(sketched, tiny_task(), [make("lora", {})], settings)
     for rung in ever_lighter(settings):
         row = planner.rows(peak(rung))[0]
         assert row.verdict == ("fits" if rung == settings else "fits with")
         assert replace(settings, **row.changed) == rung
 
 
-def test_what_cannot_be_done_says_why(drawn):
-    rows = Planner(drawn, tiny_task(), [make("mpt", {}), make("base")], SETTINGS).rows(1e9)
+def test_what_cannot_be_done_says_why(sketched):
+    rows = Planner(sketched, tiny_task(), [make("mpt", {}), make("base")], SETTINGS).rows(1e9)
     assert rows[0].verdict == "not possible" and "source tasks" in rows[0].reason
     assert rows[1].verdict == "fits" and rows[1].parameters == Parameters(optimised=0, stored=0)
 
@@ -171,20 +171,20 @@ def test_what_cannot_be_done_says_why(drawn):
 def test_a_probe_runs_the_real_thing_and_gives_the_base_back():
     base = tiny_base()
     before = base.fingerprint
-    found = probe(base, tiny_task(), make("full", {}), SETTINGS)
-    assert found.peak > 0 and found.step > 0 and found.rows == 4
+    measured = probe(base, tiny_task(), make("full", {}), SETTINGS)
+    assert measured.peak > 0 and measured.step > 0 and measured.rows == 4
     assert not base.attached and base.fingerprint == before
 
 
-def test_times_follow_rates(drawn):
+def test_times_follow_rates(sketched):
     rates, slower = Rates(3e9, 3e9, 1e-6), Rates(1e9, 1e9, 3e-6)
-    one, other = (measure(drawn, tiny_task(), make("lora", {}), SETTINGS, "cpu", r).step for r in (rates, slower))
-    assert other == pytest.approx(3 * one) and one > 0
+    fast, slow = (measure(sketched, tiny_task(), make("lora", {}), SETTINGS, "cpu", r).step for r in (rates, slower))
+    assert slow == pytest.approx(3 * fast) and fast > 0
 
 
-@pytest.mark.parametrize(("words", "found"), [("24GB", ("cuda", 24e9)), ("8 GiB", ("cuda", 8 * 2**30))])
-def test_devices_in_words(words, found):
-    assert device_of(words) == found
+@pytest.mark.parametrize(("words", "device"), [("24GB", ("cuda", 24e9)), ("8 GiB", ("cuda", 8 * 2**30))])
+def test_devices_in_words(words, device):
+    assert device_of(words) == device
 
 
 @pytest.mark.parametrize("words", ["24", "gpu", "0GB", "cuda:9", "-1GB", "cuda:x"])
@@ -201,21 +201,21 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
         sketch(tmp_path)
 
 
-def test_rag_and_icl_say_how_long_requests_can_get(drawn):
-    rows = Planner(drawn, tiny_task(), [make("base"), make("icl"), make("rag")], SETTINGS).rows(1e9)
+def test_rag_and_icl_say_how_long_requests_can_get(sketched):
+    rows = Planner(sketched, tiny_task(), [make("base"), make("icl"), make("rag")], SETTINGS).rows(1e9)
     base, icl, rag = (row.request.prompt_tokens for row in rows)
     assert icl > 2 * base and rag > base
 
 
-def test_a_request_takes_as_long_as_its_words(drawn):
+def test_a_request_takes_as_long_as_its_words(sketched):
     rates = Rates(1e10, 1e10, 1e-5)
     choice, talk = tiny_task(), replace(tiny_task(), kind="generation", metric="rouge_l", labels=())
     names = [make("base"), make("icl")]
-    base, icl = (row.request.seconds for row in Planner(drawn, choice, names, SETTINGS, rates=rates).rows(1e9))
-    spoken, _ = (row.request.seconds for row in Planner(drawn, talk, names, SETTINGS, rates=rates).rows(1e9))
+    base, icl = (row.request.seconds for row in Planner(sketched, choice, names, SETTINGS, rates=rates).rows(1e9))
+    spoken, _ = (row.request.seconds for row in Planner(sketched, talk, names, SETTINGS, rates=rates).rows(1e9))
     assert 0 < base < icl
     assert spoken > 2 * base  # one pass for each token that is written
-    assert Planner(drawn, choice, names, SETTINGS).rows(1e9)[0].request.seconds is None
+    assert Planner(sketched, choice, names, SETTINGS).rows(1e9)[0].request.seconds is None
 
 
 def test_what_one_probe_freed_is_not_the_next_one_s():

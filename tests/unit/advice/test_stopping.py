@@ -1,8 +1,11 @@
 """When a comparison that follows advice goes on and when it stops."""
 
+import doctest
+
 import numpy as np
 import pytest
 
+from tunewise.advice import stopping
 from tunewise.advice.gains import Belief
 from tunewise.advice.stopping import Seen, move
 
@@ -74,3 +77,8 @@ def test_leaders_that_it_stops_at_are_rarely_beaten(half):
         spent += len(rows) - 1
     assert missed <= 6
     assert spent < 60 * 5
+
+
+def test_the_example_of_the_module_is_what_the_code_does():
+    results = doctest.testmod(stopping)
+    assert results.attempted == 3 and results.failed == 0

@@ -1,4 +1,4 @@
-"""A finished comparison into a record: what its file lacks is taken from its data and its model again."""
+"""Turns a finished comparison into a record; the features that its file lacks are measured on its model and data."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def pack(
     work: Path | None = None,
     name: str | None = None,
 ) -> Record:
-    """The record of the comparison in a folder.
+    """Make the record of the comparison in a folder.
 
     Args:
-        folder: the `--out` of a finished `tunewise compare`.
-        model: where the model is now; default: where it was.
-        data: where the data is now; default: where it was.
-        work: the folder that the comparison was run in, which its paths start from.
-        name: of the record.
+        folder: the `--out` folder of a finished `tunewise compare`.
+        model: folder or name of the model; default: the one that the comparison names.
+        data: the data; default: the one that the comparison names.
+        work: the folder that the comparison was run in, for its relative paths.
+        name: name of the record; default: MODEL.TASK.
 
     Raises:
         ArtifactError: the comparison is not as tunewise writes it.
-        RequestError: its model or data is not there any more, or has changed.
+        RequestError: its model or data cannot be read any more, or has changed.
     """
     path, result = folder / "compare.json", comparison(folder)
-    with _inside(work):
+    with _working_in(work):
         features = _features(result, model or result.model.name, data or result.task.source, path)
     return record(result, features, name, path)
 
@@ -44,22 +44,24 @@ def pack(
 def _features(result: Comparison, model: str, data: str, path: Path) -> Features:
     from tunewise.resolve import DataOptions, ModelOptions, load_model, read_task
 
-    option = _options(result.command or ())
+    option = _options_of(result.command or ())
     try:
         length = int(option("--max-length") or 0) or None
         base = load_model(model, ModelOptions(max_length=length, revision=option("--revision"), device="cpu"))
-        reading = DataOptions(columns=option("--columns"), template=option("--template"), metric=option("--metric"))
-        task = read_task(data, reading)
+        data_options = DataOptions(
+            columns=option("--columns"), template=option("--template"), metric=option("--metric")
+        )
+        task = read_task(data, data_options)
     except TunewiseError as error:
         raise SettingError(
             f"{path}: its model or data cannot be read again ({error}); give --model and --data"
         ) from error
-    for what, mine, theirs in (
+    for kind, present, compared in (
         ("model", base.fingerprint, result.model.fingerprint),
         ("data", task.fingerprint, result.task.fingerprint),
     ):
-        if mine != theirs:
-            raise SettingError(f"{path}: this is not the {what} that was compared on; give the same {what}")
+        if present != compared:
+            raise SettingError(f"{path}: this is not the {kind} that was compared on; give the same {kind}")
     where = option("--knowledge") or task.knowledge
     bare = next((row for row in result.scored if row.technique == "base"), None)
     return measure(
@@ -73,13 +75,13 @@ def _features(result: Comparison, model: str, data: str, path: Path) -> Features
 
 
 def _examples(result: Comparison, path: Path) -> float:
-    """Training examples that a trial saw; a budget in tokens is told by the steps of the row with the most."""
+    """Count the training examples that one trial saw: most steps of any row, or of the budget, x rows per step."""
     steps = max((row.training.steps for row in result.scored if row.training is not None), default=0)
     return float((steps or result.budget.steps) * rows_of(result, path))
 
 
-def _options(words: Sequence[str]) -> Callable[[str], str | None]:
-    """What an option of the recorded command was given."""
+def _options_of(words: Sequence[str]) -> Callable[[str], str | None]:
+    """Return a function from an option to its value in the recorded command; None if it was not given."""
 
     def value(name: str) -> str | None:
         for place, word in enumerate(words):
@@ -93,7 +95,8 @@ def _options(words: Sequence[str]) -> Callable[[str], str | None]:
 
 
 @contextmanager
-def _inside(folder: Path | None) -> Iterator[None]:
+def _working_in(folder: Path | None) -> Iterator[None]:
+    """Change the working directory for a block; None leaves it."""
     before = Path.cwd()
     if folder is not None:
         if not folder.is_dir():

@@ -1,10 +1,10 @@
-"""Tables of publications: what is known of models and data that no comparison of ours reaches.
+"""Tables from publications, for models and data that no recorded comparison covers.
 
-They are evidence of another kind than measured records and are marked so wherever they are used: other code, often
-encoders, learning rates that nobody searched alike. The sources rarely give the unadapted model's score, so a gain here
-is a share of the table's best score. `read` says how a figure came here: from the paper's own text or its authors'
-files ("source"), from full-text copies ("copy"), or from another source that quotes it ("secondary"). Features are
-round figures.
+    gain = score / best score of the table
+
+because the sources rarely give the unadapted model's score. Published tables are weaker evidence than measured records
+and are marked as published wherever they are used: they come from other code, often from encoders, and their learning
+rates were not searched under one budget. Their features are round figures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILE = Path(__file__).parent / "published.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Published(JsonRecord):
-    """One technique of a table; `kept` is a score on what the model knew before."""
+    """Holds one technique of a table; `kept` is a score on what the model could do before."""
 
     technique: Name
     score: float
@@ -33,7 +33,11 @@ class Published(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Table(JsonRecord):
-    """One table."""
+    """Holds one published table.
+
+    `read` says where its figures were read: in the paper or its authors' files ("source"), in a full-text copy
+    ("copy"), or in another source that quotes it ("secondary").
+    """
 
     id: Name
     title: Name
@@ -50,32 +54,34 @@ class Table(JsonRecord):
 
     @property
     def scored(self) -> dict[str, Published]:
-        """The rows by technique."""
+        """Return the rows by technique."""
         return {row.technique: row for row in self.rows}
 
     def gain(self, technique: str) -> float:
-        """Score as a share of the table's best."""
+        """Return a technique's score divided by the best score of the table."""
         return self.scored[technique].score / max(row.score for row in self.rows)
 
     @property
     def cited(self) -> str:
-        """The source in words."""
+        """Return the reference of the table: authors, year, title and place."""
         return f'{self.authors} {self.year}, "{self.title}", {self.where}'
 
 
 @dataclass(frozen=True, kw_only=True)
 class _File(JsonRecord):
+    """Holds the package's file of published tables."""
+
     schema: Literal[1]
     tables: tuple[Table, ...]
 
 
 @cache
 def tables() -> dict[str, Table]:
-    """Every table by id.
+    """Read every table, by id.
 
     Raises:
         ArtifactError: the package's file is damaged.
     """
     value = artifact_reader.read_json(FILE, limit_bytes=LIMIT_BYTES)
-    found = _File.from_json(value, FILE, "is damaged", "install tunewise again")
-    return {table.id: table for table in found.tables}
+    file = _File.from_json(value, FILE, "is damaged", "install tunewise again")
+    return {table.id: table for table in file.tables}

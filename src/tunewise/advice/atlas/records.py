@@ -1,4 +1,4 @@
-"""The atlas on disk: the records of the package, those that a user added, and how a comparison becomes one."""
+"""The atlas on disk: reads the records of the package and of the user, and makes a record of a comparison."""
 
 from __future__ import annotations
 
@@ -30,40 +30,40 @@ HOME = "TUNEWISE_HOME"
 
 
 def own_folder() -> Path:
-    """Where a user's records are: `atlas` below `TUNEWISE_HOME`, which is ~/.cache/tunewise by default."""
+    """Return the folder of the user's records: `atlas` in `TUNEWISE_HOME`, by default ~/.cache/tunewise."""
     home = os.environ.get(HOME) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunewise"
     return Path(home).expanduser() / "atlas"
 
 
 def all_records() -> dict[str, Record]:
-    """Every record by name: the package's, then the user's own, which replace those of the same name.
+    """Read every record, by name: the package's, then the user's own, which replace those of the same name.
 
     Raises:
-        ArtifactError: a file there is no record.
+        ArtifactError: a file of the atlas is no record.
     """
     return {**shipped(), **_read_all(own_folder())}
 
 
 @cache
 def shipped() -> dict[str, Record]:
-    """The records of the package."""
+    """Read the records of the package, by name."""
     return _read_all(SHIPPED)
 
 
 def find(name: str) -> Record:
-    """The record of this name.
+    """Return the record of a name.
 
     Raises:
         SettingError: there is none.
     """
-    known = all_records()
-    if name not in known:
-        raise SettingError(f'the atlas has no record "{name}"; it has {", ".join(known) or "none"}')
-    return known[name]
+    records = all_records()
+    if name not in records:
+        raise SettingError(f'the atlas has no record "{name}"; it has {", ".join(records) or "none"}')
+    return records[name]
 
 
 def add(record: Record, folder: Path | None = None) -> Path:
-    """Write a record to a folder (default: the user's own); the path of its file."""
+    """Write a record to a folder (default: the user's own) and return the path of its file."""
     path = (folder or own_folder()) / f"{record.name}.json"
     artifact_writer.output_folder(path.parent)
     artifact_writer.write_text(path, json.dumps(record.to_json(), separators=(",", ":")) + "\n")
@@ -71,11 +71,11 @@ def add(record: Record, folder: Path | None = None) -> Path:
 
 
 def comparison(folder: Path) -> Comparison:
-    """The content of a finished comparison's `compare.json`.
+    """Read `compare.json` of a finished comparison.
 
     Raises:
-        SettingError: there is none, or it is not finished.
-        ArtifactError: it cannot be read, or is not one that can be recorded.
+        SettingError: there is none, or the comparison is not finished.
+        ArtifactError: it cannot be read, or cannot be recorded.
     """
     path = folder / "compare.json"
     if not path.is_file():
@@ -86,23 +86,23 @@ def comparison(folder: Path) -> Comparison:
 
 
 def record(result: Comparison, features: Features, name: str | None, path: Path) -> Record:
-    """What is kept of a comparison.
+    """Make the record of a comparison.
 
     Args:
         result: the content of its `compare.json`.
-        features: of its task and model; see `tunewise.advice.features.measure`.
-        name: of the record; default: MODEL.TASK.
-        path: of the file, for errors.
+        features: the features of its task and model; see `tunewise.advice.features.measure`.
+        name: name of the record; default: MODEL.TASK.
+        path: the path of `compare.json`, for errors.
 
     Raises:
-        ArtifactError: something that a record needs is missing or not as it should be.
+        ArtifactError: something that a record needs is missing or of another type.
     """
     machine = result.machine
     value = {
         "schema": SCHEMA,
-        "name": name or f"{_plain(result.model.name)}.{_plain(result.task.name)}",
-        "model": _shared(result.model, Model),
-        "task": _shared(result.task, TaskFacts),
+        "name": name or f"{_file_name_part(result.model.name)}.{_file_name_part(result.task.name)}",
+        "model": _common_fields(result.model, Model),
+        "task": _common_fields(result.task, TaskFacts),
         "features": {key: None if number is None else float(number) for key, number in features.to_json().items()},
         "budget": {
             "steps": result.budget.steps,
@@ -123,13 +123,17 @@ def record(result: Comparison, features: Features, name: str | None, path: Path)
             "retention": result.retention.source,
             "probe": result.retention.probe,
         },
-        "rows": [_row(row) for row in result.rows],
+        "rows": [_row_json(row) for row in result.rows],
     }
     return record_of(value, path)
 
 
 def rows_of(result: Comparison, path: Path) -> int:
-    """Examples of one optimiser step of a comparison; raises `ArtifactError` where its settings do not say."""
+    """Return the examples per optimizer step of a comparison.
+
+    Raises:
+        ArtifactError: its settings do not say how many.
+    """
     size = result.settings.get("per_device_train_batch_size")
     passes = result.settings.get("gradient_accumulation_steps")
     if not isinstance(size, int) or not isinstance(passes, int):
@@ -137,7 +141,7 @@ def rows_of(result: Comparison, path: Path) -> int:
     return size * passes
 
 
-def _row(row: Row) -> dict[str, object]:
+def _row_json(row: Row) -> dict[str, object]:
     scored = row if isinstance(row, ScoredRow) and row.status == "ok" else None
     return {
         "technique": row.technique,
@@ -145,24 +149,26 @@ def _row(row: Row) -> dict[str, object]:
         "reason": row.reason,
         "learning_rate": row.learning_rate,
         "settings": row.settings,
-        "score": _shared(scored.score, ScoreInterval) if scored else None,
+        "score": _common_fields(scored.score, ScoreInterval) if scored else None,
         "nll": scored.nll if scored else None,
         "p_value": scored.p_value if scored else None,
-        "forgetting": _shared(scored.forgetting, Forgetting) if scored and scored.forgetting else None,
-        "cost": _shared(scored.cost, Cost) | {"seconds": scored.spent and scored.spent.seconds} if scored else None,
+        "forgetting": _common_fields(scored.forgetting, Forgetting) if scored and scored.forgetting else None,
+        "cost": _common_fields(scored.cost, Cost) | {"seconds": scored.spent and scored.spent.seconds}
+        if scored
+        else None,
     }
 
 
-def _shared(record: JsonRecord, kept: type[JsonRecord]) -> dict[str, object]:
-    """The fields of a record that another kind of record has too, in the order of that one."""
-    return {name: getattr(record, name, None) for name in kept.names()}
+def _common_fields(record: JsonRecord, target: type[JsonRecord]) -> dict[str, object]:
+    """Return the fields of `target` by name, with the values that another kind of record has for them."""
+    return {name: getattr(record, name, None) for name in target.names()}
 
 
 def _read_all(folder: Path) -> dict[str, Record]:
-    found = [read(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
-    return {each.name: each for each in found}
+    records = [read(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+    return {record.name: record for record in records}
 
 
-def _plain(name: str) -> str:
-    """A name's last part, with what a file name may not have replaced."""
+def _file_name_part(name: str) -> str:
+    """Return the last part of a name, with characters that do not belong in a file name replaced."""
     return re.sub(r"[^A-Za-z0-9_+-]+", "-", Path(str(name)).name).strip("-") or "unnamed"

@@ -1,4 +1,4 @@
-"""What a file of the atlas holds, and its strict reading: nothing missing, nothing unknown, nothing of another type.
+"""The schema of an atlas file, read strictly: a field that is missing, unknown or of another type is an error.
 
 {"schema": 1, "name": "world.reviews", "model": {...}, "task": {...}, "features": {...}, "budget": {...},
  "provenance": {...}, "rows": [{...}]}
@@ -25,7 +25,7 @@ FileName = Annotated[str, Check(lambda text: _FILE_NAME.fullmatch(text) is not N
 
 @dataclass(frozen=True, kw_only=True)
 class Model(JsonRecord):
-    """The base that was compared on."""
+    """Describes the base model of the comparison."""
 
     name: Name
     architecture: Name
@@ -35,7 +35,7 @@ class Model(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts(JsonRecord):
-    """The data, by what it was called and hashed."""
+    """Describes the data by its name, size and fingerprint."""
 
     name: Name
     source: str
@@ -49,7 +49,7 @@ class TaskFacts(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers(JsonRecord):
-    """The features; see `tunewise.advice.features.Features`."""
+    """Holds the features; see `tunewise.advice.features.Features`."""
 
     train: NonNegative
     generation: NonNegative
@@ -69,13 +69,13 @@ class Numbers(JsonRecord):
     examples: NonNegative
 
     def features(self) -> Features:
-        """What the recommender compares."""
+        """Return the features as the recommender takes them."""
         return Features(**self.to_json())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget(JsonRecord):
-    """What each technique could spend; `rows` examples make a step."""
+    """Holds the budget of each technique; a step sees `rows` examples."""
 
     steps: Count
     tokens: Count | None
@@ -86,7 +86,7 @@ class Budget(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance(JsonRecord):
-    """How to get the figures again."""
+    """Says how the figures were measured: command, versions and machine."""
 
     command: str
     tunewise: Name
@@ -102,7 +102,7 @@ class Provenance(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Forgetting(results.Forgetting):
-    """What is kept of how far the base was left."""
+    """Holds the recorded part of a row's forgetting."""
 
     ORDER: ClassVar[tuple[str, ...]] = ("nll_rise", "probe")
     probe: float | None = field()
@@ -110,7 +110,7 @@ class Forgetting(results.Forgetting):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(results.Cost):
-    """What the row took; `seconds` is all of it, training, search and evaluation, `train_seconds` one fit."""
+    """Holds the costs of a row; `seconds` is for search, training and evaluation, `train_seconds` for one fit."""
 
     ORDER: ClassVar[tuple[str, ...]] = (
         *("seconds", "train_seconds", "seconds_per_example", "peak_memory_bytes", "optimised_parameters"),
@@ -123,7 +123,7 @@ class Cost(results.Cost):
 
 @dataclass(frozen=True, kw_only=True)
 class Row(JsonRecord):
-    """One technique."""
+    """Holds the row of one technique."""
 
     technique: Name
     status: Literal["ok", "failed", "skipped"]
@@ -138,14 +138,14 @@ class Row(JsonRecord):
 
     def __post_init__(self) -> None:
         if self.status == "ok" and (self.score is None or self.cost is None or self.nll is None):
-            raise ValueError(f"the row of {self.technique} is ok and has no score, loss or cost")
+            raise ValueError(f"the row of {self.technique} is ok, but has no score, loss or cost")
         if self.score is not None and not self.score.per_seed:
-            raise ValueError(f"the row of {self.technique} has a score of no seed")
+            raise ValueError(f"the row of {self.technique} has a score without seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record(JsonRecord):
-    """One comparison."""
+    """Holds one recorded comparison."""
 
     schema: Literal[1]
     name: FileName
@@ -159,33 +159,33 @@ class Record(JsonRecord):
     def __post_init__(self) -> None:
         names = [row.technique for row in self.rows]
         if len(set(names)) < len(names):
-            raise ValueError("two rows have one technique")
+            raise ValueError("two rows have the same technique")
         if "base" not in self.scored:
             raise ValueError("the row of base, which gains are measured from, is missing or has no score")
 
     @property
     def scored(self) -> dict[str, Row]:
-        """The rows that finished, by technique."""
+        """Return the finished rows, by technique."""
         return {row.technique: row for row in self.rows if row.status == "ok"}
 
     @property
     def base(self) -> float:
-        """The unadapted model's score."""
+        """Return the unadapted model's score."""
         return self._score("base")
 
     @property
     def best(self) -> tuple[str, float]:
-        """The technique with the best mean score, and that score."""
+        """Return the technique with the best mean score, and that score."""
         name = max(self.scored, key=self._score)
         return name, self._score(name)
 
     def gain(self, technique: str) -> float:
-        """(score - base) / (best - base), at least -1; 0 where nothing is better than the base."""
-        apart = self.best[1] - self.base
-        return max((self._score(technique) - self.base) / apart, -1.0) if apart > 0 else 0.0
+        """Return (score - base) / (best - base), at least -1; 0 if nothing is better than the base."""
+        best_gain = self.best[1] - self.base
+        return max((self._score(technique) - self.base) / best_gain, -1.0) if best_gain > 0 else 0.0
 
     def ties(self) -> set[str]:
-        """The best, and what its own test could not tell from it."""
+        """Return the best technique, and those that its significance test could not tell from it."""
         return {name for name, row in self.scored.items() if row.p_value is None or row.p_value > 0.05}
 
     def _score(self, technique: str) -> float:
@@ -195,14 +195,14 @@ class Record(JsonRecord):
 
 
 def read(path: Path) -> Record:
-    """The record in a file.
+    """Read the record in a file.
 
     Raises:
-        ArtifactError: it cannot be read, or is not as this version of tunewise writes it.
+        ArtifactError: the file cannot be read, or is not as this version of tunewise writes it.
     """
     return record_of(artifact_reader.read_json(path, limit_bytes=LIMIT_BYTES), path)
 
 
 def record_of(value: object, path: Path) -> Record:
-    """A record from what a file holds."""
+    """Make a record from the JSON value of a file; `path` is for errors."""
     return Record.from_json(value, path, "is no record of an atlas")

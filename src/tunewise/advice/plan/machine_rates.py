@@ -1,4 +1,4 @@
-"""How fast this machine is: products of matrices, memory, and the overhead of an operation."""
+"""How fast this machine is: FLOPs and bytes per second, and the overhead of starting an operation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from statistics import median
 
 import torch
 
-_SIDE = {"cpu": 512, "cuda": 4096}  # of the matrices that are multiplied
-_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # of the tensor that is written over
+_SIDE = {"cpu": 512, "cuda": 4096}  # rows and columns of the matrices that are multiplied
+_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # size of the tensor that is overwritten
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Floating operations a second, bytes a second, and seconds that an operation costs beside its work.
+    """Holds the rates of a device.
 
-    Where operations are `queued`, as on a GPU, one is started while others work.
+    Attributes:
+        flops: floating-point operations per second.
+        bandwidth: bytes per second.
+        overhead: seconds to start an operation.
+        queued: whether operations are started while others run, as on a GPU.
     """
 
     flops: float
@@ -27,7 +31,7 @@ class Rates:
 
     @classmethod
     def measured(cls, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Rates:
-        """By half a second of trials on the device."""
+        """Measure the rates, in about half a second on the device."""
         where = torch.device(device)
         side, size = _SIDE[where.type], _BYTES[where.type]
         a = torch.randn(side, side, dtype=dtype, device=where)
@@ -41,22 +45,24 @@ class Rates:
         )
 
     def seconds(self, flops: float, moved: float, calls: float) -> float:
-        """Of work of this size."""
-        work, starting = flops / self.flops + moved / self.bandwidth, calls * self.overhead
-        return max(work, starting) if self.queued else work + starting
+        """Return flops / rate + moved / bandwidth + calls x overhead; if queued, the larger of work and overhead."""
+        work, overhead = flops / self.flops + moved / self.bandwidth, calls * self.overhead
+        return max(work, overhead) if self.queued else work + overhead
 
 
 def _seconds(work: Callable[[], object], device: torch.device, count: int = 10) -> float:
-    def waited() -> float:
+    """Return the median seconds per call of five rounds of `count` calls, after one call to warm up."""
+
+    def synchronized_time() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
     work()
-    found = []
+    times = []
     for _ in range(5):
-        started = waited()
+        start = synchronized_time()
         for _ in range(count):
             work()
-        found.append((waited() - started) / count)
-    return median(found)
+        times.append((synchronized_time() - start) / count)
+    return median(times)

@@ -1,7 +1,7 @@
-"""One row of a plan: what a technique needs on a device, and whether the device has it.
+"""One row of a plan: the memory and time that a technique needs on a device, and whether it fits.
 
-`tunewise plan --json` prints rows, and `tunewise advise --plan FILE` reads them again. Sizes are in bytes, times in
-seconds. A figure that is None is not known.
+`tunewise plan --json` prints rows, and `tunewise advise --plan FILE` reads them back. Sizes are in bytes, times in
+seconds. Figures that are not known are None.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Verdict = Literal["fits", "fits with", "does not fit", "not possible"]
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Counts the numbers that training moves, and those that the adaptation stores."""
+    """Counts the parameters that training optimises, and those that the adaptation stores."""
 
     optimised: int | None = None
     stored: int | None = None
@@ -28,7 +28,7 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Splits the peak of memory into what takes it; `technique` is what the technique keeps beside its parameters."""
+    """Splits the peak of memory into its parts; `technique` is what the technique keeps beside its parameters."""
 
     weights: float | None = None
     gradients: float | None = None
@@ -41,7 +41,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Time:
-    """Says how long training takes: a step, an epoch, and all steps of the budget."""
+    """Says how long training takes: per step, per epoch, and for all steps of the budget."""
 
     seconds_per_step: float | None = None
     seconds_per_epoch: float | None = None
@@ -50,7 +50,7 @@ class Time:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Describes one request to the adapted model: tokens of a mean prompt, and the time to answer it alone."""
+    """Describes one request to the adapted model: mean tokens per prompt, and seconds to answer one alone."""
 
     prompt_tokens: float | None = None
     seconds: float | None = None
@@ -58,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Holds what a few real steps took: the peak, the time of a mean step, the steps of a phase, the rows of a step."""
+    """Holds what real steps took: peak bytes, mean seconds per step, steps per phase, and rows per micro-batch."""
 
     peak: int
     step: float
@@ -74,7 +74,7 @@ class Calibration:
     planned_peak: float
     planned_time: Time
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return it as `tunewise plan --probe --json` prints it."""
         replaced = {"foreseen_peak": self.planned_peak, "foreseen_time": asdict(self.planned_time)}
         return asdict(self.probe) | replaced
@@ -102,15 +102,15 @@ class PlanRow:
     Attributes:
         technique: its name.
         verdict: whether it fits.
-        changed: training settings that it fits with, where it does not with those that were given.
-        reason: why it does not fit or is not possible; None where it fits.
-        parameters: how many numbers it trains and stores.
+        changed: training settings that it fits with, if it does not fit with those of the plan.
+        reason: why it does not fit or is not possible; None if it fits.
+        parameters: how many parameters it optimises and stores.
         artifact_bytes: size of the adaptation on disk.
-        memory: the peak in training.
-        time: of training.
-        request: what asking the adapted model takes.
-        micro_batch: examples of the largest micro-batch that fits; None for what is not trained.
-        calibration: a probe whose figures stand in `memory` and `time`.
+        memory: the peak of memory in training.
+        time: how long training takes.
+        request: the tokens and seconds of a request.
+        micro_batch: examples of the largest micro-batch that fits; None if it is not trained.
+        calibration: the probe that `memory` and `time` come from; None if they are predicted.
     """
 
     technique: str
@@ -127,7 +127,7 @@ class PlanRow:
 
     @property
     def peak(self) -> float | None:
-        """Return the bytes of memory in training at most."""
+        """Return the peak bytes of memory in training."""
         return self.memory.peak if self.memory is not None else None
 
     @property
@@ -142,16 +142,19 @@ class PlanRow:
 
     @property
     def optimised_parameters(self) -> int | None:
-        """Return how many numbers training moves."""
+        """Return how many parameters training optimises."""
         return self.parameters.optimised if self.parameters is not None else None
 
     def calibrated(self, probe: Probe, max_steps: int, steps_per_epoch: int) -> PlanRow:
-        """Return the row with what a probe measured in place of the planned memory and time, which are kept beside it.
+        """Return the row with measured memory and time; the predicted ones move to `calibration`.
 
         Args:
             probe: the measurement.
             max_steps: steps of the budget.
-            steps_per_epoch: steps that see the training examples once.
+            steps_per_epoch: steps that go through the training examples once.
+
+        Raises:
+            ValueError: the row has no memory or no time.
         """
         if self.memory is None or self.time is None:
             raise ValueError(f"the plan of {self.technique} has no memory or no time to calibrate")
@@ -166,11 +169,11 @@ class PlanRow:
             calibration=Calibration(probe=probe, planned_peak=self.memory.peak, planned_time=self.time),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the row as `tunewise plan --json` prints it."""
         if self.verdict == "not possible":
             return {"technique": self.technique, "verdict": self.verdict, "reason": self.reason}
-        row: dict[str, Any] = {
+        row: dict[str, object] = {
             "technique": self.technique,
             "verdict": self.verdict,
             "with": dict(self.changed),
@@ -186,7 +189,7 @@ class PlanRow:
 
     @classmethod
     def from_json(cls, value: object) -> PlanRow:
-        """Read what `to_json` returns; figures that are missing are not known, names that are not ours are left out.
+        """Read what `to_json` returns; missing figures become None, unknown keys are ignored.
 
         Raises:
             ValueError: the technique or the verdict is missing, or something is of another type.
@@ -199,7 +202,7 @@ class PlanRow:
         if not (isinstance(reason, str) or (reason is None and verdict in ("fits", "fits with"))):
             raise ValueError(f"there is no reason for the verdict {verdict}")
         if not isinstance(changed, Mapping) or not all(isinstance(number, int) for number in changed.values()):
-            raise ValueError("the settings that it fits with are not whole numbers or truth values")
+            raise ValueError("the settings that it fits with are not whole numbers or true or false")
         artifact, micro_batch = value.get("artifact_bytes"), value.get("micro_batch")
         if not all(figure is None or _is_number(figure) for figure in (artifact, micro_batch)):
             raise ValueError("a size is no number")
@@ -222,7 +225,7 @@ Figures = TypeVar("Figures", Parameters, Memory, Time, Request, Probe)
 
 
 def _figures(kind: type[Figures], value: object) -> Figures | None:
-    """Read one group of figures; None where there is none."""
+    """Read one group of figures; None if it is missing."""
     if not value:
         return None
     if not isinstance(value, Mapping):
@@ -240,10 +243,10 @@ def _is_number(value: object) -> bool:
 
 
 def read_rows(path: Path) -> list[PlanRow]:
-    """Read the rows of a plan from a file that holds what `tunewise plan --json` printed.
+    """Read the rows of a plan from a file with the output of `tunewise plan --json`.
 
     Raises:
-        ArtifactError: it cannot be read, or is no plan.
+        ArtifactError: the file cannot be read, or is no plan.
     """
     rows = artifact_reader.read_json(path).get("rows")
     try:

@@ -1,4 +1,4 @@
-"""Three real steps of a technique, from which a plan's memory and time are calibrated for this machine."""
+"""Runs three real steps of a technique, from which a plan's memory and time are calibrated for this machine."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from tunewise.engine.model import Base
 from tunewise.fitting.loop import train
 from tunewise.fitting.settings import TrainSettings
 
-_STEPS = 3  # of each phase; the first one warms up and is not timed
+_STEPS = 3  # per phase; the first one warms up and is not timed
 
 
 def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings) -> Probe:
-    """Run three steps on the heaviest pass and measure them; the time is that of a step of mean size.
+    """Run three steps on the largest micro-batch and measure them; the time is scaled to a step of mean size.
 
-    The base is given back bare.
+    The base is bare again afterwards.
 
     Raises:
         RequestError: the technique cannot work on this model or task.
     """
     ends: list[float] = []
-    held = sum(parameter.nbytes for parameter in base.model.parameters())
-    release_unused_memory()  # what the last one freed is not this one's
+    weights = sum(parameter.nbytes for parameter in base.model.parameters())
+    release_unused_memory()  # memory that an earlier probe freed must not count for this one
     try:
         with peak_memory(base.device) as memory:
             attachment = technique.resolved(base).attach(base, generator(0, "attach"))
             attachment.prepare_shapes(Study(task, 0, lambda: 1.0))
-            rows, mean = heaviest(attachment, task, settings)
-            once = replace(
+            rows, mean_share = heaviest(attachment, task, settings)
+            short = replace(
                 settings,
                 max_steps=_STEPS * attachment.phases,
                 per_device_train_batch_size=len(rows),
@@ -45,13 +45,13 @@ def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings)
                 replay=0.0,
                 kl_to_base=0.0,
             )
-            train(attachment, rows, once, on_step=lambda *_: ends.append(time.perf_counter()), reuse_trunk=False)
+            train(attachment, rows, short, on_step=lambda *_: ends.append(time.perf_counter()), reuse_trunk=False)
     finally:
         base.release()
-    passed = median(after - before for before, after in pairwise(ends[:_STEPS]))
+    seconds = median(after - before for before, after in pairwise(ends[:_STEPS]))
     return Probe(
-        peak=max(memory[0], held),
-        step=passed * mean * settings.gradient_accumulation_steps,
+        peak=max(memory[0], weights),
+        step=seconds * mean_share * settings.gradient_accumulation_steps,
         steps=_STEPS,
         rows=len(rows),
     )

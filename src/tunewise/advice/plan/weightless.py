@@ -1,6 +1,7 @@
-"""A base without its weights: built from its configuration and its tokenizer alone, again for each thing that is tried.
+"""Base models without their weights, built from the configuration and the tokenizer alone.
 
-A sketch is built inside `tunewise.advice.plan.ledger.fake_tensors()`, so that a model of any size costs no memory.
+A `Sketch` is built inside `tunewise.advice.plan.ledger.fake_tensors()`, once for each technique that is measured; an
+`outline` is built on torch's meta device. Neither takes memory, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tunewise.engine.tiny import ARCHITECTURES, tiny_base
 
 @dataclass(frozen=True)
 class Sketch:
-    """What is known of a model without its weights; `unpacked` says why its architecture cannot be packed, if so."""
+    """Holds a model's configuration and tokenizer; `unpacked` says why its architecture cannot be packed, if so."""
 
     name: str
     config: Any
@@ -35,7 +36,7 @@ class Sketch:
     unpacked: str | None
 
     def build(self) -> Base:
-        """The base, bare and without contents; call inside `fake_tensors()`."""
+        """Build the bare base on fake tensors; call it inside `fake_tensors()`."""
         model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=False)
         return Base(
             model,
@@ -43,7 +44,7 @@ class Sketch:
             self.name,
             None,
             self.max_length,
-            frozen_fingerprint="sketch",  # there are no weights to take one of
+            frozen_fingerprint="sketch",  # there are no weights to hash
             packing=PackingTrial(self.unpacked),
         )
 
@@ -55,37 +56,37 @@ def sketch(
     dtype: str = "float32",
     max_length: int | None = None,
 ) -> Sketch:
-    """The sketch of a folder, a Hub id, or "world"; only its configuration and its tokenizer are read.
+    """Make the sketch of a folder, a Hub id, or "world"; only its configuration and its tokenizer are read.
 
     Raises:
-        ModelError: neither can be read, remote code is wanted, or a layout that nobody knows.
+        ModelError: they cannot be read, need remote code, or the layout of the model is not known.
     """
     if dtype not in DTYPES:
         raise ModelError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
     config, tokenizer = configuration(name, revision)
-    found = Sketch(str(name), config, tokenizer, DTYPES[dtype], max_length, _unpacked(config.model_type))
+    model_sketch = Sketch(str(name), config, tokenizer, DTYPES[dtype], max_length, _unpacked(config.model_type))
     with fake_tensors(), readable(name):
-        found.build().check_layout()
-    return found
+        model_sketch.build().check_layout()
+    return model_sketch
 
 
 def configuration(name: str | Path, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The configuration and the tokenizer of a folder, a Hub id, or "world".
+    """Read the configuration and the tokenizer of a folder, a Hub id, or "world".
 
     Raises:
-        ModelError: there is no such model, or remote code is wanted.
+        ModelError: there is no such model, or it needs remote code.
     """
     path = path_of(name)
     if not path.exists() and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1):
         raise ModelError(f"{name}: there is no such folder; give a model folder or a Hub id (org/name)")
-    source, common = str(path) if path.exists() else str(name), {"revision": revision, "trust_remote_code": False}
+    source, options = str(path) if path.exists() else str(name), {"revision": revision, "trust_remote_code": False}
     with readable(name):
-        return AutoConfig.from_pretrained(source, **common), AutoTokenizer.from_pretrained(source, **common)
+        return AutoConfig.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source, **options)
 
 
 @contextmanager
 def readable(name: str | Path) -> Iterator[None]:
-    """One kind of error for what cannot be read."""
+    """Turn every error of reading a model into a `ModelError` that names it."""
     try:
         yield
     except ModelError:
@@ -96,31 +97,29 @@ def readable(name: str | Path) -> Iterator[None]:
 
 
 def _unpacked(model_type: str) -> str | None:
-    """Why this architecture cannot be packed, found on a tiny model of it; one that has none here is taken to pack."""
+    """Return why an architecture cannot be packed, as a tiny model of it shows; None if it can or none is known."""
     return why_not_packed(tiny_base(model_type)) if model_type in ARCHITECTURES else None
 
 
-_LOADED = 2e9  # parameters up to which advice loads weights that are at hand
-
-
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_MOST_LOADED = 2e9  # advice loads local weights of models with fewer parameters
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 def consulted(name: str, revision: str | None = None, max_length: int | None = None) -> Base:
-    """A base to ask for advice: with its weights where they are on this machine and not too large, else in outline.
+    """Load a base for advice: with its weights if they are on this machine and not too large, else its outline.
 
     Raises:
         ModelError: there is no such model.
     """
-    outlined = outline(name, revision, max_length)
-    small = outlined.parameters < min(_LOADED, psutil.virtual_memory().available / 8)
-    if small and _at_hand(name, revision):
+    weightless = outline(name, revision, max_length)
+    small = weightless.parameters < min(_MOST_LOADED, psutil.virtual_memory().available / 8)
+    if small and _weights_are_local(name, revision):
         return load_base(name, revision=revision, dtype="float32", max_length=max_length)
-    return outlined
+    return weightless
 
 
 def outline(name: str, revision: str | None = None, max_length: int | None = None) -> Base:
-    """A base on no device: names and shapes, no values.
+    """Build a base on the meta device: parameters have names and shapes, and no values.
 
     Raises:
         ModelError: there is no such model, or its layout is not known.
@@ -133,12 +132,12 @@ def outline(name: str, revision: str | None = None, max_length: int | None = Non
     return base
 
 
-def _at_hand(name: str, revision: str | None) -> bool:
+def _weights_are_local(name: str, revision: str | None) -> bool:
     path = path_of(name)
     if path.is_dir():
         return any(path.glob("*.safetensors"))
-    found = [
+    cached = [
         cached_file(name, file, revision=revision, local_files_only=True, _raise_exceptions_for_missing_entries=False)
-        for file in _WEIGHTS
+        for file in _WEIGHT_FILES
     ]
-    return any(found)
+    return any(cached)

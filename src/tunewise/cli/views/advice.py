@@ -1,4 +1,4 @@
-"""Advice and the atlas for the terminal."""
+"""Shows advice and the atlas in the terminal."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ def _ranking(rows: Iterable[AdviceRow]) -> Table:
     for name in ("", "technique", "gain", "95 %", "request", "artifact", "why"):
         table.add_column(name, justify="left" if name in ("technique", "why") else "right")
     for row in rows:
-        expected, out = row.forecast, row.verdict == "out"
-        # The first reason says what the cells of the gain say already, unless it is why the technique is out.
-        reasons = row.reasons if out else row.reasons[1:3]
+        forecast, ruled_out = row.forecast, row.verdict == "out"
+        # The first reason repeats the cells of the gain, unless it says why the technique is ruled out.
+        reasons = row.reasons if ruled_out else row.reasons[1:3]
         cells = [
-            "" if out else str(row.rank),
-            expected.technique,
-            "out" if out else f"{expected.gain:.2f}",
-            "" if out else f"{expected.low:.2f} to {expected.high:.2f}",
-            "" if out else f"{expected.prompt_tokens:.0f}",
-            "" if out else size(expected.artifact_bytes),
+            "" if ruled_out else str(row.rank),
+            forecast.technique,
+            "out" if ruled_out else f"{forecast.gain:.2f}",
+            "" if ruled_out else f"{forecast.low:.2f} to {forecast.high:.2f}",
+            "" if ruled_out else f"{forecast.prompt_tokens:.0f}",
+            "" if ruled_out else size(forecast.artifact_bytes),
             " ".join(sentence.text for sentence in reasons),
         ]
-        style = "green" if row.verdict == "advised" else "dim" if out else ""
+        style = "green" if row.verdict == "advised" else "dim" if ruled_out else ""
         table.add_row(*(Text(cell, style=style) for cell in cells))
     return table
 
 
 def atlas_table(records: Iterable[Record], own: Path) -> RenderableType:
-    """The records, one a line."""
+    """Show the records, one per line."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("record", "parameters", "kind", "train", "seeds", "base", "best", "technique"):
         table.add_column(name, justify="left" if name in ("record", "kind", "technique") else "right")
@@ -75,19 +75,20 @@ def atlas_table(records: Iterable[Record], own: Path) -> RenderableType:
 
 
 def record_page(record: Record) -> RenderableType:
-    """One record in full."""
-    facts, made = record.task, record.provenance
+    """Show one record in full."""
+    task, provenance = record.task, record.provenance
     parts: list[RenderableType] = [
         Text(record.name, style="bold"),
         Text(
-            f"{facts.name} ({facts.kind}, {facts.metric}) on {record.model.name}, "
+            f"{task.name} ({task.kind}, {task.metric}) on {record.model.name}, "
             f"{count(record.model.parameters)} parameters"
         ),
         Text(
             f"{record.budget.steps} steps of {record.budget.rows}, seeds {record.budget.seeds}, search "
-            f"{record.budget.search}; tunewise {made.tunewise}, torch {made.torch}, {made.device}, {made.created}"
+            f"{record.budget.search}; tunewise {provenance.tunewise}, torch {provenance.torch}, {provenance.device}, "
+            f"{provenance.created}"
         ),
-        Text(made.command, style="dim"),
+        Text(provenance.command, style="dim"),
         Text(
             ", ".join(f"{name} {value:.4g}" for name, value in record.features.to_json().items() if value is not None)
         ),
