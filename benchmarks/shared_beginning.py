@@ -29,7 +29,7 @@ from tunewise.core.seeds import generator
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import layout, loss_sum, nll
 from tunewise.engine.model import Base
-from tunewise.engine.packing import by_beginning, packed_batch, padded_batch
+from tunewise.engine.packing import by_shared_prefix, packed_batch, padded_batch
 from tunewise.fitting.scoring import label_nll
 from tunewise.techniques.registry import make
 from tunewise.testing import attach, tiny_base
@@ -96,7 +96,7 @@ def scoring(repeats: int) -> dict[str, Any]:
 
     def ours() -> float:
         started = time.perf_counter()
-        for group in by_beginning(prompts, 4096):
+        for group in by_shared_prefix(prompts, 4096):
             label_nll(base, [prompts[i] for i in group], [answers[i] for i in group])
         return time.perf_counter() - started
 

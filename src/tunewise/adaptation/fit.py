@@ -74,7 +74,7 @@ def fit(
     recipe = technique.resolved(base)
     with artifact_writer.lock(folder):
         try:
-            rehearsal = Rehearsal.of(base, remembered) if settings.remembers else None
+            rehearsal = Rehearsal.of(base, remembered) if settings.rehearses else None
             attachment = recipe.attach(base, generator(seed, "attach"))
             started = time.perf_counter()
             loss_before = loss(attachment, task, validation)
@@ -95,7 +95,7 @@ def fit(
                     rehearsal=rehearsal,
                 )
                 record |= {"training": asdict(trained), "train_settings": asdict(settings)}
-                record["training"]["cut"] = sum(sequence.cut for sequence in sequences)
+                record["training"]["cut"] = sum(sequence.truncated for sequence in sequences)
             record |= {
                 "validation_loss": loss(attachment, task, validation),
                 "seconds": time.perf_counter() - started,

@@ -13,7 +13,7 @@ import typer
 
 from tunewise.cli.commands import advising, comparing, documents, inspection, planning, serving, shipping, training
 from tunewise.core.errors import RequestError, TunewiseError
-from tunewise.core.logs import logs
+from tunewise.core.logs import configure_logging
 
 app = typer.Typer(
     help="Every way to fine-tune a language model behind one interface, measured on your own task.",
@@ -48,7 +48,7 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command line; errors of ours are one line on stderr."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost tenfold on a busy machine
-    logs()
+    configure_logging()
     try:
         app()
     except TunewiseError as error:

@@ -58,7 +58,7 @@ def supervise(
         with artifact_writer.lock(folder):
             return _carried_out(request, folder, patience, progress, on_row)
     except RequestError:
-        artifact_writer.give_back(missing)
+        artifact_writer.remove_unused_folders(missing)
         raise
 
 

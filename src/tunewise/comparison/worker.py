@@ -20,7 +20,7 @@ import traceback
 from typing import Any
 
 from tunewise.core.errors import TunewiseError
-from tunewise.core.logs import logs
+from tunewise.core.logs import configure_logging
 
 _APART = 0.1  # seconds between reports of progress
 
@@ -31,7 +31,7 @@ def main() -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    logs()
+    configure_logging()
 
     def tell(**event: Any) -> None:
         events.write(json.dumps(event) + "\n")

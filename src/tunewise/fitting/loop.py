@@ -120,7 +120,7 @@ def train(
         raise SettingError("no training sequence has a labelled token inside the window; raise --max-length")
     if attachment.base.device.type == "cpu":
         keep_freed_memory()
-    if settings.remembers and rehearsal is None:
+    if settings.rehearses and rehearsal is None:
         raise SettingError("replay and kl_to_base need text to rehearse; pass rehearsal=Rehearsal.of(base, texts)")
     run = _Run(attachment, sequences, settings, seed, folder)
     run.rehearsal = rehearsal
@@ -255,7 +255,7 @@ class _Run:
         penalty, settings = self.attachment.penalty(), self.settings
         if penalty is not None:
             yield penalty
-        if settings.remembers and self.rehearsal is not None:
+        if settings.rehearses and self.rehearsal is not None:
             count = settings.per_device_train_batch_size
             seed = derive(self.seed, "memory")  # this name is part of every run's bits, so it stays
             chosen = order(len(self.rehearsal.sequences), seed, self.step * count, count)

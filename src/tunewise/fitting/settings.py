@@ -59,7 +59,7 @@ class TrainSettings:
             raise SettingError(f"warmup_ratio is {self.warmup_ratio} but must be at least 0 and below 1")
 
     @property
-    def remembers(self) -> bool:
+    def rehearses(self) -> bool:
         """Whether training needs a memory of what the base knew."""
         return bool(self.replay or self.kl_to_base)
 

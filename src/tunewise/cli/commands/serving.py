@@ -52,25 +52,25 @@ def serve(
         raise SettingError("the token is empty; give a long random one, or none")
     quiet()
     _need_serving()
-    from tunewise.serve.loading import named
+    from tunewise.serve.loading import adaptation_folders
     from tunewise.serve.server import loopback
 
     if token is None and not loopback(host):
         raise SettingError(
             f"{host} can be reached from other machines; give a token (--token, or TUNEWISE_TOKEN), or use 127.0.0.1"
         )
-    folders = named(adaptations)
+    folders = adaptation_folders(adaptations)
     if engine == "vllm":
         _vllm(folders, model, host, port, token, dry_run)
         return
     from tunewise.serve.app import application
-    from tunewise.serve.loading import opened
+    from tunewise.serve.loading import load_pool
     from tunewise.serve.scheduler import Engine
     from tunewise.serve.server import listening, run
 
     place = listening(host, port)
     with progress_display() as display:
-        pool = opened(folders, model, device, for_row(display, "serve"))
+        pool = load_pool(folders, model, device, for_row(display, "serve"))
     names = ", ".join(pool.slots)
     if dry_run:
         place.close()
@@ -128,12 +128,12 @@ def chat(
     quiet()
     from tunewise.cli.chat import Chat
     from tunewise.serve.decoding import Sampling
-    from tunewise.serve.loading import named, opened
+    from tunewise.serve.loading import adaptation_folders, load_pool
     from tunewise.serve.scheduler import Engine
 
-    folders = named(adaptations)
+    folders = adaptation_folders(adaptations)
     with progress_display() as display:
-        pool = opened(folders, model, device, for_row(display, "chat"))
+        pool = load_pool(folders, model, device, for_row(display, "chat"))
     names = [name for name in pool.slots if with_base or name in folders]
     with _running(Engine(pool)) as engine:
         sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
@@ -176,21 +176,21 @@ def generate(
 
     conversations = read_prompts(data, pairs(reading.columns))
     quiet()
-    from tunewise.serve.loading import named, opened
+    from tunewise.serve.loading import adaptation_folders, load_pool
 
-    folders = named([adaptation])
+    folders = adaptation_folders([adaptation])
     name = next(iter(folders))
     file = AnswerFile(out, conversations, name)
     left = file.left()
     if left:
-        from tunewise.serve.client import answered
+        from tunewise.serve.client import answer_all
         from tunewise.serve.scheduler import Engine
 
         with progress_display() as display:
-            pool = opened(folders, model, device, for_row(display, name))
+            pool = load_pool(folders, model, device, for_row(display, name))
             with _running(Engine(pool, queue=2 * batch_size, rows=batch_size)) as engine:
                 before, questions = len(conversations) - len(left), {number: conversations[number] for number in left}
-                replies = answered(engine, name, questions, batch_size, max_new_tokens)
+                replies = answer_all(engine, name, questions, batch_size, max_new_tokens)
                 for done, (number, reply) in enumerate(replies, before + 1):
                     file.add(number, reply)
                     display(name, "answering", done, len(conversations))

@@ -44,7 +44,7 @@ def export(
     folder = folder_of(adaptation)
     quiet()
     from tunewise.export.export import export
-    from tunewise.export.summary import text
+    from tunewise.export.summary import parity_summary
 
     with progress_display() as display:
         parity = export(
@@ -59,7 +59,7 @@ def export(
             settings=settings_of(recipes.sets),
             progress=for_row(display, to),
         )
-    print_result(parity, as_json, lambda: text(parity, out))
+    print_result(parity, as_json, lambda: parity_summary(parity, out))
     if not parity["same"]:
         sys.exit(1)
 
@@ -76,18 +76,18 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Put an adaptation or an export on the Hugging Face Hub, with a model card of what is known about it."""
-    from tunewise.export.push import prepared
+    from tunewise.export.push import prepare_upload
     from tunewise.export.push import push as send
 
-    place = folder_of(folder)
+    path = folder_of(folder)
     if card_only:
-        files, text = prepared(place, repo, licence)
+        files, card = prepare_upload(path, repo, licence)
         if as_json:
-            print_json({"repository": repo, "card": text, "files": [str(path.relative_to(place)) for path in files]})
+            print_json({"repository": repo, "card": card, "files": [str(file.relative_to(path)) for file in files]})
         else:
-            typer.echo(text, nl=False)
+            typer.echo(card, nl=False)
         return
-    upload = send(place, repo, private=private, licence=licence)
+    upload = send(path, repo, private=private, licence=licence)
     if as_json:
         print_json(upload)
     else:

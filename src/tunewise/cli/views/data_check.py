@@ -126,7 +126,7 @@ def _view(task: Task, base: Base) -> ModelView:
             kept=sum(len(sequence.ids) for sequence in sequences),
         ),
         histogram=_histogram(lengths),
-        exceeding=Exceeding(sum(sequence.cut for sequence in sequences)),
+        exceeding=Exceeding(sum(sequence.truncated for sequence in sequences)),
         first_example=FirstExample(prompt, answer, encoder.template, encoder.chat),
     )
 
