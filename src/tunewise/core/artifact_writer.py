@@ -46,6 +46,7 @@ from tunewise.core.artifact_reader import (
     verified,
 )
 from tunewise.core.errors import ArtifactError, RequestError, TunewiseError
+from tunewise.core.json_record import JsonObject
 
 if TYPE_CHECKING:
     import torch
@@ -277,7 +278,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 def _header(group: Tensors) -> tuple[bytes, list[tuple[str, torch.Tensor]]]:
     """Return the header of a safetensors file, and its tensors in order: widest types first, to keep alignment."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: JsonObject = {"__metadata__": {"format": "pt"}}
     ordered, end = sorted(group.items(), key=lambda item: (-item[1].element_size(), item[0])), 0
     for name, tensor in ordered:
         dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))

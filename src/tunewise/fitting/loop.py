@@ -22,6 +22,7 @@ from torch import Tensor
 from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
 from tunewise.core.errors import DivergedError, SettingError
+from tunewise.core.json_record import JsonObject
 from tunewise.core.seeds import derive, generator, repeatable
 from tunewise.engine.device import on_gpu
 from tunewise.engine.encoding import TokenSequence
@@ -276,7 +277,7 @@ class _Run:
 
     # Checkpoints.
 
-    def _request(self) -> dict[str, Any]:
+    def _request(self) -> JsonObject:
         """Return what a run must have in common with the checkpoint that it resumes, `max_steps` included."""
         request = {
             "technique": self.attachment.recipe.to_json(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -257,7 +257,18 @@ def _score_generated(
     )
 
 
-def describe(scores: Scores) -> dict[str, Any]:
+class ScoreRecord(TypedDict):
+    """Holds scores as files record them; `cut` counts examples that were shortened to fit the window."""
+
+    metric: str
+    mean: float
+    nll: float
+    others: dict[str, float]
+    examples: int
+    cut: int
+
+
+def describe(scores: Scores) -> ScoreRecord:
     """Return the scores as files record them, without the per-example parts."""
     return {
         "metric": scores.metric,

@@ -33,11 +33,10 @@ def index(
     if as_json:
         print_json(result)
         return
-    skipped = result.pop("skipped")
     counts = ", ".join(f"{value:,} {name}" for name, value in result["documents"].items())
     print_text(f"{result['index']}: documents {counts}; {result['passages']:,} passages")
-    for name, why in skipped:
-        typer.echo(f"skipped {name}: {why}", err=True)
+    for name, reason in result["skipped"]:
+        typer.echo(f"skipped {name}: {reason}", err=True)
 
 
 def search(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -95,7 +96,7 @@ def render_technique(name: str) -> RenderableType:
     return Group(*lines, Text(""), table) if table.row_count else Group(*lines)
 
 
-def peft_table(rows: list[dict[str, Any]], model: str) -> RenderableType:
+def peft_table(rows: Sequence[Mapping[str, Any]], model: str) -> RenderableType:
     """What PEFT's methods do on a model."""
     table = Table(
         title=f"PEFT's methods on {model}", title_justify="left", box=None, pad_edge=False, header_style="bold"
