@@ -60,7 +60,7 @@ class TrainSettings:
 
     @property
     def rehearses(self) -> bool:
-        """Whether training needs a memory of what the base knew."""
+        """Tell whether training rehearses text that the base knew."""
         return bool(self.replay or self.kl_to_base)
 
     @property
