@@ -230,7 +230,7 @@ def train_settings(
 
 
 def read_texts(path: str | None) -> list[str] | None:
-    """Read the lines of a text file, or the text of the shipped world (`world:text`); return None where none is named."""
+    """Read the lines of a text file, or of the shipped world's text (`world:text`); return None for no path."""
     if path is None:
         return None
     address = shipped(path)
