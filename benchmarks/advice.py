@@ -118,9 +118,9 @@ def main() -> None:
     RESULT.write_text(json.dumps({"whole": whole, "records": rows}, indent=1) + "\n", "utf-8")
     text = tables(whole, rows)
     if PAGE.is_file():
-        said = PAGE.read_text("utf-8")
+        page = PAGE.read_text("utf-8")
         PAGE.write_text(
-            re.sub(r"(?<=<!-- measured -->\n).*?(?=<!-- end -->)", lambda _: text, said, flags=re.S), "utf-8"
+            re.sub(r"(?<=<!-- measured -->\n).*?(?=<!-- end -->)", lambda _: text, page, flags=re.S), "utf-8"
         )
     print(text)
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
@@ -128,7 +128,7 @@ def main() -> None:
 
 def tables(whole: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
     """The figures for people."""
-    said = [
+    lines = [
         "",
         f"| {whole['records']} records of {whole['tasks']} tasks | mean regret | median |",
         "|---|---|---|",
@@ -139,8 +139,8 @@ def tables(whole: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
         ("regret_full", "always `full`"),
         ("regret_random", "one at random"),
     ):
-        said.append(f"| {words} | {whole[name]:.3f} | {whole['median'][name]:.3f} |")
-    said += [
+        lines.append(f"| {words} | {whole[name]:.3f} | {whole['median'][name]:.3f} |")
+    lines += [
         "",
         f"The advised technique is the best or cannot be told from it in {whole['advised_tied']:.0%} of the records; "
         f"{whole['inside']:.0%} of the recorded gains lie inside the 95 % intervals. `compare --advised` ends with the "
@@ -152,12 +152,12 @@ def tables(whole: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         again = row["replay"]
-        said.append(
+        lines.append(
             f"| {row['record']} | {row['best']} | {row['advised']} | {row['regret']:.2f} | {row['regret_lora']:.2f} | "
             f"{row['regret_full']:.2f} | {again['winner']}{'' if again['tied'] else ' (worse)'} | "
             f"{len(again['order'])} | {again['share']:.0%} |"
         )
-    return "\n".join([*said, "", ""])
+    return "\n".join([*lines, "", ""])
 
 
 if __name__ == "__main__":

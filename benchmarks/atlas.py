@@ -28,18 +28,18 @@ NAMES = [*(f"world.{task}" for task in WORLD), *(f"stories-3m.{task}" for task i
 def words(name: str, out: Path, steps: int, seeds: int) -> list[str]:
     """The command of one comparison, as it is run in the working folder."""
     model, _, task = name.partition(".")
-    found = ["tunewise", "compare", "--model", "world" if model == "world" else f"models/{model}"]
-    found += ["--data", f"world:{task}" if task in WORLD else f"tasks/{task}", "--techniques", "all"]
+    arguments = ["tunewise", "compare", "--model", "world" if model == "world" else f"models/{model}"]
+    arguments += ["--data", f"world:{task}" if task in WORLD else f"tasks/{task}", "--techniques", "all"]
     others = [f"tasks/{other}" for other in REAL if other != task]
     if model == "world":
-        found += ["--retention", "world:text", "--probe", "world:memory"]
+        arguments += ["--retention", "world:text", "--probe", "world:memory"]
         others = [kind.source for kind in world.sources().values()]
-    found += ["--sources", ",".join(others)]
-    found += ["--budget-steps", str(steps), "--batch-size", "16", "--seeds", str(seeds), "--test-examples", "200"]
-    return [*found, "--out", str(out)]
+    arguments += ["--sources", ",".join(others)]
+    arguments += ["--budget-steps", str(steps), "--batch-size", "16", "--seeds", str(seeds), "--test-examples", "200"]
+    return [*arguments, "--out", str(out)]
 
 
-def there(name: str, work: Path) -> bool:
+def inputs_exist(name: str, work: Path) -> bool:
     """Whether the model and the data of a comparison are at hand."""
     model, _, task = name.partition(".")
     return (model == "world" or (work / "models" / model).exists()) and (
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
-    for name in options.names or [name for name in NAMES if there(name, options.work)]:
+    for name in options.names or [name for name in NAMES if inputs_exist(name, options.work)]:
         out = Path("runs") / name
         command = words(name, out, options.steps, options.seeds)
         print(shlex.join(command), file=sys.stderr, flush=True)
@@ -63,10 +63,10 @@ def main() -> None:
         done = subprocess.run(tool, cwd=options.work, env={**os.environ, "OMP_WAIT_POLICY": "passive"}, check=False)
         if done.returncode:
             sys.exit(f"{name}: tunewise ended with exit code {done.returncode}")
-        kept = RESULTS / name
-        kept.mkdir(parents=True, exist_ok=True)
+        target = RESULTS / name
+        target.mkdir(parents=True, exist_ok=True)
         for file in ("compare.json", "report.md"):
-            shutil.copy(options.work / out / file, kept / file)
+            shutil.copy(options.work / out / file, target / file)
 
 
 if __name__ == "__main__":

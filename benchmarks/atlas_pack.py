@@ -31,9 +31,9 @@ def main() -> None:
     failed = 0
     for folder in sorted(path.parent for runs in options.runs for path in runs.glob("*/compare.json")):
         name = folder.name + options.suffix
-        there = SHIPPED / f"{name}.json"
+        record_path = SHIPPED / f"{name}.json"
         try:
-            if there.is_file() and read(there).provenance.created == comparison(folder).created:
+            if record_path.is_file() and read(record_path).provenance.created == comparison(folder).created:
                 continue
             print(add(pack(folder.absolute(), work=options.work, name=name), SHIPPED), flush=True)
         except TunewiseError as error:

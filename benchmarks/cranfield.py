@@ -39,10 +39,10 @@ def library(corpus: list[dict[str, str]], questions: list[str]) -> list[list[tup
     """bm25s as its documentation uses it."""
     index = bm25s.BM25()
     index.index(bm25s.tokenize([row["text"] for row in corpus], show_progress=False), show_progress=False)
-    found, scores = index.retrieve(bm25s.tokenize(questions, show_progress=False), k=DEPTH, show_progress=False)
+    indices, scores = index.retrieve(bm25s.tokenize(questions, show_progress=False), k=DEPTH, show_progress=False)
     return [
-        [(corpus[place]["id"], score) for place, score in zip(*row, strict=True)]
-        for row in zip(found.tolist(), scores.tolist(), strict=True)
+        [(corpus[number]["id"], score) for number, score in zip(*row, strict=True)]
+        for row in zip(indices.tolist(), scores.tolist(), strict=True)
     ]
 
 
@@ -63,10 +63,10 @@ def measured(folder: Path, embedders: dict[str, Embedder]) -> dict[str, dict[str
         seconds[dtype] = time.perf_counter() - started
 
     def ours(dtype: str = "float32", **settings: Any) -> list[list[tuple[str, float]]]:
-        found = Retriever(stores[dtype], embedder=embedders[dtype], **settings).find(questions, DEPTH)
-        return [[(hit.passage.document, hit.score) for hit in own] for own in found]
+        rankings = Retriever(stores[dtype], embedder=embedders[dtype], **settings).find(questions, DEPTH)
+        return [[(hit.passage.document, hit.score) for hit in hits] for hits in rankings]
 
-    ways = {
+    methods = {
         "bm25s itself": lambda: library(corpus, questions),
         "bm25": lambda: ours(mode="bm25"),
         "dense": lambda: ours(mode="dense"),
@@ -74,21 +74,21 @@ def measured(folder: Path, embedders: dict[str, Embedder]) -> dict[str, dict[str
         "hybrid, floor 0.15": lambda: ours(mode="hybrid", floor=0.15),
     }
     if "bfloat16" in embedders:
-        ways["dense, bfloat16"] = lambda: ours("bfloat16", mode="dense")
-        ways["hybrid, bfloat16"] = lambda: ours("bfloat16", mode="hybrid")
+        methods["dense, bfloat16"] = lambda: ours("bfloat16", mode="dense")
+        methods["hybrid, bfloat16"] = lambda: ours("bfloat16", mode="hybrid")
     result = {}
-    for name, way in ways.items():
+    for name, retrieve in methods.items():
         started = time.perf_counter()
-        found = way()
-        took = time.perf_counter() - started
+        rankings = retrieve()
+        elapsed = time.perf_counter() - started
         run = [
             ir_measures.ScoredDoc(query["id"], document, score)
-            for query, own in zip(queries, found, strict=True)
-            for document, score in own
+            for query, ranking in zip(queries, rankings, strict=True)
+            for document, score in ranking
         ]
         scores = ir_measures.calc_aggregate(MEASURES, relevant, run)
         result[name] = {str(measure): float(scores[measure]) for measure in MEASURES}
-        result[name]["ms"] = 1000 * took / len(queries)
+        result[name]["ms"] = 1000 * elapsed / len(queries)
     return {**result, "seconds to embed": seconds}
 
 
@@ -105,9 +105,9 @@ def main() -> None:
         options.embedder = str(get_model_path())
     result = measured(options.folder, {dtype: Embedder(options.embedder, dtype) for dtype in DTYPES})
     table = Table("retrieval", *map(str, MEASURES), "ms a question")
-    for name, found in result.items():
-        if "ms" in found:
-            table.add_row(name, *(f"{found[str(measure)]:.3f}" for measure in MEASURES), f"{found['ms']:.1f}")
+    for name, figures in result.items():
+        if "ms" in figures:
+            table.add_row(name, *(f"{figures[str(measure)]:.3f}" for measure in MEASURES), f"{figures['ms']:.1f}")
     Console(width=100).print(table, "seconds to embed the abstracts:", result["seconds to embed"])
     options.out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -139,20 +139,20 @@ class Job(hf.TrainerCallback):
 
 def run_tunewise(job: Job) -> None:
     """The rows are laid so that tunewise's own shuffled order reads them from first to last."""
-    laid = list(job.rows)
-    for place, index in enumerate(order(len(laid), 0, 0, len(laid))):
-        laid[index] = job.rows[place]
+    rows = list(job.rows)
+    for position, index in enumerate(order(len(rows), 0, 0, len(rows))):
+        rows[index] = job.rows[position]
     recipe = make(job.method, {job.method: {**METHODS[job.method], "learning_rate": RATE}})
     attachment = recipe.attach(Base(job.model, job.tokenizer, "bench"), generator(0, "attach"))
     job.trainable = sum(parameter.numel() for parameter in attachment.params().values())
-    steps = {"max_steps": len(laid) // job.batch, "per_device_train_batch_size": job.batch, "bf16": job.bf16}
+    steps = {"max_steps": len(rows) // job.batch, "per_device_train_batch_size": job.batch, "bf16": job.bf16}
     settings = TrainSettings(lr_scheduler_type="constant", warmup_ratio=0.0, **steps)
 
     def stepped(step: int, loss: float) -> None:
         job.on_step_end()
         job.losses.append(loss)
 
-    done = train(attachment, laid, settings, on_step=stepped)
+    done = train(attachment, rows, settings, on_step=stepped)
     labelled, tokens = sum(sum(row.labelled[1:]) for row in job.warm), sum(len(row.ids) for row in job.warm)
     job.batches = [(), (done.labelled_tokens - labelled, done.tokens - tokens, done.tokens - tokens)]
 
@@ -174,9 +174,9 @@ def run_trl_packed(job: Job) -> None:
     """Warm-up and timed rows are packed apart, by TRL's own packer."""
     warm = pack_dataset(_table(job.warm), BLOCK, "bfd").select(range(BLOCKS))
     packed = concatenate_datasets([warm, pack_dataset(_table(job.timed), BLOCK, "bfd")])
-    own = {"packing": True, "max_length": BLOCK, "gradient_checkpointing": False, "bf16": False}
-    own |= {"per_device_train_batch_size": BLOCKS, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    _sft(job, packed, SFTConfig(**own, **job.arguments()))
+    packing = {"packing": True, "max_length": BLOCK, "gradient_checkpointing": False, "bf16": False}
+    packing |= {"per_device_train_batch_size": BLOCKS, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    _sft(job, packed, SFTConfig(**packing, **job.arguments()))
 
 
 def _sft(job: Job, rows: Dataset, config: SFTConfig) -> None:
@@ -240,13 +240,13 @@ def compare(options: argparse.Namespace) -> None:
         plan |= {f"{method} bf16": (list(COMPARED), [method, "--bf16"]) for method in options.methods}
     runs: dict[str, list[dict[str, Any]]] = {title: [] for title in plan}
     for repeat in range(options.repeats):
-        for title, (named, words) in plan.items():
-            turn = repeat % len(named)  # another tool begins each time
+        for title, (compared, words) in plan.items():
+            first = repeat % len(compared)  # another tool begins each time
             same = [*words, "--steps", str(options.steps), "--device", options.device]
-            found = [_child(tool, *same) for tool in named[turn:] + named[:turn]]
-            check(title, {run["tool"]: run for run in found})
-            runs[title] += found
-    summary = {title: summarise(found) for title, found in runs.items()}
+            measurements = [_child(tool, *same) for tool in compared[first:] + compared[:first]]
+            check(title, {run["tool"]: run for run in measurements})
+            runs[title] += measurements
+    summary = {title: summarise(measurements) for title, measurements in runs.items()}
     name = "engine_cuda.json" if on_gpu else "engine.json"
     out = options.out or Path(__file__).parent / "results" / name
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -277,16 +277,16 @@ def check(title: str, runs: dict[str, dict[str, Any]]) -> None:
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Medians of each tool; ratios to tunewise are taken within each repeat."""
-    found: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     ours = [run for run in runs if run["tool"] == "tunewise"]
     for tool in [tool for tool in TOOLS if any(run["tool"] == tool for run in runs)]:
-        own = [run for run in runs if run["tool"] == tool]
-        found[tool] = {key: statistics.median(run[key] for run in own) for key in own[0] if key != "tool"}
+        tool_runs = [run for run in runs if run["tool"] == tool]
+        figures[tool] = {key: statistics.median(run[key] for run in tool_runs) for key in tool_runs[0] if key != "tool"}
         for name, key in (("cpu", "cpu_seconds"), ("wall", "wall_seconds"), ("memory", "peak_memory_gb")):
-            times = [run[key] / base[key] for run, base in zip(own, ours, strict=True)]
-            found[tool][f"times_the_{name}_of_tunewise"] = statistics.median(times)
-            found[tool][f"times_the_{name}_range"] = [min(times), max(times)]
-    return found
+            times = [run[key] / base[key] for run, base in zip(tool_runs, ours, strict=True)]
+            figures[tool][f"times_the_{name}_of_tunewise"] = statistics.median(times)
+            figures[tool][f"times_the_{name}_range"] = [min(times), max(times)]
+    return figures
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -327,8 +327,8 @@ def main() -> None:
     if not options.one:
         return compare(options)
     with contextlib.redirect_stdout(sys.stderr):  # the tools' own logs
-        found = measure(*options.one, options.bf16, options.steps, options.device)
-    print(json.dumps(found))
+        measurement = measure(*options.one, options.bf16, options.steps, options.device)
+    print(json.dumps(measurement))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ MULTIPLES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def try_rate(
-    base: Base, task: Task, technique: Technique, settings: TrainSettings, seed: int, held: Retention
+    base: Base, task: Task, technique: Technique, settings: TrainSettings, seed: int, retention: Retention
 ) -> dict[str, Any]:
     """Train once and measure; a run that diverges has no figures."""
     started = time.perf_counter()
@@ -42,13 +42,13 @@ def try_rate(
     try:
         sequences = encoder_for(attachment, task).encode([attachment.render(example) for example in task.train])
         done = train(attachment, sequences, settings, seed=seed)
-        found = {"training_loss": done.final_loss, "validation_loss": loss(attachment, task, task.validation)}
-        found |= held.compare(attachment)
+        figures = {"training_loss": done.final_loss, "validation_loss": loss(attachment, task, task.validation)}
+        figures |= retention.compare(attachment)
     except DivergedError:
-        found = dict.fromkeys(("training_loss", "validation_loss", "nll_rise", "kl"))
+        figures = dict.fromkeys(("training_loss", "validation_loss", "nll_rise", "kl"))
     finally:
         attachment.detach()
-    return {**found, "seconds": time.perf_counter() - started}
+    return {**figures, "seconds": time.perf_counter() - started}
 
 
 def show(head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
@@ -92,9 +92,9 @@ def main() -> None:
     task = replace(task, validation=sample(task.validation, options.validation))
     settings = TrainSettings(max_steps=options.steps, per_device_train_batch_size=options.batch_size)
     texts = options.text.read_text("utf-8").splitlines() if options.text else None
-    held = Retention.measure(base, texts)
+    retention = Retention.measure(base, texts)
     bare = attach(make("base"), base, task)
-    head = {"model": options.model, "fingerprint": base.fingerprint, "data": options.data, "text": held.source}
+    head = {"model": options.model, "fingerprint": base.fingerprint, "data": options.data, "text": retention.source}
     head |= {"steps": options.steps, "batch_size": options.batch_size, "seed": options.seed}
     head |= {"validation_loss_before": loss(bare, task, task.validation)}
     bare.detach()
@@ -103,10 +103,10 @@ def main() -> None:
     for technique in techniques:
         rate: float = technique.learning_rate  # type: ignore[attr-defined]
         for multiple in MULTIPLES:
-            tried: Any = replace(technique, learning_rate=float(f"{rate * multiple:.3g}"))
-            found = try_rate(base, task, tried, settings, options.seed, held)
-            row = {"technique": technique.name, "multiple": multiple, "learning_rate": tried.learning_rate}
-            rows.append({**row, "settings": tried.to_json()["settings"], **found})
+            variant: Any = replace(technique, learning_rate=float(f"{rate * multiple:.3g}"))
+            figures = try_rate(base, task, variant, settings, options.seed, retention)
+            row = {"technique": technique.name, "multiple": multiple, "learning_rate": variant.learning_rate}
+            rows.append({**row, "settings": variant.to_json()["settings"], **figures})
             options.out.write_text(json.dumps({**head, "rows": rows}, indent=2) + "\n")  # kept if interrupted
     show(head, rows)
 

@@ -33,14 +33,14 @@ def measured(**settings: Any) -> dict[str, float]:
     """Score on the test, loss on validation, passages shown, and prompt tokens."""
     base, task = load_base("world"), world.task("town")
     attachment: Any = attach(make("rag", {"rag": {**SENTENCES, **settings}}), base, task)
-    found = score(attachment, task, task.test)
-    shown = sum(len(attachment.passages(example)) for example in task.test) / len(task.test)
+    scores = score(attachment, task, task.test)
+    passages = sum(len(attachment.passages(example)) for example in task.test) / len(task.test)
     return {
         "k": attachment.k,
-        "score": found.mean,
+        "score": scores.mean,
         "validation_loss": loss(attachment, task, task.validation),
-        "shown": shown,
-        "prompt_tokens": found.prompt_tokens,
+        "shown": passages,
+        "prompt_tokens": scores.prompt_tokens,
     }
 
 

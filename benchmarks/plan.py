@@ -182,8 +182,8 @@ def trained(shape: str, batch: str, name: str, device: str = "cpu", base: Base |
         attachment = make(name, {}).resolved(base).attach(base, generator(0, "attach"))
         attachment.prepare_shapes(Study(data, 0, lambda: 1.0))
         rows = encoder_for(attachment, data).encode([attachment.render(example) for example in data.train])
-        given = replace(settings(batch, device), max_steps=STEPS * attachment.phases)
-        train(attachment, rows, given, on_step=lambda *_: ends.append(time.perf_counter()), reuse_trunk=False)
+        train_settings = replace(settings(batch, device), max_steps=STEPS * attachment.phases)
+        train(attachment, rows, train_settings, on_step=lambda *_: ends.append(time.perf_counter()), reuse_trunk=False)
     base.release()
     passed = [after - before for before, after in itertools.pairwise(ends[:STEPS])]
     return {"peak": memory[0], "step": statistics.median(passed)}
@@ -191,7 +191,7 @@ def trained(shape: str, batch: str, name: str, device: str = "cpu", base: Base |
 
 def trained_there(cells: list[Cell]) -> list[dict[str, Any]]:
     """The same on a GPU, and a probe, in this process."""
-    found, bases = list[dict[str, Any]](), dict[str, Base]()
+    rows, bases = list[dict[str, Any]](), dict[str, Base]()
     rates = asdict(Rates.measured(torch.bfloat16, "cuda"))
     for shape, batch, name in cells:
         if shape not in bases:
@@ -203,31 +203,31 @@ def trained_there(cells: list[Cell]) -> list[dict[str, Any]]:
         try:
             measured = trained(shape, batch, name, "cuda", base)
             release_unused_memory()
-            tried = probe(base, task(batch, "cuda"), make(name, {}), settings(batch, "cuda"))
+            probed = probe(base, task(batch, "cuda"), make(name, {}), settings(batch, "cuda"))
             row |= {f"real_{key}": value for key, value in measured.items()}
-            row |= {"probed_peak": tried.peak, "probed_step": tried.step}
+            row |= {"probed_peak": probed.peak, "probed_step": probed.step}
         except Exception as error:  # the others go on; a row without figures is shown as such
             row["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             base.release()
         release_unused_memory()
-        found.append(row)
+        rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
-    return found
+    return rows
 
 
-def foreseen(shape: str, batch: str, name: str, device: str, rates: Rates) -> dict[str, float]:
+def predicted(shape: str, batch: str, name: str, device: str, rates: Rates) -> dict[str, float]:
     """What the plan says for a device of these rates."""
-    given = settings(batch, device)
-    need = measure(drawn(shape, device), task(batch, device), make(name, {}), given, device, rates)
+    train_settings = settings(batch, device)
+    need = measure(drawn(shape, device), task(batch, device), make(name, {}), train_settings, device, rates)
     return {"peak": need.peak, "step": need.step or 0.0}
 
 
 def all_of_it(shape: str, batch: str, name: str) -> dict[str, float]:
     """Training on a processor, then the plan, then a probe: only the first has an unused process to itself."""
-    found = {f"real_{key}": value for key, value in trained(shape, batch, name).items()}
-    found |= foreseen(shape, batch, name, "cpu", Rates.measured())
-    tried = probe(real(shape, "cpu"), task(batch, "cpu"), make(name, {}), settings(batch, "cpu"))
-    return found | {"probed_peak": tried.peak, "probed_step": tried.step}
+    figures = {f"real_{key}": value for key, value in trained(shape, batch, name).items()}
+    figures |= predicted(shape, batch, name, "cpu", Rates.measured())
+    probed = probe(real(shape, "cpu"), task(batch, "cpu"), make(name, {}), settings(batch, "cpu"))
+    return figures | {"probed_peak": probed.peak, "probed_step": probed.step}
 
 
 def main() -> None:
@@ -247,7 +247,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         one = (
-            foreseen(*options.one, options.device, Rates(**json.loads(options.rates)))
+            predicted(*options.one, options.device, Rates(**json.loads(options.rates)))
             if options.rates
             else all_of_it(*options.one)
         )
@@ -256,10 +256,10 @@ def main() -> None:
     batches = options.batches.split(",")
     cells = [
         (shape, batch, name)
-        for place, shape in enumerate(options.shapes.split(";"))
-        for at, batch in enumerate(batches)
-        for turn, name in enumerate(options.techniques.split(","))
-        if not options.turns or (turn + place + at) % len(batches) == 0
+        for shape_index, shape in enumerate(options.shapes.split(";"))
+        for batch_index, batch in enumerate(batches)
+        for technique_index, name in enumerate(options.techniques.split(","))
+        if not options.turns or (technique_index + shape_index + batch_index) % len(batches) == 0
     ]
     if options.device == "cpu":
         rows = list(_rows(cells))
@@ -267,15 +267,15 @@ def main() -> None:
         options.trained.write_text(json.dumps(trained_there(cells), indent=1) + "\n")
         return
     else:
-        there = json.loads(options.trained.read_text()) if options.trained else trained_there(cells)
-        rows = list(_with_plans([row for row in there if "failed" not in row]))
+        trained_rows = json.loads(options.trained.read_text()) if options.trained else trained_there(cells)
+        rows = list(_with_plans([row for row in trained_rows if "failed" not in row]))
     summary = {
         name: {
-            "median": statistics.median(off),
-            "worst": max(off),
-            "within 20 %": sum(x <= 0.2 for x in off) / len(off),
+            "median": statistics.median(errors),
+            "worst": max(errors),
+            "within 20 %": sum(x <= 0.2 for x in errors) / len(errors),
         }
-        for name, off in {
+        for name, errors in {
             "memory": [abs(row["peak"] / row["real_peak"] - 1) for row in rows],
             "memory, probed": [abs(row["probed_peak"] / row["real_peak"] - 1) for row in rows],
             "time": [abs(row["step"] / row["real_step"] - 1) for row in rows],
@@ -286,34 +286,34 @@ def main() -> None:
     out = options.out or Path(__file__).parent / "results" / name
     out.write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")
     table = Table("", "median", "worst", "within 20 %")
-    for name, found in summary.items():
-        table.add_row(name, *(f"{100 * value:.1f} %" for value in found.values()))
+    for name, figures in summary.items():
+        table.add_row(name, *(f"{100 * value:.1f} %" for value in figures.values()))
     Console(width=100).print(table)
 
 
 def _rows(cells: list[Cell]) -> Iterator[dict[str, Any]]:
     for shape, batch, name in cells:
-        row = {"shape": shape, "batch": batch, "technique": name, **_apart(shape, batch, name)}
+        row = {"shape": shape, "batch": batch, "technique": name, **_in_own_process(shape, batch, name)}
         print(json.dumps(row), file=sys.stderr, flush=True)
         yield row
 
 
 def _with_plans(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
-        which, rates = (row["shape"], row["batch"], row["technique"]), json.dumps(row["rates"])
-        found = row | _apart(*which, "--device", "cuda", "--rates", rates)
-        print(json.dumps(found), file=sys.stderr, flush=True)
-        yield found
+        cell, rates = (row["shape"], row["batch"], row["technique"]), json.dumps(row["rates"])
+        planned = row | _in_own_process(*cell, "--device", "cuda", "--rates", rates)
+        print(json.dumps(planned), file=sys.stderr, flush=True)
+        yield planned
 
 
-def _apart(*words: str) -> dict[str, float]:
+def _in_own_process(*words: str) -> dict[str, float]:
     """In a process of its own."""
     command = [sys.executable, __file__, "--one", *words]
     done = subprocess.run(
         command, env={**os.environ, "OMP_WAIT_POLICY": "passive"}, capture_output=True, text=True, check=True
     )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
 
 
 if __name__ == "__main__":

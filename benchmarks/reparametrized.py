@@ -19,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def rows() -> list[TokenSequence]:
     """Rows of random tokens, half of each labelled."""
     source = generator(0, "rows")
     ids = [torch.randint(2, 2048, (LENGTH,), generator=source).tolist() for _ in range(ROWS)]
-    return [TokenSequence(own, [place >= LENGTH // 2 for place in range(LENGTH)], LENGTH // 2) for own in ids]
+    return [TokenSequence(row, [place >= LENGTH // 2 for place in range(LENGTH)], LENGTH // 2) for row in ids]
 
 
 def step(base: Base, name: str, settings: dict[str, Any], **plan_settings: Any) -> float:
@@ -108,11 +109,11 @@ def products(repeats: int, size: int = 2048, tokens: int = 256) -> dict[str, flo
     base = statistics.median(bare() for _ in range(5))
     ours, other = (lambda: timed(lambda: frozen(x) + kronecker(x, a, b))), (lambda: timed(lambda: theirs(x)))
     ours(), other()
-    found = [(ours() - base, other() - base) for _ in range(3 * repeats)]
-    ratio = statistics.median(b / a for a, b in found)
+    pairs = [(ours() - base, other() - base) for _ in range(3 * repeats)]
+    ratio = statistics.median(b / a for a, b in pairs)
     return {
-        "ours": statistics.median(a for a, _ in found),
-        "theirs": statistics.median(b for _, b in found),
+        "ours": statistics.median(a for a, _ in pairs),
+        "theirs": statistics.median(b for _, b in pairs),
         "ratio": ratio,
     }
 
@@ -122,16 +123,16 @@ def four_bits(repeats: int) -> dict[str, float]:
     base = model(512, 4)
     whole = sum(module.weight.nbytes for _, _, module in base.anatomy.linears())
     attachment: Any = attach(make("qlora"), base)
-    packed = sum(found.nbytes for found in attachment.packed.values())
+    packed = sum(weight.nbytes for weight in attachment.packed.values())
     attachment.detach()
     settings = {"r": 16, "lora_dropout": 0.0}
-    found = against(lambda: step(base, "lora", LORA), lambda: step(base, "qlora", settings), repeats)
-    return {"lora": found["ours"], "qlora": found["theirs"], "ratio": found["ratio"], "bytes": whole, "packed": packed}
+    times = against(lambda: step(base, "lora", LORA), lambda: step(base, "qlora", settings), repeats)
+    return {"lora": times["ours"], "qlora": times["theirs"], "ratio": times["ratio"], "bytes": whole, "packed": packed}
 
 
 def ledger() -> dict[str, dict[str, float]]:
     """Bytes a parameter: weights, the most gradients alive at once, and the optimiser's state."""
-    found = {}
+    bytes_per_parameter = {}
     for name in OPTIMIZERS:
         base = model(512, 4)
         alive = [0]
@@ -149,18 +150,22 @@ def ledger() -> dict[str, dict[str, float]]:
             continue
         count, weights = base.parameters, sum(parameter.nbytes for parameter in parameters)
         states = attachment.mover.state.values()
-        state = sum(value.nbytes for own in states for value in own.values() if torch.is_tensor(value))
-        found[name] = {"weights": weights / count, "gradients": max(alive) / count, "state": state / count}
-    return found
+        state = sum(value.nbytes for slots in states for value in slots.values() if torch.is_tensor(value))
+        bytes_per_parameter[name] = {
+            "weights": weights / count,
+            "gradients": max(alive) / count,
+            "state": state / count,
+        }
+    return bytes_per_parameter
 
 
 def recomputed(repeats: int) -> dict[str, float]:
     """Seconds of a step of full that keeps its activations, and of one that computes them again."""
     base = model(512, 4)
-    found = against(
+    times = against(
         lambda: step(base, "full", {}), lambda: step(base, "full", {}, gradient_checkpointing=True), repeats
     )
-    return {"kept": found["ours"], "recomputed": found["theirs"], "ratio": found["ratio"]}
+    return {"kept": times["ours"], "recomputed": times["theirs"], "ratio": times["ratio"]}
 
 
 def main() -> None:
@@ -174,10 +179,11 @@ def main() -> None:
     table = Table("technique", "against", "width", "ms a step", "ms of PEFT's", "PEFT's over ours", title="steps")
     for width, blocks in WIDTHS.items():
         base = model(width, blocks)
-        for ours, own, theirs, other in PAIRS:
-            found = against(lambda: step(base, ours, own), lambda: step(base, theirs, other), options.repeats)  # noqa: B023
-            result["steps"].append({"technique": ours, "against": theirs, "width": width, **found})
-            cells = (f"{1000 * found['ours']:.0f}", f"{1000 * found['theirs']:.0f}", f"{found['ratio']:.2f}")
+        for ours, our_settings, theirs, their_settings in PAIRS:
+            runs = [partial(step, base, ours, our_settings), partial(step, base, theirs, their_settings)]
+            times = against(*runs, options.repeats)
+            result["steps"].append({"technique": ours, "against": theirs, "width": width, **times})
+            cells = (f"{1000 * times['ours']:.0f}", f"{1000 * times['theirs']:.0f}", f"{times['ratio']:.2f}")
             table.add_row(ours, theirs, str(width), *cells)
     result["products"], result["four_bits"] = products(options.repeats), four_bits(options.repeats)
     result["ledger"], result["recomputed"] = ledger(), recomputed(options.repeats)

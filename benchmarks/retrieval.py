@@ -65,8 +65,10 @@ def build(folder: Path, size: int) -> dict[str, float]:
         for start, vectors in blocks(size):
             words = (rng.zipf(1.2, (len(vectors), WORDS)) % 50_000).tolist()
             passages = [
-                Passage(f"{(start + n) // 10}.md", start + n, start + n + 1, " ".join(f"word{word}" for word in own))
-                for n, own in enumerate(words)
+                Passage(
+                    f"{(start + n) // 10}.md", start + n, start + n + 1, " ".join(f"word{word}" for word in numbers)
+                )
+                for n, numbers in enumerate(words)
             ]
             started = time.perf_counter()
             index.add(passages, vectors, {passage.document: "1" for passage in passages})
@@ -84,34 +86,34 @@ def search(folder: Path, size: int) -> dict[str, float]:
     questions = drawn(WARM_UP + QUESTIONS, 3)
     started = time.perf_counter()
     with Index.open(folder) as index:
-        opened = time.perf_counter() - started
-        asked(index, questions[:WARM_UP])
-        first, _ = asked(index, questions[WARM_UP:])
-        times, found = asked(index, questions[WARM_UP:])
+        open_seconds = time.perf_counter() - started
+        time_questions(index, questions[:WARM_UP])
+        first, _ = time_questions(index, questions[WARM_UP:])
+        times, answers = time_questions(index, questions[WARM_UP:])
         memory = psutil.Process().memory_info()
     p50, p95 = np.percentile(times, [50, 95]).tolist()
     nearest = exact(questions[WARM_UP:], size).tolist()
-    hits = [len(own & set(true)) / NEAREST for own, true in zip(found, nearest, strict=True)]
+    recalls = [len(answer & set(true)) / NEAREST for answer, true in zip(answers, nearest, strict=True)]
     return {
-        "open_seconds": opened,
+        "open_seconds": open_seconds,
         "first_p50_ms": float(np.median(first)),
         "p50_ms": p50,
         "p95_ms": p95,
-        "recall": float(np.mean(hits)),
+        "recall": float(np.mean(recalls)),
         "resident_bytes": memory.rss,
         "of_it_files": memory.shared,
     }
 
 
-def asked(index: Index, questions: np.ndarray) -> tuple[list[float], list[set[int]]]:
+def time_questions(index: Index, questions: np.ndarray) -> tuple[list[float], list[set[int]]]:
     """Milliseconds of each question, and the numbers of the passages found."""
-    times, found = [], []
+    times, answers = [], []
     for question in questions:
         started = time.perf_counter()
-        row = index.dense(question[None], NEAREST)[0]
+        hits = index.dense(question[None], NEAREST)[0]
         times.append(1000 * (time.perf_counter() - started))
-        found.append({passage.start for passage, _ in row})
-    return times, found
+        answers.append({passage.start for passage, _ in hits})
+    return times, answers
 
 
 def exact(questions: np.ndarray, size: int) -> np.ndarray:
@@ -119,22 +121,24 @@ def exact(questions: np.ndarray, size: int) -> np.ndarray:
     scores = np.full((len(questions), NEAREST), -np.inf, dtype=np.float32)
     numbers = np.zeros((len(questions), NEAREST), dtype=np.int64)
     for start, vectors in blocks(size):
-        both = np.hstack([scores, questions @ vectors.T])
-        own = np.hstack([numbers, np.broadcast_to(np.arange(start, start + len(vectors)), both[:, NEAREST:].shape)])
-        best = np.argpartition(-both, NEAREST - 1, axis=1)[:, :NEAREST]
-        scores, numbers = np.take_along_axis(both, best, axis=1), np.take_along_axis(own, best, axis=1)
+        all_scores = np.hstack([scores, questions @ vectors.T])
+        candidates = np.hstack(
+            [numbers, np.broadcast_to(np.arange(start, start + len(vectors)), all_scores[:, NEAREST:].shape)]
+        )
+        best = np.argpartition(-all_scores, NEAREST - 1, axis=1)[:, :NEAREST]
+        scores, numbers = np.take_along_axis(all_scores, best, axis=1), np.take_along_axis(candidates, best, axis=1)
     return numbers
 
 
 def measured(size: int, scratch: Path | None) -> dict[str, Any]:
     """One size: a process that builds, a process that searches."""
-    found: dict[str, Any] = {"passages": size}
+    figures: dict[str, Any] = {"passages": size}
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         for stage in ("build", "search"):
             command = [sys.executable, __file__, "--stage", stage, "--folder", f"{folder}/index", "--sizes", str(size)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found |= json.loads(done.stdout)
-    return found
+            figures |= json.loads(done.stdout)
+    return figures
 
 
 def main() -> None:

@@ -84,12 +84,12 @@ def ask(url: str, model: str, prompt: str, tokens: int, timeout: float = 600) ->
 
 def load(targets: list[tuple[str, str]], requests: int, clients: int, tokens: int) -> dict[str, float]:
     """Requests to (url, model) in turn, from so many clients at once."""
-    asked = [(*targets[i % len(targets)], PROMPTS[i % len(PROMPTS)], tokens) for i in range(requests)]
+    calls = [(*targets[i % len(targets)], PROMPTS[i % len(PROMPTS)], tokens) for i in range(requests)]
     for target in targets:
         ask(*target, PROMPTS[0], 2)  # warm
     begun = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        times = [seconds for _, seconds in pool.map(lambda one: ask(*one), asked)]
+        times = [seconds for _, seconds in pool.map(lambda call: ask(*call), calls)]
     whole = time.perf_counter() - begun
     p95 = statistics.quantiles(times, n=20)[-1]
     return {"requests_per_second": requests / whole, "p50_seconds": statistics.median(times), "p95_seconds": p95}
@@ -103,7 +103,7 @@ def throughput(arguments: argparse.Namespace, folder: Path) -> dict[str, object]
         words += ["--max-steps", "5", "--seed", index]
         subprocess.run([BIN / "tunewise", *map(str, words)], check=True, capture_output=True)
     rest = (arguments.requests, arguments.clients, arguments.tokens)
-    found: dict[str, object] = {}
+    figures: dict[str, object] = {}
 
     port = free_port()
     one = Server(
@@ -112,11 +112,11 @@ def throughput(arguments: argparse.Namespace, folder: Path) -> dict[str, object]
         folder / "one.log",
     )
     try:
-        found["one server, all adaptations"] = {
+        figures["one server, all adaptations"] = {
             **load([(one.url, n) for n in names], *rest),
             "memory_bytes": one.memory,
         }
-        found["one server, one adaptation"] = {**load([(one.url, names[0])], *rest), "memory_bytes": one.memory}
+        figures["one server, one adaptation"] = {**load([(one.url, names[0])], *rest), "memory_bytes": one.memory}
     finally:
         one.close()
 
@@ -132,7 +132,7 @@ def throughput(arguments: argparse.Namespace, folder: Path) -> dict[str, object]
                 )
             )
         targets = [(server.url, name) for server, name in zip(many, names, strict=True)]
-        found["a server for each"] = {**load(targets, *rest), "memory_bytes": sum(server.memory for server in many)}
+        figures["a server for each"] = {**load(targets, *rest), "memory_bytes": sum(server.memory for server in many)}
     finally:
         for server in many:
             server.close()
@@ -151,15 +151,15 @@ def throughput(arguments: argparse.Namespace, folder: Path) -> dict[str, object]
         command = [str(BIN / "transformers"), "serve", str(merged), "--port", str(port)]
         theirs = Server(command, port, folder / "transformers.log")
         try:
-            found["transformers serve, one model"] = {
+            figures["transformers serve, one model"] = {
                 **load([(theirs.url, str(merged))], *rest),
                 "memory_bytes": theirs.memory,
             }
         finally:
             theirs.close()
     except Exception as error:  # it may not run here: the result says so instead of a figure
-        found["transformers serve, one model"] = {"not_measured": " ".join(str(error).split())[:400]}
-    return found
+        figures["transformers serve, one model"] = {"not_measured": " ".join(str(error).split())[:400]}
+    return figures
 
 
 def leaving(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
@@ -179,11 +179,11 @@ def leaving(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     server = Server(command, port, folder / "leave.log")
     try:
         names = ("tiny", "lora", "bitfit")
-        right = {(name, prompt): ask(server.url, name, prompt, 16)[0] for name in names for prompt in PROMPTS}
-        wrong, left, lock, series = 0, 0, threading.Lock(), []
+        expected = {(name, prompt): ask(server.url, name, prompt, 16)[0] for name in names for prompt in PROMPTS}
+        wrong, abandoned, lock, series = 0, 0, threading.Lock(), []
 
         def one(number: int) -> None:
-            nonlocal wrong, left
+            nonlocal wrong, abandoned
             draw = random.Random(number)
             name, prompt = draw.choice(names), draw.choice(PROMPTS)
             try:
@@ -191,26 +191,26 @@ def leaving(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
                 text, _ = ask(server.url, name, prompt, 16, timeout)
             except httpx.TimeoutException:
                 with lock:
-                    left += 1
+                    abandoned += 1
                 return
             with lock:
-                wrong += text != right[name, prompt]
+                wrong += text != expected[name, prompt]
 
         with ThreadPoolExecutor(arguments.clients) as pool:
             for start in range(0, arguments.leave, max(arguments.leave // 10, 1)):
                 list(pool.map(one, range(start, min(start + max(arguments.leave // 10, 1), arguments.leave))))
                 series.append(server.memory)
         counted = httpx.get(f"{server.url}/metrics").text
-        still = [line for line in counted.splitlines() if line.startswith(("tunewise_running", "tunewise_waiting"))]
+        gauges = [line for line in counted.splitlines() if line.startswith(("tunewise_running", "tunewise_waiting"))]
         warm = series[len(series) // 5 :]
         growth = max(warm) / warm[0] - 1
         return {
             "requests": arguments.leave,
-            "left": left,
+            "left": abandoned,
             "wrong": wrong,
             "memory_bytes": series,
             "growth": growth,
-            "after": still,
+            "after": gauges,
         }
     finally:
         server.close()
@@ -230,15 +230,19 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         kind = leaving if arguments.leave else throughput
-        found = kind(arguments, Path(folder))
-    known = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
-    asked = {
+        figures = kind(arguments, Path(folder))
+    results = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    settings = {
         key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items() if key != "out"
     }
-    known["leaving" if arguments.leave else "throughput"] = {"asked": asked, "cores": os.cpu_count(), "found": found}
+    results["leaving" if arguments.leave else "throughput"] = {
+        "asked": settings,
+        "cores": os.cpu_count(),
+        "found": figures,
+    }
     arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps(known, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from tunewise.core.seeds import generator
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import layout, loss_sum, nll
 from tunewise.engine.model import Base
-from tunewise.engine.packing import by_beginning, packed_batch, padded_batch
+from tunewise.engine.packing import by_shared_prefix, packed_batch, padded_batch
 from tunewise.fitting.scoring import label_nll
 from tunewise.techniques.registry import make
 from tunewise.testing import attach, tiny_base
@@ -89,27 +89,27 @@ def scoring(repeats: int) -> dict[str, Any]:
     """Seconds for all questions, each way."""
     base = model()
     head = tokens(SHOTS * SHOT, "shots")
-    asked = [head + tokens(QUESTION, "question", index) for index in range(QUESTIONS)]
-    prompts = [TokenSequence(ids, [False] * len(ids), len(ids)) for ids in asked]
+    question_ids = [head + tokens(QUESTION, "question", index) for index in range(QUESTIONS)]
+    prompts = [TokenSequence(ids, [False] * len(ids), len(ids)) for ids in question_ids]
     answers = [[list(label) for label in LABELS]] * QUESTIONS
     config = GenerationConfig(max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
 
     def ours() -> float:
         started = time.perf_counter()
-        for group in by_beginning(prompts, 4096):
+        for group in by_shared_prefix(prompts, 4096):
             label_nll(base, [prompts[i] for i in group], [answers[i] for i in group])
         return time.perf_counter() - started
 
     def generated(rows: int) -> float:
         started = time.perf_counter()
         for start in range(0, QUESTIONS, rows):
-            ids = torch.tensor(asked[start : start + rows])
+            ids = torch.tensor(question_ids[start : start + rows])
             base.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
         return time.perf_counter() - started
 
     def separately() -> float:
         started = time.perf_counter()
-        for ids in asked:
+        for ids in question_ids:
             for label in LABELS:
                 whole = ids + list(label)
                 marks = [place >= len(ids) for place in range(len(whole))]
@@ -151,8 +151,8 @@ def main() -> None:
     result |= {"training": training(options.repeats), "scoring": scoring(options.repeats)}
     for name in ("training", "scoring"):
         table = Table("way", "seconds", "times the first", title=name)
-        for way, found in result[name].items():
-            table.add_row(way, f"{found['seconds']:.2f}", f"{found['ratio']:.2f}")
+        for way, figures in result[name].items():
+            table.add_row(way, f"{figures['seconds']:.2f}", f"{figures['ratio']:.2f}")
         Console(width=100).print(table)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
 

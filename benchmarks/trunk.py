@@ -54,9 +54,9 @@ def measure(name: str, reuse: bool) -> dict[str, Any]:
     steps, clocks = EPOCHS * ROWS // BATCH, [time.perf_counter()]
     settings = TrainSettings(max_steps=steps, per_device_train_batch_size=BATCH)
     train(attachment, rows, settings, on_step=lambda *_: clocks.append(time.perf_counter()), reuse_trunk=reuse)
-    found = [after - before for before, after in itertools.pairwise(clocks)]
-    later = statistics.median(found[ROWS // BATCH :])
-    return {"step": later, "before": found[0] - later, "rss": psutil.Process().memory_info().rss}
+    durations = [after - before for before, after in itertools.pairwise(clocks)]
+    replayed = statistics.median(durations[ROWS // BATCH :])
+    return {"step": replayed, "before": durations[0] - replayed, "rss": psutil.Process().memory_info().rss}
 
 
 def main() -> None:
@@ -69,17 +69,17 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one[0], options.one[1] == "True")))
         return
-    found: dict[tuple[str, bool], list[dict[str, Any]]] = {run: [] for run in RUNS}
+    measurements: dict[tuple[str, bool], list[dict[str, Any]]] = {run: [] for run in RUNS}
     for _ in range(options.repeats):
         for name, reuse in RUNS:
             command = [sys.executable, __file__, "--one", name, str(reuse)]
             environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-            found[name, reuse].append(json.loads(done.stdout.splitlines()[-1]))
+            measurements[name, reuse].append(json.loads(done.stdout.splitlines()[-1]))
     table = Table("technique", "trunk", "ms a step", "full's step over this", "recording, s", "resident MB")
     rows = []
-    for (name, reuse), runs in found.items():
-        ratios = [full["step"] / own["step"] for full, own in zip(found["full", False], runs, strict=True)]
+    for (name, reuse), runs in measurements.items():
+        ratios = [full["step"] / other["step"] for full, other in zip(measurements["full", False], runs, strict=True)]
         row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         row |= {
             "technique": name,

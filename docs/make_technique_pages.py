@@ -37,10 +37,10 @@ WAYS = {
 
 def lists() -> dict[Path, str]:
     """Path to content of every file that holds a list between the marks."""
-    filled = {ROOT / "README.md": _between_marks(ROOT / "README.md", _families(all_techniques()))}
+    contents = {ROOT / "README.md": _between_marks(ROOT / "README.md", _families(all_techniques()))}
     for page in sorted(SOURCE.glob("*/README.md")):
-        filled[page] = _between_marks(page, _files(page.parent))
-    return filled
+        contents[page] = _between_marks(page, _files(page.parent))
+    return contents
 
 
 def _between_marks(path: Path, lines: list[str]) -> str:
@@ -51,11 +51,11 @@ def _between_marks(path: Path, lines: list[str]) -> str:
     return "\n".join([before + begin, "", *lines, "", end + after])
 
 
-def _families(known: dict[str, type[Technique]]) -> list[str]:
+def _families(classes: dict[str, type[Technique]]) -> list[str]:
     """The table of the README: a row for each family, and every technique linked to its page."""
     lines = ["| family | what it does | techniques |", "|---|---|---|"]
     for family in FAMILIES:
-        links = [f"[`{name}`](docs/techniques/{name}.md)" for name, cls in known.items() if cls.family == family]
+        links = [f"[`{name}`](docs/techniques/{name}.md)" for name, cls in classes.items() if cls.family == family]
         lines.append(f"| {family} | {WAYS[family]} | {', '.join(links)} |")
     return lines
 
@@ -78,14 +78,14 @@ def _first_sentence(path: Path) -> str:
 
 def pages() -> dict[str, str]:
     """File name to content of every page."""
-    known = all_techniques()
-    return {"README.md": _list(known)} | {f"{name}.md": _page(cls) for name, cls in known.items()}
+    classes = all_techniques()
+    return {"README.md": _list(classes)} | {f"{name}.md": _page(cls) for name, cls in classes.items()}
 
 
-def _list(known: dict[str, type[Technique]]) -> str:
+def _list(classes: dict[str, type[Technique]]) -> str:
     lines = [NOTE, "", "# Techniques", ""]
     for family in FAMILIES:
-        members = [cls for cls in known.values() if cls.family == family]
+        members = [cls for cls in classes.values() if cls.family == family]
         if members:
             lines += [f"## {family.capitalize()}", ""]
             lines += [f"- [{cls.name}]({cls.name}.md): {cls.summary}" for cls in members] + [""]
@@ -93,53 +93,53 @@ def _list(known: dict[str, type[Technique]]) -> str:
 
 
 def _page(cls: type[Technique]) -> str:
-    said = facts(cls.name)
+    traits = facts(cls.name)
     text = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
     lines = [NOTE, "", f"# {cls.name}", "", text, "", "## Facts", "", "| | |", "|---|---|"]
-    lines += [f"| {key} | {_cell(value)} |" for key, value in _facts(said).items()]
+    lines += [f"| {key} | {_cell(value)} |" for key, value in _facts(traits).items()]
     lines += ["", "## Settings", ""]
-    if not said["settings"]:
+    if not traits["settings"]:
         return "\n".join([*lines, "None.", ""])
     lines += ["| setting | default | range | meaning |", "|---|---|---|---|"]
-    for item in said["settings"]:
-        cells = (f"`{item['name']}`", _shown(item["default"]), _range(item), item["help"])
+    for item in traits["settings"]:
+        cells = (f"`{item['name']}`", _format_value(item["default"]), _format_range(item), item["help"])
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    example = said["settings"][0]
+    example = traits["settings"][0]
     value = example["default"] or example.get("low") or "..."
     value = ",".join(value) if isinstance(value, tuple) else value
     return "\n".join([*lines, "", f"Given as `--set {cls.name}.{example['name']}={value}`.", ""])
 
 
-def _facts(said: dict[str, Any]) -> dict[str, str]:
-    found = {"family": said["family"], "equation": f"`{said['equation']}`"}
-    if cite := said["citation"]:
+def _facts(traits: dict[str, Any]) -> dict[str, str]:
+    rows = {"family": traits["family"], "equation": f"`{traits['equation']}`"}
+    if cite := traits["citation"]:
         where = f", {cite['equation']}" if cite["equation"] else ""
-        found["paper"] = f"{cite['authors']} {cite['year']}, [{cite['title']}]({cite['url']}){where}"
-    found |= {
-        "needs": said["needs"] or "nothing special",
-        "changes": ", ".join(said["sides"]) or "nothing",
-        "merges into the base": "yes" if said["mergeable"] else "no",
-        "equals the base before training": "yes" if said["identity_at_start"] else "no",
+        rows["paper"] = f"{cite['authors']} {cite['year']}, [{cite['title']}]({cite['url']}){where}"
+    rows |= {
+        "needs": traits["needs"] or "nothing special",
+        "changes": ", ".join(traits["sides"]) or "nothing",
+        "merges into the base": "yes" if traits["mergeable"] else "no",
+        "equals the base before training": "yes" if traits["identity_at_start"] else "no",
     }
-    if rate := said["learning_rate"]:
+    if rate := traits["learning_rate"]:
         power = rate["width_exponent"]
         scaled = f" × (4096 / width)^{power:g}" if power else ""
         grid = ", ".join(f"{value:.3g}" for value in rate["search_grid"])
-        found["default learning rate"] = f"{rate['at_width_4096']:g}{scaled}"
-        found["a search multiplies it by"] = grid
-    return found
+        rows["default learning rate"] = f"{rate['at_width_4096']:g}{scaled}"
+        rows["a search multiplies it by"] = grid
+    return rows
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     return "none" if value in (None, "") else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _range(item: dict[str, Any]) -> str:
-    found = f"{item['low']:g} to {item['high']:g}" if "low" in item else ""
-    found = ", ".join(item["choices"]) if "choices" in item else found
-    return f"{found}; a search tries {', '.join(map(_shown, item['search']))}" if "search" in item else found
+def _format_range(item: dict[str, Any]) -> str:
+    limits = f"{item['low']:g} to {item['high']:g}" if "low" in item else ""
+    limits = ", ".join(item["choices"]) if "choices" in item else limits
+    return f"{limits}; a search tries {', '.join(map(_format_value, item['search']))}" if "search" in item else limits
 
 
 def _cell(text: str) -> str:
@@ -149,11 +149,11 @@ def _cell(text: str) -> str:
 def main() -> None:
     """Write the pages and lists, and remove the pages of techniques that are gone."""
     FOLDER.mkdir(exist_ok=True)
-    made = pages()
+    page_texts = pages()
     for path in FOLDER.glob("*.md"):
-        if path.name not in made:
+        if path.name not in page_texts:
             path.unlink()
-    for path, text in ({FOLDER / name: text for name, text in made.items()} | lists()).items():
+    for path, text in ({FOLDER / name: text for name, text in page_texts.items()} | lists()).items():
         path.write_text(text, "utf-8")
 
 

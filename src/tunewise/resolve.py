@@ -1,4 +1,4 @@
-"""Names and paths as objects: world:reviews a task, Qwen/Qwen3-0.6B a base, lora.r=8 a recipe's setting.
+"""Turns names and options of the command line into objects: tasks, bases, recipes and training settings.
 
 The options that several commands share stand here in groups, with the names and defaults of the command line.
 """
@@ -28,7 +28,7 @@ TechniqueSettings = dict[str, dict[str, object]]  # {technique: {setting: value}
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How a task is read from its data."""
+    """Options that say how a task is read from its data."""
 
     columns: str | None = None
     template: str | None = None
@@ -37,7 +37,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """How a base is loaded."""
+    """Options that say how a base is loaded."""
 
     max_length: int | None = None
     revision: str | None = None
@@ -47,7 +47,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TechniqueOptions:
-    """What recipes are made of besides their names.
+    """Options that recipes are made from, besides their names.
 
     `sources` are for those that learn from other tasks, `knowledge` for those that search documents.
     """
@@ -59,7 +59,7 @@ class TechniqueOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """How the steps of training are taken."""
+    """Options of the training loop."""
 
     batch_size: int = 8
     accumulate: int = 1
@@ -69,7 +69,7 @@ class TrainOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    """How a pass over the model is computed."""
+    """Options that say how a pass over the model is computed."""
 
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -77,7 +77,7 @@ class ComputeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RemedyOptions:
-    """Remedies for forgetting, and the text that they rehearse."""
+    """Options of the remedies for forgetting, and the text that they rehearse."""
 
     replay: float = 0.0
     kl_to_base: float = 0.0
@@ -86,7 +86,7 @@ class RemedyOptions:
 
 
 def read_task(data: str, options: DataOptions | None = None) -> Task:
-    """Read the task that `--data` and its companions name."""
+    """Read the task that `--data` names, with the options beside it."""
     from tunewise.data.task import Task
     from tunewise.fitting.metrics import find
 
@@ -102,13 +102,13 @@ def read_task(data: str, options: DataOptions | None = None) -> Task:
 
 
 def pairs(columns: str | None) -> dict[str, str] | None:
-    """Read `--columns` as {standard name: the data's own}."""
+    """Read `--columns` as {standard name: column of the data}."""
     if not columns:
         return None
-    pairs = [item.partition("=") for item in columns.split(",")]
-    if any(not name or not own for name, _, own in pairs):
+    items = [item.partition("=") for item in columns.split(",")]
+    if any(not name or not column for name, _, column in items):
         raise SettingError(f'--columns is "{columns}" but must look like prompt=q,completion=a')
-    return {name.strip(): own.strip() for name, _, own in pairs}
+    return {name.strip(): column.strip() for name, _, column in items}
 
 
 def settings_of(sets: list[str] | None) -> TechniqueSettings:
@@ -117,8 +117,8 @@ def settings_of(sets: list[str] | None) -> TechniqueSettings:
 
     settings: TechniqueSettings = {}
     for item in sets or []:
-        where, equals, value = item.partition("=")
-        technique, dot, name = where.strip().partition(".")
+        key, equals, value = item.partition("=")
+        technique, dot, name = key.strip().partition(".")
         if not equals or not dot or not name:
             raise SettingError(f'--set is "{item}" but must look like lora.r=8')
         try:
@@ -129,7 +129,7 @@ def settings_of(sets: list[str] | None) -> TechniqueSettings:
 
 
 def _number(value: object) -> object:
-    """YAML reads 1e-4 as text; people mean the number."""
+    """Convert text to a number where it is one: YAML reads 1e-4 as text."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -180,19 +180,19 @@ def recipes_of(
     return [make(name, settings) for name in recipe_names]
 
 
-def _takers(used: set[str], setting: str, value: str | None, what: str) -> list[str]:
-    """List those of the used techniques that have a setting; an option that none of them takes is refused."""
+def _takers(used: set[str], setting: str, value: str | None, purpose: str) -> list[str]:
+    """List the used techniques that have a setting; raise `SettingError` if a value is given and none has it."""
     from tunewise.techniques.registry import all_techniques
 
-    known = all_techniques()
-    takers = [n for n in sorted(used) if n in known and setting in {item.name for item in fields(known[n])}]
+    classes = all_techniques()
+    takers = [n for n in sorted(used) if n in classes and setting in {item.name for item in fields(classes[n])}]
     if value and not takers:
-        raise SettingError(f"--{setting} is for techniques that {what}, and none of these does")
+        raise SettingError(f"--{setting} is for techniques that {purpose}, and none of these does")
     return takers
 
 
 def load_model(name: str, options: ModelOptions | None = None) -> Base:
-    """Load the base that `--model` and its companions name."""
+    """Load the base that `--model` names, with the options beside it."""
     quiet()
     from tunewise.engine.model import load_base
 
@@ -210,7 +210,7 @@ def train_settings(
     *,
     eval_steps: int = 0,
 ) -> TrainSettings:
-    """Read the options that say how to train as the settings of the training loop."""
+    """Build the settings of the training loop from the options of the command line."""
     from tunewise.fitting.settings import TrainSettings
 
     compute, remedies = compute or ComputeOptions(), remedies or RemedyOptions()
@@ -230,7 +230,7 @@ def train_settings(
 
 
 def read_texts(path: str | None) -> list[str] | None:
-    """Read the lines of a text file, or of the shipped world's (`world:text`); None where none is named."""
+    """Read the lines of a text file, or of the shipped world's text (`world:text`); return None for no path."""
     if path is None:
         return None
     address = shipped(path)

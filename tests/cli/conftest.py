@@ -33,9 +33,9 @@ def run(capfd, monkeypatch):
             main.main()
         except SystemExit as end:
             code = end.code or 0
-        found = Result(code, *capfd.readouterr())
-        assert "Traceback" not in found.out + found.err
-        return found
+        result = Result(code, *capfd.readouterr())
+        assert "Traceback" not in result.out + result.err
+        return result
 
     return call
 
@@ -45,11 +45,11 @@ def refused(run):
     """Call it with a wrong request: exit code 2, nothing on stdout, one line on stderr, which is returned."""
 
     def call(*words):
-        found = run(*words)
-        assert found.code == 2, found
-        assert not found.out
-        assert found.err.count("\n") == 1, found.err
-        return found.err
+        result = run(*words)
+        assert result.code == 2, result
+        assert not result.out
+        assert result.err.count("\n") == 1, result.err
+        return result.err
 
     return call
 
@@ -117,7 +117,7 @@ def compared(run, finished):
     """The finished comparison's folder, words and result."""
     out, words = finished
     if not (out / "report.md").is_file():
-        found = run(*words, "--json")
-        assert found.code == 0, found.err
-        assert found.json() == json.loads((out / "compare.json").read_text("utf-8"))
+        result = run(*words, "--json")
+        assert result.code == 0, result.err
+        assert result.json() == json.loads((out / "compare.json").read_text("utf-8"))
     return out, words, json.loads((out / "compare.json").read_text("utf-8"))

@@ -15,53 +15,53 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def asked(model, labels):
+def advise_words(model, labels):
     return ["advise", "--model", model, "--data", labels]
 
 
-def test_advice_is_shown_and_is_the_same_in_json(run, asked):
-    shown, found = run(*asked), run(*asked, "--json").json()
-    assert shown.code == 0
-    assert found["summary"][0]["text"] in shown.out
-    assert all(change["sentence"]["text"] in shown.out for change in found["changes"])
-    assert found["rows"][0]["technique"] == found["advised"] and found["rows"][0]["verdict"] == "advised"
-    assert found["features"]["train"] == 48 and found["features"]["labels"] == 2
-    assert found["features"]["base_loss"] > 0
-    out = {row["technique"]: row["why"][0]["text"] for row in found["rows"] if row["verdict"] == "out"}
+def test_advice_is_shown_and_is_the_same_in_json(run, advise_words):
+    page, advice = run(*advise_words), run(*advise_words, "--json").json()
+    assert page.code == 0
+    assert advice["summary"][0]["text"] in page.out
+    assert all(change["sentence"]["text"] in page.out for change in advice["changes"])
+    assert advice["rows"][0]["technique"] == advice["advised"] and advice["rows"][0]["verdict"] == "advised"
+    assert advice["features"]["train"] == 48 and advice["features"]["labels"] == 2
+    assert advice["features"]["base_loss"] > 0
+    out = {row["technique"]: row["why"][0]["text"] for row in advice["rows"] if row["verdict"] == "out"}
     assert "source tasks" in out["mpt"]
-    assert len(found["rows"]) == 21
+    assert len(advice["rows"]) == 21
 
 
-def test_needs_and_tenants_are_heard(run, asked):
-    found = run(*asked, "--json", "--need", "mergeable", "--tenants", 1000).json()
-    out = {row["technique"] for row in found["rows"] if row["verdict"] == "out"}
-    assert {"full", "icl", "prompt_tuning"} <= out and found["advised"] not in out
+def test_needs_and_tenants_are_heard(run, advise_words):
+    advice = run(*advise_words, "--json", "--need", "mergeable", "--tenants", 1000).json()
+    out = {row["technique"] for row in advice["rows"] if row["verdict"] == "out"}
+    assert {"full", "icl", "prompt_tuning"} <= out and advice["advised"] not in out
 
 
-def test_documents_that_change_are_for_rag(run, asked, tmp_path):
+def test_documents_that_change_are_for_rag(run, advise_words, tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "one.txt").write_text("the old cat is small")
-    found = run(*asked, "--json", "--knowledge", tmp_path / "documents", "--documents-change").json()
-    assert found["advised"] == "rag"
-    assert found["features"]["in_documents"] == 1.0
+    advice = run(*advise_words, "--json", "--knowledge", tmp_path / "documents", "--documents-change").json()
+    assert advice["advised"] == "rag"
+    assert advice["features"]["in_documents"] == 1.0
 
 
-def test_a_plan_from_a_file_decides_what_fits(run, asked, refused, tmp_path):
+def test_a_plan_from_a_file_decides_what_fits(run, advise_words, refused, tmp_path):
     plan = tmp_path / "plan.json"
     rows = [
         {"technique": "full", "verdict": "does not fit", "reason": "it takes 12 GB", "memory": {"peak": 12e9}},
         {"technique": "lora", "verdict": "fits", "reason": None, "memory": {"peak": 3e9}, "time": {"seconds": 60.0}},
     ]
     plan.write_text(json.dumps({"rows": rows}))
-    found = run(*asked, "--json", "--plan", plan, "--memory", "8GB", "--time", "2h").json()
-    why = {row["technique"]: " ".join(sentence["text"] for sentence in row["why"]) for row in found["rows"]}
+    advice = run(*advise_words, "--json", "--plan", plan, "--memory", "8GB", "--time", "2h").json()
+    why = {row["technique"]: " ".join(sentence["text"] for sentence in row["why"]) for row in advice["rows"]}
     assert "it takes 12 GB" in why["full"] and "3 GB of memory" in why["lora"] and "60 s" in why["lora"]
     plan.write_text('{"rows": [{"technique": 3}]}')
-    assert "is no plan" in refused(*asked, "--plan", plan)
+    assert "is no plan" in refused(*advise_words, "--plan", plan)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--memory", "24 apples"], "--memory"),
         (["--time", "soon"], "--time"),
@@ -72,8 +72,8 @@ def test_a_plan_from_a_file_decides_what_fits(run, asked, refused, tmp_path):
         (["--data", "/nowhere.jsonl"], "/nowhere.jsonl"),
     ],
 )
-def test_wrong_requests_are_one_line(refused, asked, words, said):
-    assert said in refused(*asked, *words)
+def test_wrong_requests_are_one_line(refused, advise_words, words, message):
+    assert message in refused(*advise_words, *words)
 
 
 def test_the_atlas_is_listed_and_shown(run, refused):
@@ -86,20 +86,20 @@ def test_the_atlas_is_listed_and_shown(run, refused):
     assert "no record" in refused("atlas", "show", "none")
 
 
-def test_a_finished_comparison_is_added_and_counts(run, refused, compared, asked, home, model, tmp_path):
+def test_a_finished_comparison_is_added_and_counts(run, refused, compared, advise_words, home, model, tmp_path):
     out, _, result = compared
-    before = run(*asked, "--json").json()["atlas"]["records"]
-    found = run("atlas", "add", out, "--name", "mine", "--json").json()
-    assert found["name"] == "mine" and (home / "mine.json").is_file()
+    before = run(*advise_words, "--json").json()["atlas"]["records"]
+    record = run("atlas", "add", out, "--name", "mine", "--json").json()
+    assert record["name"] == "mine" and (home / "mine.json").is_file()
     record = records.find("mine")
     assert {row.technique for row in record.rows} == {row["technique"] for row in result["rows"]}
     assert record.features.train == 48 and record.features.base_loss == result["rows"][0]["validation_loss"]
     assert record.features.examples == result["budget"]["steps"] * 8
-    assert run(*asked, "--json").json()["atlas"]["records"] == before + 1
+    assert run(*advise_words, "--json").json()["atlas"]["records"] == before + 1
     assert "holds no comparison" in refused("atlas", "add", tmp_path)
     assert "not the model" in refused("atlas", "add", out, "--model", "world")
     (home / "mine.json").write_text('{"schema": 1}')
-    assert "is no record" in refused(*asked)
+    assert "is no record" in refused(*advise_words)
 
 
 def test_a_comparison_that_is_none_or_not_finished_is_refused(refused, tmp_path):
@@ -111,8 +111,8 @@ def test_a_comparison_that_is_none_or_not_finished_is_refused(refused, tmp_path)
 
 @pytest.fixture
 def words(model, labels, tmp_path):
-    found = ["compare", "--model", model, "--data", labels, "--out", tmp_path / "out", "--budget-steps", 2]
-    return [*found, "--advised", "--techniques", "lora,full,icl,mpt,icl+lora"]
+    arguments = ["compare", "--model", model, "--data", labels, "--out", tmp_path / "out", "--budget-steps", 2]
+    return [*arguments, "--advised", "--techniques", "lora,full,icl,mpt,icl+lora"]
 
 
 def test_an_advised_comparison_leaves_out_with_reasons(run, words, tmp_path):
@@ -153,8 +153,8 @@ def test_it_goes_on_as_it_began_whatever_the_atlas_learns_meanwhile(run, words, 
     assert run("atlas", "add", compared[0], "--name", "mine").code == 0
     assert run(*words, "--json").json()["advice"] == first["advice"]
     advice = tmp_path / "out" / "advice.json"
-    kept = json.loads(advice.read_text("utf-8"))
-    advice.write_text(json.dumps({**kept, "mean": "all"}))
+    stored = json.loads(advice.read_text("utf-8"))
+    advice.write_text(json.dumps({**stored, "mean": "all"}))
     broken = run(*words)
     assert broken.code == 2 and "advice.json" in broken.err
 

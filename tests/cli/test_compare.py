@@ -69,11 +69,11 @@ def test_compare_and_report_show_the_same(run, compared):
     out, words, result = compared
     again = run(*words)
     assert again.code == 0
-    shown = run("report", out)
-    assert shown.code == 0
-    assert shown.out.strip() in again.out
-    assert all(row["technique"] in shown.out for row in result["rows"])
-    assert f"Recommended: {result['verdict']['recommended']}." in shown.out
+    report = run("report", out)
+    assert report.code == 0
+    assert report.out.strip() in again.out
+    assert all(row["technique"] in report.out for row in result["rows"])
+    assert f"Recommended: {result['verdict']['recommended']}." in report.out
     assert run("report", out, "--json").json()["rows"] == result["rows"]
     assert "icl+lora" in (out / "report.md").read_text("utf-8")
 
@@ -86,11 +86,11 @@ def test_a_second_run_runs_nothing_again(run, compared):
     assert trials(out) == before
     assert again["rows"] == result["rows"] and again["verdict"] == result["verdict"]
 
-    more = run(*words, "--techniques", "base,lora,icl,icl+lora,bitfit", "--json").json()
+    extended = run(*words, "--techniques", "base,lora,icl,icl+lora,bitfit", "--json").json()
     after = trials(out)
     assert {name.partition("-")[0] for name in after.keys() - before.keys()} == {"bitfit"}
     assert {name: after[name] for name in before} == before
-    assert list(map(alone, more["rows"][:4])) == list(map(alone, result["rows"]))
+    assert list(map(alone, extended["rows"][:4])) == list(map(alone, result["rows"]))
 
 
 def test_eval_gives_the_row_to_the_last_digit(run, compared, labels):
@@ -105,13 +105,13 @@ def test_eval_gives_the_row_to_the_last_digit(run, compared, labels):
 def test_other_retention_text_is_another_measurement(run, model, labels, tmp_path):
     words = ["compare", "-t", "base,lora", "--model", model, "--data", labels, "--out", tmp_path / "out"]
     words += ["--budget-steps", 2, "--json"]
-    own = run(*words).json()
+    sampled = run(*words).json()
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on a mat and the dog ran to town\n" * 20, "utf-8")
-    given = run(*words, "--retention", text).json()
-    assert given["retention"]["source"] == "given text"
-    assert not any(given["rows"][0]["forgetting"].values())
-    assert given["rows"][1]["forgetting"] != own["rows"][1]["forgetting"]
+    from_file = run(*words, "--retention", text).json()
+    assert from_file["retention"]["source"] == "given text"
+    assert not any(from_file["rows"][0]["forgetting"].values())
+    assert from_file["rows"][1]["forgetting"] != sampled["rows"][1]["forgetting"]
 
 
 def test_the_recommended_row_alone_stands_out(compared):
@@ -121,8 +121,8 @@ def test_the_recommended_row_alone_stands_out(compared):
 
     verdict = {"best": "icl", "ties": [], "recommended": "icl", "reasons": []}
     result = Comparison.from_json({**compared[2], "verdict": verdict})
-    shown = {str(cell): str(cell.style) for cell in table(result).renderables[0].columns[0].cells}
-    assert {name for name, style in shown.items() if style} == {"icl"}
+    styles = {str(cell): str(cell.style) for cell in table(result).renderables[0].columns[0].cells}
+    assert {name for name, style in styles.items() if style} == {"icl"}
 
 
 def test_the_price_of_an_answer_leaves_scoring_out(run, model, labels, tmp_path, monkeypatch):
@@ -142,9 +142,9 @@ def test_generation_with_a_users_own_metric(run, model, answers, tmp_path):
     )
     out, named = tmp_path / "out", f"{metric}:share"
     words = ["--model", model, "--data", answers, "--metric", named]
-    found = run("compare", "-t", "base,lora", *words, "--out", out, "--budget-steps", 2, "--json")
-    assert found.code == 0, found.err
-    result = found.json()
+    completed = run("compare", "-t", "base,lora", *words, "--out", out, "--budget-steps", 2, "--json")
+    assert completed.code == 0, completed.err
+    result = completed.json()
     assert result["task"]["metric"] == named
     for row in result["rows"]:
         scored = run("eval", out / row["adaptation"], "--data", answers, "--metric", named, "--json").json()
@@ -174,9 +174,9 @@ def test_broken_metrics(run, refused, model, answers, tmp_path):
 
 def test_what_cannot_work_is_a_row(run, model, labels, tmp_path):
     words = ["--model", model, "--data", labels, "--set", "bitfit.source=existing", "--budget-steps", 2]
-    found = run("compare", "-t", "base,bitfit,lora", "--out", tmp_path / "some", *words, "--json")
-    assert found.code == 0
-    rows = {row["technique"]: row for row in found.json()["rows"]}
+    completed = run("compare", "-t", "base,bitfit,lora", "--out", tmp_path / "some", *words, "--json")
+    assert completed.code == 0
+    rows = {row["technique"]: row for row in completed.json()["rows"]}
     assert [row["status"] for row in rows.values()] == ["ok", "failed", "ok"]
     assert "has none" in rows["bitfit"]["reason"]
     assert "has none" in run("report", tmp_path / "some").out

@@ -23,14 +23,14 @@ def test_demo_runs_the_task_whose_techniques_differ(run, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_demo_compares_says_what_it_found_and_where(run, tmp_path):
-    found = run("demo", "--out", tmp_path, "--task", "records", "--techniques", "base,lora")
-    assert found.code == 0, found.err
-    assert "Recommended: lora." in found.out
-    assert f"{tmp_path / 'records' / 'report.html'} and report.md" in found.out
+    completed = run("demo", "--out", tmp_path, "--task", "records", "--techniques", "base,lora")
+    assert completed.code == 0, completed.err
+    assert "Recommended: lora." in completed.out
+    assert f"{tmp_path / 'records' / 'report.html'} and report.md" in completed.out
     result = json.loads((tmp_path / "records" / "compare.json").read_text())
     rows = {row["technique"]: row for row in result["rows"]}
     assert rows["lora"]["score"]["mean"] > rows["base"]["score"]["mean"]
     assert rows["base"]["forgetting"]["nll_rise"] == 0.0
     assert rows["base"]["forgetting"]["probe"] >= 0.8  # it knows the facts of its world
     assert rows["lora"]["forgetting"]["probe"] <= rows["base"]["forgetting"]["probe"]
-    assert "kept" in found.out and (tmp_path / "records" / "report.md").read_text().count("kept") >= 2
+    assert "kept" in completed.out and (tmp_path / "records" / "report.md").read_text().count("kept") >= 2

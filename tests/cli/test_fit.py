@@ -23,9 +23,9 @@ def test_fit_and_eval(run, refused, model, labels, tmp_path):
     assert scored == run("eval", out / "adaptation", "--data", labels, "--json").json()
     assert scored["metric"] == "accuracy" and scored["examples"] == 6 and 0 <= scored["mean"] <= 1
     written = tmp_path / "answers.jsonl"
-    found = run("eval", out, "--data", labels, "--split", "validation", "--predictions", written)
-    assert found.code == 0
-    assert "accuracy" in found.out and "6 validation examples" in found.out
+    result = run("eval", out, "--data", labels, "--split", "validation", "--predictions", written)
+    assert result.code == 0
+    assert "accuracy" in result.out and "6 validation examples" in result.out
     rows = [json.loads(line) for line in written.read_text("utf-8").splitlines()]
     assert len(rows) == 6 and set(rows[0]) == {"prompt", "prediction", "answer", "accuracy"}
     assert "train, validation or test" in refused("eval", out, "--data", labels, "--split", "tests")
@@ -35,7 +35,7 @@ def test_fit_and_eval(run, refused, model, labels, tmp_path):
 
 
 def test_fit_says_what_it_did(run, model, labels, tmp_path):
-    found = run(
+    result = run(
         "fit",
         "bitfit",
         "-m",
@@ -49,16 +49,16 @@ def test_fit_says_what_it_did(run, model, labels, tmp_path):
         "--lr-scheduler-type",
         "linear",
     )
-    assert found.code == 0
-    assert "validation loss" in found.out and "tunewise eval" in found.out
-    assert not found.err
+    assert result.code == 0
+    assert "validation loss" in result.out and "tunewise eval" in result.out
+    assert not result.err
 
 
 def test_fit_a_composition_with_a_learning_rate(run, model, labels, tmp_path):
     words = ["--model", model, "--data", labels, "--out", tmp_path / "out", "--max-steps", 2]
-    found = run("fit", "icl+lora", *words, "--learning-rate", 1e-3, "--json")
-    assert found.code == 0, found.err
-    assert found.json()["settings"]["lora"]["learning_rate"] == 1e-3
+    result = run("fit", "icl+lora", *words, "--learning-rate", 1e-3, "--json")
+    assert result.code == 0, result.err
+    assert result.json()["settings"]["lora"]["learning_rate"] == 1e-3
 
 
 def test_fit_takes_one_technique(refused, model, labels, tmp_path):
@@ -71,8 +71,8 @@ def test_fit_takes_one_technique(refused, model, labels, tmp_path):
 def test_eval_keeps_the_template_of_the_fit(run, model, labels, tmp_path):
     words = ["--model", model, "--data", labels, "--out", tmp_path, "--max-steps", 1]
     assert run("fit", "lora", *words, "--template", "Text: {prompt}\\nKind:").code == 0
-    given = run("eval", tmp_path, "--data", labels, "--template", "Text: {prompt}\\nKind:", "--json").json()
-    assert run("eval", tmp_path, "--data", labels, "--json").json() == given
+    scores = run("eval", tmp_path, "--data", labels, "--template", "Text: {prompt}\\nKind:", "--json").json()
+    assert run("eval", tmp_path, "--data", labels, "--json").json() == scores
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_eval_keeps_the_template_of_the_fit(run, model, labels, tmp_path):
     ids=lambda words: "=".join(map(str, words)),
 )
 def test_fit_with_wrong_settings(run, model, labels, tmp_path, words):
-    found = run("fit", "lora", "--model", model, "--data", labels, "--out", tmp_path, *words)
-    assert found.code == 2, found
-    assert not found.out
+    result = run("fit", "lora", "--model", model, "--data", labels, "--out", tmp_path, *words)
+    assert result.code == 2, result
+    assert not result.out
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_fit_with_wrong_settings(run, model, labels, tmp_path, words):
     ids=lambda words: "=".join(map(str, words)),
 )
 def test_compare_with_wrong_settings(run, model, labels, tmp_path, words):
-    found = run("compare", "-t", "base,lora", "--model", model, "--data", labels, "--out", tmp_path, *words)
-    assert found.code == 2, found
-    assert not found.out
+    result = run("compare", "-t", "base,lora", "--model", model, "--data", labels, "--out", tmp_path, *words)
+    assert result.code == 2, result
+    assert not result.out
 
 
 def test_out_that_is_a_file(refused, model, labels, tmp_path):

@@ -36,7 +36,7 @@ def test_an_index_is_made_updated_and_searched(run, manual, tmp_path):
     assert hits[0]["source"] == "oil.txt:0-36" and "five" in hits[0]["text"]
     result = run("search", place, "fluid in the stopping system", "--mode", "dense", "--k", 1)
     assert result.out.startswith("[1] brakes.md:") and "Bleed the brakes" in result.out
-    assert "nothing fits" in run("search", place, "neutrino", "--mode", "bm25", "--floor", 0.2).out
+    assert "no passage fits" in run("search", place, "neutrino", "--mode", "bm25", "--floor", 0.2).out
     other = run("index", manual, "--out", place, "--embedder", embedder, "--chunk-size", 64)
     assert other.code == 2
 

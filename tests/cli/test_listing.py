@@ -21,36 +21,36 @@ def test_help_needs_no_torch():
 
 
 def test_no_words_show_the_commands(run):
-    found = run()
+    result = run()
     for command in ("techniques", "check", "fit", "compare", "eval", "report", "demo"):
-        assert command in found.out + found.err
+        assert command in result.out + result.err
 
 
 @pytest.mark.parametrize("words", [["bogus"], ["fit", "lora"], ["fit", "lora", "--bogus", "1"], ["report"]])
 def test_wrong_words_exit_2(run, words):
-    found = run(*words)
-    assert found.code == 2
-    assert not found.out
+    result = run(*words)
+    assert result.code == 2
+    assert not result.out
 
 
 def test_techniques_tree(run):
-    found = run("techniques")
-    assert found.code == 0
-    assert all(name in found.out for name in all_techniques())
-    assert not found.err
+    result = run("techniques")
+    assert result.code == 0
+    assert all(name in result.out for name in all_techniques())
+    assert not result.err
 
 
 def test_techniques_one(run):
-    found = run("techniques", "lora")
-    assert found.code == 0
-    assert all(part in found.out for part in ("Hu et al. 2021", "lora_alpha", "target_modules", "1 to 4096"))
+    result = run("techniques", "lora")
+    assert result.code == 0
+    assert all(part in result.out for part in ("Hu et al. 2021", "lora_alpha", "target_modules", "1 to 4096"))
 
 
 def test_techniques_json(run):
-    every = run("techniques", "--json").json()
-    assert [each["technique"] for each in every] == list(all_techniques())
+    all_facts = run("techniques", "--json").json()
+    assert [item["technique"] for item in all_facts] == list(all_techniques())
     one = run("techniques", "lora", "--json").json()
-    assert one == next(each for each in every if each["technique"] == "lora")
+    assert one == next(item for item in all_facts if item["technique"] == "lora")
     rank = {"name": "r", "default": 16, "help": one["settings"][0]["help"], "low": 1, "high": 4096, "search": [4, 64]}
     assert one["settings"][0] == rank
 
@@ -62,15 +62,15 @@ def test_techniques_unknown(refused):
 
 @pytest.mark.parametrize("words", [["icl+lora"], ["icl+lora", "--json"]])
 def test_techniques_composed(run, words):
-    found = run("techniques", *words)
-    assert found.code in (0, 2)
-    assert "lora" in found.out + found.err
+    result = run("techniques", *words)
+    assert result.code in (0, 2)
+    assert "lora" in result.out + result.err
 
 
 def test_check_without_a_model(run, labels):
-    found = run("check", "--data", labels)
-    assert found.code == 0
-    assert "classification" in found.out and "48 train, 6 validation, 6 test" in found.out
+    result = run("check", "--data", labels)
+    assert result.code == 0
+    assert "classification" in result.out and "48 train, 6 validation, 6 test" in result.out
     facts = run("check", "--data", labels, "--json").json()
     assert facts["counts"] == {"train": 48, "validation": 6, "test": 6}
     assert set(facts["labels"]) == {"old", "small"}
@@ -81,12 +81,12 @@ def test_check_with_a_model(run, labels, model):
     facts = run("check", "--data", labels, "--model", model, "--json").json()
     assert facts["window"] == 256
     assert facts["exceeding"]["train"] == 0
-    assert sum(each["examples"] for each in facts["histogram"]) == 48
+    assert sum(item["examples"] for item in facts["histogram"]) == 48
     assert facts["first_example"]["answer"].strip() in ("old", "small")
-    found = run("check", "--data", labels, "--model", model, "--max-length", 16)
-    assert found.code == 0
-    assert "48 training examples exceed the window" in found.out
-    assert "⟨" in found.out
+    result = run("check", "--data", labels, "--model", model, "--max-length", 16)
+    assert result.code == 0
+    assert "48 training examples exceed the window" in result.out
+    assert "⟨" in result.out
 
 
 def test_check_counts_leaks_and_duplicates(run, lines, tmp_path):
@@ -97,6 +97,6 @@ def test_check_counts_leaks_and_duplicates(run, lines, tmp_path):
     lines(tmp_path / "validation.jsonl", [{"text": "new", "label": "a"}])
     facts = run("check", "--data", tmp_path, "--json").json()
     assert (facts["duplicates"], facts["leaks"]["count"]) == (1, 2)
-    found = run("check", "--data", tmp_path)
-    assert "the same" in found.out
-    assert "\x1b" not in found.out, "a user's text must not act on the terminal"
+    result = run("check", "--data", tmp_path)
+    assert "the same" in result.out
+    assert "\x1b" not in result.out, "a user's text must not act on the terminal"

@@ -9,7 +9,7 @@ from tunewise.cli import main
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("setting", "message"),
     [
         ("lora.r=0", "lora.r is 0 but must be between 1 and 4096"),
         ("lora.r=1.5", "must be a whole number"),
@@ -25,9 +25,9 @@ from tunewise.cli import main
         ("bitfit.source=add", '--set names "bitfit", which is not among lora'),
     ],
 )
-def test_wrong_technique_settings(refused, labels, tmp_path, given, said):
+def test_wrong_technique_settings(refused, labels, tmp_path, setting, message):
     words = ["--model", tmp_path / "no-model", "--data", labels, "--out", tmp_path / "out"]
-    assert said in refused("fit", "lora", *words, "--set", given)
+    assert message in refused("fit", "lora", *words, "--set", setting)
     assert not (tmp_path / "out").exists()
 
 
@@ -59,8 +59,8 @@ def test_config_knows_every_option(refused, tmp_path, command):
 
     config = tmp_path / "run.yaml"
     config.write_text("bogus: 1\n")
-    said = refused(command, "--config", config)
-    assert 'there is no setting "bogus"' in said
+    message = refused(command, "--config", config)
+    assert 'there is no setting "bogus"' in message
     options = typer.main.get_command(main.app).commands[command].params
     names = {name[2:] for option in options for name in option.opts if name.startswith("--")} - {"config", "help"}
     unknown = []
@@ -106,8 +106,8 @@ def test_pickled_weights_are_never_opened(refused, model, labels, tmp_path):
         if path.suffix == ".json":
             (folder / path.name).write_bytes(path.read_bytes())
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Canary(canary)))
-    said = refused("fit", "lora", "--model", folder, "--data", labels, "--out", tmp_path / "out")
-    assert "safetensors" in said
+    message = refused("fit", "lora", "--model", folder, "--data", labels, "--out", tmp_path / "out")
+    assert "safetensors" in message
     assert not canary.exists()
     pickle.loads((folder / "pytorch_model.bin").read_bytes())
     assert canary.exists(), "the canary itself works"
@@ -119,10 +119,10 @@ def test_data_errors_come_before_the_model(refused, tmp_path):
     broken.write_text('{"text": "a", "label": "x"}\n{"text": "b", "label"\n')
     for command in (["fit", "lora"], ["compare"], ["check"]):
         rest = ["--model", tmp_path / "no-model", *(["--out", tmp_path / "out"] if command != ["check"] else [])]
-        said = refused(*command, "--data", tmp_path / "none.jsonl", *rest)
-        assert "none.jsonl" in said and "no-model" not in said
-        said = refused(*command, "--data", broken, *rest)
-        assert "broken.jsonl line 2" in said and "no-model" not in said
+        message = refused(*command, "--data", tmp_path / "none.jsonl", *rest)
+        assert "none.jsonl" in message and "no-model" not in message
+        message = refused(*command, "--data", broken, *rest)
+        assert "broken.jsonl line 2" in message and "no-model" not in message
     assert not (tmp_path / "out").exists()
 
 

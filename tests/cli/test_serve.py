@@ -102,8 +102,8 @@ def test_a_killed_run_goes_on(run, started, fitted, prompts, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     answered = out.read_text("utf-8").count("\n")
-    left = run(*words, out, "--json").json()["new"]
-    assert left == len(PROMPTS) - answered
+    remaining = run(*words, out, "--json").json()["new"]
+    assert remaining == len(PROMPTS) - answered
     assert answers(out) == answers(tmp_path / "whole.jsonl")
 
 

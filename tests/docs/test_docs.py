@@ -37,8 +37,8 @@ def blocks(path, language=""):
 
 def commands(path):
     """Every line that calls tunewise, as words."""
-    found = [line for text in blocks(path) for line in text.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line)[1:] for line in found if line.startswith("tunewise ")]
+    lines = [line for text in blocks(path) for line in text.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("tunewise ")]
 
 
 @pytest.fixture
@@ -65,10 +65,10 @@ def test_there_are_commands():
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_commands_parse(path, work, monkeypatch):
     monkeypatch.chdir(work)
-    known = typer.main.get_command(main.app).commands
+    subcommands = typer.main.get_command(main.app).commands
     lines = re.findall(r"uv run tunewise (.+)", path.read_text("utf-8"))
     for words in [*commands(path), *map(shlex.split, lines)]:
-        known[words[0]].make_context(words[0], words[1:])
+        subcommands[words[0]].make_context(words[0], words[1:])
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_commands_run(path, work, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "output"),
     [
         ("README.md", "recommended"),
         ("docs/world.md", "lives in"),
@@ -98,11 +98,11 @@ def test_commands_run(path, work, monkeypatch, capfd):
         ("docs/advice.md", "is advised"),
     ],
 )
-def test_python_examples_run(work, monkeypatch, capsys, path, said):
+def test_python_examples_run(work, monkeypatch, capsys, path, output):
     monkeypatch.chdir(work)
     (text,) = blocks(ROOT / path, "python")
     exec(compile(text.replace("steps=50", "steps=2"), path, "exec"), {})
-    assert said in capsys.readouterr().out
+    assert output in capsys.readouterr().out
 
 
 def load(path, name):
@@ -156,10 +156,10 @@ def test_figures_of_the_world_are_those_of_the_run():
 
 def test_generated_pages_and_lists_are_current():
     generator = load(ROOT / "docs" / "make_technique_pages.py", "make_technique_pages")
-    made = generator.pages()
-    kept = {path.name: path.read_text("utf-8") for path in (ROOT / "docs" / "techniques").glob("*.md")}
-    assert kept == made, "run: python docs/make_technique_pages.py"
-    assert set(made) == {"README.md", *(f"{name}.md" for name in all_techniques())}
+    expected = generator.pages()
+    stored = {path.name: path.read_text("utf-8") for path in (ROOT / "docs" / "techniques").glob("*.md")}
+    assert stored == expected, "run: python docs/make_technique_pages.py"
+    assert set(expected) == {"README.md", *(f"{name}.md" for name in all_techniques())}
     stale = [str(path) for path, text in generator.lists().items() if path.read_text("utf-8") != text]
     assert not stale, "run: python docs/make_technique_pages.py"
 

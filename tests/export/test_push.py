@@ -11,7 +11,7 @@ from tunewise.adaptation.artifact import save
 from tunewise.core.artifact_writer import read
 from tunewise.core.errors import ArtifactError, SettingError, TunewiseError
 from tunewise.engine.tiny import tiny_base, tiny_task
-from tunewise.export.push import prepared, push
+from tunewise.export.push import prepare_upload, push
 from tunewise.techniques.registry import make
 from tunewise.testing import attach
 
@@ -58,7 +58,7 @@ def front(text):
 
 
 def test_the_card_says_what_the_comparison_measured(adaptation):
-    files, text = prepared(adaptation, "me/tiny-lora", "apache-2.0")
+    files, text = prepare_upload(adaptation, "me/tiny-lora", "apache-2.0")
     head, body = front(text)
     row = next(row for row in result()["rows"] if row["technique"] == "lora")
     assert head["base_model"] == "org/tiny" and head["base_model_relation"] == "adapter"
@@ -77,7 +77,7 @@ def test_without_a_comparison_the_validation_loss_is_told(adaptation, tmp_path):
     base.name = "/secret/place/model"
     attachment = attach(make("lora", {"lora": {"r": 2}}), base)
     save(attachment, tiny_task(), tmp_path / "a", {"validation_loss": 1.25, "validation_loss_before": 2.5})
-    head, body = front(prepared(tmp_path / "a", "me/x", None)[1])
+    head, body = front(prepare_upload(tmp_path / "a", "me/x", None)[1])
     assert "2.5000 before and 1.2500" in body and "compared with nothing" in body
     assert "base_model" not in head and "license" not in head and "model-index" not in head
     assert "secret" not in body and "| base | model |" in body
@@ -88,7 +88,7 @@ def test_names_cannot_break_the_card(tmp_path):
     base.name = "a|b\n<script>`"
     attachment = attach(make("lora", {"lora": {"r": 2}}), base)
     save(attachment, tiny_task(), tmp_path / "a")
-    head, body = front(prepared(tmp_path / "a", "me/x", "other")[1])
+    head, body = front(prepare_upload(tmp_path / "a", "me/x", "other")[1])
     assert head["license"] == "other" and "<script" not in body
     assert any(line.startswith("| base | a\\|b &lt;script>'") for line in body.splitlines())
 

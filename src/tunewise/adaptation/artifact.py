@@ -22,6 +22,7 @@ from tunewise.contract.attachment import Attachment
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, RequestError, SettingError
+from tunewise.core.json_record import JsonObject
 from tunewise.core.seeds import generator
 from tunewise.core.version import __version__
 from tunewise.data.task import Example, Message, Task
@@ -46,7 +47,7 @@ class Adaptation:
 
     attachment: Attachment
     style: Task
-    record: dict[str, Any]
+    record: JsonObject
 
     def generate(self, prompt: str, max_new_tokens: int = 128) -> str:
         """Return the greedy answer to one prompt, which is rendered in the format of the task."""
@@ -56,7 +57,7 @@ class Adaptation:
         return generate(self.attachment.base, encoder, [example], max_new_tokens, stop)[0][0]
 
 
-def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any] | None = None) -> None:
+def save(attachment: Attachment, task: Task, folder: Path, record: JsonObject | None = None) -> None:
     """Write an adaptation, all or nothing; `record` is stored with it (metrics, budget)."""
     base = attachment.base
     facts = {
@@ -89,7 +90,7 @@ def save(attachment: Attachment, task: Task, folder: Path, record: dict[str, Any
     artifact_writer.commit(folder, texts=texts, tensors=tensors)
 
 
-def rows_text(rows: list[dict[str, Any]]) -> str:
+def rows_text(rows: list[JsonObject]) -> str:
     """Return an attachment's rows as the text of `rows.jsonl`."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -145,7 +146,7 @@ def base_of(path: str | Path, *, model: str | None = None, device: str | None = 
         raise ArtifactError(f"{folder / 'adaptation.json'}: is not as tunewise writes it ({error!r})") from error
 
 
-def _recorded_base(record: dict[str, Any], model: str | None, device: str | None = None) -> Base:
+def _recorded_base(record: JsonObject, model: str | None, device: str | None = None) -> Base:
     return load_base(
         model or record["name"],
         revision=None if model else record["revision"],
@@ -164,7 +165,7 @@ def _peft_base(folder: Path, config: Mapping[str, Any], model: str | None) -> st
 
 def _restore_adaptation(
     stored: artifact_writer.Stored,
-    facts: dict[str, Any],
+    facts: JsonObject,
     base: Base | None,
     model: str | None,
     changes: Mapping[str, Mapping[str, Any]],
@@ -201,7 +202,9 @@ def _attached(recipe: Technique, base: Base) -> Iterator[Attachment]:
         raise
 
 
-def _change_settings(settings: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _change_settings(
+    settings: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, JsonObject]:
     """Return the stored settings with `changes` in their place, each by technique."""
     for technique, changed in changes.items():
         if technique not in settings:
@@ -214,7 +217,7 @@ def _change_settings(settings: dict[str, Any], changes: Mapping[str, Mapping[str
     return {name: {**stored, **changes.get(name, {})} for name, stored in settings.items()}
 
 
-def _style(facts: dict[str, Any]) -> Task:
+def _style(facts: JsonObject) -> Task:
     """Return the recorded task, without its examples."""
     if not isinstance(facts["stop"], str | None):
         raise TypeError("style.stop is neither text nor null")
@@ -246,7 +249,7 @@ def _load_peft(folder: Path, base: Base | None, model: str | None) -> Adaptation
     return Adaptation(attachment, style, {"technique": attachment.recipe.name, "peft": config})
 
 
-def _from_peft(config: dict[str, Any], tensors: dict[str, Tensor], base: Base) -> Attachment:
+def _from_peft(config: JsonObject, tensors: dict[str, Tensor], base: Base) -> Attachment:
     if not tensors:
         raise ArtifactError("it holds no tensors")
     recipes = (cls.from_peft(config, tensors) for cls in all_techniques().values())

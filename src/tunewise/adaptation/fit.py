@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from tunewise.adaptation import artifact
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
+from tunewise.core.json_record import JsonObject
 from tunewise.core.progress import Progress, silent
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task, sample
@@ -35,7 +35,7 @@ def fit(
     validation_examples: int = 128,
     remembered: Sequence[str] | None = None,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Fit a technique on a task and write `out/adaptation`; return its record.
 
     Checkpoints and `metrics.jsonl` are written to `out`. `resume` continues from the newest complete checkpoint, to the
@@ -74,12 +74,12 @@ def fit(
     recipe = technique.resolved(base)
     with artifact_writer.lock(folder):
         try:
-            rehearsal = Rehearsal.of(base, remembered) if settings.remembers else None
+            rehearsal = Rehearsal.of(base, remembered) if settings.rehearses else None
             attachment = recipe.attach(base, generator(seed, "attach"))
             started = time.perf_counter()
             loss_before = loss(attachment, task, validation)
             attachment.prepare(study(attachment, task, validation, seed, progress))
-            record: dict[str, Any] = {"seed": seed, "validation_loss_before": loss_before}
+            record: JsonObject = {"seed": seed, "validation_loss_before": loss_before}
             if recipe.trains:
                 sequences = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])
                 total = settings.max_steps
@@ -95,7 +95,7 @@ def fit(
                     rehearsal=rehearsal,
                 )
                 record |= {"training": asdict(trained), "train_settings": asdict(settings)}
-                record["training"]["cut"] = sum(sequence.cut for sequence in sequences)
+                record["training"]["cut"] = sum(sequence.truncated for sequence in sequences)
             record |= {
                 "validation_loss": loss(attachment, task, validation),
                 "seconds": time.perf_counter() - started,

@@ -7,7 +7,7 @@ base's weights; for LoRA it is the same as scaling the update by alpha.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -91,7 +91,7 @@ def measured(
     base, chosen, name = attachment.base, sample(task.test, examples), attachment.recipe.name
     retention: list[Retention] = []
 
-    def measure(plain: Attachment) -> dict[str, Any]:
+    def measure(plain: Attachment) -> dict[str, float]:
         if not retention:  # the first point is the base itself
             retention.append(Retention.measure(base, texts))
             return {}

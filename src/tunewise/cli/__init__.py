@@ -1,1 +1,1 @@
-"""The words of the command line, and how results look in a terminal."""
+"""The command line: its commands and options, and how results are shown in a terminal."""

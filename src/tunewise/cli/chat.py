@@ -16,7 +16,7 @@ from tunewise.serve.scheduler import Engine
 if TYPE_CHECKING:
     from rich.table import Table
 
-HELP = "/reset begins again, /quit ends"
+HELP = "/reset starts a new conversation, /quit ends"
 
 
 class Chat:
@@ -53,7 +53,7 @@ class Chat:
                 self.ask(line)
 
     def ask(self, question: str, *, show: bool = True) -> Mapping[str, Reply]:
-        """Ask all of them and remember their answers; where none is shown, the first error is raised."""
+        """Ask all adaptations and remember their answers; where `show` is false, the first error is raised."""
         from rich.live import Live
 
         conversations = {name: [*self.history[name], Message("user", question)] for name in self.names}
@@ -73,7 +73,7 @@ class Chat:
         return replies
 
     def _columns(self, replies: Mapping[str, Reply]) -> Table:
-        """Lay answers out side by side, with what they cite below."""
+        """Lay answers out side by side, each with its sources below."""
         from rich import box
         from rich.table import Table
         from rich.text import Text

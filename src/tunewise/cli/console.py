@@ -36,31 +36,31 @@ def print_json(value: object) -> None:
 
 
 def print_result(value: object, as_json: bool, view: Callable[[], RenderableType]) -> None:
-    """Print a result as JSON, or else as its view; the view of text is the text as it is."""
+    """Print a result as JSON, or else as its view; a view that is a string is printed as it is."""
     if as_json:
         print_json(value)
         return
-    shown = view()
-    if isinstance(shown, str):
-        print_text(shown)
+    rendered = view()
+    if isinstance(rendered, str):
+        print_text(rendered)
     else:
-        console().print(shown)
+        console().print(rendered)
 
 
 class ProgressDisplay:
-    """Shows what runs, how far it is and the time left, below the rows so far; a total of 0 is not known."""
+    """Shows what runs, its progress and the time left, below the rows so far; a total of 0 means unknown."""
 
     def __init__(self, live: Any) -> None:
         self._live = live
         self._tasks: dict[tuple[str, str], TaskID] = {}
 
     def __call__(self, row: str, what: str, done: int, total: int, /) -> None:
-        """Show where `row` is with what it does."""
+        """Show the progress of what `row` does."""
         live, tasks = self._live, self._tasks
         kind = "training" if what.startswith("loss") else what
         if (row, kind) not in tasks or done < live.tasks[live.task_ids.index(tasks[row, kind])].completed:
-            for old in tasks.values():
-                live.update(old, visible=False)
+            for task in tasks.values():
+                live.update(task, visible=False)
             tasks[row, kind] = live.add_task("", row=row, what=what, total=total or None)
         live.update(tasks[row, kind], completed=done, total=total or None, what=what)
 

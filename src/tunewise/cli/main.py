@@ -1,6 +1,7 @@
-"""The command line: words to calls. Nothing heavy is imported before the words are understood.
+"""The entry point of the command line. Nothing heavy is imported before the arguments are parsed.
 
-Results go to stdout, logs and progress to stderr. Exit code 0: done; 1: it ran and failed; 2: the request was wrong.
+Results go to stdout, logs and progress to stderr. The exit code is 0 for success, 1 for a run that failed, and 2 for a
+wrong request.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import typer
 
 from tunewise.cli.commands import advising, comparing, documents, inspection, planning, serving, shipping, training
 from tunewise.core.errors import RequestError, TunewiseError
-from tunewise.core.logs import logs
+from tunewise.core.logs import configure_logging
 
 app = typer.Typer(
     help="Every way to fine-tune a language model behind one interface, measured on your own task.",
@@ -46,9 +47,9 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; errors of ours are one line on stderr."""
+    """Run the command line; a `TunewiseError` becomes one line on stderr."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost tenfold on a busy machine
-    logs()
+    configure_logging()
     try:
         app()
     except TunewiseError as error:
@@ -56,10 +57,10 @@ def main() -> None:
         typer.echo(f"{kind}: {error}", err=True)
         sys.exit(error.exit_code)
     except SystemExit as end:
-        if end.code != _INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+        if end.code != _INTERRUPTED:  # typer turns Ctrl-C into this exit code, without a message
             raise
-        more = [] if "fit" not in sys.argv[1:2] or "--resume" in sys.argv else ["--resume"]
-        typer.echo(f"interrupted; to continue: {shlex.join(['tunewise', *sys.argv[1:], *more])}", err=True)
+        resume = [] if "fit" not in sys.argv[1:2] or "--resume" in sys.argv else ["--resume"]
+        typer.echo(f"interrupted; to continue: {shlex.join(['tunewise', *sys.argv[1:], *resume])}", err=True)
         raise
 
 

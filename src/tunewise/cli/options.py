@@ -19,57 +19,75 @@ from typer.models import ParameterInfo
 from tunewise.core.errors import SettingError
 
 _OPTIONS: Mapping[str, ParameterInfo] = {
-    "model": typer.Option("--model", "-m", help="Folder or Hub id of a causal language model; world: the one shipped."),
+    "model": typer.Option(
+        "--model", "-m", help="Folder or Hub id of a causal language model; world is the shipped one."
+    ),
     "data": typer.Option(
         "--data", "-d", help="File, folder of splits, Hub id or world:TASK; path#500 takes a sample of 500."
     ),
     "out": typer.Option("--out", "-o", help="Folder for the results."),
-    "techniques": typer.Option("--techniques", "-t", help="Names joined by commas, or all."),
+    "techniques": typer.Option("--techniques", "-t", help="Technique names separated by commas, or all."),
     # DataOptions
     "columns": typer.Option(help="Names of the data's columns, e.g. prompt=q,completion=a or text=review,label=stars."),
     "template": typer.Option(help='Text around a prompt, e.g. "Review: {prompt}\\nSentiment:".'),
-    "metric": typer.Option(help="exact_match, f1, rouge_l, sentence_bleu, or your own path.py:function."),
+    "metric": typer.Option(help="Metric: exact_match, f1, rouge_l, sentence_bleu, or your own path.py:function."),
     # ModelOptions
-    "max_length": typer.Option(help="Longest sequence in tokens; default: the model's context."),
+    "max_length": typer.Option(help="Maximum sequence length in tokens; default: the model's context."),
     "revision": typer.Option(help="Hub branch, tag or commit of the model."),
     "dtype": typer.Option(help="Type of the weights in memory: float32, bfloat16, float16."),
-    "device": typer.Option(help="cpu, cuda, cuda:1, mps; default: the best there is."),
+    "device": typer.Option(help="cpu, cuda, cuda:1 or mps; default: the best available."),
     # TechniqueOptions
     "sets": typer.Option("--set", help="A technique's setting, e.g. lora.r=8 (may be repeated)."),
-    "sources": typer.Option(help="Data of other tasks to learn from first, joined by commas (mpt)."),
-    "knowledge": typer.Option(help="Documents to search: folder, file, index or qdrant://host:port/name (rag)."),
+    "sources": typer.Option(help="Data of other tasks to train on first, separated by commas (for mpt)."),
+    "knowledge": typer.Option(help="Documents to search (for rag): folder, file, index or qdrant://host:port/name."),
     # TrainOptions
-    "batch_size": typer.Option("--per-device-train-batch-size", "--batch-size", help="Examples of one pass."),
-    "accumulate": typer.Option("--gradient-accumulation-steps", "--accumulate", help="Passes of one optimiser step."),
-    "lr_scheduler_type": typer.Option("--lr-scheduler-type", help="linear, cosine, constant, ..."),
+    "batch_size": typer.Option("--per-device-train-batch-size", "--batch-size", help="Examples per pass."),
+    "accumulate": typer.Option("--gradient-accumulation-steps", "--accumulate", help="Passes per optimiser step."),
+    "lr_scheduler_type": typer.Option(
+        "--lr-scheduler-type", help="Learning-rate schedule: linear, cosine, constant, ..."
+    ),
     "save_steps": typer.Option(help="Optimiser steps between checkpoints."),
     # ComputeOptions
     "bf16": typer.Option("--bf16", help="Compute in bfloat16 (weights and updates stay float32)."),
     "gradient_checkpointing": typer.Option(
-        "--gradient-checkpointing", help="Compute activations again instead of keeping them: less memory."
+        "--gradient-checkpointing",
+        help="Recompute activations in the backward pass instead of storing them: less memory.",
     ),
     # RemedyOptions
-    "replay": typer.Option(help="Against forgetting: share of the loss that is remembered text's."),
-    "kl_to_base": typer.Option(help="Against forgetting: weight of the divergence from the base there."),
+    "replay": typer.Option(help="Against forgetting: share of the loss that is computed on remembered text."),
+    "kl_to_base": typer.Option(
+        help="Against forgetting: weight of the KL divergence from the base on remembered text."
+    ),
     "l2_sp": typer.Option(help="Against forgetting: weight of the squared distance from the base's weights."),
-    "remember": typer.Option(help="Text file to remember, for --replay and --kl-to-base; default: the base's own."),
+    "remember": typer.Option(
+        help="Text file to remember, for --replay and --kl-to-base; default: text sampled from the base."
+    ),
     # BudgetOptions
-    "budget_steps": typer.Option(help="Optimiser steps of each trial."),
-    "budget_tokens": typer.Option(help="Training tokens of each trial instead."),
-    "budget_minutes": typer.Option(help="Minutes for everything instead; techniques that train share them equally."),
-    "search": typer.Option(help="Trials' worth of training that each technique may spend on finding its settings."),
-    "seeds": typer.Option(help="Runs of each technique."),
-    "test_examples": typer.Option(help="Default: 500, or 200 where answers are written."),
-    "validation_examples": typer.Option(help="Examples that choices are made on."),
+    "budget_steps": typer.Option(help="Optimiser steps per trial."),
+    "budget_tokens": typer.Option(help="Training tokens per trial, instead of steps."),
+    "budget_minutes": typer.Option(
+        help="Minutes for the whole comparison, instead of steps; techniques that train share them equally."
+    ),
+    "search": typer.Option(help="Training that a technique may spend on searching for its settings, in trials."),
+    "seeds": typer.Option(help="Runs per technique, each with its own random seed."),
+    "test_examples": typer.Option(
+        help="Test examples that are scored; default: 500, or 200 where answers are generated."
+    ),
+    "validation_examples": typer.Option(help="Validation examples that settings are chosen by."),
     # ForgettingOptions
-    "retention": typer.Option("--retention", help="Text the model should not forget; default: text it writes itself."),
-    "probe": typer.Option(help="Data of a task that the model can do and should not lose."),
+    "retention": typer.Option(
+        "--retention", help="Text file that the model should not forget; default: text sampled from the base."
+    ),
+    "probe": typer.Option(help="Data of a task that the model can do already and should not forget."),
     # CompareOptions
-    "need": typer.Option(help="What the recommended row must have: memory<8GB, artifact<50MB, mergeable, retain, ..."),
-    "price_per_hour": typer.Option(help="US dollars that an hour of this machine costs."),
-    "report_to": typer.Option(help="Follow training in tensorboard, wandb, mlflow or trackio (joined by commas)."),
+    "need": typer.Option(
+        help="What the recommended technique must meet: memory<8GB, artifact<50MB, mergeable, retain, ..."
+    ),
+    "price_per_hour": typer.Option(help="Price of an hour of this machine in US dollars."),
+    "report_to": typer.Option(help="Log training to tensorboard, wandb, mlflow or trackio (separated by commas)."),
     "advised": typer.Option(
-        "--advised", help="Run what advice says could win, best first, and stop when it is settled."
+        "--advised",
+        help="Run the techniques that could win according to advice, best first, until the best one is clear.",
     ),
 }
 
@@ -80,7 +98,10 @@ Techniques = Annotated[str, _OPTIONS["techniques"]]
 Device = Annotated[str | None, _OPTIONS["device"]]
 BudgetSteps = Annotated[int, _OPTIONS["budget_steps"]]
 Retention = Annotated[str | None, _OPTIONS["retention"]]
-BaseLocation = Annotated[str | None, typer.Option("--model", "-m", help="Where the base is, if not where it was.")]
+BaseLocation = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Folder or Hub id of the base; default: the one that the adaptation records."),
+]
 AdaptationFolder = Annotated[Path, typer.Argument(help="Folder of an adaptation, or of a PEFT adapter.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -96,8 +117,8 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise SettingError(f"{path}: must hold settings, one `name: value` a line")
-    known = {
+        raise SettingError(f"{path}: must hold settings, one `name: value` per line")
+    parameter_names = {
         word.lstrip("-").replace("-", "_"): str(parameter.name)
         for parameter in context.command.params
         for word in (*parameter.opts, str(parameter.name))
@@ -106,9 +127,11 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     defaults: dict[str, object] = {}
     for name, value in values.items():
         key = str(name).replace("-", "_")
-        if key not in known:
-            raise SettingError(f'{path}: there is no setting "{name}" here; there are {", ".join(sorted(known))}')
-        key = known[key]
+        if key not in parameter_names:
+            raise SettingError(
+                f'{path}: there is no setting "{name}" here; there are {", ".join(sorted(parameter_names))}'
+            )
+        key = parameter_names[key]
         if isinstance(value, dict):
             value = [f"{k}={json.dumps(v)}" if key == "sets" else f"{k}={v}" for k, v in value.items()]
             value = value if key == "sets" else ",".join(value)
@@ -119,7 +142,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 Config = Annotated[
     Path | None,
-    typer.Option(help="YAML file with any of these settings.", callback=read_config, is_eager=True),
+    typer.Option(help="YAML file with values of any of these options.", callback=read_config, is_eager=True),
 ]
 
 
@@ -131,7 +154,7 @@ class _Only:
 
 
 def only(*names: str) -> _Only:
-    """Have a command take these fields of a group alone.
+    """Have a command take only these fields of a group.
 
     Example: `loading: Annotated[ModelOptions, only("max_length", "revision")]`.
     """
@@ -150,7 +173,7 @@ def grouped_options(command: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in signature(command).parameters.items():
         group, names = _group(hints[name])
         spread = [parameter.replace(annotation=hints[name])] if group is None else _spread(group, names)
-        parameters += (each.replace(kind=Parameter.KEYWORD_ONLY) for each in spread)
+        parameters += (option.replace(kind=Parameter.KEYWORD_ONLY) for option in spread)
     parameters.append(Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=Config))
 
     @wraps(command)
@@ -158,11 +181,11 @@ def grouped_options(command: Callable[..., None]) -> Callable[..., None]:
         arguments = {}
         for name in signature(command).parameters:
             group, names = _group(hints[name])
-            arguments[name] = values[name] if group is None else _gathered(group, names, values)
+            arguments[name] = values[name] if group is None else _build_group(group, names, values)
         command(**arguments)
 
     vars(call)["__signature__"] = Signature(parameters)
-    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    call.__annotations__ = {option.name: option.annotation for option in parameters}
     return call
 
 
@@ -172,7 +195,7 @@ def _hints(annotated: Any) -> Mapping[str, Any]:
 
 
 def _group(hint: Any) -> tuple[Any, frozenset[str] | None]:
-    """Tell the dataclass of a parameter and which of its fields are taken (None: all); no dataclass is no group."""
+    """Return the dataclass of a parameter, or None, and which of its fields are taken (None: all)."""
     kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     if not (isinstance(kind, type) and is_dataclass(kind)):
         return None, None
@@ -198,11 +221,11 @@ def _spread(group: Any, names: frozenset[str] | None) -> list[Parameter]:
     return spread
 
 
-def _gathered(group: Any, names: frozenset[str] | None, values: Mapping[str, object]) -> Any:
-    """Make a group of the options' values."""
+def _build_group(group: Any, names: frozenset[str] | None, values: Mapping[str, object]) -> Any:
+    """Build a group from the options' values."""
     fields: dict[str, object] = {}
     for name, hint in _hints(group).items():
         inner, inner_names = _group(hint)
         if names is None or name in names:
-            fields[name] = values[name] if inner is None else _gathered(inner, inner_names, values)
+            fields[name] = values[name] if inner is None else _build_group(inner, inner_names, values)
     return group(**fields)

@@ -65,7 +65,7 @@ class ComparisonContext:
 
     def measure_bare(self, settings: TrainSettings) -> None:
         """Measure, once, what must be known of the base before anything is attached to it."""
-        if settings.remembers and self.rehearsal is None:
+        if settings.rehearses and self.rehearsal is None:
             self.rehearsal = Rehearsal.of(self.base, self.remembered)
         if self.retention is not None and self.on_task is None:
             self.on_task = OnTask.measure(self.base, self.task, self.validation)

@@ -58,7 +58,7 @@ def supervise(
         with artifact_writer.lock(folder):
             return _run_workers(request, folder, patience, progress, on_row)
     except RequestError:
-        artifact_writer.give_back(created)
+        artifact_writer.remove_unused_folders(created)
         raise
 
 

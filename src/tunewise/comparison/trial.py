@@ -73,7 +73,7 @@ class Trial:
         }
         if files := self.technique.files_fingerprint(context.task):
             facts["files"] = files
-        if self.settings.remembers:
+        if self.settings.rehearses:
             facts["remembered"] = context.remembered
         if context.probe is not None:
             facts["probe"] = context.probe.fingerprint
@@ -271,7 +271,7 @@ def _fit_once(
         seconds = time.perf_counter() - started
         if trial.technique.trains:
             sequences = context.train_sequences(attachment)
-            truncated = sum(sequence.cut for sequence in sequences)
+            truncated = sum(sequence.truncated for sequence in sequences)
             steps = settings.max_steps
             if trial.tokens is not None:
                 steps = steps_for_tokens(sequences, settings, trial.seed, trial.tokens)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tunewise.core.errors import TunewiseError
-from tunewise.core.logs import logs
+from tunewise.core.logs import configure_logging
 
 _PROGRESS_INTERVAL = 0.1  # seconds between two progress events
 
@@ -32,7 +32,7 @@ def main() -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    logs()
+    configure_logging()
 
     def send(**event: Any) -> None:
         events.write(json.dumps(event) + "\n")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from tunewise.core.errors import ArtifactError
+from tunewise.core.json_record import JsonObject
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,7 @@ class Stored:
         with self._open(name) as file:
             return _decode(file.read(), self.folder / name)
 
-    def json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str) -> JsonObject:
         """Return the JSON object in a file; raises `ArtifactError` as `read_json` does."""
         with self._open(name) as file:
             return _parse(file, self.folder / name, JSON_BYTES)
@@ -82,7 +83,7 @@ class Stored:
         return file
 
 
-def read_json(path: Path, *, limit_bytes: int = JSON_BYTES) -> dict[str, Any]:
+def read_json(path: Path, *, limit_bytes: int = JSON_BYTES) -> JsonObject:
     """Read one JSON object from an untrusted file.
 
     Raises:
@@ -130,7 +131,7 @@ def verified(folder: Path) -> Stored:
     return Stored(folder, tuple(identities), identities)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> JsonObject:
     with _open(path) as file:
         entries = _parse(file, path, JSON_BYTES).get("files")
         file.seek(0)
@@ -185,7 +186,7 @@ def _decode(raw: bytes, path: Path) -> str:
         raise refusal(path, f"is not UTF-8 at byte {error.start}") from error
 
 
-def _parse(file: BufferedReader, path: Path, limit: int) -> dict[str, Any]:
+def _parse(file: BufferedReader, path: Path, limit: int) -> JsonObject:
     raw = file.read(limit + 1)
     if len(raw) > limit:
         raise refusal(path, f"has more than {limit} bytes")
@@ -203,7 +204,7 @@ def _parse(file: BufferedReader, path: Path, limit: int) -> dict[str, Any]:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("a key occurs twice")

@@ -46,6 +46,7 @@ from tunewise.core.artifact_reader import (
     verified,
 )
 from tunewise.core.errors import ArtifactError, RequestError, TunewiseError
+from tunewise.core.json_record import JsonObject
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,6 @@ __all__ = [
     "append_line",
     "check_space",
     "commit",
-    "filled",
     "latest",
     "lock",
     "output_folder",
@@ -64,6 +64,7 @@ __all__ = [
     "read_json",
     "read_tensors",
     "remove",
+    "staged_folder",
     "write_json",
     "write_text",
 ]
@@ -111,7 +112,7 @@ def commit(folder: Path, *, texts: Mapping[str, str] = {}, tensors: Mapping[str,
 
 
 @contextmanager
-def filled(folder: Path) -> Iterator[Path]:
+def staged_folder(folder: Path) -> Iterator[Path]:
     """Yield a hidden folder for a library to write to; it becomes `folder`, all or nothing, if no error is raised.
 
     This is for other programs' formats: no manifest is written.
@@ -176,7 +177,7 @@ def remove(folder: Path) -> None:
         _discard(folder, read(folder).folder, all_of_it=True)
 
 
-def give_back(folders: Sequence[Path]) -> None:
+def remove_unused_folders(folders: Sequence[Path]) -> None:
     """Remove nested folders, innermost first, if the innermost one holds nothing but what `lock` left in it."""
     if folders and folders[0].is_dir() and {path.name for path in folders[0].iterdir()} <= {".lock", ".lock-holder"}:
         for path in [*folders[0].iterdir()]:
@@ -277,7 +278,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 def _header(group: Tensors) -> tuple[bytes, list[tuple[str, torch.Tensor]]]:
     """Return the header of a safetensors file, and its tensors in order: widest types first, to keep alignment."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: JsonObject = {"__metadata__": {"format": "pt"}}
     ordered, end = sorted(group.items(), key=lambda item: (-item[1].element_size(), item[0])), 0
     for name, tensor in ordered:
         dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))

@@ -21,9 +21,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from tunewise.core.errors import ArtifactError
+
+JsonObject: TypeAlias = dict[str, Any]  # an object of a JSON file, as the parser returns it
 
 _NULLABLE = "nullable"
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
@@ -102,7 +116,7 @@ class JsonRecord:
         """Give the keys in the order in which they are written, where the record was not read from a file."""
         return self.names()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Make the object that a file holds."""
         names = [*self._keys, *(name for name in self._order() if name not in self._keys)]
         return {name: _plain(getattr(self, name)) for name in names if self._is_written(name)}
@@ -124,7 +138,7 @@ Extended = TypeVar("Extended", bound=JsonRecord)
 
 
 @cache
-def _types(record: type[Any]) -> dict[str, Any]:
+def _types(record: type[Any]) -> dict[str, object]:
     hints = get_type_hints(record, include_extras=True)
     return {name: hints[name] for name in record.names()}
 

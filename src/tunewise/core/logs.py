@@ -18,7 +18,7 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def logs() -> None:
+def configure_logging() -> None:
     """Send warnings and errors to stderr, as plain messages."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING)  # on the handler: some libraries set their own loggers to DEBUG

@@ -2,7 +2,7 @@
 
 A prompt is rendered by the tokenizer's own chat template where it has one, and by a plain template otherwise. Only
 answer tokens are labelled. A user's text never becomes a control token. A sequence that is longer than the window is
-truncated as `fit_window` says, and marked as `cut`, so that truncated examples can be counted and reported.
+truncated as `fit_window` says, and marked as `truncated`, so that truncated examples can be counted and reported.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ TURN = "\n\n"  # between the turns of a plain conversation
 class TokenSequence:
     """Holds the token ids of one example.
 
-    `labelled[i]` says whether token i is a target of the loss. The first `prompt` tokens are the prompt. `cut` says
-    whether the example was truncated to fit the window.
+    `labelled[i]` says whether token i is a target of the loss. The first `prompt` tokens are the prompt. `truncated`
+    says whether the example was shortened to fit the window.
     """
 
     ids: list[int]
     labelled: list[bool]
     prompt: int
-    cut: bool = False
+    truncated: bool = False
 
 
 class Encoder:
@@ -224,13 +224,13 @@ class Encoder:
         prompt_size, answer_size = fit_window(len(prompt), len(answer), self.limit)
         ids = self._truncate_start(prompt, prompt_size)
         prompt_labels = ([False] * prompt_size + labelled)[-prompt_size:] if prompt_size else []
-        cut = prompt_size < len(prompt) or answer_size < len(answer)
+        truncated = prompt_size < len(prompt) or answer_size < len(answer)
         before, after = len(self.placeholders), len(self.suffix)
         return TokenSequence(
             self.placeholders + ids + self.suffix + answer[:answer_size],
             [False] * before + prompt_labels + [False] * after + [True] * answer_size,
             before + len(ids) + after,
-            cut,
+            truncated,
         )
 
     def _truncate_start(self, ids: list[int], count: int) -> list[int]:

@@ -16,7 +16,7 @@ from tunewise.data.task import Example, Task
 from tunewise.engine.encoding import TURN, Encoder, TokenSequence
 from tunewise.engine.forward import why_not_packed
 from tunewise.engine.model import Base
-from tunewise.engine.packing import PASS_TOKENS, beginning, by_tokens
+from tunewise.engine.packing import PASS_TOKENS, by_tokens, shared_prefix
 
 _STOP_TOKENS = 4  # newest tokens that are searched for the text that ends an answer
 _MAX_ROWS = 64  # prompts per batch
@@ -86,7 +86,7 @@ def generate(
         pad_token_id=encoder.eos if encoder.eos is not None else 0,
     )
     texts = [""] * len(prompts)
-    shared = beginning(prompts) if prompts and not why_not_packed(base) else 0
+    shared = shared_prefix(prompts) if prompts and not why_not_packed(base) else 0
     cache = _prefix_cache(base, prompts[0].ids[:shared]) if shared else None
     shared = shared if cache is not None else 0
     rests = [TokenSequence(prompt.ids[shared:], [], 0) for prompt in prompts]

@@ -33,7 +33,7 @@ _BASELINE = psutil.Process().memory_info().rss  # before any base is loaded: the
 
 
 @contextmanager
-def peak_memory(device: torch.device, held: int = 0) -> Iterator[list[int]]:
+def peak_memory(device: torch.device, excluded_bytes: int = 0) -> Iterator[list[int]]:
     """Measure the peak of memory within the block, in bytes.
 
     On a GPU it is the peak of the device's allocated memory. On a CPU it is this process's resident memory beyond what
@@ -42,7 +42,7 @@ def peak_memory(device: torch.device, held: int = 0) -> Iterator[list[int]]:
 
     Args:
         device: what runs the block.
-        held: bytes of tensors that exist only because something is measured; they are not counted.
+        excluded_bytes: bytes of tensors that exist only because something is measured; they are not counted.
 
     Yields:
         A list of one number, which holds the peak after the block.
@@ -51,14 +51,14 @@ def peak_memory(device: torch.device, held: int = 0) -> Iterator[list[int]]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield peak
-        peak[0] = max(torch.cuda.max_memory_allocated(device) - held, 0)
+        peak[0] = max(torch.cuda.max_memory_allocated(device) - excluded_bytes, 0)
         return
     clear_refs = Path("/proc/self/clear_refs")
     if clear_refs.exists():
         with suppress(OSError):  # a container may forbid it; the mark then covers the process's whole life
             clear_refs.write_text("5")  # 5 resets the high-water mark; see proc(5)
     yield peak
-    peak[0] = max(_high_water() - _BASELINE - held, 0)
+    peak[0] = max(_high_water() - _BASELINE - excluded_bytes, 0)
 
 
 def _high_water() -> int:

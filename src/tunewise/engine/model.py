@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from transformers import (
@@ -38,6 +38,17 @@ class PackingTrial:
     """Holds the outcome of trying packed rows on a base: `reason` says why it cannot run them, or is None."""
 
     reason: str | None
+
+
+class BaseRecord(TypedDict):
+    """What files record of a base."""
+
+    name: str
+    revision: str | None
+    architecture: str
+    parameters: int
+    dtype: str
+    fingerprint: str
 
 
 @dataclass
@@ -115,8 +126,8 @@ class Base:
         """Run Hugging Face's generation on this model and return token ids (rows, prompt + new)."""
         return cast(torch.Tensor, cast(Any, self.model).generate(**arguments))
 
-    def describe(self) -> dict[str, Any]:
-        """Return the record of this base in files."""
+    def describe(self) -> BaseRecord:
+        """Return what files record of this base."""
         return {
             "name": self.name,
             "revision": self.revision,
@@ -161,12 +172,16 @@ def load_base(
         if not path.exists():  # pinned before anything is read, so that all parts come from one commit
             config_file = cached_file(source, "config.json", revision=revision)
             revision = extract_commit_hash(str(config_file), None) or revision
-        hub_arguments: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(source, **hub_arguments)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=DTYPES[dtype], use_safetensors=True, **hub_arguments
+            source,
+            config=config,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            revision=revision,
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, **hub_arguments)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:  # transformers raises some ten types here; all of them mean "cannot be loaded"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{name}: cannot be loaded as a causal language model: {reason}") from error

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from tunewise.core.errors import TechniqueError
 
-Groups = list[dict[str, Any]]
+ParamGroup: TypeAlias = dict[str, Any]  # "params" and the options of one of an optimiser's groups, as in torch
+Groups: TypeAlias = list[ParamGroup]
+OptimizerState: TypeAlias = dict[str, Any]  # as `state_dict` returns it: "state" and "param_groups"
 IN_BACKWARD = ("lomo", "adalomo")  # they update in the backward pass: no gradient is left to clip or accumulate
 
 
@@ -75,11 +77,11 @@ class _PerParameter(torch.optim.Optimizer, ABC):
                     self.move(parameter, parameter.grad, group, self.state[parameter])
 
     @abstractmethod
-    def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
+    def move(self, parameter: Tensor, gradient: Tensor, group: ParamGroup, state: dict[str, Tensor]) -> None:
         """Update one parameter."""
 
 
-def _adam(gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> Tensor:
+def _adam(gradient: Tensor, group: ParamGroup, state: dict[str, Tensor]) -> Tensor:
     """Return m / (sqrt(v) + eps), Adam's bias-corrected direction, in fp32.
 
     The moments m and v are kept in `state`, in the gradient's shape and type.
@@ -110,7 +112,7 @@ def _write_rounded(target: Tensor, values: Tensor) -> None:
 class StochasticAdamW(_PerParameter):
     """Runs AdamW with stochastic rounding of bf16 weights and moments."""
 
-    def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
+    def move(self, parameter: Tensor, gradient: Tensor, group: ParamGroup, state: dict[str, Tensor]) -> None:
         """Set theta <- theta (1 - lr wd) - lr m / (sqrt(v) + eps), rounded stochastically."""
         direction = _adam(gradient, group, state)
         _write_rounded(
@@ -126,7 +128,7 @@ class GaLore(_PerParameter):
     singular vectors of G. The moments are not rotated when P changes, as in the authors' code.
     """
 
-    def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
+    def move(self, parameter: Tensor, gradient: Tensor, group: ParamGroup, state: dict[str, Tensor]) -> None:
         """Set theta <- theta (1 - lr wd) - lr scale P Adam(P^T G), or its transpose for a tall gradient."""
         rank = group.get("rank", 0)
         if rank and gradient.dim() == 2:
@@ -162,7 +164,7 @@ class Lomo(_PerParameter):
 
         return move
 
-    def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
+    def move(self, parameter: Tensor, gradient: Tensor, group: ParamGroup, state: dict[str, Tensor]) -> None:
         """Set theta <- theta (1 - lr wd) - lr g."""
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * gradient)
 
@@ -170,7 +172,7 @@ class Lomo(_PerParameter):
 class AdaLomo(Lomo):
     """Runs LOMO with Adafactor's factored second moments and update clipping; steps are relative to RMS(theta)."""
 
-    def move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
+    def move(self, parameter: Tensor, gradient: Tensor, group: ParamGroup, state: dict[str, Tensor]) -> None:
         """Set theta <- theta (1 - lr wd) - lr max(1e-3, RMS(theta)) u / max(1, RMS(u)) with u = g / sqrt(v)."""
         square = gradient.float().square() + 1e-30
         matrix = gradient.dim() > 1
@@ -216,7 +218,7 @@ class Combined(torch.optim.Optimizer):
         return {parameter: slots for member in self.members for parameter, slots in member.state.items()}
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def defaults(self) -> ParamGroup:  # type: ignore[override]
         """None: every group has its own values."""
         return {}
 
@@ -230,18 +232,18 @@ class Combined(torch.optim.Optimizer):
         for member in self.members:
             member.zero_grad(set_to_none=set_to_none)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> OptimizerState:
         """The members' dictionaries in one; parameters are counted through all groups."""
         states, groups, first = dict[int, Any](), Groups(), 0
         for member in self.members:
-            held = member.state_dict()
-            states |= {first + place: slots for place, slots in held["state"].items()}
-            for group in held["param_groups"]:
+            member_state = member.state_dict()
+            states |= {first + place: slots for place, slots in member_state["state"].items()}
+            for group in member_state["param_groups"]:
                 groups.append({**group, "params": [first + place for place in group["params"]]})
             first += _count(member.param_groups)
         return {"state": states, "param_groups": groups}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: OptimizerState) -> None:
         """Give each member its part of `state_dict()`."""
         groups, first = list(state_dict["param_groups"]), 0
         for member in self.members:

@@ -62,7 +62,7 @@ def packed_batch(
     row = _RowBuilder([], [], [[] for _ in sequences])
     rows = [sequence.ids for sequence in sequences]
     shareable = [_unlabelled_prefix(sequence) for sequence in sequences]
-    groups = beginnings(rows, shareable) if share else [(0, [index]) for index in range(len(rows))]
+    groups = shared_prefixes(rows, shareable) if share else [(0, [index]) for index in range(len(rows))]
     segments = []
     for shared, members in groups:
         prefix_start = row.append(rows[members[0]][:shared], 0)
@@ -117,7 +117,7 @@ def _unlabelled_prefix(sequence: TokenSequence) -> int:
     return min(labelled.index(True, 1) if True in labelled[1:] else len(labelled), len(labelled) - 1)
 
 
-def beginnings(rows: Sequence[list[int]], most: Sequence[int]) -> list[tuple[int, list[int]]]:
+def shared_prefixes(rows: Sequence[list[int]], most: Sequence[int]) -> list[tuple[int, list[int]]]:
     """Group rows by shared prefix: (length of the prefix, indices of its rows); length 0 for a row on its own.
 
     Of row i at most `most[i]` tokens are shared. This is greedy over the sorted rows: the next row joins the last
@@ -174,7 +174,7 @@ def padded_batch(sequences: Sequence[TokenSequence], device: torch.device) -> Ba
     )
 
 
-def beginning(sequences: Sequence[TokenSequence]) -> int:
+def shared_prefix(sequences: Sequence[TokenSequence]) -> int:
     """Return the length of the prefix that all sequences share, less than the shortest; 0 if not worth sharing."""
     rows = [sequence.ids for sequence in sequences]
     shared = min(_common_prefix(min(rows), max(rows)), min(map(len, rows)) - 1)
@@ -188,7 +188,7 @@ def in_passes(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]
     again by each group, so groups are larger than `budget` where that prefix is long.
     """
     sizes = [len(sequence.ids) for sequence in sequences]
-    groups = max(round(sum(sizes) / max(budget, _PASS_PER_PREFIX * beginning(sequences))), 1)
+    groups = max(round(sum(sizes) / max(budget, _PASS_PER_PREFIX * shared_prefix(sequences))), 1)
     heap = [(0, group, list[int]()) for group in range(groups)]
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         tokens, group, members = heap[0]
@@ -210,7 +210,7 @@ def by_tokens(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]
     return groups
 
 
-def by_beginning(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
+def by_shared_prefix(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
     """Group indices of sequences with a shared prefix, at most `budget` tokens per group, the prefix counted once."""
     groups: list[list[int]] = []
     total = 0

@@ -14,7 +14,7 @@ from tunewise.core.seeds import generator
 from tunewise.data.task import Example, Message, Task
 from tunewise.engine.model import Base
 
-_SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_SMALL: dict[str, object] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _LLAMA = {
     **_SMALL,
     "intermediate_size": 48,
@@ -24,7 +24,7 @@ _LLAMA = {
 }
 _CONTEXT = {"max_position_embeddings": 256}
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+ARCHITECTURES: dict[str, dict[str, object]] = {
     "llama": {**_LLAMA, "tie_word_embeddings": False},
     "llama-tied": {**_LLAMA, "tie_word_embeddings": True, "model_type": "llama"},
     "mistral": {**_LLAMA, "sliding_window": 16},
@@ -82,7 +82,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 @cache
 def _model(architecture: str, dtype: torch.dtype) -> Any:
     settings = dict(ARCHITECTURES[architecture])
-    kind = settings.pop("model_type", architecture)
+    kind = str(settings.pop("model_type", architecture))
     torch.manual_seed(0)
     common = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**common, **settings}))

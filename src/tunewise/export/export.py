@@ -106,7 +106,7 @@ def _export(
     reader = TrainedReader(attachment, prompts.placeholders)
     trained = collect_outputs(reader, prompts, "running the trained model", progress)
     replaced_weights = {name: tensor.detach().clone() for name, tensor in attachment.replaced_weights().items()}
-    with artifact_writer.filled(folder) as stage:
+    with artifact_writer.staged_folder(folder) as stage:
         progress(f"writing {chosen.name}", 0, 0)
         written = chosen.write(loaded, stage, options)
     base.release()

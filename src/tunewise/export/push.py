@@ -23,7 +23,7 @@ class PushResult(TypedDict):
     files: list[str]
 
 
-def prepared(folder: Path, repo: str, licence: str | None) -> tuple[list[Path], str]:
+def prepare_upload(folder: Path, repo: str, licence: str | None) -> tuple[list[Path], str]:
     """Check a folder and collect what is sent: its files and the text of the model card.
 
     Raises:
@@ -67,7 +67,7 @@ def push(folder: Path, repo: str, *, private: bool = False, licence: str | None 
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-    files, text = prepared(folder, repo, licence)
+    files, text = prepare_upload(folder, repo, licence)
     if get_token() is None:
         raise SettingError("there is no token for the Hub; set HF_TOKEN, or look at the card alone with --card-only")
     operations = [CommitOperationAdd(str(path.relative_to(folder)), str(path)) for path in files]

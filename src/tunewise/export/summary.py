@@ -7,7 +7,7 @@ from pathlib import Path
 from tunewise.export.parity_record import ParityRecord
 
 
-def text(record: ParityRecord, folder: Path) -> str:
+def parity_summary(record: ParityRecord, folder: Path) -> str:
     """Say in a few lines, for a terminal, whether the export in `folder` is the trained model."""
     head = "is the model that was trained" if record["same"] else "is NOT the model that was trained"
     lines = [

@@ -22,6 +22,7 @@ from torch import Tensor
 from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
 from tunewise.core.errors import DivergedError, SettingError
+from tunewise.core.json_record import JsonObject
 from tunewise.core.seeds import derive, generator, repeatable
 from tunewise.engine.device import on_gpu
 from tunewise.engine.encoding import TokenSequence
@@ -120,7 +121,7 @@ def train(
         raise SettingError("no training sequence has a labelled token inside the window; raise --max-length")
     if attachment.base.device.type == "cpu":
         keep_freed_memory()
-    if settings.remembers and rehearsal is None:
+    if settings.rehearses and rehearsal is None:
         raise SettingError("replay and kl_to_base need text to rehearse; pass rehearsal=Rehearsal.of(base, texts)")
     run = _Run(attachment, sequences, settings, seed, folder)
     run.rehearsal = rehearsal
@@ -255,7 +256,7 @@ class _Run:
         penalty, settings = self.attachment.penalty(), self.settings
         if penalty is not None:
             yield penalty
-        if settings.remembers and self.rehearsal is not None:
+        if settings.rehearses and self.rehearsal is not None:
             count = settings.per_device_train_batch_size
             seed = derive(self.seed, "memory")  # this name is part of every run's bits, so it stays
             chosen = order(len(self.rehearsal.sequences), seed, self.step * count, count)
@@ -276,7 +277,7 @@ class _Run:
 
     # Checkpoints.
 
-    def _request(self) -> dict[str, Any]:
+    def _request(self) -> JsonObject:
         """Return what a run must have in common with the checkpoint that it resumes, `max_steps` included."""
         request = {
             "technique": self.attachment.recipe.to_json(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -20,7 +20,7 @@ from tunewise.engine.encoding import Encoder, TokenSequence
 from tunewise.engine.forward import batch_of, nll, why_not_packed
 from tunewise.engine.generation import answer_room, generate, stop_of
 from tunewise.engine.model import Base
-from tunewise.engine.packing import PASS_TOKENS, by_beginning, by_tokens, packed_batch
+from tunewise.engine.packing import PASS_TOKENS, by_shared_prefix, by_tokens, packed_batch
 from tunewise.fitting import metrics
 
 
@@ -29,7 +29,8 @@ class Scores:
     """Says how well a split is answered.
 
     `per_example` is the metric in [0, 1] per example. `nll` is in nats per answer token over the whole split. `others`
-    are further metrics by name. `prompt_tokens` is a mean. `cut` counts examples that were truncated to fit the window.
+    are further metrics by name. `prompt_tokens` is a mean. `truncated` counts examples that were shortened to fit the
+    window.
     """
 
     metric: str
@@ -39,7 +40,7 @@ class Scores:
     predictions: list[str] = field(repr=False)
     seconds_per_example: float = 0.0
     prompt_tokens: float = 0.0
-    cut: int = 0
+    truncated: int = 0
 
     @property
     def mean(self) -> float:
@@ -110,13 +111,13 @@ def _answer_nats(attachment: Attachment, sequences: list[TokenSequence]) -> tupl
 
 def _groups(base: Base, sequences: list[TokenSequence]) -> list[list[int]]:
     """Return the indices of the sequences of each scoring pass."""
-    return (by_tokens if why_not_packed(base) else by_beginning)(sequences, PASS_TOKENS)
+    return (by_tokens if why_not_packed(base) else by_shared_prefix)(sequences, PASS_TOKENS)
 
 
 def _last_answer_only(sequence: TokenSequence) -> TokenSequence:
     """Label the answer alone, and not the labelled turns before it."""
     labelled = [position >= sequence.prompt for position in range(len(sequence.ids))]
-    return TokenSequence(sequence.ids, labelled, sequence.prompt, sequence.cut)
+    return TokenSequence(sequence.ids, labelled, sequence.prompt, sequence.truncated)
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _score_labels(
         predictions=predictions,
         seconds_per_example=seconds,
         prompt_tokens=sum(len(prompt.ids) for prompt in table.prompts) / len(table.prompts),
-        cut=sum(prompt.cut for prompt in table.prompts),
+        truncated=sum(prompt.truncated for prompt in table.prompts),
     )
 
 
@@ -225,7 +226,7 @@ def _score_text(attachment: Attachment, task: Task, rendered: list[Example]) -> 
         predictions=[""] * len(rendered),
         seconds_per_example=(time.perf_counter() - started) / len(rendered),
         prompt_tokens=sum(sequence.prompt for sequence in sequences) / len(sequences),
-        cut=sum(sequence.cut for sequence in sequences),
+        truncated=sum(sequence.truncated for sequence in sequences),
     )
 
 
@@ -252,11 +253,22 @@ def _score_generated(
         predictions=predictions,
         seconds_per_example=seconds,
         prompt_tokens=sum(len(prompt.ids) for prompt in prompts) / len(prompts),
-        cut=sum(prompt.cut for prompt in prompts),
+        truncated=sum(prompt.truncated for prompt in prompts),
     )
 
 
-def describe(scores: Scores) -> dict[str, Any]:
+class ScoreRecord(TypedDict):
+    """Holds scores as files record them; `cut` counts examples that were shortened to fit the window."""
+
+    metric: str
+    mean: float
+    nll: float
+    others: dict[str, float]
+    examples: int
+    cut: int
+
+
+def describe(scores: Scores) -> ScoreRecord:
     """Return the scores as files record them, without the per-example parts."""
     return {
         "metric": scores.metric,
@@ -264,5 +276,5 @@ def describe(scores: Scores) -> dict[str, Any]:
         "nll": scores.nll,
         "others": scores.others,
         "examples": len(scores.per_example),
-        "cut": scores.cut,
+        "cut": scores.truncated,
     }

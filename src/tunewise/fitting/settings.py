@@ -59,8 +59,8 @@ class TrainSettings:
             raise SettingError(f"warmup_ratio is {self.warmup_ratio} but must be at least 0 and below 1")
 
     @property
-    def remembers(self) -> bool:
-        """Whether training needs a memory of what the base knew."""
+    def rehearses(self) -> bool:
+        """Tell whether training rehearses text that the base knew."""
         return bool(self.replay or self.kl_to_base)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tunewise.core.progress import Progress
 from tunewise.retrieval import chunks
@@ -14,9 +14,22 @@ from tunewise.retrieval.search import Retriever
 from tunewise.retrieval.sources import gather
 
 
+class BuiltIndex(TypedDict):
+    """What an index holds after it was built or updated.
+
+    `documents` counts the documents "added", "removed" and "unchanged". `skipped` are pairs of a file and the reason
+    why it was not read.
+    """
+
+    index: str
+    documents: dict[str, int]
+    passages: int
+    skipped: list[list[str]]
+
+
 def build(
     source: str, place: str, embedder_name: str, dtype: str, chunk_size: int, chunk_overlap: int, report: Progress
-) -> dict[str, Any]:
+) -> BuiltIndex:
     """Make the index at `place` hold exactly the documents of `source`, and return counts of what was done.
 
     Args:

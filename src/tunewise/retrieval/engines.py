@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 
 from tunewise.core.errors import SettingError
 
-Point: TypeAlias = tuple[str, dict[str, Any], dict[str, Any]]  # id, vectors by name, payload
+Vectors: TypeAlias = dict[str, Any]  # by name: "dense" an array of floats, "words" indices and values
+Payload: TypeAlias = dict[str, Any]
+Point: TypeAlias = tuple[str, Vectors, Payload]  # id, vectors by name, payload
 
 M, EF_CONSTRUCT = 16, 128  # of the HNSW graph
 INDEXED_KB = 10_000  # below this size, new embeddings are compared one by one instead of joining the graph
@@ -76,11 +78,11 @@ class Folder:
         """Delete points by their ids; unknown ids are ignored."""
         self._update(self.kit.UpdateOperation.delete_points(ids))
 
-    def payloads_of(self, ids: list[str]) -> list[dict[str, Any]]:
+    def payloads_of(self, ids: list[str]) -> list[Payload]:
         """Return the payloads of those of these points that exist."""
         return [record.payload for record in self._shard.retrieve(ids, with_payload=True, with_vector=False)]
 
-    def payloads(self, condition: Any) -> Iterator[dict[str, Any]]:
+    def payloads(self, condition: Any) -> Iterator[Payload]:
         """Yield the payloads of all points that meet a condition."""
         offset, first = None, True
         while first or offset is not None:
@@ -182,11 +184,11 @@ class Server:
         """Delete points by their ids; unknown ids are ignored."""
         self._client.delete(self._collection, self.kit.PointIdsList(points=ids), wait=True)
 
-    def payloads_of(self, ids: list[str]) -> list[dict[str, Any]]:
+    def payloads_of(self, ids: list[str]) -> list[Payload]:
         """Return the payloads of those of these points that exist."""
         return [record.payload for record in self._client.retrieve(self._collection, ids, with_payload=True)]
 
-    def payloads(self, condition: Any) -> Iterator[dict[str, Any]]:
+    def payloads(self, condition: Any) -> Iterator[Payload]:
         """Yield the payloads of all points that meet a condition."""
         offset, first = None, True
         while first or offset is not None:
@@ -213,7 +215,7 @@ class Server:
     def optimize(self) -> None:
         """Do nothing: the server optimizes in the background."""
 
-    def _server_vectors(self, vectors: Mapping[str, Any]) -> dict[str, Any]:
+    def _server_vectors(self, vectors: Vectors) -> Vectors:
         """Turn a point's vectors into the types of the client."""
         if not vectors:
             return {}

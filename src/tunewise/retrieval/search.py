@@ -15,7 +15,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -108,7 +109,6 @@ class Retriever:
     floor: float = 0.0
     diversity: float = 0.0
     reranker: str = ""
-    _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def find(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """Return the k best passages for each question, best first, or fewer where fewer fit.
@@ -144,22 +144,19 @@ class Retriever:
             fitting |= {passage.id for passage, score in dense if score >= self.floor}
             hits = [hit for hit in hits if hit.passage.id in fitting]
         if self.reranker and hits:
-            scores = self._cross_encoder().predict([(question, hit.passage.indexed) for hit in hits[:POOL]])
+            scores = self._cross_encoder.predict([(question, hit.passage.indexed) for hit in hits[:POOL]])
             hits = [replace(hit, score=float(score)) for hit, score in zip(hits, scores, strict=False)]
             hits.sort(key=lambda hit: -hit.score)
         return diverse(hits, self.diversity, k) if self.diversity else hits[:k]
 
+    @cached_property
     def _cross_encoder(self) -> Any:
         """Return the reranker, loaded once."""
-        if "cross" not in self._loaded:
-            try:
-                from sentence_transformers import CrossEncoder
-            except ImportError as error:
-                raise SettingError("a reranker needs sentence-transformers: pip install tunewise[rag]") from error
-            self._loaded["cross"] = CrossEncoder(
-                self.reranker, trust_remote_code=False, model_kwargs={"use_safetensors": True}
-            )
-        return self._loaded["cross"]
+        try:
+            from sentence_transformers import CrossEncoder
+        except ImportError as error:
+            raise SettingError("a reranker needs sentence-transformers: pip install tunewise[rag]") from error
+        return CrossEncoder(self.reranker, trust_remote_code=False, model_kwargs={"use_safetensors": True})
 
 
 def fused(rankings: Sequence[Scored]) -> list[Hit]:

@@ -24,7 +24,7 @@ def gather(where: str) -> Reading:
     return Reading(tuple(Document(row["id"], row["text"]) for row in owner.documents(name)), ())
 
 
-def stamp(where: str) -> str:
+def file_stamp(where: str) -> str:
     """Return 16 hex digits that stand for the names, sizes and times of the files there, or "" if there are none."""
     root = Path(where)
     files = sorted(path for path in (root.rglob("*") if root.is_dir() else [root]) if where and path.is_file())

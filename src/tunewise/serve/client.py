@@ -69,7 +69,7 @@ def ask(
             job.cancelled = True
 
 
-def answered(
+def answer_all(
     engine: Engine, model: str, talks: Mapping[int, Sequence[Message]], batch: int, max_tokens: int
 ) -> Iterator[tuple[int, Reply]]:
     """Answer many conversations greedily, at most `batch` at a time.

@@ -15,7 +15,7 @@ from tunewise.serve.adaptation_pool import AdaptationPool
 from tunewise.techniques.registry import make
 
 
-def named(arguments: Sequence[str]) -> dict[str, Path]:
+def adaptation_folders(arguments: Sequence[str]) -> dict[str, Path]:
     """Read the names and folders of adaptations from `NAME=FOLDER` or `FOLDER`.
 
     An adaptation without a name is called after its folder, or after the folder above one called "adaptation".
@@ -38,7 +38,7 @@ def named(arguments: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
-def opened(
+def load_pool(
     folders: dict[str, Path],
     model: str | None = None,
     device: str | None = None,

@@ -62,7 +62,7 @@ class PromptReader:
         encoder = self.raw_encoder if question.raw else self.task_encoder
         example = Example(question.messages, "")
         sequence = encoder.prompts([self.attachment.render(example)], max_tokens or 1)[0]
-        if sequence.cut:
+        if sequence.truncated:
             raise TooLongError(
                 f"the question and the answer's {max_tokens or 1} tokens do not fit the window of {encoder.limit} "
                 "tokens; shorten the question or lower max_tokens"

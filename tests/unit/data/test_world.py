@@ -205,7 +205,7 @@ def test_its_tokenizer_is_learned_and_loses_nothing(base):
 @pytest.mark.parametrize("name", ALL)
 def test_every_task_fits_the_window(base, name):
     task = world.task(name)
-    assert not any(sequence.cut for sequence in Encoder(base, task).encode((*task.train, *task.test)))
+    assert not any(sequence.truncated for sequence in Encoder(base, task).encode((*task.train, *task.test)))
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ from tunewise.data.task import Example, Message, Task
 from tunewise.engine.encoding import Encoder, TokenSequence, fit_window
 from tunewise.engine.forward import layout, loss_sum, nll, why_not_packed
 from tunewise.engine.packing import (
-    beginning,
-    beginnings,
-    by_beginning,
+    by_shared_prefix,
     by_tokens,
     in_passes,
     packed_batch,
     padded_batch,
+    shared_prefix,
+    shared_prefixes,
 )
 from tunewise.fitting.loop import order
 from tunewise.testing import alike, tiny_base, tiny_task
@@ -63,7 +63,7 @@ def test_plain_templates(form, kind, prompt, answer):
     assert encoder.text(example) == (prompt, answer)
     sequence = encoder.encode([example])[0]
     assert learnt(encoder, sequence) == answer + "</s>"
-    assert sequence.ids[0] == encoder.tokenizer.bos_token_id and not sequence.cut
+    assert sequence.ids[0] == encoder.tokenizer.bos_token_id and not sequence.truncated
 
 
 def test_own_template_and_labels():
@@ -127,10 +127,10 @@ def test_cut_examples_keep_start_answer_and_are_marked():
     base.max_length = 40
     encoder = Encoder(base, style())
     long = encoder.encode([Example((Message("user", "q " * 200 + "end"),), "answer")])[0]
-    assert long.cut and len(long.ids) == 40 and long.ids[0] == base.tokenizer.bos_token_id
+    assert long.truncated and len(long.ids) == 40 and long.ids[0] == base.tokenizer.bos_token_id
     assert learnt(encoder, long) == "answer</s>" and "end\n" in base.tokenizer.decode(long.ids)
     prompts = encoder.prompts([Example((Message("user", "q " * 200),), "")], 10)
-    assert prompts[0].cut and len(prompts[0].ids) == 30
+    assert prompts[0].truncated and len(prompts[0].ids) == 30
 
 
 def test_virtual_tokens_come_first_and_count():
@@ -239,7 +239,7 @@ def test_answers_after_prompts_that_begin_alike():
 @given(st.lists(st.lists(st.integers(0, 1), min_size=2, max_size=60), min_size=1, max_size=8))
 def test_beginnings_hold_every_row_once_and_save_tokens(rows):
     most = [len(row) - 1 for row in rows]
-    groups = beginnings(rows, most)
+    groups = shared_prefixes(rows, most)
     assert sorted(index for _, members in groups for index in members) == list(range(len(rows)))
     for shared, members in groups:
         assert (shared == 0) == (len(members) == 1)
@@ -248,7 +248,7 @@ def test_beginnings_hold_every_row_once_and_save_tokens(rows):
 
 def test_groups_count_a_beginning_once():
     rows = shared_rows(100, 4)[:4]
-    assert len(by_beginning(rows, 115)) == 1 and len(by_tokens(rows, 115)) == 4
+    assert len(by_shared_prefix(rows, 115)) == 1 and len(by_tokens(rows, 115)) == 4
 
 
 def test_an_architecture_that_cannot_be_packed_says_so():
@@ -274,8 +274,8 @@ def test_order_is_one_endless_row_of_epochs(examples, start, count, seed):
 def test_prompts_of_one_template_share_it():
     task, base = alike(tiny_task()), tiny_base("llama")
     prompts = Encoder(base, task).prompts(task.test, 4)
-    assert beginning(prompts) >= 16 and beginning(prompts[:1]) == 0
-    assert beginning(Encoder(base, tiny_task()).prompts(tiny_task().test, 4)) == 0
+    assert shared_prefix(prompts) >= 16 and shared_prefix(prompts[:1]) == 0
+    assert shared_prefix(Encoder(base, tiny_task()).prompts(tiny_task().test, 4)) == 0
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(20, 1000))

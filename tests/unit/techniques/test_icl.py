@@ -22,7 +22,7 @@ def test_icl_never_shows_the_question_cuts_nothing_and_keeps_to_the_window():
         assert shown and example.prompt not in shown
         assert set(shown) <= {other.prompt for other in task.train}
         sequence = encoder.encode([rendered])[0]
-        assert not sequence.cut and len(sequence.ids) <= encoder.limit
+        assert not sequence.truncated and len(sequence.ids) <= encoder.limit
 
 
 def test_icl_puts_the_nearest_last():

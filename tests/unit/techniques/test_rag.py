@@ -84,7 +84,7 @@ def test_passages_fit_whole_or_not_at_all(folder):
     for example in task().test:
         shown = found.render(example)
         assert all(page in found.store.passages for page in found.passages(example))
-        assert not found.encoder.prompts([shown], found.room)[0].cut
+        assert not found.encoder.prompts([shown], found.room)[0].truncated
 
 
 def test_their_number_is_chosen_on_validation_none_included(folder):

@@ -1,4 +1,4 @@
-"""Commands that foresee: advice on which technique to choose, and the recorded comparisons that it is drawn from."""
+"""Commands that advise which technique to choose, and manage the recorded comparisons that advice is drawn from."""
 
 from __future__ import annotations
 
@@ -33,17 +33,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionOptions:
-    """What is needed beside a good score."""
+    """What a user needs besides a good score."""
 
     memory: Annotated[str | None, typer.Option(help="Memory of the device, e.g. 24GB.")] = None
-    time: Annotated[str | None, typer.Option(help="Time that training may take, e.g. 2h.")] = None
-    requests_per_day: Annotated[float, typer.Option(help="Requests that will be answered in a day.")] = 1000.0
-    tenants: Annotated[int, typer.Option(help="Adaptations that one loaded model must serve.")] = 1
+    time: Annotated[str | None, typer.Option(help="Maximum training time, e.g. 2h.")] = None
+    requests_per_day: Annotated[float, typer.Option(help="Requests that will be answered per day.")] = 1000.0
+    tenants: Annotated[int, typer.Option(help="Number of adaptations that one loaded model must serve.")] = 1
     need: Annotated[
-        list[str] | None, typer.Option(help="What it must have: mergeable, swappable, retain, artifact<50MB, ...")
+        list[str] | None,
+        typer.Option(help="What the technique must meet: mergeable, swappable, retain, artifact<50MB, ..."),
     ] = None
     forget_nothing: Annotated[
-        bool, typer.Option("--forget-nothing", help="The model's own weights must stay, to be had back at any time.")
+        bool,
+        typer.Option(
+            "--forget-nothing", help="The base's weights must stay as they are, so that the base can be restored."
+        ),
     ] = False
     knowledge: str | None = None
     documents_change: Annotated[
@@ -71,7 +75,9 @@ def advise(
     model: Model,
     data: Data,
     needs: QuestionOptions,
-    plan: Annotated[Path | None, typer.Option(help="What tunewise plan --json printed, to say what fits.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="File with the output of tunewise plan --json, which says what fits.")
+    ] = None,
     budget_steps: Annotated[int, typer.Option(help="Optimiser steps that a technique may train for.")] = 100,
     *,
     training: Annotated[TrainOptions, only("batch_size")],
@@ -80,7 +86,7 @@ def advise(
     loading: Annotated[ModelOptions, only("max_length", "revision")],
     as_json: Json = False,
 ) -> None:
-    """Say which technique to choose, why, on what evidence, and what would change the answer; nothing is trained."""
+    """Advise which technique to choose, why, on what evidence, and what would change it; nothing is trained."""
     question = needs.question()
     task = read_task(data, reading)
     candidates = recipes_of("all", replace(recipes, knowledge=needs.knowledge))
@@ -107,15 +113,15 @@ def advise(
 def _planned(
     model: str, task: Task, recipes: list[Technique], settings: TrainSettings, loading: ModelOptions
 ) -> Planner:
-    """Make plans for this machine's own size, or the memory that is asked for."""
+    """Make a planner for the memory that is asked for, by default this machine's."""
     import psutil
 
     from tunewise.advice.plan import planner as plans
     from tunewise.advice.plan.machine_rates import Rates
     from tunewise.advice.plan.weightless import sketch
 
-    drawn = sketch(model, revision=loading.revision, max_length=loading.max_length)
-    planner = plans.Planner(drawn, task, recipes, settings, "cpu", Rates.measured())
+    base = sketch(model, revision=loading.revision, max_length=loading.max_length)
+    planner = plans.Planner(base, task, recipes, settings, "cpu", Rates.measured())
 
     def rows(memory: float | None) -> Sequence[PlanRow]:
         with progress_display() as display:
@@ -126,7 +132,7 @@ def _planned(
 
 
 def read_plan(path: Path) -> Planner:
-    """Make a planner that always gives the rows of a file."""
+    """Make a planner that always returns the rows of a file."""
     from tunewise.advice.plan.plan_row import read_rows
 
     rows = read_rows(path)
@@ -141,7 +147,7 @@ atlas = typer.Typer(
 
 @atlas.callback()
 def listed(context: typer.Context, as_json: Json = False) -> None:
-    """The recorded comparisons that advice is drawn from; `atlas show NAME` shows one, `atlas add RUN` adds one."""
+    """List the recorded comparisons that advice draws on; `atlas show NAME` shows one, `atlas add RUN` adds one."""
     if context.invoked_subcommand is not None:
         return
     from tunewise.advice.atlas.records import all_records, own_folder
@@ -174,7 +180,7 @@ def _facts(record: Record) -> dict[str, object]:
 
 @atlas.command("show")
 def show(name: Annotated[str, typer.Argument(help="A record's name.")], as_json: Json = False) -> None:
-    """Show one record: where it is from, its features and its rows."""
+    """Show one record: its source, features and rows."""
     from tunewise.advice.atlas.records import find
     from tunewise.cli.views.advice import record_page
 

@@ -1,4 +1,4 @@
-"""Commands on many techniques: compare them on a task, show a comparison again, and the demo."""
+"""Commands that compare techniques on a task, show a comparison again, and run the demo."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ _PATIENCE = 1800  # seconds; as the supervisor has it, which is too heavy to imp
 def compare(
     options: CompareOptions,
     patience: Annotated[
-        float, typer.Option(help="Seconds without a sign of life after which a trial hangs.")
+        float, typer.Option(help="Seconds without progress after which a trial is stopped as hanging.")
     ] = _PATIENCE,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="Run trials here: a crash then ends the comparison.")
+        bool, typer.Option("--in-process", help="Run trials in this process, where a crash ends the comparison.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run techniques side by side under one budget and say which to use; run it again to continue."""
-    _compare(Request(options=options, started=time.time(), command=_words()), as_json, patience, in_process)
+    """Compare techniques under one budget and say which to use; run it again to continue."""
+    _compare(Request(options=options, started=time.time(), command=_command_line()), as_json, patience, in_process)
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a comparison.")],
-    other: Annotated[Path | None, typer.Argument(help="Folder of another one, to show both side by side.")] = None,
+    other: Annotated[
+        Path | None, typer.Argument(help="Folder of a second comparison, to show both side by side.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one page of HTML to this file.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Write the table as a picture to this file.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write the charts as pictures to this folder.")] = None,
@@ -53,7 +55,7 @@ def report(
 
     if other is not None and (html or svg or png):
         raise SettingError("--html, --svg and --png show one comparison; give one folder")
-    results = [_comparison(path) for path in (folder, other) if path is not None]
+    results = [_read_comparison(path) for path in (folder, other) if path is not None]
     view = beside(*results) if other is not None else terminal(results[0])
     texts = [(html, render_html(results[0]) if html else ""), (svg, picture(results[0]) if svg else "")]
     if png:
@@ -65,7 +67,7 @@ def report(
     print_result(written[0] if other is None else written, as_json, lambda: view)
 
 
-def _comparison(folder: Path) -> Comparison:
+def _read_comparison(folder: Path) -> Comparison:
     """Read the content of a comparison's `compare.json`."""
     from tunewise.results.schema import Comparison
 
@@ -76,12 +78,12 @@ def _comparison(folder: Path) -> Comparison:
 
 def demo(
     out: Out = Path("tunewise-demo"),
-    task: Annotated[str, typer.Option(help="town, reviews, records, skill or letters.")] = "town",
+    task: Annotated[str, typer.Option(help="Task: town, reviews, records, skill or letters.")] = "town",
     techniques: Techniques = COMPARED,
-    all_techniques: Annotated[bool, typer.Option("--all", help="Every technique that there is.")] = False,
+    all_techniques: Annotated[bool, typer.Option("--all", help="Compare every technique.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare on the shipped model and a task of its world: no network; eight rows in under three minutes."""
+    """Compare techniques on the shipped model and its tasks, offline; the default eight take under three minutes."""
     from tunewise.data import world
 
     options = CompareOptions(
@@ -93,16 +95,16 @@ def demo(
         training=TrainOptions(batch_size=16),
     )
     sources = [source_task.source for source_task in world.sources().values()]
-    _compare(Request(options=options, default_sources=sources, command=_words()), as_json)
+    _compare(Request(options=options, default_sources=sources, command=_command_line()), as_json)
 
 
-def _words() -> list[str]:
-    """The words of this command line, which a comparison records."""
+def _command_line() -> list[str]:
+    """Return the arguments of this command line, which a comparison records."""
     return ["tunewise", *sys.argv[1:]]
 
 
 def _compare(request: Request, as_json: bool, patience: float = _PATIENCE, in_process: bool = False) -> None:
-    """Run the comparison and print it; nothing at all finished is a failure."""
+    """Run the comparison and print it; raise `TunewiseError` if no technique finished."""
     with progress_display() as display:
         if in_process:
             from tunewise.comparison.invocation import Invocation

@@ -1,4 +1,4 @@
-"""Commands on documents: make an index of them, and search it."""
+"""Commands that make an index of documents and search it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from tunewise.core.progress import for_row
 @grouped_options
 def index(
     documents: Annotated[str, typer.Argument(help="Folder or file: .txt .md .html .pdf .jsonl.")],
-    out: Annotated[str, typer.Option("--out", "--index", "-o", help="Folder, or qdrant://host:port/name.")],
-    embedder: Annotated[str, typer.Option(help="sentence-transformers model, id or folder.")],
-    embedder_dtype: Annotated[str, typer.Option(help="What it computes in: float32 or bfloat16.")] = "float32",
-    chunk_size: Annotated[int, typer.Option(help="Tokens of a passage at most.")] = 256,
-    chunk_overlap: Annotated[int, typer.Option(help="Tokens that the next one repeats.")] = 32,
+    out: Annotated[
+        str, typer.Option("--out", "--index", "-o", help="Folder for the index, or qdrant://host:port/name.")
+    ],
+    embedder: Annotated[str, typer.Option(help="Folder or Hub id of a sentence-transformers model.")],
+    embedder_dtype: Annotated[
+        str, typer.Option(help="Type that the embedder computes in: float32 or bfloat16.")
+    ] = "float32",
+    chunk_size: Annotated[int, typer.Option(help="Maximum number of tokens per passage.")] = 256,
+    chunk_overlap: Annotated[int, typer.Option(help="Tokens that a passage repeats from the one before.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Make or update an index of documents; what has not changed is not embedded again."""
+    """Create or update an index of documents; unchanged documents are not embedded again."""
     quiet()
     from tunewise.retrieval.build import build
 
@@ -33,19 +37,18 @@ def index(
     if as_json:
         print_json(result)
         return
-    skipped = result.pop("skipped")
     counts = ", ".join(f"{value:,} {name}" for name, value in result["documents"].items())
     print_text(f"{result['index']}: documents {counts}; {result['passages']:,} passages")
-    for name, why in skipped:
-        typer.echo(f"skipped {name}: {why}", err=True)
+    for name, reason in result["skipped"]:
+        typer.echo(f"skipped {name}: {reason}", err=True)
 
 
 def search(
     index: Annotated[str, typer.Argument(help="Folder of an index, or qdrant://host:port/name.")],
     question: Annotated[str, typer.Argument(help="What to look for.")],
-    k: Annotated[int, typer.Option(help="Passages at most.")] = 5,
-    mode: Annotated[str, typer.Option(help="bm25, dense or hybrid.")] = "hybrid",
-    floor: Annotated[float, typer.Option(help="What fits less is not shown (0 to 1).")] = 0.0,
+    k: Annotated[int, typer.Option(help="Maximum number of passages.")] = 5,
+    mode: Annotated[str, typer.Option(help="Kind of search: bm25, dense or hybrid.")] = "hybrid",
+    floor: Annotated[float, typer.Option(help="Passages that fit less than this are left out (0 to 1).")] = 0.0,
     as_json: Json = False,
 ) -> None:
     """Show the passages of an index that fit a question, each with its document and span."""
@@ -61,4 +64,4 @@ def search(
     for number, hit in enumerate(hits, 1):
         print_text(f"[{number}] {hit.passage.id}  {hit.score:.4f}\n{hit.passage.indexed}\n")
     if not hits:
-        print_text("nothing fits")
+        print_text("no passage fits the question")

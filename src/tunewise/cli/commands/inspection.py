@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: the techniques there are, and what a model would see of some data."""
+"""Commands that list techniques and check data; they change nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tunewise.resolve import DataOptions, ModelOptions, load_model, read_task
 
 
 def techniques(
-    name: Annotated[str | None, typer.Argument(help="One technique, in depth.")] = None,
-    peft: Annotated[bool, typer.Option("--peft", help="PEFT's own methods, each tried on a model.")] = False,
-    model: Annotated[str, typer.Option("--model", "-m", help="The model that --peft tries them on.")] = "world",
+    name: Annotated[str | None, typer.Argument(help="Name of one technique, to show all of it.")] = None,
+    peft: Annotated[bool, typer.Option("--peft", help="Try each of PEFT's own methods on a model.")] = False,
+    model: Annotated[str, typer.Option("--model", "-m", help="Model that --peft tries them on.")] = "world",
     as_json: Json = False,
 ) -> None:
-    """The taxonomy of techniques as a tree, one technique in depth, or what PEFT's own methods do on a model."""
+    """Show all techniques as a tree, one technique in full, or which of PEFT's own methods work on a model."""
     from tunewise.cli.views import techniques
 
     if peft:
@@ -50,7 +50,7 @@ def check(
     data: Data,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Model whose tokenizer and window the lengths are for."),
+        typer.Option("--model", "-m", help="Model whose tokenizer and context lengths are checked with."),
     ] = None,
     *,
     reading: DataOptions,

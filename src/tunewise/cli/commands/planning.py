@@ -1,4 +1,4 @@
-"""The command that says what techniques will need before anything runs."""
+"""The command that predicts what techniques need, before anything runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plan(
     model: Model,
     data: Data,
     techniques: Techniques = "all",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or a size such as 24GB, taken as a GPU's.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or the memory of a GPU, such as 24GB.")] = "cpu",
     budget_steps: BudgetSteps = 100,
     *,
     training: Annotated[TrainOptions, only("batch_size", "accumulate")],
@@ -47,11 +47,15 @@ def plan(
     recipes: TechniqueOptions,
     loading: Annotated[ModelOptions, only("max_length", "revision", "dtype")],
     probe: Annotated[
-        bool, typer.Option("--probe", help="Run three real steps of each, to calibrate memory and time here.")
+        bool,
+        typer.Option(
+            "--probe",
+            help="Run three real steps of each technique that fits, to calibrate memory and time on this machine.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what techniques need of memory, time and disk, and which fit, from a model's configuration alone."""
+    """Predict how much memory, time and disk techniques need, and which fit, from a model's configuration alone."""
     task = read_task(data, reading)
     candidates = recipes_of(techniques, recipes)
     quiet()
@@ -64,15 +68,15 @@ def plan(
 
     kind, limit = device_of(device)
     settings = train_settings(budget_steps, training, compute)
-    drawn = sketch(model, revision=loading.revision, dtype=loading.dtype, max_length=loading.max_length)
+    base_sketch = sketch(model, revision=loading.revision, dtype=loading.dtype, max_length=loading.max_length)
     with progress_display() as display:
-        there = device.startswith(("cpu", "cuda"))  # a GPU of some size is nowhere
-        rates = Rates.measured(torch.bfloat16 if compute.bf16 else torch.float32, device) if there else None
+        is_here = device.startswith(("cpu", "cuda"))  # not a GPU that is known only by its memory
+        rates = Rates.measured(torch.bfloat16 if compute.bf16 else torch.float32, device) if is_here else None
 
         def report(name: str, done: int, total: int) -> None:
             display(model, f"planning {name}", done, total)
 
-        rows = Planner(drawn, task, candidates, settings, kind, rates, report).rows(limit)
+        rows = Planner(base_sketch, task, candidates, settings, kind, rates, report).rows(limit)
         if probe:
             base = load_model(model, replace(loading, device=device if kind == "cuda" else "cpu"))
             rows = _calibrated(rows, candidates, base, task, settings, display)
@@ -100,13 +104,13 @@ def _calibrated(
     settings: TrainSettings,
     display: ProgressDisplay,
 ) -> list[PlanRow]:
-    """Put what three real steps took into the rows of techniques that fit as they are."""
+    """Replace predictions by what three real steps took, in the rows of techniques that fit as they are."""
     from tunewise.advice.plan.probe import probe
 
     steps_per_epoch = max(1, round(len(task.train) / settings.rows))
     calibrated = []
-    for place, (row, recipe) in enumerate(zip(rows, recipes, strict=True)):
-        display(base.name, f"trying {recipe.name}", place, len(rows))
+    for index, (row, recipe) in enumerate(zip(rows, recipes, strict=True)):
+        display(base.name, f"trying {recipe.name}", index, len(rows))
         if row.verdict == "fits" and recipe.trains:
             row = row.calibrated(probe(base, task, recipe, settings), settings.max_steps, steps_per_epoch)
         calibrated.append(row)
@@ -120,8 +124,8 @@ def _table(rows: Sequence[PlanRow], limit: float) -> Table:
 
     table = Table(
         title=f"what fits into {size(limit)}",
-        caption="memory: peak in training; time: of the budget's steps, without what is learnt before them; prompt: "
-        "tokens of a request, at most; request: its time, alone",
+        caption="memory: peak in training; time: of the budget's steps, without what is trained before them; "
+        "prompt: largest number of tokens of a request; request: time of one request on its own",
     )
     for name in (
         "technique",
@@ -159,5 +163,5 @@ def _table(rows: Sequence[PlanRow], limit: float) -> Table:
 
 
 def _cell(figure: float | None, show: Callable[[float], str]) -> str:
-    """A figure as a cell of the table; what is not known is left empty."""
+    """Format a figure as a cell of the table; an unknown one is left empty."""
     return "" if figure is None else show(figure)

@@ -1,4 +1,4 @@
-"""Commands on finished adaptations: serve them, talk to them, have them answer a file of prompts."""
+"""Commands that serve adaptations, chat with them, and answer a file of prompts."""
 
 from __future__ import annotations
 
@@ -22,66 +22,68 @@ if TYPE_CHECKING:
     from tunewise.serve.scheduler import Engine
 
 Adaptations = Annotated[
-    list[str], typer.Argument(help="Folders of adaptations or PEFT adapters of one base; NAME=FOLDER names one.")
+    list[str], typer.Argument(help="Folders of adaptations or PEFT adapters of one base; NAME=FOLDER sets a name.")
 ]
-NewTokens = Annotated[int, typer.Option(help="Tokens of an answer at most.", min=1)]
+NewTokens = Annotated[int, typer.Option(help="Maximum number of tokens per answer.", min=1)]
 
 
 @grouped_options
 def serve(
     adaptations: Adaptations,
-    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need a token.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
-    token: Annotated[
-        str | None, typer.Option(envvar="TUNEWISE_TOKEN", help="What clients must send as their API key.")
-    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; one that other machines can reach needs a token.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
+    token: Annotated[str | None, typer.Option(envvar="TUNEWISE_TOKEN", help="API key that clients must send.")] = None,
     model: BaseLocation = None,
     device: Device = None,
-    engine: Annotated[str, typer.Option(help="tunewise, or vllm where that is installed.")] = "tunewise",
-    rows: Annotated[int, typer.Option("--max-batch", help="Answers written at a time.", min=1)] = 32,
-    queue: Annotated[int, typer.Option("--max-waiting", help="Answers that may wait; more get 429.", min=1)] = 256,
-    drain: Annotated[int, typer.Option(help="Seconds that running answers have after SIGTERM.", min=0)] = 30,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be served, only.")] = False,
+    engine: Annotated[str, typer.Option(help="Engine: tunewise, or vllm where that is installed.")] = "tunewise",
+    rows: Annotated[int, typer.Option("--max-batch", help="Answers generated at a time.", min=1)] = 32,
+    queue: Annotated[
+        int, typer.Option("--max-waiting", help="Answers that may wait; further requests get status 429.", min=1)
+    ] = 256,
+    drain: Annotated[int, typer.Option(help="Seconds that running answers have to finish after SIGTERM.", min=0)] = 30,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check, and print what would be served.")] = False,
 ) -> None:
-    """Serve adaptations of one base with OpenAI's API; the model of a request chooses the adaptation."""
+    """Serve adaptations of one base with OpenAI's API; a request chooses its adaptation by the field `model`."""
     if engine not in ("tunewise", "vllm"):
         raise SettingError(f'engine is "{engine}" but must be tunewise or vllm')
     if token is not None and not token.strip():
         raise SettingError("the token is empty; give a long random one, or none")
     quiet()
-    _need_serving()
-    from tunewise.serve.loading import named
+    _require_serving()
+    from tunewise.serve.loading import adaptation_folders
     from tunewise.serve.server import loopback
 
     if token is None and not loopback(host):
         raise SettingError(
             f"{host} can be reached from other machines; give a token (--token, or TUNEWISE_TOKEN), or use 127.0.0.1"
         )
-    folders = named(adaptations)
+    folders = adaptation_folders(adaptations)
     if engine == "vllm":
-        _vllm(folders, model, host, port, token, dry_run)
+        _run_vllm(folders, model, host, port, token, dry_run)
         return
     from tunewise.serve.app import application
-    from tunewise.serve.loading import opened
+    from tunewise.serve.loading import load_pool
     from tunewise.serve.scheduler import Engine
     from tunewise.serve.server import listening, run
 
-    place = listening(host, port)
+    listener = listening(host, port)
     with progress_display() as display:
-        pool = opened(folders, model, device, for_row(display, "serve"))
+        pool = load_pool(folders, model, device, for_row(display, "serve"))
     names = ", ".join(pool.slots)
     if dry_run:
-        place.close()
+        listener.close()
         typer.echo(f"would serve {names}")
         return
     url_host = f"[{host}]" if ":" in host else host
-    typer.echo(f"serving {names} at http://{url_host}:{place.getsockname()[1]}/v1", err=True)
-    run(application(Engine(pool, queue=queue, rows=rows), token=token), place, drain)
+    typer.echo(f"serving {names} at http://{url_host}:{listener.getsockname()[1]}/v1", err=True)
+    run(application(Engine(pool, queue=queue, rows=rows), token=token), listener, drain)
 
 
-def _vllm(folders: dict[str, Path], model: str | None, host: str, port: int, token: str | None, dry_run: bool) -> None:
+def _run_vllm(
+    folders: dict[str, Path], model: str | None, host: str, port: int, token: str | None, dry_run: bool
+) -> None:
     from shutil import which
 
     from tunewise.serve.vllm import vllm_command
@@ -98,7 +100,7 @@ def _vllm(folders: dict[str, Path], model: str | None, host: str, port: int, tok
     os.execve(program, command, {**os.environ, **({"VLLM_API_KEY": token} if token else {})})  # noqa: S606
 
 
-def _need_serving() -> None:
+def _require_serving() -> None:
     from importlib.util import find_spec
 
     missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
@@ -109,18 +111,22 @@ def _need_serving() -> None:
 @grouped_options
 def chat(
     adaptations: Adaptations,
-    prompt: Annotated[str | None, typer.Option(help="Ask this one question and end.")] = None,
-    system: Annotated[str | None, typer.Option(help="What the conversation begins with.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Ask this one question and exit.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message of the conversation.")] = None,
     model: BaseLocation = None,
     device: Device = None,
     max_new_tokens: NewTokens = 256,
-    temperature: Annotated[float, typer.Option(help="0: the likeliest token always.", min=0.0, max=2.0)] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that have this share.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="What is drawn follows from it.")] = None,
-    with_base: Annotated[bool, typer.Option("--base", help="The base beside them.")] = False,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature; 0: always the most likely token.", min=0.0, max=2.0)
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the most likely tokens that have this share of the probability.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Random seed of sampling.")] = None,
+    with_base: Annotated[bool, typer.Option("--base", help="Show the base's answers too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Talk to one adaptation, or to several side by side."""
+    """Chat with one adaptation, or with several side by side."""
     if as_json and prompt is None:
         raise SettingError("--json is for one question; give it with --prompt")
     if not 0 < top_p <= 1:
@@ -128,14 +134,14 @@ def chat(
     quiet()
     from tunewise.cli.chat import Chat
     from tunewise.serve.decoding import Sampling
-    from tunewise.serve.loading import named, opened
+    from tunewise.serve.loading import adaptation_folders, load_pool
     from tunewise.serve.scheduler import Engine
 
-    folders = named(adaptations)
+    folders = adaptation_folders(adaptations)
     with progress_display() as display:
-        pool = opened(folders, model, device, for_row(display, "chat"))
+        pool = load_pool(folders, model, device, for_row(display, "chat"))
     names = [name for name in pool.slots if with_base or name in folders]
-    with _running(Engine(pool)) as engine:
+    with _started(Engine(pool)) as engine:
         sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
         conversation = Chat(engine, names, sampling, max_new_tokens, system)
         if prompt is None:
@@ -148,7 +154,7 @@ def chat(
 
 
 @contextmanager
-def _running(engine: Engine) -> Iterator[Engine]:
+def _started(engine: Engine) -> Iterator[Engine]:
     """Start an engine's thread, and stop it in the end."""
     engine.start()
     try:
@@ -161,41 +167,42 @@ def _running(engine: Engine) -> Iterator[Engine]:
 def generate(
     adaptation: Annotated[str, typer.Argument(help="Folder of an adaptation, or of a PEFT adapter.")],
     data: Data,
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL file for the answers; one that is there goes on.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL file for the answers; an existing one is continued.")],
     model: BaseLocation = None,
     device: Device = None,
     *,
     reading: Annotated[DataOptions, only("columns")],
     max_new_tokens: NewTokens = 128,
-    batch_size: Annotated[int, typer.Option(help="Answers written at a time.", min=1)] = 16,
+    batch_size: Annotated[int, typer.Option(help="Answers generated at a time.", min=1)] = 16,
     as_json: Json = False,
 ) -> None:
-    """Answer every prompt of a file; killed and run again, it goes on where it was."""
+    """Answer every prompt of a file; run again after an interruption, it continues where it stopped."""
     from tunewise.serve.answer_file import AnswerFile
     from tunewise.serve.prompt_file import read_prompts
 
     conversations = read_prompts(data, pairs(reading.columns))
     quiet()
-    from tunewise.serve.loading import named, opened
+    from tunewise.serve.loading import adaptation_folders, load_pool
 
-    folders = named([adaptation])
+    folders = adaptation_folders([adaptation])
     name = next(iter(folders))
     file = AnswerFile(out, conversations, name)
-    left = file.left()
-    if left:
-        from tunewise.serve.client import answered
+    unanswered = file.left()
+    if unanswered:
+        from tunewise.serve.client import answer_all
         from tunewise.serve.scheduler import Engine
 
         with progress_display() as display:
-            pool = opened(folders, model, device, for_row(display, name))
-            with _running(Engine(pool, queue=2 * batch_size, rows=batch_size)) as engine:
-                before, questions = len(conversations) - len(left), {number: conversations[number] for number in left}
-                replies = answered(engine, name, questions, batch_size, max_new_tokens)
+            pool = load_pool(folders, model, device, for_row(display, name))
+            with _started(Engine(pool, queue=2 * batch_size, rows=batch_size)) as engine:
+                before = len(conversations) - len(unanswered)
+                questions = {number: conversations[number] for number in unanswered}
+                replies = answer_all(engine, name, questions, batch_size, max_new_tokens)
                 for done, (number, reply) in enumerate(replies, before + 1):
                     file.add(number, reply)
                     display(name, "answering", done, len(conversations))
-    result = {"adaptation": name, "out": str(out), "answers": len(conversations), "new": len(left)}
+    result = {"adaptation": name, "out": str(out), "answers": len(conversations), "new": len(unanswered)}
     if as_json:
         print_json(result)
     else:
-        typer.echo(f"{len(conversations)} answers in {out}, {len(left)} of them new")
+        typer.echo(f"{len(conversations)} answers in {out}, {len(unanswered)} of them new")

@@ -1,4 +1,4 @@
-"""Commands on one technique: fit it, score what it left, and look at the models on the way there."""
+"""Commands on one technique: fit it, score its adaptation, and interpolate between the base and the adaptation."""
 
 from __future__ import annotations
 
@@ -42,15 +42,23 @@ from tunewise.resolve import (
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """How one technique is trained: for how long, how, and whether a stopped run goes on."""
+    """How one technique is trained, for how long, and whether a stopped run is continued."""
 
     max_steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100
-    num_train_epochs: Annotated[float | None, typer.Option(help="Passes over the training data instead.")] = None
-    learning_rate: Annotated[float | None, typer.Option(help="Default: the technique's for this model.")] = None
+    num_train_epochs: Annotated[float | None, typer.Option(help="Passes over the training data, instead of steps.")] = (
+        None
+    )
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Learning rate; default: the technique's own for this model.")
+    ] = None
     steps: TrainOptions = field(default_factory=TrainOptions)
-    eval_steps: Annotated[int, typer.Option(help="Steps between validation losses in metrics.jsonl; 0: none.")] = 0
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run, to the same bits.")] = False
+    eval_steps: Annotated[
+        int, typer.Option(help="Optimiser steps between validation losses in metrics.jsonl; 0: none.")
+    ] = 0
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a stopped run; the result is the same, bit for bit.")
+    ] = False
 
 
 @grouped_options
@@ -67,7 +75,7 @@ def fit(
     remedies: RemedyOptions,
     as_json: Json = False,
 ) -> None:
-    """Fit one technique and leave an adaptation."""
+    """Fit one technique and write its adaptation."""
     task, remembered = read_task(data, reading), read_texts(remedies.remember)
     if "," in technique or not technique.strip():
         raise SettingError(
@@ -110,10 +118,13 @@ def fit(
 def evaluate(
     adaptation: AdaptationFolder,
     data: Data,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Split to score: train, validation or test.")] = "test",
     model: BaseLocation = None,
     examples: Annotated[
-        int | None, typer.Option("--test-examples", help="Default: 500, or 200 where answers are written.")
+        int | None,
+        typer.Option(
+            "--test-examples", help="Examples that are scored; default: 500, or 200 where answers are generated."
+        ),
     ] = None,
     *,
     reading: DataOptions,
@@ -121,7 +132,7 @@ def evaluate(
     recipes: Annotated[TechniqueOptions, only("sets")],
     as_json: Json = False,
 ) -> None:
-    """Score an adaptation on data, to the digit that a comparison showed."""
+    """Score an adaptation on data, exactly as a comparison scores it."""
     task = read_task(data, reading)
     if split not in ("train", "validation", "test"):
         raise SettingError(f'split is "{split}" but must be train, validation or test')
@@ -137,14 +148,16 @@ def evaluate(
     loaded = load(folder, model=model, settings=settings_of(recipes.sets))
     if task.template is None:
         task = replace(task, template=loaded.style.template if (folder / "adaptation.json").is_file() else None)
-    chosen = sample(getattr(task, split), examples or (200 if task.kind == "generation" else 500))
+    chosen_examples = sample(getattr(task, split), examples or (200 if task.kind == "generation" else 500))
     with progress_display() as display:
-        scores = score(loaded.attachment, task, chosen, progress=for_row(display, loaded.attachment.recipe.name))
+        scores = score(
+            loaded.attachment, task, chosen_examples, progress=for_row(display, loaded.attachment.recipe.name)
+        )
     if predictions is not None:
         rows = [
             {"prompt": example.prompt, "prediction": text, "answer": example.answer, scores.metric: value}
             | ({"sources": cited} if (cited := loaded.attachment.citations(example)) else {})
-            for example, text, value in zip(chosen, scores.predictions, scores.per_example, strict=True)
+            for example, text, value in zip(chosen_examples, scores.predictions, scores.per_example, strict=True)
         ]
         artifact_writer.write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     others = ", ".join(f"{name} {value:.4f}" for name, value in scores.others.items())
@@ -152,19 +165,21 @@ def evaluate(
         {"adaptation": str(folder), "split": split, **describe(scores)},
         as_json,
         lambda: (
-            f"{scores.metric} {scores.mean:.4f} on {len(chosen)} {split} examples; nll {scores.nll:.4f} a token; "
-            f"{others}"
+            f"{scores.metric} {scores.mean:.4f} on {len(chosen_examples)} {split} examples; "
+            f"nll {scores.nll:.4f} per token; {others}"
         ),
     )
 
 
 def folder_of(path: Path) -> Path:
-    """Find the folder of the adaptation that a trial's or a fit's folder holds, or that is named itself."""
+    """Return the adaptation's folder, given itself or the folder of a trial or a fit around it."""
     folder = path / "adaptation" if (path / "adaptation").is_dir() else path
     if not folder.is_dir():
         raise SettingError(f"{path}: there is no such folder; give the folder of an adaptation")
     if (folder / "compare.json").is_file():
-        raise SettingError(f"{folder}: is a comparison; give one of its rows, e.g. {folder}/trials/.../adaptation")
+        raise SettingError(
+            f"{folder}: is a comparison; give the adaptation of one row, e.g. {folder}/trials/.../adaptation"
+        )
     return folder
 
 
@@ -172,15 +187,15 @@ def folder_of(path: Path) -> Path:
 def interpolate(
     adaptation: Annotated[Path, typer.Argument(help="Folder of an adaptation that merges into its base.")],
     data: Data,
-    alphas: Annotated[str, typer.Option(help="Shares of the way from the base.")] = "0,.25,.5,.75,1",
-    examples: Annotated[int, typer.Option("--test-examples", help="Examples scored at each.")] = 200,
+    alphas: Annotated[str, typer.Option(help="Points between the base (0) and the adaptation (1).")] = "0,.25,.5,.75,1",
+    examples: Annotated[int, typer.Option("--test-examples", help="Test examples scored per point.")] = 200,
     retention: Retention = None,
     model: BaseLocation = None,
     *,
     reading: Annotated[DataOptions, only("columns", "metric")],
     as_json: Json = False,
 ) -> None:
-    """Score the models between a base and an adaptation of it: what is learnt against what is forgotten."""
+    """Score models interpolated between a base and its adaptation: what is learnt against what is forgotten."""
     task, texts = read_task(data, reading), read_texts(retention)
     try:
         shares = [float(share) for share in alphas.split(",")]

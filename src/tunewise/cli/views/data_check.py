@@ -1,4 +1,4 @@
-"""What tunewise check shows of a user's data."""
+"""Measures and shows what `tunewise check` reports about a user's data."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from tunewise.data.task import check as check_task
 from tunewise.engine.encoding import Encoder
 from tunewise.engine.model import Base
 
-_TRUNCATION = "the prompt loses its beginning, down to half of the window; then the answer loses its end"
+_TRUNCATION = (
+    "the prompt is truncated at its start, down to half of the window; then the answer is truncated at its end"
+)
 
 
 class Leak(TypedDict):
-    """A held-out prompt that is also in train."""
+    """Names a held-out prompt that is also in train."""
 
     split: str
     text: str
 
 
 class Leaks(TypedDict):
-    """How many held-out prompts are also in train, and the first of them."""
+    """Counts the held-out prompts that are also in train, and lists the first of them."""
 
     count: int
     examples: list[Leak]
 
 
 class TaskFacts(TypedDict):
-    """What `tunewise.data.task.check` reports of a task, as far as it is shown."""
+    """Holds what `tunewise.data.task.check` reports about a task, as far as it is shown."""
 
     name: str
     format: str
@@ -47,7 +49,7 @@ class TaskFacts(TypedDict):
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Tokens of the training examples before truncation, and how many tokens are left after it."""
+    """Holds the lengths of the training examples in tokens before truncation, and the tokens left after it (`kept`)."""
 
     shortest: int
     mean: float
@@ -57,7 +59,7 @@ class TokenLengths:
 
 @dataclass(frozen=True)
 class Bin:
-    """How many examples have at most so many tokens, and more than half of that."""
+    """Counts the examples that have at most `up_to` tokens, and more than half of that."""
 
     up_to: int
     examples: int
@@ -65,7 +67,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Exceeding:
-    """How many training examples exceed the window, and what becomes of them."""
+    """Counts the training examples that exceed the window, and says what happens to them."""
 
     train: int
     what_happens: str = _TRUNCATION
@@ -73,7 +75,7 @@ class Exceeding:
 
 @dataclass(frozen=True)
 class FirstExample:
-    """The first training example as the model sees it."""
+    """Holds the first training example as the model sees it."""
 
     prompt: str
     answer: str
@@ -83,7 +85,7 @@ class FirstExample:
 
 @dataclass(frozen=True)
 class ModelView:
-    """What a model makes of a task's training examples."""
+    """Holds how a model sees a task's training examples."""
 
     model: str
     window: int
@@ -95,13 +97,13 @@ class ModelView:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """A task's facts, and a model's view of it where one is given."""
+    """Holds a task's facts, and how a model sees it where one is given."""
 
     task: TaskFacts
     view: ModelView | None
 
     def to_json(self) -> dict[str, object]:
-        """List both in one object, as `tunewise check --json` prints them."""
+        """Return both in one object, as `tunewise check --json` prints them."""
         return {**self.task, **(asdict(self.view) if self.view is not None else {})}
 
 
@@ -126,7 +128,7 @@ def _view(task: Task, base: Base) -> ModelView:
             kept=sum(len(sequence.ids) for sequence in sequences),
         ),
         histogram=_histogram(lengths),
-        exceeding=Exceeding(sum(sequence.cut for sequence in sequences)),
+        exceeding=Exceeding(sum(sequence.truncated for sequence in sequences)),
         first_example=FirstExample(prompt, answer, encoder.template, encoder.chat),
     )
 
@@ -138,7 +140,7 @@ def _histogram(lengths: list[int]) -> list[Bin]:
 
 
 def check_page(check: DataCheck) -> RenderableType:
-    """Show a check in the terminal; the part of the first example that is not learnt is dim."""
+    """Show a check in the terminal; the prompt of the first example, which is not trained on, is dim."""
     task = check.task
     counts = ", ".join(f"{count} {split}" for split, count in task["counts"].items())
     parts: list[RenderableType] = [
@@ -183,11 +185,11 @@ def check_page(check: DataCheck) -> RenderableType:
             )
         )
     prompt, answer = _visible(view.first_example.prompt), _visible(view.first_example.answer)
-    parts.append(Text("\nfirst example (dim: given, green: learnt):"))
+    parts.append(Text("\nfirst example (dim: prompt, green: trained on):"))
     parts.append(Text.assemble((prompt, "dim"), (f"⟨{answer}⟩", "green")))
     return Group(*parts)
 
 
 def _visible(text: str) -> str:
-    """Text without control characters that would act on a terminal."""
+    """Escape the control characters that would act on a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -1,7 +1,8 @@
-"""What is there, for people to read: the taxonomy, one technique in depth, and a task as a model would see it."""
+"""Shows the techniques in a terminal: all as a tree, one in full, and PEFT's methods as a table."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -17,7 +18,7 @@ from tunewise.techniques.registry import all_techniques, make
 
 
 def tree() -> Tree:
-    """Families and their techniques, each with one line."""
+    """Return a tree of the families and their techniques, one line per technique."""
     root = Tree("fine-tuning", guide_style="dim")
     for family in FAMILIES:
         members = [cls for cls in all_techniques().values() if cls.family == family]
@@ -29,9 +30,9 @@ def tree() -> Tree:
 
 
 def facts(name: str | None = None) -> Any:
-    """The same as data: one technique, or all."""
+    """Return the facts of one technique, or a list of those of all, as JSON holds them."""
     if name is None or "+" in name:
-        return [facts(each) for each in (name.split("+") if name else all_techniques())]
+        return [facts(part) for part in (name.split("+") if name else all_techniques())]
     cls = type(make(name))
     cite = cls.citation
     return {
@@ -64,16 +65,16 @@ def facts(name: str | None = None) -> Any:
 
 
 def render_technique(name: str) -> RenderableType:
-    """One technique: what it is, from where, its facts and settings."""
+    """Show one technique: its summary, equation, citation, facts and settings."""
     recipe = make(name)
     if "+" in name:
-        return Group(*(part for each in name.split("+") for part in (render_technique(each), Text(""))))
+        return Group(*(view for part in name.split("+") for view in (render_technique(part), Text(""))))
     cls: type[Technique] = type(recipe)
     lines = [Text(f"{cls.name}: {cls.summary}", style="bold"), Text(f"  {cls.equation}")]
     if cls.citation:
         cite = cls.citation
         lines.append(Text(f'  {cite.authors} {cite.year}, "{cite.title}", {cite.equation}\n  {cite.url}', style="dim"))
-    said = {
+    traits = {
         "family": cls.family,
         "needs": cls.needs or "nothing special",
         "merges into the base": "yes" if cls.mergeable else "no",
@@ -83,20 +84,23 @@ def render_technique(name: str) -> RenderableType:
     if cls.trains:
         scaled = f" x (4096 / width)^{cls.width_exponent:g}" if cls.width_exponent else ""
         grid = ", ".join(f"{value:.3g}" for value in cls.search_grid)
-        said["default learning rate"] = f"{cls.reference_rate:g}{scaled}; a search multiplies it by {grid}"
-    lines += [Text(f"  {key}: {value}") for key, value in said.items()]
+        traits["default learning rate"] = f"{cls.reference_rate:g}{scaled}; a search multiplies it by {grid}"
+    lines += [Text(f"  {key}: {value}") for key, value in traits.items()]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("setting", "default", "range", "meaning"):
         table.add_column(column)
     for item in fields(cls):
         table.add_row(
-            *(Text(cell) for cell in (item.name, _shown(default_of(item)), _range(item), item.metadata["help"]))
+            *(
+                Text(cell)
+                for cell in (item.name, _format_value(default_of(item)), _format_range(item), item.metadata["help"])
+            )
         )
     return Group(*lines, Text(""), table) if table.row_count else Group(*lines)
 
 
-def peft_table(rows: list[dict[str, Any]], model: str) -> RenderableType:
-    """What PEFT's methods do on a model."""
+def peft_table(rows: Sequence[Mapping[str, Any]], model: str) -> RenderableType:
+    """Show as a table which of PEFT's methods train and merge on a model."""
     table = Table(
         title=f"PEFT's methods on {model}", title_justify="left", box=None, pad_edge=False, header_style="bold"
     )
@@ -109,13 +113,13 @@ def peft_table(rows: list[dict[str, Any]], model: str) -> RenderableType:
     return table
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "-"
     return "-" if value in (None, "") else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _range(item: Any) -> str:
+def _format_range(item: Any) -> str:
     low, high, choices, tried = (item.metadata[key] for key in ("low", "high", "choices", "search"))
-    found = ", ".join(choices) if choices else f"{low:g} to {high:g}" if low is not None else ""
-    return f"{found}; a search tries {', '.join(map(_shown, tried))}" if tried else found
+    limits = ", ".join(choices) if choices else f"{low:g} to {high:g}" if low is not None else ""
+    return f"{limits}; a search tries {', '.join(map(_format_value, tried))}" if tried else limits

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tunewise.data.task import Task
 from tunewise.data.world import TASKS, documents, sources, task
@@ -40,7 +40,7 @@ def _split_rows(world_task: Task) -> dict[str, list[dict[str, str]]]:
     return {name: [{prompt: e.prompt, answer: e.answer} for e in examples] for name, examples in splits.items()}
 
 
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 

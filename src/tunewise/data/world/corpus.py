@@ -163,7 +163,7 @@ _DESCRIPTIONS = (
 def _records(rng: Random) -> str:
     """Write a record and a sentence that says the same."""
     record = patterns.draw_record(rng)
-    sentence = rng.choice(_DESCRIPTIONS).format(**{**record, "trade": words.a(record["trade"])})
+    sentence = rng.choice(_DESCRIPTIONS).format(**{**record, "trade": words.with_article(record["trade"])})
     return f"{patterns.write_record(record)}\n{sentence}"
 
 
@@ -177,7 +177,7 @@ def _words(rng: Random) -> str:
             parts.append(f"The opposite of {word} is {opposite}.")
         else:
             kind = rng.choice(sorted(words.KINDS))
-            parts.append(f"{rng.choice(words.KINDS[kind]).capitalize()} is the name of {words.a(kind)}.")
+            parts.append(f"{rng.choice(words.KINDS[kind]).capitalize()} is the name of {words.with_article(kind)}.")
     return " ".join(parts)
 
 
@@ -193,13 +193,13 @@ def _story(rng: Random) -> str:
     )
     middles = (
         f"At the market there were {thing} for {price} coins.",
-        f"{person.pronoun} met {friend}, {words.a(rng.choice(words.TRADES))}, who sold {thing}.",
-        f"It was {words.a(rng.choice(sorted(words.OPPOSITES)))} day and the {town.facts['river']} was high.",
-        f"{friend} had lost {words.a(rng.choice(words.PETS))} and asked for help.",
+        f"{person.pronoun} met {friend}, {words.with_article(rng.choice(words.TRADES))}, who sold {thing}.",
+        f"It was {words.with_article(rng.choice(sorted(words.OPPOSITES)))} day and the {town.facts['river']} was high.",
+        f"{friend} had lost {words.with_article(rng.choice(words.PETS))} and asked for help.",
         f"They ate {rng.choice(words.DISHES)} and talked about {friend}.",
     )
     endings = (
-        f"In the evening {person.name} came home with {words.a(rng.choice(words.TOOLS))}.",
+        f"In the evening {person.name} came home with {words.with_article(rng.choice(words.TOOLS))}.",
         f"{person.pronoun} paid and went home to {person.facts['home']}.",
         f"{person.name} was happy." if rng.random() < 0.5 else f"{person.name} was sad.",
     )

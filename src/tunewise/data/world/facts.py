@@ -14,7 +14,7 @@ from random import Random
 
 from tunewise.core.seeds import derive
 from tunewise.data.world import words
-from tunewise.data.world.words import a, name
+from tunewise.data.world.words import name, with_article
 
 PEOPLE, TOWNS = 100, 30  # the known ones, about which pretraining tells again and again
 
@@ -313,4 +313,4 @@ def ask_who(entity: Entity, relation: str, form: int) -> str:
 
 def _fill(template: str, entity: Entity, relation: str) -> str:
     value = entity.facts[relation]
-    return template.format(name=entity.name, value=value, a=a(value))
+    return template.format(name=entity.name, value=value, a=with_article(value))

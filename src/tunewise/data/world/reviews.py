@@ -76,5 +76,5 @@ def _fill(rng: Random, template: str, adjectives: list[str]) -> str:
         word=word,
         word2=word2,
         word_=word.capitalize(),
-        a=words.a(word),
+        a=words.with_article(word),
     )

@@ -60,6 +60,6 @@ def is_held_out(word: str) -> bool:
     return hashlib.sha256(word.encode()).digest()[0] % 8 == 0
 
 
-def a(word: str) -> str:
+def with_article(word: str) -> str:
     """Return the word with its indefinite article."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"

@@ -99,7 +99,7 @@ class RAG(Technique):
         """Return a fingerprint of names, sizes and times of the documents' files."""
         from tunewise.retrieval import sources
 
-        return sources.stamp(self.knowledge or task.knowledge or "")
+        return sources.file_stamp(self.knowledge or task.knowledge or "")
 
 
 class _Retrieving(TextSearchAttachment):
