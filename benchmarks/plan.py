@@ -1,4 +1,4 @@
-"""How well plans foresee memory and time: every technique on four shapes of models and three of batches.
+"""How well plans predict memory and time: every technique on four shapes of models and three of batches.
 
     python benchmarks/plan.py [--techniques lora,full] [--shapes "gpt2;llama, deep"] [--batches short] [--turns]
     python benchmarks/plan.py --device cuda --turns

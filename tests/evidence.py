@@ -1,11 +1,11 @@
-"""The way back from each figure of advice to its source; see `tunewise.advice.evidence` for what a link holds."""
+"""The way back from each figure of advice to its source; see `tunewise.advice.wording` for what a link holds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tunewise.advice.atlas.published import Table
 from tunewise.advice.atlas.schema import Record
-from tunewise.advice.evidence import ALL
+from tunewise.advice.wording import ALL
 from tunewise.core.errors import ArtifactError
 
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 from tunewise.advice import wording
 from tunewise.advice.changes import Change, changes
-from tunewise.advice.evidence import Evidence, Sentence
+from tunewise.advice.evidence import Evidence
 from tunewise.advice.features import Features, measure, texts_of
 from tunewise.advice.forecast import Forecast
 from tunewise.advice.question import Planner, Question, Situation
 from tunewise.advice.ranking import Ranking, rank
+from tunewise.advice.wording import Sentence
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import RequestError
 from tunewise.core.seeds import generator

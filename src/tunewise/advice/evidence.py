@@ -1,23 +1,9 @@
-"""The evidence that advice is drawn from, and sentences with a link from each of their figures to its source.
-
-A link is {"kind", "ref", "path", "value", "shown"}: in the source of that kind and name, `path` leads to `value`, which
-the sentence prints as `shown`.
-
-    atlas      ref: a record's name         path: lora.gain, lora.score.mean, lora.cost.artifact_bytes, similarity
-               ref: all                     path: lora.gain, the mean over all records
-    paper      ref: a published table's id  path: lora.score, lora.memory_gb, similarity
-    plan       ref: a technique             path: memory.peak, verdict, ...
-    task       ref: a feature               path: "" (the number itself)
-    technique  ref: a technique             path: a fact of its class: needs, mergeable, trains, ...
-    request    ref: a question's field      path: ""
-    change     ref: the changed situation   path: gain, was
-    forecast   ref: a technique             path: gain.mean, chance, ... in the rows of this advice
-"""
+"""The evidence that advice is drawn from: the candidates, recorded comparisons and published tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from tunewise.advice.atlas.published import Table
 from tunewise.advice.atlas.published import tables as published_tables
@@ -26,42 +12,7 @@ from tunewise.advice.atlas.schema import Record
 from tunewise.advice.features import Features
 from tunewise.advice.gains import Recommender, observed_gains
 from tunewise.advice.question import Candidate, Planner, reads_documents
-
-ALL = "all"  # `ref` of a mean over all records
-
-
-@dataclass(frozen=True)
-class Link:
-    """Leads from one figure or fact to its source."""
-
-    kind: str
-    ref: str
-    path: str
-    value: object
-    shown: str
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """Holds a sentence with links to the sources of what it says."""
-
-    text: str
-    links: tuple[Link, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """Return the text and the links."""
-        return {"text": self.text, "evidence": [asdict(link) for link in self.links]}
-
-
-def say(template: str, *links: Link) -> Sentence:
-    """Fill each `{}` of a sentence with the figure of a link; links beyond those are cited without a figure.
-
-    Args:
-        template: the sentence, with one `{}` for each figure.
-        *links: the sources, those with figures first and in the order of the sentence.
-    """
-    figures = template.count("{}")
-    return Sentence(template.format(*(link.shown for link in links[:figures])), tuple(links))
+from tunewise.advice.wording import Link
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tunewise.advice.evidence import Evidence, Sentence
+from tunewise.advice.evidence import Evidence
 from tunewise.advice.forecast import Forecast, forecasts
-from tunewise.advice.question import Situation
+from tunewise.advice.question import ALIKE, Situation
 from tunewise.advice.rules import refusal
-
-ALIKE = 0.02  # candidates whose expected gains differ by less are ordered by cost
+from tunewise.advice.wording import Sentence
 
 
 @dataclass(frozen=True)

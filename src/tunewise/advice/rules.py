@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tunewise.advice.evidence import Link, Sentence, say
 from tunewise.advice.forecast import Forecast
 from tunewise.advice.question import Question, Situation, reads_documents
+from tunewise.advice.wording import Link, Sentence, say
 from tunewise.core.units import size
 from tunewise.results.needs import Measured
 

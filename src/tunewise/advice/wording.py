@@ -1,18 +1,73 @@
-"""The sentences of advice; each figure in them is linked to its source, see `evidence`."""
+"""The sentences of advice, with a link from each of their figures to its source.
+
+A link is {"kind", "ref", "path", "value", "shown"}: in the source of that kind and name, `path` leads to `value`, which
+the sentence prints as `shown`.
+
+    atlas      ref: a record's name         path: lora.gain, lora.score.mean, lora.cost.artifact_bytes, similarity
+               ref: all                     path: lora.gain, the mean over all records
+    paper      ref: a published table's id  path: lora.score, lora.memory_gb, similarity
+    plan       ref: a technique             path: memory.peak, verdict, ...
+    task       ref: a feature               path: "" (the number itself)
+    technique  ref: a technique             path: a fact of its class: needs, mergeable, trains, ...
+    request    ref: a question's field      path: ""
+    change     ref: the changed situation   path: gain, was
+    forecast   ref: a technique             path: gain.mean, chance, ... in the rows of this advice
+"""
 
 from __future__ import annotations
 
-from tunewise.advice.atlas.published import Table
-from tunewise.advice.changes import Change
-from tunewise.advice.evidence import ALL, Evidence, Link, Sentence, say
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
 from tunewise.advice.features import Features, distance
-from tunewise.advice.forecast import Forecast
-from tunewise.advice.ranking import ALIKE, Ranking
+from tunewise.advice.question import ALIKE
 from tunewise.core.units import size
 
+if TYPE_CHECKING:
+    from tunewise.advice.atlas.published import Table
+    from tunewise.advice.changes import Change
+    from tunewise.advice.evidence import Evidence
+    from tunewise.advice.forecast import Forecast
+    from tunewise.advice.ranking import Ranking
+
+ALL = "all"  # `ref` of a mean over all records
 _TABLE_DISTANCE = 4.0  # published tables further away are not quoted
 _FAR = 0.2  # records of less similarity are not quoted
 _CLOSE = 0.5  # similarity below which the user is told that the nearest record is far
+
+
+@dataclass(frozen=True)
+class Link:
+    """Leads from one figure or fact to its source."""
+
+    kind: str
+    ref: str
+    path: str
+    value: object
+    shown: str
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Holds a sentence with links to the sources of what it says."""
+
+    text: str
+    links: tuple[Link, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the text and the links."""
+        return {"text": self.text, "evidence": [asdict(link) for link in self.links]}
+
+
+def say(template: str, *links: Link) -> Sentence:
+    """Fill each `{}` of a sentence with the figure of a link; links beyond those are cited without a figure.
+
+    Args:
+        template: the sentence, with one `{}` for each figure.
+        *links: the sources, those with figures first and in the order of the sentence.
+    """
+    figures = template.count("{}")
+    return Sentence(template.format(*(link.shown for link in links[:figures])), tuple(links))
 
 
 def summary(ranking: Ranking) -> list[Sentence]:
