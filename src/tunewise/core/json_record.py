@@ -9,7 +9,7 @@
     Point.from_json({"x": 1, "name": "a"}, path).to_json()
 
 Field types are JSON's (`bool`, `int`, `float`, `str`, `None`, `object` for any value), records, unions, `Literal`,
-`tuple`, `dict[str, ...]`, and `Annotated` with a `Check`. A whole number stays one where a `float` is wanted, so that
+`tuple`, `dict[str, ...]`, and `Annotated` with a `Check`. A whole number stays one where a `float` is declared, so that
 what was read is written to the same bytes.
 """
 
@@ -53,7 +53,7 @@ class Check:
     """What a value must be beyond its type; stands in `Annotated`."""
 
     holds: Callable[[Any], bool]
-    wanted: str
+    requirement: str
 
 
 Count = Annotated[int, Check(lambda value: value >= 0, "at least 0")]
@@ -64,12 +64,12 @@ class _MismatchError(Exception):
     """A value that is not as its record wants it: where, and what is wrong."""
 
     def __init__(self, place: str, problem: str) -> None:
-        super().__init__(f"{place or 'the whole'}: {problem}")
+        super().__init__(f"{place or 'the file'}: {problem}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsonRecord:
-    """A record of a file; see the module.
+    """The base class of records that files hold; the module's docstring shows one.
 
     A subclass that adds fields to another's may give `ORDER`: all its keys, in the order in which they are written. A
     subclass whose fields depend on one another checks them in `__post_init__` and raises `ValueError`.
@@ -151,33 +151,33 @@ def _plain(value: object) -> object:
     return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def _read_record(value: object, wanted: Any, place: str) -> Any:
+def _read_record(value: object, kind: Any, place: str) -> Any:
     if not isinstance(value, Mapping):
         raise _MismatchError(place, "must be an object")
-    record = wanted._class_of(value)
-    known = _types(record)
+    record = kind._class_of(value)
+    declared = _types(record)
     inside = f"{place}." if place else ""
     for name in value:
-        if name not in known:
+        if name not in declared:
             raise _MismatchError(f"{inside}{ascii(name)[1:-1][:80]}", "is unknown")
-    for name in known:
+    for name in declared:
         if name not in value and record.__dataclass_fields__[name].default is MISSING:
             raise _MismatchError(inside + name, "is missing")
-    values = {name: _read(each, known[name], inside + name) for name, each in value.items()}
+    values = {name: _read(each, declared[name], inside + name) for name, each in value.items()}
     try:
         return record(**values, _keys=tuple(value))
     except ValueError as error:
         raise _MismatchError(place, str(error)) from None
 
 
-def _read(value: object, wanted: Any, place: str) -> Any:
-    origin, inner = get_origin(wanted), get_args(wanted)
+def _read(value: object, kind: Any, place: str) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        found = _read(value, inner[0], place)
+        result = _read(value, inner[0], place)
         for check in inner[1:]:
-            if not check.holds(found):
-                raise _MismatchError(place, f"must be {check.wanted}")
-        return found
+            if not check.holds(result):
+                raise _MismatchError(place, f"must be {check.requirement}")
+        return result
     if origin in (Union, types.UnionType):
         return _read_union(value, inner, place)
     if origin is Literal:
@@ -190,17 +190,17 @@ def _read(value: object, wanted: Any, place: str) -> Any:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise _MismatchError(place, "must be an object")
         return {name: _read(each, inner[1], f"{place}.{ascii(name)[1:-1][:80]}") for name, each in value.items()}
-    if isinstance(wanted, type) and issubclass(wanted, JsonRecord):
-        return _read_record(value, wanted, place)
-    if wanted is object or _is_plain(value, wanted):
+    if isinstance(kind, type) and issubclass(kind, JsonRecord):
+        return _read_record(value, kind, place)
+    if kind is object or _is_plain(value, kind):
         return value
-    raise _MismatchError(place, f"must be {_WORDS[wanted]}")
+    raise _MismatchError(place, f"must be {_WORDS[kind]}")
 
 
-def _is_plain(value: object, wanted: Any) -> bool:
-    if wanted is float:
+def _is_plain(value: object, kind: Any) -> bool:
+    if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _read_union(value: object, kinds: tuple[Any, ...], place: str) -> Any:

@@ -1,4 +1,4 @@
-"""The model card of an adaptation or an export: what it is, of what, how good, at what cost; nothing that is not known.
+"""Writes the model card of an adaptation or an export: what it is and was made of, how good it is, at what cost.
 
 The YAML at its head is what the Hub reads. Scores come from the comparison that the adaptation lies in, with their
 intervals, beside the base's; without one, the validation loss of its own fit is given.
@@ -26,7 +26,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def card(facts: Provenance, parity: Mapping[str, Any] | None, name: str, licence: str | None) -> str:
-    """The text of README.md, for a repository called `name`."""
+    """Write the text of README.md for a repository called `name`."""
     head = _metadata(facts, parity, name, licence)
     return f"---\n{head}\n---\n\n" + "\n".join(_body(facts, parity, name, licence)).rstrip() + "\n"
 
@@ -60,30 +60,30 @@ def _metadata(facts: Provenance, parity: Mapping[str, Any] | None, name: str, li
 
 def _body(facts: Provenance, parity: Mapping[str, Any] | None, name: str, licence: str | None) -> Iterator[str]:
     base, technique = facts.base, facts.technique
-    shown = _cell(hub_id(base.get("name")) or plain_name(base.get("name")))
+    base_name = _cell(hub_id(base.get("name")) or plain_name(base.get("name")))
     yield f"# {name.rpartition('/')[2]}\n"
     what = f"exported as {parity['format']} in {parity['dtype']}" if parity else "an adaptation that tunewise loads"
-    yield f"{shown} fine-tuned with {_cell(facts.label or technique)}, {what}.\n"
+    yield f"{base_name} fine-tuned with {_cell(facts.label or technique)}, {what}.\n"
     yield "| | |\n|---|---|"
     revision = f" at revision {base['revision']}" if base.get("revision") else ""
-    yield f"| base | {shown}{_cell(revision)} |"
+    yield f"| base | {base_name}{_cell(revision)} |"
     if base.get("fingerprint"):
         yield f"| fingerprint of the base's weights | `{_cell(str(base['fingerprint'])[:16])}` |"
     if _source(facts):
         yield f"| data | {_cell(hub_id(_source(facts)) or plain_name(_source(facts)))} |"
     yield f"| technique | {_cell(technique)} |"
     yield f"| settings | `{_cell(json.dumps(facts.settings, ensure_ascii=False))}` |"
-    unsaid = "not given; what is of the base stays under the base's"
-    yield f"| licence | {_cell(licence) if licence else unsaid} |"
+    no_licence = "not given; the base's licence applies to what comes from the base"
+    yield f"| licence | {_cell(licence) if licence else no_licence} |"
     before, after = facts.record.get("validation_loss_before"), facts.record.get("validation_loss")
     if facts.comparison is not None:
         yield from _scores(facts.comparison)
     elif isinstance(after, (int, float)):
         yield "\n## How good it is\n"
         start = f"{before:.4f} before and " if isinstance(before, float) else ""
-        yield f"Validation loss: {start}{after:.4f} nats per answer token after. It was compared with nothing else."
+        yield f"Validation loss: {start}{after:.4f} nats per answer token after. No other technique was tried."
     if parity:
-        yield "\n## Whether it is the model that was trained\n"
+        yield "\n## Is this the model that was trained?\n"
         yield (
             f"On {parity['prompts']} prompts its logits differ from the trained model's by at most "
             f"{parity['max_logit_difference']:.2g}; training moved them by up to {parity['moved_by_training']:.2g}; "
@@ -100,12 +100,14 @@ def _scores(compared: Compared) -> Iterator[str]:
     row, task, budget = compared.row, compared.task, compared.budget
     yield "\n## How good it is\n"
     metric = _cell(row.score.metric)
-    yield f"| | {metric} (95 % interval) | forgetting, nats a token | KL from the base | seeds |\n|---|---|---|---|---|"
-    for own in (row,) if compared.base in (None, row) else (compared.base, row):
-        score, lost = own.score, own.forgetting
-        rise, kl = (lost.nll_rise, lost.kl) if lost is not None else (None, None)
+    yield f"| | {metric} (95 % interval) | forgetting, nats per token | KL from the base | seeds |"
+    yield "|---|---|---|---|---|"
+    for standing in (row,) if compared.base in (None, row) else (compared.base, row):
+        score, forgetting = standing.score, standing.forgetting
+        rise, kl = (forgetting.nll_rise, forgetting.kl) if forgetting is not None else (None, None)
         interval = f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
-        yield f"| {_cell(own.technique)} | {interval} | {_decimals(rise)} | {_decimals(kl)} | {len(score.per_seed)} |"
+        technique, seeds = _cell(standing.technique), len(score.per_seed)
+        yield f"| {technique} | {interval} | {_decimals(rise)} | {_decimals(kl)} | {seeds} |"
     yield (
         f"\nMeasured on {task.test} test examples of {_cell(plain_name(task.name))}, beside "
         f"{compared.rows - 1} other techniques, each with {budget.steps} steps, {budget.search} trials of its "

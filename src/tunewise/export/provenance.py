@@ -1,4 +1,4 @@
-"""What is known of an adaptation besides its weights: how it was made, and its row where it lies in a comparison."""
+"""Where an adaptation comes from: how it was made, and its row if it belongs to a comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunewise.results.schema import BudgetFacts, Comparison, Cost, Forgetting, S
 
 @dataclass(frozen=True, kw_only=True)
 class Standing(JsonRecord):
-    """What is kept of a row of a comparison."""
+    """The figures of a comparison's row that a model card shows."""
 
     technique: str
     label: str | None
@@ -26,7 +26,7 @@ class Standing(JsonRecord):
 
     @classmethod
     def of(cls, row: ScoredRow) -> Standing:
-        """Keep what a model card says of a row."""
+        """Take the figures of a row."""
         return cls(**{name: getattr(row, name) for name in cls.names()})
 
 
@@ -57,7 +57,7 @@ class Compared(JsonRecord):
 
     @classmethod
     def of(cls, folder: Path, technique: str) -> Compared | None:
-        """Read it where the adaptation lies in DIR/trials/<trial>/adaptation and DIR holds a comparison."""
+        """Read the comparison, if `folder` is DIR/trials/<trial>/adaptation and DIR holds one; else return None."""
         place = folder.absolute()
         path = place.parents[2] / "compare.json" if len(place.parents) > 2 else place / "compare.json"
         if place.parents[1].name != "trials" or not path.is_file():
@@ -110,19 +110,19 @@ class Provenance(JsonRecord):
 
 
 def facts_of(folder: Path) -> Provenance:
-    """Read what is known of the adaptation in a folder."""
+    """Read the provenance of the adaptation in a folder; a PEFT adapter of another program has little."""
     if not (folder / "adaptation.json").is_file():  # a PEFT adapter of another program's
         config = artifact_writer.read_json((folder / "adapter_config.json").resolve())
         name = str(config.get("peft_type", "adapter")).lower()
         base = {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")}
         return Provenance(technique=f"peft:{name}", settings={}, base=base, style={}, record={}, comparison=None)
-    kept = artifact_writer.read(folder).json("adaptation.json")
+    facts = artifact_writer.read(folder).json("adaptation.json")
     return Provenance(
-        technique=kept["technique"],
-        label=kept["label"],
-        settings=kept["settings"],
-        base=kept["base"],
-        style=kept["style"],
-        record=kept["record"],
-        comparison=Compared.of(folder, kept["technique"]),
+        technique=facts["technique"],
+        label=facts["label"],
+        settings=facts["settings"],
+        base=facts["base"],
+        style=facts["style"],
+        record=facts["record"],
+        comparison=Compared.of(folder, facts["technique"]),
     )

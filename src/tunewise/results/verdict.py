@@ -51,22 +51,22 @@ def verdict(rows: Sequence[ScoredRow], tables: Tables, needs: Sequence[Need] = (
     able = [name for name in (leader, *leader_ties) if _retains(fitting[name]) or not _probed(fitting[name])]
     able = able or [leader, *leader_ties]
     shortest = min(row.cost.prompt_tokens for row in scored.values())
-    taken = min(able, key=lambda name: _cost_rank(fitting[name], shortest))
-    reasons = sentences + _reasons_for_choice(taken, able, (leader, leader_ties), fitting, needs)
-    reasons += _alternatives(taken, (best, ties), scored, fitting)
-    if taken == best or not ties:
-        head = f"Use {taken}" + (", which is also the best." if taken == best else ".")
+    recommended = min(able, key=lambda name: _cost_rank(fitting[name], shortest))
+    reasons = sentences + _reasons_for_choice(recommended, able, (leader, leader_ties), fitting, needs)
+    reasons += _alternatives(recommended, (best, ties), scored, fitting)
+    if recommended == best or not ties:
+        head = f"Use {recommended}" + (", which is also the best." if recommended == best else ".")
     else:
-        head = f"Use {taken}: it is statistically tied with the best, {best}, and costs less."
-    if taken not in (best, *ties):
-        head = f"Use {taken}: it is the best that meets {', '.join(need.text for need in needs)}."
+        head = f"Use {recommended}: it is statistically tied with the best, {best}, and costs less."
+    if recommended not in (best, *ties):
+        head = f"Use {recommended}: it is the best that meets {', '.join(need.text for need in needs)}."
     return Verdict(
         best=best,
         ties=tuple(ties),
-        recommended=taken,
+        recommended=recommended,
         needs=tuple(need.text for need in needs),
         needed_examples=needed,
-        break_even=tuple(break_even(scored, taken if _trained(scored[taken]) else best)),
+        break_even=tuple(break_even(scored, recommended if _trained(scored[recommended]) else best)),
         summary=f"{head} {sentences[0]}",
         reasons=tuple(reasons),
     )
@@ -135,7 +135,7 @@ def _describe_nearest(rows: Mapping[str, ScoredRow], needs: Sequence[Need]) -> s
 
 
 def _reasons_for_choice(
-    taken: str,
+    recommended: str,
     able: list[str],
     best_and_ties: tuple[str, list[str]],
     rows: Mapping[str, ScoredRow],
@@ -149,42 +149,45 @@ def _reasons_for_choice(
             f"Not recommended, because less than {KEPT:.0%} of what the base could do is kept: {', '.join(forgetful)}."
         )
     if needs:
-        sentences.append(f"{taken} meets {', '.join(need.text for need in needs)}.")
-    if taken == "base":
+        sentences.append(f"{recommended} meets {', '.join(need.text for need in needs)}.")
+    if recommended == "base":
         sentences.append("The unadapted base is among the best, so nothing here shows that adapting is worth its cost.")
     elif len(able) > 1:
-        cost, other = rows[taken].cost, rows[best].cost
+        cost, other = rows[recommended].cost, rows[best].cost
         disk, tokens = size(cost.artifact_bytes), f"{cost.prompt_tokens:.0f} prompt tokens"
-        if taken != best:
+        if recommended != best:
             disk, tokens = (
                 f"{disk} ({best}: {size(other.artifact_bytes)})",
                 f"{tokens} ({best}: {other.prompt_tokens:.0f})",
             )
         among = "the remaining rows" if forgetful else "these"
-        sentences.append(f"Of {among} with short prompts, {taken} is the smallest on disk: {disk}, {tokens}.")
-    forgetting = rows[taken].forgetting
-    if forgetting is not None and taken != "base":
+        sentences.append(f"Of {among} with short prompts, {recommended} is the smallest on disk: {disk}, {tokens}.")
+    forgetting = rows[recommended].forgetting
+    if forgetting is not None and recommended != "base":
         probe = forgetting.probe
         kept = f", and it keeps {probe:.1%} of what the base could do" if probe is not None else ""
         sentences.append(
-            f"{taken} changed the loss on retention text by {forgetting.nll_rise:+.3f} nats per token{kept}."
+            f"{recommended} changed the loss on retention text by {forgetting.nll_rise:+.3f} nats per token{kept}."
         )
     return sentences
 
 
 def _alternatives(
-    taken: str, best_and_ties: tuple[str, list[str]], rows: Mapping[str, ScoredRow], fitting: Mapping[str, ScoredRow]
+    recommended: str,
+    best_and_ties: tuple[str, list[str]],
+    rows: Mapping[str, ScoredRow],
+    fitting: Mapping[str, ScoredRow],
 ) -> list[str]:
     """Say under which other needs another row would be recommended."""
     best, ties = best_and_ties
     sentences = []
-    if taken not in (best, *ties):
+    if recommended not in (best, *ties):
         sentences.append(f"Without these needs, the best row is {best}.")
-    others = [name for name in (best, *ties) if name != taken and name in fitting]
+    others = [name for name in (best, *ties) if name != recommended and name in fitting]
     untrained = [name for name in others if not _trained(rows[name]) and name != "base"]
-    if _trained(rows[taken]) and untrained:
+    if _trained(rows[recommended]) and untrained:
         sentences.append(f"If nothing may be trained, {untrained[0]} does as well here, with longer prompts.")
-    if _probed(rows[taken]) and not _retains(rows[taken]):
+    if _probed(rows[recommended]) and not _retains(rows[recommended]):
         keeping = [name for name, row in fitting.items() if _retains(row) and name != "base"]
         if keeping:
             name = max(keeping, key=lambda name: rows[name].score.mean)

@@ -64,7 +64,7 @@ def test_null_is_written_only_where_it_belongs():
         ({"size": [1.5, 1.5]}, "size.0: must be a whole number"),
         ({"tags": []}, "tags: must be an object"),
         ({"closed": 1}, "closed: must be true or false"),
-        ({"closed": True}, "the whole: a closed shape has three points"),
+        ({"closed": True}, "the file: a closed shape has three points"),
         ({"count": -1}, "count: must be at least 0"),
         ({"count": True}, "count: must be a whole number"),
         ({"word": "a"}, "word: must be in capitals"),
