@@ -78,7 +78,7 @@ def test_without_a_comparison_the_validation_loss_is_told(adaptation, tmp_path):
     attachment = attach(make("lora", {"lora": {"r": 2}}), base)
     save(attachment, tiny_task(), tmp_path / "a", {"validation_loss": 1.25, "validation_loss_before": 2.5})
     head, body = front(prepare_upload(tmp_path / "a", "me/x", None)[1])
-    assert "2.5000 before and 1.2500" in body and "compared with nothing" in body
+    assert "2.5000 before and 1.2500" in body and "No other technique was tried" in body
     assert "base_model" not in head and "license" not in head and "model-index" not in head
     assert "secret" not in body and "| base | model |" in body
 
