@@ -29,7 +29,8 @@ LEVEL = 0.95
 _POWER = 0.8
 _WINSORISED_SHARE = 0.05  # share of the smallest variances between seeds that are raised
 _LOWEST_EXPONENT = -30.0  # p values below 10^-30 are reported as 0
-# Two failures and two successes are added (Agresti & Coull 1998): without them an interval at 0 or 1 has no width.
+# Two failures and two successes are added to proportions (Agresti & Coull 1998): without them an interval at 0 or 1 has
+# no width. Added to ROUGE, F1 or any other scale they would be far outliers that hide what the examples say.
 _PSEUDO_SCORES, _PSEUDO_DIFFERENCES = (0.0, 0.0, 1.0, 1.0), (-1.0, 0.0, 0.0, 1.0)
 
 Tables = Mapping[str, np.ndarray]  # scores (seeds, examples) by technique; a deterministic technique has one seed
@@ -146,10 +147,10 @@ def _log_variance_moments(half: float) -> tuple[float, float]:
 def interval(table: np.ndarray, usual: SeedVariance | None = None) -> tuple[float, float]:
     """Return mean -+ half, the 95 % confidence interval of the mean of a table (seeds, examples) or (examples,).
 
-    For scores in [0, 1] it stays in [0, 1], and four pseudo-examples (0, 0, 1, 1) are added before. Worked example:
-    one seed answers 80 of 100 examples correctly. With the four pseudo-examples the mean is 82 / 104 = 0.788 and the
-    variance of the mean is 0.788 * 0.212 / 103 = 0.00162, so with t(103) = 1.983 the half width is
-    1.983 * sqrt(0.00162) = 0.080:
+    For scores in [0, 1] it stays in [0, 1]. Where each score is 0 or 1, so that the mean is a proportion, four
+    pseudo-examples (0, 0, 1, 1) are added before. Worked example: one seed answers 80 of 100 examples correctly.
+    With the four pseudo-examples the mean is 82 / 104 = 0.788 and the variance of the mean is 0.788 * 0.212 / 103 =
+    0.00162, so with t(103) = 1.983 the half width is 1.983 * sqrt(0.00162) = 0.080:
 
     >>> low, high = interval(np.array([1.0] * 80 + [0.0] * 20))
     >>> print(f"{low:.3f} {high:.3f}")
@@ -161,10 +162,15 @@ def interval(table: np.ndarray, usual: SeedVariance | None = None) -> tuple[floa
     """
     table = np.atleast_2d(table)
     in_unit_interval = bool((table >= 0).all() and (table <= 1).all())
-    parts = spread(_with_pseudo_examples(table, _PSEUDO_SCORES) if in_unit_interval else table, usual)
+    parts = spread(_with_pseudo_examples(table, _PSEUDO_SCORES) if _is_proportion(table) else table, usual)
     half = parts.half(1 - LEVEL)
     low, high = parts.mean - half, parts.mean + half
     return (max(low, 0.0), min(high, 1.0)) if in_unit_interval else (low, high)
+
+
+def _is_proportion(*tables: np.ndarray) -> bool:
+    """Say whether all scores are 0 or 1, as those of accuracy and exact match are."""
+    return all(bool(((table == 0) | (table == 1)).all()) for table in tables)
 
 
 def _with_pseudo_examples(table: np.ndarray, scores: tuple[float, ...]) -> np.ndarray:
@@ -196,8 +202,9 @@ def p_value(one: np.ndarray, other: np.ndarray, usual: SeedVariance | None = Non
     pseudo-examples (-1, 0, 0, 1) the mean difference is 8 / 104 = 0.077 with a standard error of 0.035, so t = 2.18 and
     p = 0.03: at the 5 % level the techniques differ.
 
-    >>> difference = np.array([1.0] * 10 + [-1.0] * 2 + [0.0] * 88)
-    >>> print(f"{p_value(difference[None], np.zeros((1, 100))):.2f}")
+    >>> one = np.array([[1.0] * 10 + [0.0] * 2 + [1.0] * 88])
+    >>> other = np.array([[0.0] * 10 + [1.0] * 2 + [1.0] * 88])
+    >>> print(f"{p_value(one, other):.2f}")
     0.03
 
     Args:
@@ -208,10 +215,9 @@ def p_value(one: np.ndarray, other: np.ndarray, usual: SeedVariance | None = Non
     table = _difference(one, other)
     if not table.any():
         return 1.0
-    bounded = np.abs(table).max() <= 1
-    parts = spread(
-        _with_pseudo_examples(table, _PSEUDO_DIFFERENCES) if bounded else table, _usual_of_difference(one, other, usual)
-    )
+    if _is_proportion(one, other):
+        table = _with_pseudo_examples(table, _PSEUDO_DIFFERENCES)
+    parts = spread(table, _usual_of_difference(one, other, usual))
     excess = lambda exponent: parts.half(10.0**exponent) - abs(parts.mean)  # noqa: E731
     if excess(0) >= 0 or excess(_LOWEST_EXPONENT) <= 0:
         return 1.0 if excess(0) >= 0 else 0.0

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tunewise.results.statistics import against, holm, interval, needed_examples, p_value, ranks, seed_variance, spread
 
@@ -168,3 +169,55 @@ def test_spread_says_where_the_variance_is():
 def test_holm_by_hand():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
     assert holm({}) == {}
+
+
+# The interval of one seed speaks of that seed alone, so the simulations of one seed have no luck in it.
+
+
+def overlaps(rng, seeds, examples, of_seeds):
+    """ROUGE-like scores: many zeros, the rest between 0 and 1; their true mean is 0.6 * 2 / 7."""
+    answered = rng.beta(2, 5, size=examples) * (rng.random(examples) < 0.6)
+    luck = rng.normal(0, of_seeds, size=(seeds, 1))
+    return answered + luck + rng.normal(0, 0.05, size=(seeds, examples)) * (answered > 0)
+
+
+def heavy_tailed(rng, seeds, examples, of_seeds):
+    """Scores of a user's own scale, a few of them ten times as high as most; their true mean is exp(1 / 2)."""
+    luck = rng.normal(0, 4 * of_seeds, size=(seeds, 1))
+    return 0.7 * rng.lognormal(size=examples) + 0.3 * rng.lognormal(size=(seeds, examples)) + luck
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+@pytest.mark.parametrize(("draw", "truth"), [(overlaps, 0.6 * 2 / 7), (heavy_tailed, np.exp(0.5))])
+def test_intervals_of_other_metrics_hold_the_truth_in_95_of_100(draw, truth, seeds):
+    rng, held = np.random.default_rng(10), 0
+    for _ in range(TRIALS):
+        tables = {str(i): draw(rng, seeds, 400, 0.02 * (seeds > 1)) for i in range(8)}
+        low, high = interval(tables["0"], seed_variance(tables))
+        held += low <= truth <= high
+    assert 0.93 <= held / TRIALS <= 0.97
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("draw", [overlaps, heavy_tailed])
+def test_equal_techniques_are_seldom_told_apart_by_other_metrics(draw, seeds):
+    rng, told_apart = np.random.default_rng(11), 0
+    for _ in range(TRIALS):
+        tables = {str(i): draw(rng, seeds, 200, 0.02 * (seeds > 1)) for i in range(8)}
+        told_apart += p_value(tables["0"], tables["1"], seed_variance(tables)) <= 0.05
+    assert told_apart / TRIALS <= 0.07
+
+
+def test_a_small_difference_on_a_scale_of_small_scores_is_found():
+    """0.056 against 0.034 on 150 examples: four scores of 0 and 1 more would make a tie of it."""
+    rng = np.random.default_rng(12)
+    base = np.clip(rng.normal(0.034, 0.03, size=150), 0, 1)
+    full = np.clip(base + rng.normal(0.022, 0.04, size=150), 0, 1)
+    expected = stats.ttest_rel(full, base)
+    assert p_value(full[None], base[None]) == pytest.approx(expected.pvalue, rel=1e-6) and expected.pvalue < 1e-6
+    assert interval(full) == pytest.approx(tuple(stats.ttest_1samp(full, 0).confidence_interval()), rel=1e-6)
+
+
+def test_scores_that_are_all_0_are_not_surely_0():
+    low, high = interval(np.zeros((1, 100)))
+    assert low == 0 and 0 < high < 0.06
