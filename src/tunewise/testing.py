@@ -10,6 +10,7 @@ that tells more. The bases are tiny random models, one per architecture, made on
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -38,14 +39,21 @@ from tunewise.techniques.registry import make
 __all__ = ["ARCHITECTURES", "CHECKS", "attach", "fingerprint", "fit", "logits", "tiny_base", "tiny_task"]
 
 
+_GLOBAL_STATES = itertools.count(1 << 20)
+
+
 def _failure(technique: Technique, fault: str, remedy: str) -> str:
     """Return the message of a failed check: the technique, what it broke, and what to do."""
     return f'{technique.name} {fault}; {remedy} (see "Adding a technique" in CONTRIBUTING.md)'
 
 
 def attach(technique: Technique, base: Base, task: Task | None = None, seed: int = 0) -> Attachment:
-    """Attach the technique to the base and prepare it on a task."""
+    """Attach the technique to the base and prepare it on a task.
+
+    Each call leaves torch's global random state elsewhere, so that a technique that draws from it is found.
+    """
     task = task or tiny_task()
+    torch.manual_seed(next(_GLOBAL_STATES))
     attachment = technique.resolved(base).attach(base, generator(seed, "attach"))
     attachment.prepare(study(attachment, task, task.validation, seed))
     return attachment
@@ -158,6 +166,12 @@ def check_learns(technique: Technique, base: Base) -> None:
         return
     task = tiny_task()
     attachment = attach(technique, base, task)
+    unused = _without_gradient(attachment, task)
+    assert not unused, _failure(
+        technique,
+        f"gives {unused[0] if unused else ''} no gradient, although it is among its params()",
+        "use each of its tensors in the forward pass, in the hook of its own role",
+    )
     before = loss(attachment, task, task.train)
     fit(attachment, steps=25, task=task)
     after = loss(attachment, task, task.train)
@@ -166,6 +180,22 @@ def check_learns(technique: Technique, base: Base) -> None:
         f"does not lower the training loss in 25 steps ({before:.4f} before, {after:.4f} after)",
         "see that its parameters get gradients and that reference_rate fits",
     )
+
+
+def _without_gradient(attachment: Attachment, task: Task) -> list[str]:
+    """Return the names of trainable tensors that a backward pass leaves without a gradient."""
+    attachment.start_phase(0)
+    attachment.before_step(0, 1)
+    batch = batch_of(attachment.base, _sequences(attachment, task)[:5])
+    with layout(attachment.base, batch):
+        total = loss_sum(attachment.base, batch)
+        if total.requires_grad:
+            total.backward()
+    parameters = attachment.params()
+    unused = [name for name, p in parameters.items() if p.requires_grad and p.grad is None]
+    for parameter in parameters.values():
+        parameter.grad = None
+    return unused
 
 
 def check_same_seed_same_bits(technique: Technique, base: Base) -> None:
@@ -181,7 +211,7 @@ def check_same_seed_same_bits(technique: Technique, base: Base) -> None:
     assert not differing, _failure(
         technique,
         f"gives another {differing[0]} in a second run of the same seed",
-        "draw from the generator that attach() is given, or from tunewise.core.seeds",
+        "draw from the generator that attach() is given, or from tunewise.core.seeds, and never from the global state",
     )
 
 
@@ -240,7 +270,8 @@ def check_save_load(technique: Technique, base: Base) -> None:
     assert torch.equal(expected, logits(loaded, task)), _failure(
         technique,
         "has other outputs when it comes back from its file",
-        "let state() and stored_rows() hold all that its outputs depend on",
+        "let state() and stored_rows() hold all that its outputs depend on, give each hook's handle to self.hook, and "
+        "draw nothing from the global random state",
     )
 
 
@@ -290,13 +321,19 @@ def check_merge(technique: Technique, base: Base) -> None:
                 _failure(technique, "merges although it is not mergeable", "say mergeable = True, or write no fold()")
             )
         return
-    attachment.merge()
+    try:
+        attachment.merge()
+    except RuntimeError as error:
+        problem = f"cannot fold its change into a weight ({' '.join(str(error).split())[:200]})"
+        remedy = "GPT-2 stores weights as (in, out): add to them with anatomy.add_to_weight (see Transposed weights)"
+        raise AssertionError(_failure(technique, problem, remedy)) from error
     _check_bare(technique, base, "merged")
     difference = float((logits(attachment) - expected).abs().max() / expected.abs().max())
     assert difference <= 1e-4, _failure(
         technique,
         f"has other outputs when it is merged (by {difference:.1e} of the largest)",
-        "put all that it changes into the base's own tensors in fold(), or say mergeable = False",
+        "put all that it changes into the base's own tensors in fold(), the biases of linears among them, or say "
+        "mergeable = False",
     )
     attachment.detach()
     assert fingerprint(base) == before, _failure(
@@ -335,7 +372,8 @@ def check_resume(technique: Technique, base: Base) -> None:
     assert not differing, _failure(
         technique,
         f"ends with another {differing[0] if differing else ''} when it is stopped and resumed",
-        "keep in training_state() what its steps depend on beside its parameters",
+        "keep in training_state() what its steps depend on beside its parameters, and draw nothing from the global "
+        "random state when it is attached",
     )
 
 
@@ -380,7 +418,11 @@ def _check_gradients(technique: Technique, base: Base, tolerance: float, task: T
     params = attachment.params()
     batch = batch_of(base, sequences)
     with layout(base, batch):
-        (loss_sum(base, batch) / len(batch.targets)).backward()
+        mean = loss_sum(base, batch) / len(batch.targets)
+        assert mean.requires_grad, _failure(
+            attachment.recipe, "trains tensors that no output depends on", "use them in the forward pass"
+        )
+        mean.backward()
     packed_gradients = {name: p.grad.clone() for name, p in params.items() if p.grad is not None}
     for parameter in params.values():
         parameter.grad = None
@@ -400,7 +442,11 @@ def _check_gradients(technique: Technique, base: Base, tolerance: float, task: T
     flat, targets = output[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     torch.nn.functional.cross_entropy(flat, targets, ignore_index=-100).backward()
     # A key bias without rotary positions has a zero gradient, of which only rounding is left: a floor for the scale.
-    floor = 1e-2 * max(float(p.grad.abs().max()) for p in params.values() if p.grad is not None)
+    largest = max((float(p.grad.abs().max()) for p in params.values() if p.grad is not None), default=0.0)
+    assert largest > 0, _failure(
+        attachment.recipe, "gets no gradient but 0", "let a gradient reach one of its tensors at the first step"
+    )
+    floor = 1e-2 * largest
     for name, parameter in params.items():
         padded_gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
         packed_gradient = packed_gradients.get(name, torch.zeros_like(parameter))
@@ -444,7 +490,7 @@ _ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def check_same_roles(technique: Technique, base: Base) -> None:
-    """Check that what is trained where projections are separate is trained, or refused, where they are fused.
+    """Check that the same roles are trained where projections are fused as where they are separate, or that it refuses.
 
     Roles are those that `target_modules` names, and those whose outputs training changes on a Llama. Where a label says
     that the technique is another one on this model, or where it chooses single entries by what it sees, the label and
@@ -471,6 +517,12 @@ def check_same_roles(technique: Technique, base: Base) -> None:
         for role in _ROLES
         if role not in trained.roles and (role in targeted or (role in trained_on_llama.roles and role in available))
     ]
+    extra = sorted(trained.roles - trained_on_llama.roles - targeted)
+    assert not extra, _failure(
+        technique,
+        f"trains {', '.join(extra)} on {type(base.model).__name__}, which it leaves alone on a Llama",
+        "change only the columns that base.anatomy.outputs names for a role",
+    )
     fused_roles = [role for role in ("qkv", "gate_up") if role in base.anatomy.roles]
     where_fused = f", where {' and '.join(fused_roles)} are fused," if fused_roles else ""
     assert not missing, _failure(

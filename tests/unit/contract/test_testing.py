@@ -14,7 +14,17 @@ from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import TechniqueError
 from tunewise.techniques.registry import all_techniques, make
-from tunewise.testing import attach, check_learns, check_merge, check_same_roles, fit, logits, tiny_base
+from tunewise.testing import (
+    attach,
+    check_gradients,
+    check_learns,
+    check_merge,
+    check_same_roles,
+    check_same_seed_same_bits,
+    fit,
+    logits,
+    tiny_base,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,3 +163,58 @@ class _Folded(_Scales):
             self.keep(linear.weight)
             with torch.no_grad():
                 linear.weight[columns] *= self.params()[f"{path}.{role}"][:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mistaken(_Scaled):
+    """The same with one mistake."""
+
+    name = "_mistaken"
+    mistake: str = setting("", "What is wrong with it.")
+
+    def attach(self, base, generator):
+        return _MistakenScales(base, self)
+
+
+class _MistakenScales(_Scales):
+    def __init__(self, base, recipe):
+        super().__init__(base, recipe)
+        if recipe.mistake == "unused":
+            self.add("unused", torch.ones(3))
+        if recipe.mistake == "global":
+            with torch.no_grad():
+                for parameter in self.params().values():
+                    parameter.add_(0.1 * torch.rand_like(parameter))
+
+    def _scale(self, name, linear, columns, size):
+        mistake = self.recipe.mistake
+        if mistake == "queries" and "qkv" in self.base.anatomy.roles:
+            columns = slice(None)  # all of a fused projection, queries included
+            size = linear(torch.zeros(1, features(linear))).shape[1]
+        if mistake == "flat":
+            self.add(name, torch.ones(size))  # trained, but used by nothing
+            return
+        super()._scale(name, linear, columns, size)
+
+
+def test_a_tensor_that_is_not_used_is_found():
+    with pytest.raises(AssertionError, match="gives unused no gradient, although it is among its params"):
+        check_learns(_Mistaken(mistake="unused"), tiny_base("llama"))
+
+
+def test_a_role_that_is_trained_by_mistake_is_found():
+    check_same_roles(_Mistaken(mistake="queries", target_modules=("k", "v")), tiny_base("llama"))
+    with pytest.raises(AssertionError, match=r"trains q on GPTNeoX.*, which it leaves alone on a Llama"):
+        check_same_roles(_Mistaken(mistake="queries", target_modules=("k", "v")), tiny_base("gpt_neox"))
+
+
+def test_a_draw_from_the_global_state_is_found():
+    with pytest.raises(AssertionError, match="in a second run of the same seed"):
+        check_same_seed_same_bits(_Mistaken(mistake="global"), tiny_base("llama"))
+
+
+def test_a_technique_without_any_gradient_is_found():
+    with pytest.raises(AssertionError, match=r"gives .* no gradient"):
+        check_learns(_Mistaken(mistake="flat"), tiny_base("llama"))
+    with pytest.raises(AssertionError, match="trains tensors that no output depends on"):
+        check_gradients(_Mistaken(mistake="flat"), tiny_base("llama"))
