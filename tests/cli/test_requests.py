@@ -35,7 +35,7 @@ def test_wrong_technique_names(refused, model, labels, tmp_path):
     words = ["--model", model, "--data", labels, "--out", tmp_path / "out"]
     assert 'did you mean "bitfit"?' in refused("compare", *words, "--techniques", "base,bitfitt")
     assert "cannot compose" in refused("compare", *words, "--techniques", "lora+full")
-    assert "must be different" in refused("compare", *words, "--techniques", "lora,lora")
+    assert "each only once" in refused("compare", *words, "--techniques", "lora,lora")
     assert "at least one" in refused("compare", *words, "--techniques", ",")
 
 

@@ -26,15 +26,17 @@ _QUICK = {"fish_mask": {"num_samples": 128}, "mpt": {"source_steps": 50}}
 
 
 TRAINED = [name for name, made in all_techniques().items() if made.trains]
-SECOND = [("tinystories-656k", "e2e_nlg"), ("tinystories-656k", "trec6")]  # in turn: generation, and six labels
+# In turn, so that every pair is seen by several techniques: two labels, six labels, generation.
+_TWO_LABELS, _SIX_LABELS = ("stories-260k", "sst2"), ("tinystories-656k", "trec6")
+_GENERATION = ("tinystories-656k", "e2e_nlg")
+PAIRS = (_TWO_LABELS, _SIX_LABELS, _GENERATION, _TWO_LABELS)
+# Every model and every task, half of all pairs.
+GRID = [(model, task) for i, model in enumerate(MODELS) for j, task in enumerate(TASKS) if (i + j) % 2 == 0]
 
 
 @pytest.mark.parametrize(
     ("technique", "model", "name"),
-    [
-        *((technique, "stories-260k", "sst2") for technique in TRAINED),
-        *((technique, *SECOND[turn % 2]) for turn, technique in enumerate(TRAINED)),
-    ],
+    [(technique, *PAIRS[turn % len(PAIRS)]) for turn, technique in enumerate(TRAINED)],
 )
 def test_every_technique_learns(real, technique, model, name):
     """Within the default budget of 100 steps the loss on held-out answers falls clearly below the base's."""
@@ -53,8 +55,7 @@ def test_every_technique_learns(real, technique, model, name):
     assert after < 0.95 * before, f"{technique} on {name}: {before:.3f} before, {after:.3f} after"
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(("model", "name"), GRID)
 def test_every_model_and_every_task_compare(real, model, name, tmp_path):
     """Every row ends ok, but for worked examples that do not fit a window of 256 characters.
 
@@ -63,7 +64,7 @@ def test_every_model_and_every_task_compare(real, model, name, tmp_path):
     base = load_base(real / "models" / model, device="cpu")
     task = Task.read(f"{real / 'tasks' / name}#200")
     budget = Budget(steps=2, test_examples=4, validation_examples=4)
-    shows = (MODELS.index(model) + TASKS.index(name)) % 3 == 0
+    shows = (MODELS.index(model) + TASKS.index(name)) % 4 == 0
     techniques = [make(each) for each in ("base", "prompt_tuning", "lora", *["icl"] * shows)]
     result = compare(base, task, techniques, tmp_path, budget=budget)
     rows = {row["technique"]: row for row in result["rows"]}

@@ -129,12 +129,12 @@ def run(
     """
     folder = trials / trial.key(context)
     path = folder / "trial.json"
+    stages = _read_stages(folder)
+    if until is not None and str(until) in stages:  # first, so that a search continued later sees what it saw before
+        return stages[str(until)]
     record = _read_record(path)
     if isinstance(record, FinishedTrial if finish else FittedTrial) or context.stands(record):
         return record
-    stages = _read_stages(folder)
-    if until is not None and str(until) in stages:
-        return stages[str(until)]
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     outcome: TrialRecord | Stage

@@ -84,6 +84,13 @@ def test_a_stage_is_not_run_twice(context, tmp_path, monkeypatch):
     assert run(trial_of(), context, tmp_path, finish=False, until=0.25) == first
 
 
+def test_a_stage_stays_what_it_was_when_the_trial_is_over(context, tmp_path):
+    """A comparison that is killed after a winner's trial reads its search again, and must find what it saw."""
+    first = run(trial_of(), context, tmp_path, finish=False, until=0.25)
+    run(trial_of(), context, tmp_path, finish=True)
+    assert run(trial_of(), context, tmp_path, finish=False, until=0.25) == first
+
+
 def test_what_failed_is_tried_again_in_another_attempt_unless_it_must_fail_again(context, tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "train", lambda *given, **more: (_ for _ in ()).throw(ValueError("odd")))
     assert run(trial_of(), context, tmp_path, finish=True).reason == "ValueError: odd"
