@@ -1,7 +1,10 @@
 """The source as a whole: where modules lie, how many parameters functions take, how much of it is typed."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import grimp
 
 import tunewise
 
@@ -40,3 +43,11 @@ def test_modules_lie_in_packages():
 def test_most_records_are_typed():
     uses = {path.relative_to(SOURCE).as_posix(): path.read_text("utf-8").count("dict[str, Any]") for path in MODULES}
     assert sum(uses.values()) <= MOST_UNTYPED_DICTIONARIES, {name: count for name, count in uses.items() if count}
+
+
+def test_imports_have_no_circle():
+    """Not even one that hides in a function; `lint-imports` checks that they point downwards."""
+    graph = grimp.build_graph("tunewise", exclude_type_checking_imports=True)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert sum(map(len, imports.values())) > 500, "the imports are found"
+    TopologicalSorter(imports).prepare()
