@@ -1,5 +1,8 @@
 """Times one epoch of fine-tuning in tunewise and its peers: same model, rows, batches, optimiser, one process each.
 
+    python benchmarks/engine.py                                           # a random model, random rows
+    python benchmarks/engine.py --model FOLDER --data DATA... --bf16      # a real model, real rows
+
 A first step on other rows warms each tool up and is not counted; its loss, taken at the same initial weights, must
 agree between tunewise and Trainer, or the script stops. See README.md beside this file. Needs Linux.
 """
@@ -10,13 +13,16 @@ import argparse
 import contextlib
 import ctypes
 import gc
+import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,8 +36,10 @@ from rich.table import Column, Table
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from tunewise.core.seeds import generator
-from tunewise.engine.encoding import TokenSequence
-from tunewise.engine.model import Base
+from tunewise.data.task import Task
+from tunewise.engine.anatomy import features
+from tunewise.engine.encoding import Encoder, TokenSequence
+from tunewise.engine.model import Base, load_base
 from tunewise.fitting.loop import order, train
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
@@ -40,6 +48,7 @@ from tunewise.testing import tiny_base
 TOOLS = {
     "tunewise": "tunewise",
     "trainer": "Trainer + PEFT, padded",
+    "grouped": "the same, grouped by length",
     "trl-packed": "TRL, packed, not recomputing",
     "trl": "TRL, its defaults (bf16, recomputing)",
 }
@@ -69,6 +78,7 @@ COLUMNS = {  # heading, figure, its form
     "x its memory": ("times_the_memory_of_tunewise", "{:.1f}"),
     "steps": ("steps", "{:.0f}"),
     "padding": ("padding", "{:.0%}"),
+    "of GEMM": ("share_of_gemm", "{:.0%}"),
     "mean loss": ("mean_loss", "{:.4f}"),
 }
 
@@ -87,17 +97,38 @@ def draw_rows(count: int, name: str) -> list[TokenSequence]:
     return rows
 
 
+def real_rows(base: Base, data: str, batch: int, steps: int) -> tuple[list[TokenSequence], list[TokenSequence]]:
+    """The first rows of a task that are not too long, as tunewise encodes them: those of the first step, the rest."""
+    task = Task.read(data)
+    encoded = Encoder(base, task).encode(task.train[: 2 * batch * (steps + 1)])
+    fitting = [row for row in encoded if len(row.ids) <= LONGEST and sum(row.labelled[1:])][: batch * (steps + 1)]
+    if len(fitting) < batch * (steps + 1):
+        sys.exit(f"{data} has {len(fitting)} rows of up to {LONGEST} tokens, and {batch * (steps + 1)} are needed")
+    return fitting[:batch], fitting[batch:]
+
+
 class Job(hf.TrainerCallback):
     """One measurement: what a tool is given, and what is seen of it. Trainer calls it after each step."""
 
-    def __init__(self, method: str, bf16: bool, steps: int, folder: str, device: str) -> None:
+    def __init__(self, method: str, bf16: bool, options: argparse.Namespace, folder: str) -> None:
         torch.manual_seed(0)
-        self.device = device
-        self.model = hf.LlamaForCausalLM(hf.LlamaConfig(**shape(device))).to(device)
-        self.tokenizer = tiny_base().tokenizer  # only for its padding: the rows are tokens already
-        self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.batch = BATCH[device]
-        self.warm, self.timed = draw_rows(self.batch, "warm"), draw_rows(self.batch * steps, "timed")
+        self.device = device = options.device
+        self.batch, steps = BATCH[device], options.steps
+        self.block, self.blocks = BLOCK, BLOCKS
+        if options.model:
+            self.base = load_base(options.model, device=device, dtype="float32")
+            self.warm, self.timed = real_rows(self.base, options.data[0], self.batch, steps)
+            # About as many tokens a step as 8 rows have, in one block that holds the longest row.
+            rows = self.warm + self.timed
+            mean = self.batch * sum(len(row.ids) for row in rows) / len(rows)
+            self.block, self.blocks = max(64 * math.ceil(mean / 64), *(len(row.ids) for row in rows)), 1
+        else:
+            model = hf.LlamaForCausalLM(hf.LlamaConfig(**shape(device))).to(device)
+            self.base = Base(model, tiny_base().tokenizer, "bench")  # only for its padding: the rows are tokens already
+            self.warm, self.timed = draw_rows(self.batch, "warm"), draw_rows(self.batch * steps, "timed")
+        self.model, self.tokenizer = self.base.model, self.base.tokenizer
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         self.rows = self.warm + self.timed
         self.method, self.bf16, self.folder = method, bf16, folder
         self.trainable, self.losses, self.clocks = 0, list[float](), list[tuple[float, float]]()
@@ -143,7 +174,7 @@ def run_tunewise(job: Job) -> None:
     for position, index in enumerate(order(len(rows), 0, 0, len(rows))):
         rows[index] = job.rows[position]
     recipe = make(job.method, {job.method: {**METHODS[job.method], "learning_rate": RATE}})
-    attachment = recipe.attach(Base(job.model, job.tokenizer, "bench"), generator(0, "attach"))
+    attachment = recipe.attach(job.base, generator(0, "attach"))
     job.trainable = sum(parameter.numel() for parameter in attachment.params().values())
     steps = {"max_steps": len(rows) // job.batch, "per_device_train_batch_size": job.batch, "bf16": job.bf16}
     settings = TrainSettings(lr_scheduler_type="constant", warmup_ratio=0.0, **steps)
@@ -165,6 +196,12 @@ def run_trainer(job: Job) -> None:
     job.train(hf.Trainer(model, arguments, hf.DataCollatorForSeq2Seq(job.tokenizer), _table(job.rows)))
 
 
+def run_grouped(job: Job) -> None:
+    """Rows in the order of Trainer's grouping by length: it sorts 50 batches at a time, which these are fewer than."""
+    job.rows = job.warm + sorted(job.timed, key=lambda row: len(row.ids), reverse=True)
+    run_trainer(job)
+
+
 def run_trl(job: Job) -> None:
     """What SFTTrainer does when nobody asks for anything."""
     _sft(job, _table(job.rows), SFTConfig(per_device_train_batch_size=job.batch, **job.arguments()))
@@ -172,10 +209,10 @@ def run_trl(job: Job) -> None:
 
 def run_trl_packed(job: Job) -> None:
     """Warm-up and timed rows are packed apart, by TRL's own packer."""
-    warm = pack_dataset(_table(job.warm), BLOCK, "bfd").select(range(BLOCKS))
-    packed = concatenate_datasets([warm, pack_dataset(_table(job.timed), BLOCK, "bfd")])
-    packing = {"packing": True, "max_length": BLOCK, "gradient_checkpointing": False, "bf16": False}
-    packing |= {"per_device_train_batch_size": BLOCKS, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    warm = pack_dataset(_table(job.warm), job.block, "bfd").select(range(job.blocks))
+    packed = concatenate_datasets([warm, pack_dataset(_table(job.timed), job.block, "bfd")])
+    packing = {"packing": True, "max_length": job.block, "gradient_checkpointing": False, "bf16": job.bf16}
+    packing |= {"per_device_train_batch_size": job.blocks, "dataset_kwargs": {"skip_prepare_dataset": True}}
     _sft(job, packed, SFTConfig(**packing, **job.arguments()))
 
 
@@ -188,24 +225,79 @@ def _table(rows: list[TokenSequence]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.ids for row in rows], "labels": labels})
 
 
-def measure(tool: str, method: str, bf16: bool, steps: int, device: str) -> dict[str, Any]:
+RUN = {
+    "tunewise": run_tunewise,
+    "trainer": run_trainer,
+    "grouped": run_grouped,
+    "trl": run_trl,
+    "trl-packed": run_trl_packed,
+}
+
+
+def measure(tool: str, method: str, bf16: bool, options: argparse.Namespace) -> dict[str, Any]:
     """One epoch of one tool in this process; memory counts from the built model and rows on."""
     torch.set_num_threads(THREADS)
+    device = options.device
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(method, bf16, steps, folder, device)
+        job = Job(method, bf16, options, folder)
+        linears = linear_shapes(job.base)
         gc.collect()
         if device == "cpu":
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
         before = _held(device)
-        {"tunewise": run_tunewise, "trainer": run_trainer, "trl": run_trl, "trl-packed": run_trl_packed}[tool](job)
+        RUN[tool](job)
+        most = _most(device)
     labelled, tokens, computed = (sum(column) for column in zip(*job.batches[1:], strict=True))
     cpu, wall = (last - first for first, last in zip(job.clocks[0], job.clocks[-1], strict=True))
-    cost = {"cpu_seconds": cpu, "wall_seconds": wall, "peak_memory_gb": (_most(device) - before) / 1e9}
+    cost = {"cpu_seconds": cpu, "wall_seconds": wall, "peak_memory_gb": (most - before) / 1e9}
     work = {"labelled_tokens": labelled, "tokens": tokens, "padding": 1 - tokens / computed}
     work |= {"trainable_parameters": job.trainable, "steps": len(job.clocks) - 1, "first_loss": job.losses[0]}
     rates = {"labelled_tokens_per_cpu_second": labelled / cpu, "labelled_tokens_per_second": labelled / wall}
+    half = bf16 or tool == "trl"
+    reached = flops(linears, method, computed, labelled if tool == "tunewise" else computed) / wall
+    gemm = gemm_rate(linears, torch.bfloat16 if half else torch.float32, device)
+    rates |= {"flops_per_second": reached, "gemm_flops_per_second": gemm, "share_of_gemm": reached / gemm}
     return {"tool": tool, **cost, **rates, **work, "mean_loss": statistics.fmean(job.losses[1:])}
+
+
+Shapes = dict[tuple[int, int], int]  # (inputs, outputs): how many linears have these; the head is None's
+
+
+def linear_shapes(base: Base) -> tuple[Shapes, tuple[int, int]]:
+    """Inputs and outputs of the blocks' linears, with how many there are of each, and those of the head."""
+    counts = Counter(features(linear) for _, _, linear in base.anatomy.linears())
+    return dict(counts), (base.anatomy.width, base.anatomy.vocabulary)
+
+
+def flops(linears: tuple[Shapes, tuple[int, int]], method: str, tokens: int, head_tokens: int) -> float:
+    """Multiplications and additions of the matrix products with the model's weights, forward and backward.
+
+    Frozen weights have two products for each token (output, gradient of the input), trained ones three; attention and
+    LoRA's own matrices are left out, a few per cent at these lengths.
+    """
+    shapes, (width, vocabulary) = linears
+    products = 3 if method == "full" else 2
+    inner = sum(count * inputs * outputs for (inputs, outputs), count in shapes.items())
+    return 2.0 * products * (tokens * inner + head_tokens * width * vocabulary)
+
+
+def gemm_rate(linears: tuple[Shapes, tuple[int, int]], dtype: torch.dtype, device: str, rows: int = 768) -> float:
+    """Operations a second of plain matrix products at the shapes of the model's linears, on `rows` rows each."""
+    seconds = work = 0.0
+    for (inputs, outputs), count in linears[0].items():
+        x, weight = torch.randn(rows, inputs, device=device, dtype=dtype), torch.randn(outputs, inputs, device=device)
+        weight, times = weight.to(dtype), list[float]()
+        for _ in range(12):
+            started = time.perf_counter()
+            for _ in range(4):
+                x @ weight.T
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times.append((time.perf_counter() - started) / 4)
+        seconds += count * statistics.median(times[2:])
+        work += count * 2.0 * rows * inputs * outputs
+    return work / seconds
 
 
 def shape(device: str) -> dict[str, Any]:
@@ -231,23 +323,29 @@ def compare(options: argparse.Namespace) -> None:
     on_gpu = options.device != "cpu"
     head = {
         "machine": machine(options.device),
-        "model": shape(options.device),
+        "model": Path(options.model).name if options.model else shape(options.device),
         "rows": BATCH[options.device] * options.steps,
     }
     tools = [tool for tool in TOOLS if tool in COMPARED or tool in options.tools]
-    plan = {} if on_gpu else {f"{method} fp32": (tools, [method]) for method in options.methods}
-    if options.bf16 or on_gpu:
-        plan |= {f"{method} bf16": (list(COMPARED), [method, "--bf16"]) for method in options.methods}
+    precisions = {"bf16": True} if on_gpu else {"fp32": False} | ({"bf16": True} if options.bf16 else {})
+    plan: dict[str, tuple[list[str], list[str]]] = {}
+    for data in options.data or [None]:
+        for (precision, half), method in itertools.product(precisions.items(), options.methods):
+            words = [method, *(["--bf16"] if half else []), *(["--data", data] if data else [])]
+            # TRL's defaults are in bf16, whatever is asked for
+            chosen = [tool for tool in tools if not (on_gpu and tool not in COMPARED) and not (half and tool == "trl")]
+            plan[f"{Path(data).name + ' ' if data else ''}{method} {precision}"] = (chosen, words)
     runs: dict[str, list[dict[str, Any]]] = {title: [] for title in plan}
     for repeat in range(options.repeats):
         for title, (compared, words) in plan.items():
             first = repeat % len(compared)  # another tool begins each time
             same = [*words, "--steps", str(options.steps), "--device", options.device]
+            same += ["--model", options.model] if options.model else []
             measurements = [_child(tool, *same) for tool in compared[first:] + compared[:first]]
             check(title, {run["tool"]: run for run in measurements})
             runs[title] += measurements
     summary = {title: summarise(measurements) for title, measurements in runs.items()}
-    name = "engine_cuda.json" if on_gpu else "engine.json"
+    name = "engine_cuda.json" if on_gpu else "engine_real.json" if options.model else "engine.json"
     out = options.out or Path(__file__).parent / "results" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**head, "summary": summary, "runs": runs}, indent=2) + "\n")
@@ -323,11 +421,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu; or cuda: a larger model, under bf16 autocast")
     parser.add_argument("--steps", type=int, default=6, help="timed optimiser steps, 8 rows each")
     parser.add_argument("--out", type=Path, help="default: results/engine.json, or results/engine_cuda.json")
+    parser.add_argument("--model", help="folder of a real model; default: a random one")
+    parser.add_argument("--data", nargs="+", help="with --model: tasks, as `tunewise compare` takes them")
     options = parser.parse_args()
+    if bool(options.model) != bool(options.data):
+        parser.error("--model and --data go together")
     if not options.one:
         return compare(options)
     with contextlib.redirect_stdout(sys.stderr):  # the tools' own logs
-        measurement = measure(*options.one, options.bf16, options.steps, options.device)
+        measurement = measure(*options.one, options.bf16, options)
     print(json.dumps(measurement))
 
 

@@ -9,6 +9,11 @@ Random models, two threads, fp32. On a GPU the models are larger and under bf16 
 all; `--trained FILE` stops after that and writes what it saw, and a file that is there is read instead, so that the
 plans can be drawn on a machine without a GPU. `--turns` gives each technique each shape, with one of the batches in
 turn. Written to results/plan.json, or results/plan_cuda.json.
+
+    python benchmarks/plan.py --whole MODEL DATA TECHNIQUE [-- --budget-steps 8 --test-examples 64]
+
+This compares one technique in a process of its own and prints estimated beside measured seconds and peak memory, by
+which the constants of `tunewise.advice.plan.whole_run` are set.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -35,14 +41,15 @@ from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.planner import measure
 from tunewise.advice.plan.probe import probe
 from tunewise.advice.plan.weightless import Sketch
-from tunewise.contract.study import Study
 from tunewise.core.seeds import generator
 from tunewise.data.task import Example, Message, Task
 from tunewise.engine.forward import why_not_packed
 from tunewise.engine.memory import peak_memory, release_unused_memory
 from tunewise.engine.model import DTYPES, Base
 from tunewise.fitting.loop import train
+from tunewise.fitting.scoring import study
 from tunewise.fitting.settings import TrainSettings
+from tunewise.results.schema import Comparison
 from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import tiny_base
 
@@ -180,7 +187,7 @@ def trained(shape: str, batch: str, name: str, device: str = "cpu", base: Base |
     with peak_memory(torch.device(device)) as memory:
         base, data = base or real(shape, device), task(batch, device)
         attachment = make(name, {}).resolved(base).attach(base, generator(0, "attach"))
-        attachment.prepare_shapes(Study(data, 0, lambda: 1.0))
+        attachment.prepare_shapes(study(attachment, data, data.validation, 0))
         rows = encoder_for(attachment, data).encode([attachment.render(example) for example in data.train])
         train_settings = replace(settings(batch, device), max_steps=STEPS * attachment.phases)
         train(attachment, rows, train_settings, on_step=lambda *_: ends.append(time.perf_counter()), reuse_trunk=False)
@@ -230,6 +237,25 @@ def all_of_it(shape: str, batch: str, name: str) -> dict[str, float]:
     return figures | {"probed_peak": probed.peak, "probed_step": probed.step}
 
 
+def whole(model: str, data: str, name: str, words: list[str]) -> None:
+    """Print what a comparison of one technique was expected to take and what it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tunewise.cli", "compare", "--model", model, "--data", data]
+        command += ["-t", name, "--yes", "--json", "--out", folder, *words]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = Comparison.from_json(json.loads(done.stdout))
+    row, cost, spent = result.estimate.rows[0], result.rows[0].cost, result.rows[0].spent
+    scored = cost.seconds_per_example * result.task.test
+    table = Table("", "estimated", "measured")
+    table.add_row("preparing and training, s", f"{row.preparing + row.training:.1f}", f"{cost.train_seconds:.1f}")
+    rest = f"{spent.seconds - cost.train_seconds:.1f} (test split {scored:.1f})"
+    table.add_row("scoring and forgetting, s", f"{row.scoring + row.forgetting:.1f}", rest)
+    table.add_row("start, s", f"{result.estimate.startup:.1f}", f"{result.seconds - spent.seconds:.1f} without loading")
+    peaks = result.estimate.peak_memory_bytes, result.process_peak_bytes
+    table.add_row("peak of the process, GB", *(f"{peak / 1e9:.2f}" for peak in peaks))
+    Console(width=100).print(table)
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -243,8 +269,13 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, help="what training took on a GPU, written or read")
     parser.add_argument("--one", nargs=3, metavar=("SHAPE", "BATCH", "TECHNIQUE"), help="one, as a line of JSON")
     parser.add_argument("--rates", help="with --one: the plan alone, for a GPU that is so fast, as JSON")
+    parser.add_argument("--whole", nargs=3, metavar=("MODEL", "DATA", "TECHNIQUE"), help="one whole comparison")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("words", nargs="*", help="with --whole: further options of tunewise compare, after --")
     options = parser.parse_args()
+    if options.whole:
+        whole(*options.whole, options.words)
+        return
     if options.one:
         one = (
             predicted(*options.one, options.device, Rates(**json.loads(options.rates)))

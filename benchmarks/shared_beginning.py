@@ -30,6 +30,7 @@ from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import layout, loss_sum, nll
 from tunewise.engine.model import Base
 from tunewise.engine.packing import by_shared_prefix, packed_batch, padded_batch
+from tunewise.engine.token_trie import TokenTrie
 from tunewise.fitting.scoring import label_nll
 from tunewise.techniques.registry import make
 from tunewise.testing import attach, tiny_base
@@ -91,7 +92,7 @@ def scoring(repeats: int) -> dict[str, Any]:
     head = tokens(SHOTS * SHOT, "shots")
     question_ids = [head + tokens(QUESTION, "question", index) for index in range(QUESTIONS)]
     prompts = [TokenSequence(ids, [False] * len(ids), len(ids)) for ids in question_ids]
-    answers = [[list(label) for label in LABELS]] * QUESTIONS
+    answers = [TokenTrie.of(LABELS)] * QUESTIONS
     config = GenerationConfig(max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
 
     def ours() -> float:

@@ -115,6 +115,8 @@ def _facts(traits: dict[str, Any]) -> dict[str, str]:
     if cite := traits["citation"]:
         where = f", {cite['equation']}" if cite["equation"] else ""
         rows["paper"] = f"{cite['authors']} {cite['year']}, [{cite['title']}]({cite['url']}){where}"
+    if traits["differs"]:
+        rows["name in a comparison"] = f"{traits['technique']} ({traits['differs']})"
     rows |= {
         "needs": traits["needs"] or "nothing special",
         "changes": ", ".join(traits["sides"]) or "nothing",

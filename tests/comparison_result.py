@@ -1,5 +1,9 @@
-"""A made-up result of a comparison, with every field that `compare.json` can have, and the same made hostile."""
+"""A made-up result of a comparison, with every field that `compare.json` can have, and the same made hostile.
 
+`timeless` is what two runs of the same comparison have in common.
+"""
+
+import copy
 import math
 
 from tunewise.results.schema import Comparison
@@ -21,6 +25,7 @@ FAMILIES = {
     "peft:ia3": "peft",
 }
 TRAINED = set(FAMILIES) - {"base", "icl", "rag"}
+NEVER_ENDED = {"lora": (7, 5)}  # answers that were cut, for each seed; of the others, none
 
 
 def row(name, place):
@@ -70,13 +75,26 @@ def row(name, place):
             "swappable": name != "full",
             "usd_per_1000_requests": 0.001 * (place + 1),
         },
-        "training": {"steps": 100 * trains, "tokens": 11000 * trains, "final_loss": 0.4, "cut": 0},
+        "training": {
+            "steps": 100 * trains,
+            "tokens": 11000 * trains,
+            "final_loss": 0.4,
+            "cut": 0,
+            **({"preparing_tokens": 15_400} if name == "icl" else {}),
+        },
         "spent": {"search_tokens": 5000, "search_seconds": 4.5, "trial_tokens": 22000, "trial_seconds": 9.0},
         "curve": [[step, 3 * math.exp(-step / (20 + 5 * place)) + 0.2] for step in range(1, 101)] if trains else [],
         "findings": {},
         "test_cut": 0,
         "adaptation": f"trials/{name}-seed0-0123456789ab/adaptation",
+        "lengths": [
+            {"answers": 161, "mean": 3.25, "longest": 9, "reference_mean": 2.5, "never_ended": cut, "limit": 12}
+            for cut in NEVER_ENDED.get(name, (0, 0))
+        ],
+        "export_format": "merged" if trains else None,
     }
+    if found["export_format"] is None:
+        del found["export_format"]
     if trains:
         found["search"] = [
             {
@@ -212,6 +230,22 @@ def result():
     }
 
 
+def classification():
+    """The same of a task with three labels, in which krona predicts one of them and full some wrong ones."""
+    found = result()
+    found["task"] |= {"kind": "classification", "metric": "accuracy", "labels": ["anger", "joy", "sad|ness"]}
+    found["majority"] = {"label": "joy", "share": 0.5, "mean": 0.45, "low": 0.4, "high": 0.5}
+    right = {"anger": {"anger": 40}, "joy": {"joy": 80}, "sad|ness": {"sad|ness": 41}}
+    wrong = {"anger": {"anger": 30, "joy": 10}, "joy": {"joy": 80}, "sad|ness": {"anger": 1, "sad|ness": 40}}
+    collapsed = {label: {"joy": sum(row.values())} for label, row in right.items()}
+    for row in found["rows"]:
+        if "lengths" in row:
+            del row["lengths"]
+            counts = {"krona": collapsed, "full": wrong}.get(row["technique"], right)
+            row["confusions"] = [{"counts": counts}, {"counts": right if row["technique"] == "krona" else counts}]
+    return found
+
+
 def comparison(value=None):
     """The same, read; or another value."""
     return Comparison.from_json(result() if value is None else value)
@@ -234,3 +268,16 @@ def hostile():
     found["rows"][3]["search"][0]["settings"] = {HOSTILE: HOSTILE}
     found["rows"][3]["findings"] = {HOSTILE: {HOSTILE: 1.0}}
     return found
+
+
+def timeless(result):
+    """Without what no two runs share: times, memory, and the words made of them."""
+    varying = ("seconds", "tokens_per_second", "seconds_per_example", "peak_memory_bytes")
+    result = copy.deepcopy(result)
+    for row in result["rows"]:
+        row["cost"] = {k: v for k, v in row["cost"].items() if not k.endswith(varying)}
+        row["spent"] = {k: v for k, v in row["spent"].items() if not k.endswith("seconds")}
+        row["search"] = [{k: v for k, v in tried.items() if not k.endswith("seconds")} for tried in row["search"]]
+    result["verdict"].pop("break_even")
+    result.pop("estimate", None)  # of what was left to do
+    return {**result, "created": None, "command": None, "seconds": None, "process_peak_bytes": None}

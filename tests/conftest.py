@@ -7,11 +7,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+import figures
+from figures import cases  # noqa: F401 (a fixture)
+
 SHARED = Path(os.environ.get("TUNEWISE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+INSTRUCT = Path(os.environ.get("TUNEWISE_REAL_MODEL", Path.home() / ".cache" / "tunewise-tests" / "smollm2"))
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +25,25 @@ def real() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def instruct_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct, a real instruct model with its chat template; only read it."""
+    if not (INSTRUCT / "model.safetensors").is_file():
+        pytest.skip(f"no instruct model at {INSTRUCT} (set TUNEWISE_REAL_MODEL)")
+    return INSTRUCT
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    figures.gather(report)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # a worker's reports are gathered by the process that started it
+        figures.write()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    figures.mark_items(items)
     if SHARED.is_dir():
         return
     skip = pytest.mark.skip(reason=f"no real models and tasks at {SHARED} (set TUNEWISE_REAL_DATA)")
@@ -41,3 +64,16 @@ def save_tiny():
         return folder
 
     return save
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the files whose tests took longest, in seconds of all processes together."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.split("::")[0]] += report.duration
+    if sum(seconds.values()) > 60:
+        terminalreporter.section("slowest files")
+        for file, taken in seconds.most_common(20):
+            terminalreporter.write_line(f"{taken:6.0f} s  {file}")

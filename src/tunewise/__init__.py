@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tunewise.comparison.budget import Budget
     from tunewise.comparison.compare import compare
     from tunewise.contract.attachment import Attachment
+    from tunewise.contract.places import Places
     from tunewise.contract.settings import setting
     from tunewise.contract.technique import Citation, Technique
     from tunewise.data.task import Example, Message, Task
@@ -32,6 +33,7 @@ _HOMES = {
     "comparison.budget": ("Budget",),
     "comparison.compare": ("compare",),
     "contract.attachment": ("Attachment",),
+    "contract.places": ("Places",),
     "contract.settings": ("setting",),
     "contract.technique": ("Citation", "Technique"),
     "data.task": ("Example", "Message", "Task"),
@@ -49,6 +51,7 @@ __all__ = [
     "Citation",
     "Example",
     "Message",
+    "Places",
     "Task",
     "Technique",
     "TrainSettings",

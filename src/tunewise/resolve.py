@@ -6,11 +6,11 @@ The options that several commands share stand here in groups, with the names and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-from tunewise.core.addresses import shipped
+from tunewise.contract.places import USES_OF_PLACES, Places
+from tunewise.core.addresses import path_at, shipped
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
 
@@ -32,7 +32,12 @@ class DataOptions:
 
     columns: str | None = None
     template: str | None = None
+    kind: str | None = None
+    skip_bad_rows: bool = False
+    label_list: str = "auto"
     metric: str | None = None
+    judge_url: str | None = None
+    judge_model: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,28 +48,38 @@ class ModelOptions:
     revision: str | None = None
     dtype: str = "float32"
     device: str | None = None
+    resize_embeddings: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class TechniqueOptions:
     """Options that recipes are made from, besides their names.
 
-    `sources` are for those that learn from other tasks, `knowledge` for those that search documents.
+    `sources` are for those that learn from other tasks, `places` for those that search documents or examples.
     """
 
     sets: list[str] | None = None
     sources: str | None = None
-    knowledge: str | None = None
+    places: Places = field(default_factory=Places)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Options of the training loop."""
+    """Options of the training loop; they are as `TrainSettings` says."""
 
     batch_size: int = 8
     accumulate: int = 1
     lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = 0.06
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    logging_steps: int = 1
     save_steps: int = 500
+    eval_steps: int = 0
+    patience_evals: int = 0
+    keep_best: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +103,53 @@ class RemedyOptions:
 def read_task(data: str, options: DataOptions | None = None) -> Task:
     """Read the task that `--data` names, with the options beside it."""
     from tunewise.data.task import Task
-    from tunewise.fitting.metrics import find
+    from tunewise.fitting.judge import Judge
+    from tunewise.fitting.metrics import check_references
 
     options = options or DataOptions()
-    metric = options.metric
-    if metric is not None and metric != "accuracy":
-        find(metric)
+    metric = _metric(options)
     template = options.template.replace("\\n", "\n") if options.template else None
-    task = Task.read(data, columns=pairs(options.columns), template=template, metric=metric)
+    task = Task.read(
+        data,
+        columns=pairs(options.columns),
+        template=template,
+        metric=metric,
+        kind=options.kind,
+        label_list=_label_list(options.label_list),
+        skip_bad_rows=options.skip_bad_rows,
+    )
     if metric == "accuracy" and task.kind != "classification":
         raise SettingError(f"accuracy is for labels, and {data} is a {task.kind} task; use exact_match or f1")
+    if metric is not None and Judge.of(metric) is not None and task.kind != "generation":
+        raise SettingError(f"a judge compares generated answers, and {data} is a {task.kind} task; leave it out")
+    references = (example.references or (example.answer,) for example in task.test)
+    check_references(task.metric, (answer for answers in references for answer in answers))
     return task
+
+
+def _metric(options: DataOptions) -> str | None:
+    """Return the metric that is asked for by name, after checking that there is one."""
+    from tunewise.fitting import judge
+    from tunewise.fitting.metrics import find
+
+    metric, url, model = options.metric, options.judge_url, options.judge_model
+    if metric == judge.METRIC and url and model:
+        metric = judge.Judge(model, url).name
+    elif url or model:
+        raise SettingError("--judge-url and --judge-model belong together, and to --metric judge")
+    if metric is not None and (chosen := judge.Judge.of(metric)) is not None:
+        chosen.check_installed()
+    elif metric is not None and metric != "accuracy":
+        find(metric)
+    return metric
+
+
+def _label_list(choice: str) -> bool | None:
+    """Read `--label-list`; YAML hands over its own yes and no as true and false."""
+    choices = {"auto": None, "yes": True, "true": True, "no": False, "false": False}
+    if choice.lower() not in choices:
+        raise SettingError(f'--label-list is "{choice}" but must be auto, yes or no')
+    return choices[choice.lower()]
 
 
 def pairs(columns: str | None) -> dict[str, str] | None:
@@ -113,7 +164,7 @@ def pairs(columns: str | None) -> dict[str, str] | None:
 
 def settings_of(sets: list[str] | None) -> TechniqueSettings:
     """Read `--set technique.setting=value` as {technique: {setting: value}}."""
-    import yaml
+    from tunewise.core.yaml_text import YamlTextError, read_yaml
 
     settings: TechniqueSettings = {}
     for item in sets or []:
@@ -122,9 +173,9 @@ def settings_of(sets: list[str] | None) -> TechniqueSettings:
         if not equals or not dot or not name:
             raise SettingError(f'--set is "{item}" but must look like lora.r=8')
         try:
-            settings.setdefault(technique, {})[name] = _number(yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise SettingError(f"--set {item}: the value cannot be read") from error
+            settings.setdefault(technique, {})[name] = _number(read_yaml(value))
+        except YamlTextError as error:
+            raise SettingError(f"--set {item[:80]}: the value cannot be read ({error})") from error
     return settings
 
 
@@ -167,9 +218,9 @@ def recipes_of(
         sources = options.sources.split(",") if options.sources else default_sources
         if sources:
             settings.setdefault(name, {}).setdefault("sources", [s.strip() for s in sources if s.strip()])
-    for name in _takers(used, "knowledge", options.knowledge, "search documents"):
-        if options.knowledge:
-            settings.setdefault(name, {}).setdefault("knowledge", options.knowledge)
+    for setting, place in options.places.given().items():
+        for name in _takers(used, setting, place, USES_OF_PLACES[setting]):
+            settings.setdefault(name, {}).setdefault(setting, place)
     recipes = [make(name, settings) for name in recipe_names]
     if learning_rate is None:
         return recipes
@@ -198,29 +249,40 @@ def load_model(name: str, options: ModelOptions | None = None) -> Base:
 
     options = options or ModelOptions()
     return load_base(
-        name, revision=options.revision, dtype=options.dtype, device=options.device, max_length=options.max_length
+        name,
+        revision=options.revision,
+        dtype=options.dtype,
+        device=options.device,
+        max_length=options.max_length,
+        resize_embeddings=options.resize_embeddings,
     )
 
 
 def train_settings(
-    max_steps: int,
+    max_steps: int | None,
     train: TrainOptions,
     compute: ComputeOptions | None = None,
     remedies: RemedyOptions | None = None,
-    *,
-    eval_steps: int = 0,
 ) -> TrainSettings:
-    """Build the settings of the training loop from the options of the command line."""
+    """Build the settings of the training loop from the options of the command line; None is the default number."""
     from tunewise.fitting.settings import TrainSettings
 
     compute, remedies = compute or ComputeOptions(), remedies or RemedyOptions()
     return TrainSettings(
-        max_steps=max_steps,
+        max_steps=TrainSettings.max_steps if max_steps is None else max_steps,
         per_device_train_batch_size=train.batch_size,
         gradient_accumulation_steps=train.accumulate,
         lr_scheduler_type=train.lr_scheduler_type,
+        warmup_ratio=train.warmup_ratio,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        max_grad_norm=train.max_grad_norm,
+        logging_steps=train.logging_steps,
         save_steps=train.save_steps,
-        eval_steps=eval_steps,
+        eval_steps=train.eval_steps,
+        early_stopping_patience=train.patience_evals,
+        load_best_model_at_end=train.keep_best,
         bf16=compute.bf16,
         gradient_checkpointing=compute.gradient_checkpointing,
         replay=remedies.replay,
@@ -237,8 +299,8 @@ def read_texts(path: str | None) -> list[str] | None:
     if address is not None and address[1] == "text":
         return list(address[0].retention())
     try:
-        lines = [line for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line for line in path_at(path).read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise SettingError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     if not lines:
         raise SettingError(f"{path}: holds no text; give a file with text that the model should not forget")

@@ -32,7 +32,7 @@ from tunewise.engine.generation import generate
 from tunewise.engine.model import Base
 from tunewise.engine.tiny import ARCHITECTURES, tiny_base, tiny_task
 from tunewise.fitting.loop import train
-from tunewise.fitting.scoring import encoder_for, loss, score, study
+from tunewise.fitting.scoring import encoder_for, label_table, loss, study
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 
@@ -377,6 +377,78 @@ def check_resume(technique: Technique, base: Base) -> None:
     )
 
 
+_WORSE_AFTER = 9  # the step from which `check_best_state` lets the validation loss rise
+
+
+class _RisingLoss:
+    """Plays the validation loss of a run: it falls up to a step and rises from there.
+
+    States that are no adaptation yet, those of an earlier phase or before its size is final, get a loss of 0.
+    """
+
+    def __init__(self, attachment: Attachment, total: int, step: int = 0) -> None:
+        self.attachment, self.step = attachment, step
+        self.earlier_phases = -(-total * (attachment.phases - 1) // attachment.phases)
+        self.state: dict[str, Tensor] = {}  # at the step with the lowest loss
+        self.logits = torch.zeros(0)
+
+    def __call__(self) -> float:
+        """Return the loss after the next step."""
+        self.step += 1
+        if self.step == _WORSE_AFTER:
+            self.state = {name: tensor.clone() for name, tensor in self.attachment.state().items()}
+            self.logits = logits(self.attachment)
+        counts = self.step > self.earlier_phases and self.attachment.complete
+        return 1.0 + abs(self.step - _WORSE_AFTER) if counts else 0.0
+
+
+def check_best_state(technique: Technique, base: Base) -> None:
+    """Check that training stops early and leaves the state with the lowest validation loss, resumed or not."""
+    if not technique.trains:
+        return
+    import tempfile
+
+    settings = TrainSettings(max_steps=12, save_steps=2, eval_steps=1, early_stopping_patience=2)
+    attachment = attach(technique, base)
+    sequences = _sequences(attachment, tiny_task())
+    played = _RisingLoss(attachment, settings.max_steps)
+    trained = train(attachment, sequences, settings, evaluate=played)
+    assert (trained.best_step, trained.steps, trained.stopped_early) == (_WORSE_AFTER, _WORSE_AFTER + 2, True), (
+        _failure(
+            technique,
+            f"keeps the state of step {trained.best_step} and stops after {trained.steps}, where the loss rises from "
+            f"step {_WORSE_AFTER} on and may rise twice",
+            "let complete say True from the step on at which the adaptation has its size",
+        )
+    )
+    _check_same_state(technique, attachment, played, "is not as it was at its best step")
+    attachment.detach()
+    with tempfile.TemporaryDirectory() as folder:
+        stopped = attach(technique, base)
+
+        def stop(step: int, value: float) -> None:
+            if step == _WORSE_AFTER + 2:  # the newest checkpoint then holds the best state beside its own
+                raise KeyboardInterrupt
+
+        try:
+            rising = _RisingLoss(stopped, settings.max_steps)
+            train(stopped, sequences, settings, folder=Path(folder), on_step=stop, evaluate=rising)
+        except KeyboardInterrupt:
+            stopped.detach()
+        resumed = attach(technique, base)
+        rising = _RisingLoss(resumed, settings.max_steps, step=_WORSE_AFTER + 1)
+        train(resumed, sequences, settings, folder=Path(folder), resume=True, evaluate=rising)
+    _check_same_state(technique, resumed, played, "is not as at its best step when it is stopped and resumed")
+
+
+def _check_same_state(technique: Technique, attachment: Attachment, best: _RisingLoss, fault: str) -> None:
+    state = attachment.state()
+    same = state.keys() == best.state.keys() and all(torch.equal(state[name], best.state[name]) for name in state)
+    assert same and torch.equal(logits(attachment), best.logits), _failure(
+        technique, fault, "let load_training_state() and load() set all that its outputs depend on, after training too"
+    )
+
+
 def check_cached_generation(technique: Technique, base: Base) -> None:
     """Check that greedy answers with a key/value cache in a padded batch equal those of full forward passes.
 
@@ -387,15 +459,15 @@ def check_cached_generation(technique: Technique, base: Base) -> None:
     fit(attachment, task=task)
     encoder = encoder_for(attachment, task)
     rendered = [attachment.render(example) for example in task.test]
-    texts, prompts = generate(attachment.base, encoder, rendered, 6)
-    for text, prompt in zip(texts, prompts, strict=True):
+    generated = generate(attachment.base, encoder, rendered, 6)
+    for text, prompt in zip(generated.texts, generated.prompts, strict=True):
         ids = list(prompt.ids)
         for _ in range(6):
             with torch.no_grad():
                 ids.append(int(base.model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1].argmax()))
-            if ids[-1] == encoder.eos:
+            if ids[-1] in encoder.ends.stops:
                 break
-        expected = encoder.decode([i for i in ids[len(prompt.ids) :] if i != encoder.eos])
+        expected = encoder.decode([i for i in ids[len(prompt.ids) :] if i not in encoder.ends.stops])
         assert text == expected, _failure(
             technique,
             f'answers "{text}" with a cache in a batch and "{expected}" alone without one',
@@ -461,29 +533,33 @@ def _check_gradients(technique: Technique, base: Base, tolerance: float, task: T
 
 
 def check_scores_agree(technique: Technique, base: Base) -> None:
-    """Check that scoring in batches gives the likelihoods of scoring each sequence alone through the plain model."""
-    task = alike(tiny_task())
+    """Check that scoring in batches gives the likelihoods of scoring each label alone through the plain model.
+
+    The labels begin alike, and one is the beginning of others, so that a pass computes what they share once.
+    """
+    task = replace(alike(tiny_task()), labels=("old", "old mat", "old trees", "old trees and birds", "small"))
     attachment = attach(technique, base, task)
-    scores = score(attachment, task, task.test)
+    fit(attachment, task=task)
     encoder = encoder_for(attachment, task)
-    total, count = 0.0, 0
-    for example in task.test:
-        sequence = encoder.encode([attachment.render(example)])[0]
-        with torch.no_grad():
-            log_p = (
-                base.model(input_ids=torch.tensor([sequence.ids], device=base.device))
-                .logits[0]
-                .double()
-                .log_softmax(-1)
+    rendered = [attachment.render(example) for example in task.test]
+    table = label_table(attachment, task, rendered)
+    for example, row in zip(rendered, table.nll, strict=True):
+        for label, nats in zip(task.labels, row, strict=True):
+            alone = _plain_nll(base, encoder.encode([replace(example, answer=label)])[0])
+            assert abs(nats - alone) < 1e-5, _failure(
+                technique,
+                f'scores "{label}" with {nats:.5f} nats side by side and {alone:.5f} alone',
+                "let a hook treat each token by itself, and render() each example",
             )
-        for position in range(sequence.prompt, len(sequence.ids)):
-            total -= float(log_p[position - 1, sequence.ids[position]])
-            count += 1
-    assert abs(scores.nll - total / count) < 1e-4, _failure(
-        technique,
-        f"scores {scores.nll:.5f} nats per token side by side and {total / count:.5f} one by one",
-        "let a hook treat each token by itself, and render() each example",
-    )
+
+
+@torch.no_grad()
+def _plain_nll(base: Base, sequence: TokenSequence) -> float:
+    """Return the negative log-likelihood (nats) of a sequence's answer, by the model's own forward pass."""
+    logits = base.model(input_ids=torch.tensor([sequence.ids], device=base.device)).logits[0]  # (T, V)
+    log_p = logits[sequence.prompt - 1 : -1].double().log_softmax(-1)
+    answer = torch.tensor(sequence.ids[sequence.prompt :], device=base.device)
+    return -float(log_p.gather(1, answer[:, None]).sum())
 
 
 _ROLES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -600,6 +676,7 @@ CHECKS: tuple[Callable[[Technique, Base], None], ...] = (
     check_strict_load,
     check_merge,
     check_resume,
+    check_best_state,
     check_cached_generation,
     check_gradients,
     check_scores_agree,

@@ -1,6 +1,7 @@
 """The command line called as a user calls it, and small models and data to call it on."""
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 
@@ -20,6 +21,11 @@ class Result:
         return json.loads(self.out)
 
 
+def without_progress(err):
+    """What stands on stderr besides the progress of work that took long."""
+    return "".join(line for line in err.splitlines(keepends=True) if not re.match(r"\[\d\d:\d\d:\d\d\] ", line))
+
+
 @pytest.fixture
 def run(capfd, monkeypatch):
     """Call the command line in this process, trials included; an exception that leaves it fails the test by itself."""
@@ -27,13 +33,15 @@ def run(capfd, monkeypatch):
     def call(*words):
         words = [*words, "--in-process"] if words[:1] == ("compare",) and "--help" not in words else words
         monkeypatch.setattr(sys, "argv", ["tunewise", *map(str, words)])
+        monkeypatch.delenv("COLUMNS", raising=False)  # parallel test processes have it; a pipe has no width
         capfd.readouterr()
         code = 0
         try:
             main.main()
         except SystemExit as end:
             code = end.code or 0
-        result = Result(code, *capfd.readouterr())
+        out, err = capfd.readouterr()
+        result = Result(code, out, without_progress(err))
         assert "Traceback" not in result.out + result.err
         return result
 

@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
+import shlex
 import signal
+import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
 from tunewise.cli import main
@@ -55,6 +59,41 @@ def test_compare_json_keeps_its_schema(compared):
     assert {result["verdict"]["best"], result["verdict"]["recommended"], *result["verdict"]["ties"]} <= names
 
 
+def test_labels_and_the_majority_are_recorded_and_eval_gives_them_again(run, compared, labels):
+    out, _, result = compared
+    majority = result["majority"]
+    assert majority["label"] in result["task"]["labels"] and 0 < majority["share"] <= 1
+    assert majority["low"] <= majority["mean"] <= majority["high"]
+    for row in result["rows"]:
+        assert len(row["confusions"]) == len(row["seeds"]) and "lengths" not in row
+        total = sum(number for counts in row["confusions"][0]["counts"].values() for number in counts.values())
+        assert total == result["task"]["test"]
+    row = next(row for row in result["rows"] if row["technique"] == "base")
+    scored = run("eval", out / row["adaptation"], "--data", labels, "--json").json()
+    assert scored["confusion"] == row["confusions"][0]["counts"]
+    assert {one["label"] for one in scored["classes"]} <= set(result["task"]["labels"])
+    assert "precision" in run("eval", out / row["adaptation"], "--data", labels).out
+    exported = {row["technique"]: row.get("export_format") for row in result["rows"]}
+    assert exported == {"base": "merged", "lora": "merged", "icl": None, "icl+lora": None}
+
+
+def test_the_next_steps_work_as_they_are_printed(run, compared, tmp_path):
+    from tunewise.results.report.next_steps import next_steps
+    from tunewise.results.schema import Comparison
+
+    out, _, result = compared
+    more = {"chat": ["--prompt", "the cat", "--max-new-tokens", 2], "serve": ["--dry-run", "--port", 0]}
+    more |= {"export": ["--out", tmp_path / "export"], "push": ["--card-only"]}
+    for name, commands in (("base", "chat serve"), ("icl", "chat serve push"), ("lora", "chat serve export push")):
+        verdict = {**result["verdict"], "recommended": name}
+        steps = next_steps(Comparison.from_json({**result, "verdict": verdict}), out)
+        assert [step.command.split()[1] for step in steps] == commands.split()
+        for step in steps:
+            words = shlex.split(step.command)[1:]
+            done = run(*words, *more[words[0]])
+            assert done.code == 0, (step.command, done.err)
+
+
 def names_of(result):
     return {row["technique"] for row in result["rows"]}
 
@@ -102,6 +141,7 @@ def test_eval_gives_the_row_to_the_last_digit(run, compared, labels):
         assert scored["mean"] == row["score"]["per_seed"][row["seeds"].index(seed)], row["technique"]
 
 
+@pytest.mark.slow
 def test_other_retention_text_is_another_measurement(run, model, labels, tmp_path):
     words = ["compare", "-t", "base,lora", "--model", model, "--data", labels, "--out", tmp_path / "out"]
     words += ["--budget-steps", 2, "--json"]
@@ -121,8 +161,8 @@ def test_the_recommended_row_alone_stands_out(compared):
 
     verdict = {"best": "icl", "ties": [], "recommended": "icl", "reasons": []}
     result = Comparison.from_json({**compared[2], "verdict": verdict})
-    styles = {str(cell): str(cell.style) for cell in table(result).renderables[0].columns[0].cells}
-    assert {name for name, style in styles.items() if style} == {"icl"}
+    styles = {row.cells[0]: row.style for row in table(result).renderables[1].rows}
+    assert {name for name, style in styles.items() if style == "bold green"} == {"icl"}
 
 
 def test_the_price_of_an_answer_leaves_scoring_out(run, model, labels, tmp_path, monkeypatch):
@@ -228,11 +268,37 @@ def test_two_comparisons_in_one_folder(refused, model, answers, tmp_path):
         ended, status = os.waitpid(first, 0)
         assert os.waitstatus_to_exitcode(status) == 0, (tmp_path / "err").read_text()
         assert "Recommended: base." in (tmp_path / "out").read_text()
-        assert not (tmp_path / "err").read_text()
+        lines = (tmp_path / "err").read_text().splitlines()
+        assert lines and all(
+            re.match(r"\[00:0\d:\d\d\] |Estimate: |  base ", line) or "steps of" in line for line in lines
+        )
     finally:
         if not ended:
             os.kill(first, signal.SIGKILL)
             os.waitpid(first, 0)
+
+
+def test_without_a_terminal_progress_is_plain_lines(model, labels, tmp_path):
+    """As in CI, in a notebook or under nohup; even where colours are forced."""
+    words = ["compare", "--model", str(model), "--data", str(labels), "--out", str(tmp_path / "out"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tunewise.cli", *words, "-t", "base,bitfit", "--budget-steps", "2"],
+        capture_output=True,
+        env={**os.environ, "FORCE_COLOR": "1", "OMP_NUM_THREADS": "1"},
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["technique"] for row in json.loads(done.stdout)["rows"]] == ["base", "bitfit"]
+    lines = done.stderr.decode().removesuffix("\n").split("\n")
+    estimate = [line for line in lines if re.match("Estimate: about .* for 2 rows|  (base|bitfit) ", line)]
+    assert len(estimate) == 3
+    lines = [line for line in lines if line not in estimate]
+    assert all(line.isprintable() and re.match(r"\[\d\d:\d\d:\d\d\] ", line) for line in lines), lines
+    text = "\n".join(re.sub(r"^\[.{8}\] ", "", line) for line in lines)
+    for place, name in enumerate(("base", "bitfit"), 1):
+        assert f"row {place} of 2, {name}: begins" in text
+        assert re.search(rf"row {place} of 2, {name}: accuracy \d\.\d+ \[.*\] in ", text)
 
 
 def test_report_of_nothing(refused, tmp_path):
@@ -243,6 +309,7 @@ def test_report_of_nothing(refused, tmp_path):
     assert "compare.json" in refused("report", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_probe_is_scored_after_each_row_and_shown(run, model, labels, tmp_path):
     words = ("compare", "--model", model, "--data", labels, "--out", tmp_path, "--budget-steps", 3)
     result = run(*words, "--techniques", "base,icl,full", "--probe", labels, "--json").json()

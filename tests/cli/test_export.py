@@ -4,9 +4,9 @@ import json
 
 
 def test_export_says_that_it_is_the_same(run, refused, fitted, labels, tmp_path):
-    result = run("export", fitted, "--to", "merged", "--out", tmp_path / "out")
+    result = run("export", fitted, "--to", "merged", "--out", tmp_path / "out", "--data", labels)
     assert result.code == 0 and "is the model that was trained" in result.out
-    assert f"6 prompts ({labels})" in result.out and "accuracy" in result.out  # the data it was fitted on
+    assert f"60 prompts ({labels})" in result.out and "accuracy" in result.out
     assert not result.err
     record = json.loads((tmp_path / "out" / "parity.json").read_text("utf-8"))
     assert record["same"] and record["adaptation"]["technique"] == "lora"
@@ -14,6 +14,22 @@ def test_export_says_that_it_is_the_same(run, refused, fitted, labels, tmp_path)
 
     record = run("export", fitted, "--to", "peft", "--out", tmp_path / "peft", "--data", labels, "--json").json()
     assert record["format"] == "peft" and record["greedy_agreement"] == 1
+
+
+def test_the_number_of_prompts_is_chosen_or_the_proof_left_out(run, refused, fitted, tmp_path):
+    few = run("export", fitted, "--to", "merged", "--out", tmp_path / "few", "--parity-prompts", 14)
+    assert few.code == 0 and "No difference in 14 prompts: at most 19 % of prompts differ (95 %)." in few.out
+    message = refused("export", fitted, "--to", "merged", "--out", tmp_path / "o", "--parity-prompts", 0)
+    assert "--no-parity" in message
+    message = refused("export", fitted, "--to", "merged", "--out", tmp_path / "o", "--no-parity", "--parity-prompts", 9)
+    assert "give one of the two" in message
+    assert not (tmp_path / "o").exists()
+    for place, more in (("one", ()), ("two", ("--parity-prompts", 0))):
+        result = run("export", fitted, "--to", "merged", "--out", tmp_path / place, "--no-parity", *more)
+        assert result.code == 0 and "not compared with the trained model" in result.out
+        record = json.loads((tmp_path / place / "parity.json").read_text("utf-8"))
+        assert record["same"] is None and record["checked"] is False
+    assert "not compared" in run("push", tmp_path / "one", "me/x", "--card-only").out
 
 
 def test_export_refuses_in_one_line(refused, fitted, labels, tmp_path):

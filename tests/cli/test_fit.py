@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tunewise.fitting import checkpoint
+
 
 def test_fit_and_eval(run, refused, model, labels, tmp_path):
     out = tmp_path / "fitted"
@@ -52,6 +54,27 @@ def test_fit_says_what_it_did(run, model, labels, tmp_path):
     assert result.code == 0
     assert "validation loss" in result.out and "tunewise eval" in result.out
     assert not result.err
+
+
+def test_fit_chooses_its_steps_and_says_why(run, model, labels, tmp_path):
+    words = ["fit", "bitfit", "-m", model, "-d", labels, "-o", tmp_path]
+    result = run(*words, "--json")
+    assert result.code == 0, result.err
+    training = result.json()["training"]
+    assert training["steps"] >= 60 and training["best_step"] is None
+    assert result.err.startswith(f"{training['steps']} steps of 8 examples: ")
+
+
+def test_fit_stops_early(run, model, labels, tmp_path):
+    """At this rate the validation loss rises soon."""
+    words = ["-m", model, "-d", labels, "-o", tmp_path, "--learning-rate", 0.5, "--max-steps", 40]
+    training = run("fit", "bitfit", *words, "--eval-steps", 2, "--patience-evals", 2, "--json").json()["training"]
+    assert training["stopped_early"] and training["steps"] == training["best_step"] + 4 < 40
+
+
+def test_fit_takes_one_length(run, model, labels, tmp_path):
+    result = run("fit", "lora", "-m", model, "-d", labels, "-o", tmp_path, "--max-steps", 3, "--epochs", 1)
+    assert result.code == 2 and "give one of them" in result.err
 
 
 def test_fit_a_composition_with_a_learning_rate(run, model, labels, tmp_path):
@@ -104,6 +127,9 @@ def test_fit_with_wrong_settings(run, model, labels, tmp_path, words):
         ["--max-length", 1],
         ["--budget-steps", 0],
         ["--budget-minutes", 0],
+        ["--epochs", 0],
+        ["--epochs", 1, "--budget-steps", 2],
+        ["--patience-evals", -1],
         ["--need", "speed"],
         ["--report-to", "paper"],
         ["--seeds", 0],
@@ -124,3 +150,25 @@ def test_out_that_is_a_file(refused, model, labels, tmp_path):
     assert "taken" in refused("fit", "lora", *words)
     assert "taken" in refused("compare", "-t", "base", *words)
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(run, refused, model, labels, lines, tmp_path, monkeypatch):
+    """The steps that were chosen for it included, so that the same request still continues it."""
+    out, rows = tmp_path / "out", [json.loads(line) for line in labels.read_text("utf-8").splitlines()]
+    other = lines(tmp_path / "other.jsonl", rows[::-1])
+    words, save = ["fit", "bitfit", "-m", model, "-o", out, "--save-steps", 10], checkpoint.save
+
+    def saved_and_stopped(*given):
+        save(*given)
+        raise KeyboardInterrupt
+
+    def files():
+        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", saved_and_stopped)
+        assert run(*words, "-d", labels).code == 130
+    before = files()
+    assert "was begun with the train rows in another order" in refused(*words, "-d", other, "--resume")
+    assert files() == before
+    assert run(*words, "-d", labels, "--resume", "--json").json()["training"]["steps"] >= 60

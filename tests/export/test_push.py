@@ -11,6 +11,7 @@ from tunewise.adaptation.artifact import save
 from tunewise.core.artifact_writer import read
 from tunewise.core.errors import ArtifactError, SettingError, TunewiseError
 from tunewise.engine.tiny import tiny_base, tiny_task
+from tunewise.export.export import export
 from tunewise.export.push import prepare_upload, push
 from tunewise.techniques.registry import make
 from tunewise.testing import attach
@@ -81,6 +82,37 @@ def test_without_a_comparison_the_validation_loss_is_told(adaptation, tmp_path):
     assert "2.5000 before and 1.2500" in body and "No other technique was tried" in body
     assert "base_model" not in head and "license" not in head and "model-index" not in head
     assert "secret" not in body and "| base | model |" in body
+
+
+def test_the_card_of_an_export_says_what_was_proved(tmp_path, hub):
+    base = tiny_base()
+    save(attach(make("lora", {"lora": {"r": 2}}), base), tiny_task(), tmp_path / "a")
+    base.release()
+    export(tmp_path / "a", "merged", tmp_path / "half", base=base, task=tiny_task(), dtype="bfloat16")
+    body = front(prepare_upload(tmp_path / "half", "me/x", None)[1])[1]
+    assert "On 20 prompts its logits differ from the trained model's, rounded to bfloat16, by at most" in body
+    assert "No difference in 20 prompts: at most 14 % of prompts differ (95 %)." in body
+    assert "Rounding the merged weights to bfloat16 moved" in body
+
+    export(tmp_path / "a", "merged", tmp_path / "unproved", base=base, parity_prompts=None)
+    body = front(prepare_upload(tmp_path / "unproved", "me/x", None)[1])[1]
+    assert "It was not compared with the trained model." in body and "logits differ" not in body
+    assert push(tmp_path / "unproved", "me/x")["commit"] == "abc"
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path):
+    """It knows nothing of bounds, rounding and comparisons that were left out."""
+    base = tiny_base()
+    save(attach(make("lora", {"lora": {"r": 2}}), base), tiny_task(), tmp_path / "a")
+    base.release()
+    export(tmp_path / "a", "merged", tmp_path / "old", base=base, task=tiny_task())
+    path = tmp_path / "old" / "parity.json"
+    record = json.loads(path.read_text("utf-8"))
+    for name in ("checked", "most_that_differ"):
+        del record[name]
+    path.write_text(json.dumps(record), "utf-8")
+    body = front(prepare_upload(tmp_path / "old", "me/x", None)[1])[1]
+    assert "On 20 prompts its logits differ from the trained model's by at most" in body and "95 %" not in body
 
 
 def test_names_cannot_break_the_card(tmp_path):

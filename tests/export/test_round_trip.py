@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from tunewise.adaptation.artifact import load, save
+from tunewise.contract.attachment import Attachment
 from tunewise.core.errors import RequestError, SettingError, TechniqueError, TunewiseError
 from tunewise.engine.model import load_base
 from tunewise.engine.tiny import tiny_base, tiny_task
-from tunewise.export import parity
 from tunewise.export.export import export
 from tunewise.export.format import formats
 from tunewise.fitting.scoring import encoder_for
@@ -167,14 +169,156 @@ def test_onnx(architecture, name, places, tmp_path):
         export(tmp_path / "adaptation", "onnx", tmp_path / "half", base=base, task=tiny_task(), dtype="float16")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_half_precision_is_rounding_and_nothing_else(form, dtype, places, tmp_path):
+    """The export agrees with the rounded weights as exactly as float32 does; what rounding did is told apart."""
+    base = load_base(places("llama"))
+    fingerprint = base.fingerprint
+    fitted("lora", tmp_path / "a", base)
+    record = export(tmp_path / "a", form, tmp_path / "out", base=base, task=tiny_task(), dtype=dtype)
+    assert record["same"] and record["dtype"] == dtype
+    assert record["max_logit_difference"] <= record["tolerance"] == pytest.approx(1e-5 * record["largest_logit"])
+    rounding, bound = record["rounding"], {"bfloat16": 2e-2, "float16": 2e-3}[dtype]
+    assert 10 * record["tolerance"] < rounding["max_logit_difference"] <= bound * record["largest_logit"]
+    assert 0 <= rounding["merging_logit_difference"] <= record["tolerance"]
+    assert 0.5 < rounding["greedy_tokens_unchanged"] <= 1
+    base.frozen_fingerprint = None
+    assert base.fingerprint == fingerprint
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 2e-2), ("float16", 2e-3)])
-@pytest.mark.parametrize("form", ["merged", "gguf", "peft"])
-def test_half_precision_within_its_bound(form, dtype, bound, places, tmp_path):
+def test_an_adapter_in_half_precision_is_within_its_bound(dtype, bound, places, tmp_path):
     base = load_base(places("llama"))
     record = export(
-        fitted("lora", tmp_path / "a", base), form, tmp_path / "out", base=base, task=tiny_task(), dtype=dtype
+        fitted("lora", tmp_path / "a", base), "peft", tmp_path / "out", base=base, task=tiny_task(), dtype=dtype
     )
     assert record["same"] and 0 < record["max_logit_difference"] <= bound * record["largest_logit"]
+    assert "rounding" not in record
+
+
+def test_a_model_is_stored_in_the_type_of_its_checkpoint(tmp_path):
+    """Which is not the type that it was loaded and trained in; an adapter keeps that one."""
+    tiny = tiny_base("llama")
+    tiny.model.to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    base = load_base(tmp_path / "base")
+    assert base.model.dtype == torch.float32
+    fitted("lora", tmp_path / "a", base)
+    types = {}
+    for form in ("merged", "gguf", "peft", "lora"):
+        record = export(tmp_path / "a", form, tmp_path / form, base=base, task=tiny_task())
+        assert record["same"] and ("rounding" in record) == (record["dtype"] == "bfloat16")
+        types[form] = record["dtype"]
+    assert types == {"merged": "bfloat16", "gguf": "bfloat16", "peft": "float32", "lora": "float32"}
+    stored = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    wider = export(tmp_path / "a", "merged", tmp_path / "wide", base=base, task=tiny_task(), dtype="float32")
+    assert wider["same"] and wider["dtype"] == "float32" and "rounding" not in wider
+
+
+def test_the_record_says_what_the_number_of_prompts_proves(places, tmp_path):
+    base = load_base(places("llama"))
+    fitted("lora", tmp_path / "a", base)
+    few = export(tmp_path / "a", "merged", tmp_path / "few", base=base, task=tiny_task(), parity_prompts=3)
+    assert few["prompts"] == 3 and few["most_that_differ"] == pytest.approx(1 - 0.05 ** (1 / 3))
+    assert few["score"]["examples"] == 3 and few["checked"] is True
+    # Of the twenty examples four are of the test split, which is scored; all are compared.
+    most = export(tmp_path / "a", "merged", tmp_path / "most", base=base, task=tiny_task())
+    assert most["prompts"] == 20 and most["score"]["examples"] == 4
+    assert "The data has 20 examples, so fewer than 60 prompts were compared." in most["notes"]
+
+
+def test_without_parity_an_export_is_marked_as_unproved(places, tmp_path, monkeypatch):
+    base = load_base(places("llama"))
+    fitted("lora", tmp_path / "a", base)
+    monkeypatch.setattr(type(formats()["merged"]), "read", lambda *_: pytest.fail("the export is read"))
+    record = export(tmp_path / "a", "merged", tmp_path / "out", base=base, parity_prompts=None)
+    assert record["same"] is None and record["checked"] is False and "prompts" not in record
+    assert record["notes"] == ["It was not compared with the trained model."]
+    assert json.loads((tmp_path / "out" / "parity.json").read_text("utf-8")) == record
+    assert not base.attached
+
+
+def change_one_weight(out):
+    tensors = load_file(out / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] += 0.5
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+
+def swap_label_token(out):
+    """Exchange the ids of two tokens that stand in no prompt, one of which begins a label."""
+    path = out / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    vocab = content["model"]["vocab"]
+    label = load_tokenizer(out)(" small")["input_ids"][1]
+    token = next(text for text, index in vocab.items() if index == label)
+    vocab[token], vocab["Z"] = vocab["Z"], vocab[token]
+    path.write_text(json.dumps(content), "utf-8")
+
+
+def change_merges(out):
+    path = out / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    content["model"]["merges"] = content["model"]["merges"][:3]
+    path.write_text(json.dumps(content), "utf-8")
+
+
+def change_template(out):
+    (out / "chat_template.jinja").write_text("{{ messages[0].content }}", "utf-8")
+
+
+def load_tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("change", [change_one_weight, swap_label_token, change_merges, change_template])
+def test_an_export_that_was_altered_on_disk_is_found(change, dtype, places, tmp_path, monkeypatch):
+    """Also where it is rounded: an error is not taken for rounding."""
+    base = load_base(places("llama"))
+    fitted("lora", tmp_path / "a", base)
+    read = formats()["merged"].read
+
+    def altered(self, folder, base):
+        change(folder)
+        return read(folder, base)
+
+    monkeypatch.setattr(type(formats()["merged"]), "read", altered)
+    record = export(tmp_path / "a", "merged", tmp_path / "out", base=base, task=tiny_task(), dtype=dtype)
+    assert record["same"] is False and "most_that_differ" not in record
+    if change is change_one_weight:
+        assert record["differ"] and record["tokenizer"] == "same"
+    else:
+        assert set(record["tokenizer"]) & {"label", "prompt", "chat_template"}
+
+
+def test_a_merge_that_is_wrong_is_not_taken_for_rounding(places, tmp_path, monkeypatch):
+    """The rounded weights come from the same merge as the export, so that the merge has a check of its own."""
+    base = load_base(places("llama"))
+    fitted("lora", tmp_path / "a", base)
+    merge = Attachment.merge
+
+    def wrong(self):
+        model = merge(self)
+        with torch.no_grad():
+            model.get_parameter("model.layers.0.mlp.down_proj.weight")[0, 0] += 0.5
+        return model
+
+    monkeypatch.setattr(Attachment, "merge", wrong)
+    record = export(tmp_path / "a", "merged", tmp_path / "out", base=base, task=tiny_task(), dtype="bfloat16")
+    assert record["max_logit_difference"] <= record["tolerance"]
+    assert not record["same"] and record["rounding"]["merging_logit_difference"] > record["tolerance"]
+
+
+@pytest.mark.parametrize("form", ["merged", "peft"])
+def test_generated_answers_are_scored_as_the_trained_model_gives_them(form, places, tmp_path):
+    base = load_base(places("llama"))
+    fitted("lora", tmp_path / "a", base)
+    task = tiny_task("generation")
+    record = export(tmp_path / "a", form, tmp_path / "out", base=base, task=task)
+    assert record["same"] and record["score"]["trained"] == record["score"]["exported"]
+    assert record["score"]["metric"] == "rouge_l" and record["greedy_tokens"] >= 16
 
 
 @pytest.mark.parametrize("architecture", ["llama-tied", "qwen2", "qwen3"])
@@ -233,10 +377,18 @@ def test_qlora_says_what_the_unquantised_base_would_do(places, tmp_path):
     assert record["same"] and record["on_the_unquantised_base"] > 0.1
 
 
+@pytest.mark.parametrize("form", ["merged", "peft", "lora"])
+def test_qlora_with_few_targets_exports_what_was_trained(form, places, tmp_path):
+    """The linears without an update are in four bits too, so a merged model holds what these stand for."""
+    base = load_base(places("llama"))
+    folder = fitted("qlora", tmp_path / "a", base, {"qlora": {"target_modules": ["q"], "r": 2}})
+    assert export(folder, form, tmp_path / "out", base=base, task=tiny_task())["same"]
+
+
 def test_text_that_the_model_writes_is_compared_where_there_is_no_data(places, tmp_path):
     base = load_base(places("llama"))
     record = export(fitted("lora", tmp_path / "a", base), "merged", tmp_path / "out", base=base)
-    assert record["source"] == "text sampled from the model" and record["prompts"] == 64 and "score" not in record
+    assert record["source"] == "text sampled from the model" and record["prompts"] == 60 and "score" not in record
     style = json.loads((tmp_path / "a" / "adaptation.json").read_text("utf-8"))["style"]
     assert style["source"] == tiny_task().source
 
@@ -275,29 +427,6 @@ def test_an_export_that_cannot_be_read_is_told(places, tmp_path, monkeypatch):
         export(fitted("lora", tmp_path / "a", base), "merged", tmp_path / "out", base=base, task=tiny_task())
     assert raised.value.exit_code == 1 and (tmp_path / "out" / "model.safetensors").is_file()
     assert not base.attached
-
-
-def test_ties_are_no_disagreement():
-    """Continuations may part where two tokens are as likely as rounding can tell, and nowhere else."""
-
-    class FixedReader:
-        gap = 0.0
-
-        def logits(self, ids):
-            return torch.tensor([[0.0, 1.0, 1.0 + self.gap]])
-
-    prompts = parity.Prompts("made", [[1, 2]], [])
-    one, other = (parity.ReaderOutputs([torch.zeros(1, 3)], [[token]], []) for token in (1, 2))
-    for FixedReader.gap, expected in ((1e-6, []), (1e-2, [0])):
-        assert parity._disagreeing_prompts(FixedReader(), one, other, prompts, 1e-5) == expected
-
-
-def test_other_tokenizers_are_told():
-    base = tiny_base()
-    prompts = parity.Prompts("made", [base.tokenizer("the cat sat")["input_ids"]], [])
-    assert parity.tokenizer_problem(base.tokenizer, base.tokenizer, prompts) is None
-    other = type(base.tokenizer)(tokenizer_object=base.tokenizer.backend_tokenizer, chat_template="{{ messages }}")
-    assert parity.tokenizer_problem(base.tokenizer, other, prompts) == {"chat_template": "differs"}
 
 
 FRESH = """
@@ -360,6 +489,8 @@ def test_wrong_requests(places, tmp_path):
         ("merged", "o", {"dtype": "int8"}),
         ("lora", "o", {"error": 1.5}),
         ("lora", "o", {"rank": -1}),
+        ("merged", "o", {"parity_prompts": 0}),
+        ("merged", "o", {"parity_prompts": -3}),
     ):
         with pytest.raises(RequestError):
             export(tmp_path / "a", form, tmp_path / out, base=base, task=tiny_task(), **options)

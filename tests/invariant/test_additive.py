@@ -10,6 +10,7 @@ from tunewise.engine.forward import answer_states, batch_of, layout, loss_sum
 from tunewise.engine.model import Base
 from tunewise.techniques.additive.mpt import distillation, prompt_of
 from tunewise.techniques.additive.p_tuning import _encoder
+from tunewise.techniques.building.fisher import fisher
 from tunewise.techniques.building.structured_pruning import best, importance, prune
 from tunewise.techniques.building.virtual_tokens import text_tokens
 from tunewise.techniques.registry import make
@@ -129,7 +130,7 @@ def test_adapter_counts_of_the_papers(settings, expected):
 
 
 @pytest.mark.parametrize("variant", ["houlsby", "pfeiffer", "parallel"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "phi3", "opt"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "phi3", "opt", "gemma2", "gemma3_text"])
 def test_every_variant_starts_as_the_base_and_learns(variant, architecture):
     base = tiny_base(architecture)
     before = logits(attach(make("base"), base))
@@ -166,10 +167,28 @@ def test_without_special_tokens_pasta_says_so():
         attach(make("pasta"), base)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("variant", ["houlsby", "parallel"])
+def test_an_adapter_adds_to_what_enters_the_residual(architecture, variant):
+    """Of adapters that give a constant c, a block's residual gets exactly c more, whether or not a norm follows."""
+    base = tiny_base(architecture)
+    block, given = base.anatomy.blocks[-1], []
+    block.register_forward_hook(lambda module, args, output: given.append(output))
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        base.anatomy.inner(ids)
+        attachment = attach(make("adapter", {"adapter": {"variant": variant, "scaling": 1.0, "norms": "frozen"}}), base)
+        last = base.anatomy.sublayer(len(base.anatomy.blocks) - 1, "down")[0]
+        attachment.params()[f"{last}.up.bias"].fill_(2.0)
+        base.anatomy.inner(ids)
+    assert torch.allclose(given[1] - given[0], torch.full_like(given[0], 2.0), atol=1e-5)
+
+
 # The ladder.
 
 
-def test_the_ladder_keeps_few_bytes_and_no_graph_of_the_base():
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_ladder_keeps_few_bytes_and_no_graph_of_the_base(bf16):
     """Bytes saved for backward: at most 35 % of full fine-tuning's."""
     shape = {"hidden_size": 128, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 344}
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -178,23 +197,11 @@ def test_the_ladder_keeps_few_bytes_and_no_graph_of_the_base():
     task = tiny_task()
     saved, reached = {}, {}
     for name in ("full", "lora", "lst"):
-        attachment = attach(make(name, {"lst": {"init": "magnitude"}}), base, task)
-        rows = _sequences(attachment, task)
-        weights = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
-        weights |= {p.untyped_storage().data_ptr() for p in attachment.params().values()}
-        kept = {}
-
-        def pack(tensor, kept=kept, weights=weights):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-            return tensor
-
-        batch = batch_of(base, rows)
-        with layout(base, batch), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = loss_sum(base, batch)
-        saved[name] = sum(size for size, _ in kept.values())
-        loss.backward()
+        attachment = attach(make(name), base, task)
+        batch = batch_of(base, _sequences(attachment, task))
+        with layout(base, batch), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            saved[name], loss = _saved_bytes(base, attachment, batch)
+            loss.backward()
         reached[name] = any(p.grad is not None for p in base.model.parameters())
         attachment.detach()
     assert reached == {"full": True, "lora": False, "lst": False}
@@ -202,11 +209,70 @@ def test_the_ladder_keeps_few_bytes_and_no_graph_of_the_base():
     assert saved["lst"] < saved["lora"] < saved["full"]
 
 
+def _saved_bytes(base, attachment, batch):
+    """Return the bytes that a forward pass keeps for its backward pass, weights and their casts aside, and its loss."""
+    parameters = (*base.model.parameters(), *attachment.params().values())
+    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    shapes = {shape for parameter in parameters for shape in (parameter.shape, parameter.shape[::-1])}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.shape not in shapes:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = loss_sum(base, batch)
+    return sum(size for size, _ in kept.values()), loss
+
+
+def test_the_ladder_keeps_no_wide_states_between_passes():
+    base = tiny_base("llama")
+    attachment = attach(make("lst"), base)
+    held = []
+    base.anatomy.blocks[1].register_forward_hook(
+        lambda *_: held.append([tuple(read.shape) for read in attachment.reads])
+    )
+    logits(attachment)
+    narrow = attachment.side.config.hidden_size
+    assert [shape[-1] for shapes in held for shape in shapes if len(shape) == 3] == [narrow] * 2 * len(held)
+    assert not any(read.numel() for read in attachment.reads) and not attachment.entered.numel()
+
+
+def test_the_ladder_learns_from_the_second_step_on():
+    """By default all of it has gradients once its exit has left zero; in a mix with gamma near 1 hardly."""
+    sizes = {}
+    for output in ("sum", "mix"):
+        base, task = tiny_base("llama"), tiny_task()
+        attachment = attach(make("lst", {"lst": {"output": output}}), base, task)
+        fit(attachment, steps=2)
+        batch = batch_of(base, _sequences(attachment, task))
+        with layout(base, batch):
+            loss_sum(base, batch).backward()
+        gradients = {name: float(p.grad.norm()) for name, p in attachment.params().items() if p.grad is not None}
+        sizes[output] = sum(size for name, size in gradients.items() if name.startswith("exit"))
+        assert all(gradients.get(name) for name in attachment.params() if name.endswith("weight")), gradients
+    assert sizes["sum"] > 20 * sizes["mix"]
+
+
+def test_the_fisher_sums_are_those_of_all_entries():
+    base, task = tiny_base("llama-tied"), tiny_task()
+    rows = _sequences(attach(make("base"), base, task), task)[:3]
+    sums = importance(base, rows)
+    whole = fisher(base, {name: p for name, p in base.model.named_parameters() if name in sums}, rows)
+    assert len(sums) == 1 + 7 * len(base.anatomy.blocks)
+    for name, information in whole.items():
+        assert torch.allclose(sums[name], information.sum(0 if "embed" in name else 1), rtol=1e-4), name
+    assert not any(p.requires_grad or p.grad is not None for p in base.model.parameters())
+
+
 def test_the_side_alone_is_the_published_output_and_is_labelled():
     base = tiny_base("llama")
-    mixed = attach(make("lst"), base)
-    assert "adaptation" in mixed.label
-    mixed.detach()
+    for output in ("sum", "mix"):
+        added = attach(make("lst", {"lst": {"output": output}}), base)
+        assert f"lst-{output} (adaptation" in added.label
+        added.detach()
     recipe = make("lst", {"lst": {"output": "side"}})
     assert not recipe.identity_at_start
     before = logits(attach(make("base"), base))
@@ -238,7 +304,7 @@ def test_ladder_counts_of_the_paper():
     attachment = attach(make("lst", {"lst": {"reduction_factor": 4.0}}), base)
     d, s, f, blocks = 32, 8, 32, 2
     block = (s * 3 * s + 3 * s) + (s * s + s) + (s * f + f) + (f * s + s) + 4 * s
-    ladders = (blocks + 1) * (d * s + s) + (s * d + d) + blocks + 1  # entry, rungs, exit, gates, gamma
+    ladders = (blocks + 1) * (d * s + s) + (s * d + d) + blocks  # entry, rungs, exit, gates
     assert count(attachment) == blocks * block + 2 * s + 256 * s + ladders  # final norm, positions
 
 
@@ -253,7 +319,7 @@ def test_a_pruned_side_holds_slices_of_the_base(architecture):
     small = next(m for n, m in side.named_modules() if n.endswith(dict(base.anatomy.layout.roles)["o"]))
     assert {tuple(v) for v in small.weight.detach().flatten()[:, None].tolist()} <= rows
     columns = best(
-        scores[next(n for n, p in base.model.named_parameters() if p is base.anatomy.embedding.weight)].sum(0), width
+        scores[next(n for n, p in base.model.named_parameters() if p is base.anatomy.embedding.weight)], width
     )
     assert columns.tolist() == sorted(set(columns.tolist())) and len(columns) == width
 

@@ -7,12 +7,20 @@ from tunewise.engine.forward import why_not_packed
 from tunewise.fitting.loop import train
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
-from tunewise.testing import ARCHITECTURES, attach, check_gradients, encoder_for, tiny_base, tiny_task
+from tunewise.testing import (
+    ARCHITECTURES,
+    attach,
+    check_gradients,
+    check_scores_agree,
+    encoder_for,
+    tiny_base,
+    tiny_task,
+)
 
 # These compute in float32 inside whatever the weights are (every RMS norm, GPT-Neo's attention), so that a sum taken in
 # another order, which moves float64 by 1e-16, can move what they give by float32's last bit.
 INNER_FLOAT32 = dict.fromkeys(
-    ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma", "phi3", "gpt_neo"),
+    ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "gpt_neo"),
     1e-6,
 )
 
@@ -22,6 +30,13 @@ INNER_FLOAT32 = dict.fromkeys(
 def test_gradients_equal_the_plain_loss(architecture, name):
     check_gradients(make(name), tiny_base(architecture, torch.float64), INNER_FLOAT32.get(architecture, 1e-9))
     check_gradients(make(name), tiny_base(architecture), 1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["base", "lst", "prefix_tuning", "prompt_tuning", "p_tuning", "adapter", "icl", "rag"])
+def test_likelihoods_equal_the_plain_ones(architecture, name):
+    """Of techniques that change the forward pass or the prompt; the contract runs all, on fewer architectures."""
+    check_scores_agree(make(name), tiny_base(architecture))
 
 
 def trajectory(rows, accumulate, name="full"):

@@ -13,10 +13,10 @@ from tunewise.engine.forward import batch_of, layout, loss_sum
 from tunewise.engine.model import Base
 from tunewise.fitting.loop import train
 from tunewise.fitting.settings import TrainSettings
+from tunewise.techniques.building.bitmap import pack, unpack
 from tunewise.techniques.building.fisher import fisher
 from tunewise.techniques.building.sparse_entries import largest, weights_of
 from tunewise.techniques.partial.diff_pruning import ALPHA, gate
-from tunewise.techniques.partial.threshold_mask import pack, unpack
 from tunewise.techniques.registry import make
 from tunewise.testing import _sequences, attach, fingerprint, fit, logits, tiny_base, tiny_task
 
@@ -92,7 +92,7 @@ def test_the_whole_budget_is_full_training_of_the_eligible():
     """With every entry in the budget, the second phase is a plain run of half the steps from the base."""
     settings, task = TrainSettings(max_steps=6), tiny_task()
     base = tiny_base("llama")
-    rate = {"density": 1.0, "learning_rate": 1e-3}
+    rate = {"density": 1.0, "learning_rate": 1e-3, "dense_learning_rate": 1e-3}
     attachment = attach(make("lt_sft", {"lt_sft": rate}), base, task)
     rows = _sequences(attachment, task)
     attachment.start_phase(0)

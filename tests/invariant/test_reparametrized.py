@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.engine.anatomy import is_transposed, oriented
 from tunewise.techniques.building.lowrank import frozen_linear, start
 from tunewise.techniques.building.nf4 import CODEBOOK, dequantise, dynamic_map, quantise
 from tunewise.techniques.building.peft_lora import Factors
@@ -80,7 +81,7 @@ def test_patterns_change_rank_and_alpha_of_what_they_name():
     assert {rank for path, rank in ranks.items() if "q_proj" in path} == {2}
     assert [path for path, rank in ranks.items() if rank == 5] == ["model.layers.1.mlp.down_proj"]
     assert attachment.factors("model.layers.0.self_attn.q_proj").scale == 1.5
-    with pytest.raises(SettingError, match="target=number"):
+    with pytest.raises(SettingError, match="target=rank"):
         attach(technique("lora", rank_pattern=["q:2"]), tiny_base())
 
 
@@ -114,12 +115,18 @@ def test_starts_of_its_own_leave_model_and_base_as_they_are(kind):
         s = torch.linalg.svdvals(weight)
         assert torch.isclose((weight - scale * b @ a).norm(), s[4:].norm(), rtol=1e-4)
     else:  # the first columns of Q are orthonormal
-        assert torch.allclose((scale * b).T @ (scale * b), torch.eye(4), atol=1e-5)
+        assert torch.allclose(b.T @ b, torch.eye(4), atol=1e-5)
 
 
 def test_a_start_with_a_rank_that_the_weight_does_not_have_is_refused():
     with pytest.raises(SettingError, match="takes r up to 3"):
         start("pissa", random(3, 8), Factors(torch.zeros(4, 8), torch.zeros(3, 4), 1.0), torch.Generator())
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_a_start_that_an_update_of_scale_zero_cannot_hold_is_refused(kind):
+    with pytest.raises(SettingError, match="lora_alpha above 0"):
+        start(kind, random(3, 8), Factors(torch.zeros(2, 8), torch.zeros(3, 2), 0.0), torch.Generator())
 
 
 # QLoRA.
@@ -206,6 +213,41 @@ def test_quantised_weights_leave_memory_and_come_back():
     assert all(module.weight.is_meta for module in attachment.layers.values())
     attachment.detach()
     assert fingerprint(base) == before
+
+
+NARROW = {"target_modules": ["q"], "lora_dropout": 0.0}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "phi3"])
+def test_every_linear_of_every_block_is_quantised_whatever_is_targeted(architecture):
+    """As bitsandbytes does when it loads a model: the base is the same for each list of targets."""
+    base = tiny_base(architecture)
+    before, original = fingerprint(base), {path: oriented(m).clone() for path, _, m in base.anatomy.linears()}
+    role = "q" if "q" in base.anatomy.roles else "qkv"
+    attachment = attach(technique("qlora", **NARROW | {"target_modules": [role]}), base)
+    assert attachment.packed.keys() == original.keys()
+    assert all(module.weight.is_meta for _, _, module in base.anatomy.linears())
+    assert len(attachment.layers) == len(base.anatomy.blocks)
+    narrow = logits(attachment)
+    attachment.detach()
+    assert fingerprint(base) == before
+    wide = attach(technique("qlora", lora_dropout=0.0), base)
+    assert torch.equal(logits(wide), narrow)  # updates start at zero, so both are the quantised base
+    wide.detach()
+    for path, _, module in base.anatomy.linears():  # which is the one with these weights
+        weight = dequantise(quantise(original[path]))
+        module.weight.data = weight.T if is_transposed(module) else weight
+    assert torch.allclose(logits(attach(make("base"), base)), narrow, atol=1e-5)
+
+
+def test_a_linear_without_an_update_has_the_gradients_of_its_four_bits():
+    base = tiny_base("llama", torch.float64)
+    attachment = attach(technique("qlora", **NARROW), base)
+    module = base.anatomy.linear(0, "down")
+    path = next(path for path, linear in attachment.linears.items() if linear is module)
+    x, weights = random(4, 48).requires_grad_(True), random(4, 32, seed=3)
+    (module(x) * weights).sum().backward()
+    assert torch.allclose(x.grad, weights @ attachment.matrix(path))
 
 
 def test_a_merged_small_update_is_lost_in_four_bits_and_the_findings_say_so():

@@ -1,18 +1,21 @@
 """PEFT as an oracle and as an interchange format: ours load there, theirs load here, with equal logits."""
 
 import json
+from contextlib import suppress
 
 import peft
 import pytest
 import torch
 
 from tunewise.adaptation.artifact import load, save
-from tunewise.core.errors import ArtifactError
+from tunewise.core.errors import ArtifactError, TechniqueError
 from tunewise.engine.anatomy import oriented
+from tunewise.engine.encoding import TokenSequence
+from tunewise.engine.forward import batch_of, target_logits
 from tunewise.engine.model import Base
 from tunewise.techniques.building.nf4 import dequantise, quantise_by_bitsandbytes
 from tunewise.techniques.registry import make
-from tunewise.testing import attach, fit, tiny_base, tiny_task
+from tunewise.testing import attach, fingerprint, fit, tiny_base, tiny_task
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen3")
 
@@ -194,11 +197,147 @@ def test_embeddings_and_head_adapt_together_where_they_are_tied(architecture, en
         assert base.anatomy.tied and torch.equal(base.anatomy.head.weight, base.anatomy.embedding.weight)
 
 
-@pytest.mark.parametrize("variant", [{"bias": "all"}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]}])
-def test_variants_with_other_maths_are_refused(variant, tmp_path):
-    config = peft.LoraConfig(r=4, target_modules="all-linear", **variant)
-    peft.get_peft_model(tiny_base().model, config).save_pretrained(tmp_path)
-    with pytest.raises(ArtifactError, match=next(iter(variant))):
+def reloaded(folder, architecture):
+    """What PEFT's own library computes with an adapter's folder."""
+    return plain_logits(peft.PeftModel.from_pretrained(tiny_base(architecture).model, str(folder)))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied", "gpt2", "phi"])
+@pytest.mark.parametrize(
+    "init",
+    [True, False, "gaussian", "eva", "orthogonal", "mica", "pissa", "olora", "pissa_niter_4", "lora_ga", "loftq"],
+)
+def test_every_start_of_pefts_gives_its_logits_or_is_refused_by_name(init, architecture, tmp_path):
+    """PiSSA and its like take a part out of the base, and PEFT takes it out again whenever it loads the adapter."""
+    torch.manual_seed(0)
+    targets = ["c_attn", "c_fc"] if architecture == "gpt2" else ["q_proj", "v_proj"]
+    more = {"loftq_config": peft.LoftQConfig(loftq_bits=4)} if init == "loftq" else {}
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=targets, init_lora_weights=init, **more)
+    if init == "loftq":  # its start needs a GPU, but not the folder that says so
+        config.init_lora_weights = True
+    theirs = shaken(peft.get_peft_model(tiny_base(architecture).model, config))
+    if init == "loftq":
+        config.init_lora_weights, config.loftq_config = init, {"loftq_bits": 4, "loftq_iter": 1}
+    try:
+        theirs.save_pretrained(tmp_path)
+        expected = reloaded(tmp_path, architecture)
+    except Exception:  # PEFT cannot do it here itself, such as OLoRA on transposed weights
+        expected = None
+    base, bare = tiny_base(architecture), fingerprint(tiny_base(architecture))
+    if expected is None or init in ("pissa_niter_4", "lora_ga"):
+        with pytest.raises(ArtifactError, match=r"init_lora_weights=.*path_initial_model_for_weight_conversion"):
+            load(tmp_path, base=base)
+    else:
+        loaded = load(tmp_path, base=base)
+        assert torch.allclose(plain_logits(base.model), expected, atol=1e-4)
+        save(loaded.attachment, tiny_task(), tmp_path / "ours")
+        base.release()
+        assert fingerprint(base) == bare
+        load(tmp_path / "ours", base=base)
+        assert torch.allclose(plain_logits(base.model), expected, atol=1e-4)
+        base.attached[-1].merge()
+        assert torch.allclose(plain_logits(base.model), expected, atol=1e-3)
+    base.release()
+    assert fingerprint(base) == bare
+
+
+FIELDS = {
+    "use_dora": {"use_dora": True},
+    "use_rslora": {"use_rslora": True},
+    "rank_pattern as an expression": {"rank_pattern": {r"layers\.0\..*(q|v)_proj": 2, "q_proj": 3}},
+    "alpha_pattern as an expression": {"alpha_pattern": {"^model.layers.1.self_attn.q_proj": 3, r".*\.v_proj": 7}},
+    "alpha_pattern twice": {"alpha_pattern": {"q_proj": 3, "self_attn.q_proj": 9}},
+    "fan_in_fan_out": {"fan_in_fan_out": True},
+    "bias of the targets": {"bias": "lora_only"},
+    "all biases": {"bias": "all"},
+    "lora_bias": {"lora_bias": True},
+    "layers_to_transform": {"layers_to_transform": [1]},
+    "an expression for targets": {"target_modules": r".*layers\.1\..*_proj"},
+    "exclude_modules": {"exclude_modules": ["layers.0.self_attn.q_proj"]},
+    "lm_head saved": {"modules_to_save": ["lm_head"]},
+    "both ends saved": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "a norm saved": {"modules_to_save": ["input_layernorm"]},
+    "single tokens": {"trainable_token_indices": [3, 5, 8]},
+    "single tokens by name": {"trainable_token_indices": {"embed_tokens": [6, 7]}},
+    "PiSSA and DoRA": {"init_lora_weights": "pissa", "use_dora": True},
+    "PiSSA with a saved head": {"init_lora_weights": "pissa", "modules_to_save": ["lm_head"]},
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "both ends adapted": {"target_modules": ["embed_tokens", "lm_head"]},
+    "embeddings with DoRA": {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True},
+    "replicated layers": {"layer_replication": [[0, 2], [1, 2]]},
+    "single parameters": {"target_modules": [], "target_parameters": ["q_proj.weight"]},
+    "activated": {"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"},
+    "kasa": {"kasa_config": {}},
+}
+
+
+PEFT_FAILS = {("layer_replication", "qwen2")}  # what PEFT cannot run after it has loaded it
+
+
+@pytest.mark.parametrize("save_embeddings", ["auto", True])
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied", "qwen2"])
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_every_field_of_a_lora_works_as_in_peft_or_is_refused_by_name(fields, architecture, save_embeddings, tmp_path):
+    torch.manual_seed(0)
+    given = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "v_proj"], **fields}
+    theirs = shaken(peft.get_peft_model(tiny_base(architecture).model, peft.LoraConfig(**given)))
+    theirs.save_pretrained(tmp_path, save_embedding_layers=save_embeddings)
+    if any((name, architecture) in PEFT_FAILS for name in fields):
+        with pytest.raises(IndexError):
+            reloaded(tmp_path, architecture)
+        return
+    expected = reloaded(tmp_path, architecture)
+    base = tiny_base(architecture)
+    bare = fingerprint(base)
+    try:
+        loaded = load(tmp_path, base=base)
+    except ArtifactError as error:
+        assert any(name in str(error) for name in fields), error
+    else:
+        assert torch.allclose(plain_logits(base.model), expected, atol=1e-4)
+        assert torch.allclose(head_logits(base), expected[:5], atol=1e-4)
+        save(loaded.attachment, tiny_task(), tmp_path / "ours")
+        base.release()
+        load(tmp_path / "ours", base=base)
+        assert torch.allclose(plain_logits(base.model), expected, atol=1e-4)
+        with suppress(TechniqueError):  # what PEFT cannot merge it says
+            base.attached[-1].merge()
+            assert torch.allclose(plain_logits(base.model), expected, atol=1e-3)
+            base.model.save_pretrained(tmp_path / "merged")
+            merged = type(base.model).from_pretrained(tmp_path / "merged")
+            assert torch.allclose(plain_logits(merged), expected, atol=1e-3)
+    base.release()
+    assert fingerprint(base) == bare
+
+
+@torch.no_grad()
+def head_logits(base):
+    """The logits by the way that scoring takes: the inner model, and then its head."""
+    batch = batch_of(base, [TokenSequence([0, 5, 6, 7, 8, 9], [False] + [True] * 5, 1)])
+    return target_logits(base, batch)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+", "(.*)(.*)(.*)x", "((a|b)*)*$", "(?=a)q_proj", "["])
+def test_an_expression_that_chooses_alphas_is_refused(pattern, tmp_path):
+    theirs = peft.get_peft_model(tiny_base().model, peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    theirs.save_pretrained(tmp_path)
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "alpha_pattern": {pattern: 3}}))
+    with pytest.raises(ArtifactError, match="alpha_pattern"):
+        load(tmp_path, base=tiny_base())
+
+
+def test_a_field_of_a_newer_peft_is_refused_by_name(tmp_path):
+    theirs = peft.get_peft_model(tiny_base().model, peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    theirs.save_pretrained(tmp_path)
+    settings = tmp_path / "adapter_config.json"
+    config = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**config, "use_tomorrow": True, "unused": None}))
+    with pytest.raises(ArtifactError, match="use_tomorrow=True"):
+        load(tmp_path, base=tiny_base())
+    settings.write_text(json.dumps({**config, "init_lora_weights": "tomorrow"}))
+    with pytest.raises(ArtifactError, match="init_lora_weights='tomorrow'"):
         load(tmp_path, base=tiny_base())
 
 

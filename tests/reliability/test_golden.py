@@ -13,6 +13,8 @@ from tunewise.fitting.loop import train
 from tunewise.fitting.scoring import score
 from tunewise.testing import encoder_for
 
+pytestmark = pytest.mark.figure("R14")
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 

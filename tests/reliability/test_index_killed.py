@@ -16,16 +16,17 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+import figures
 from tunewise.retrieval import engines
 from tunewise.retrieval import index as indexes
 from tunewise.retrieval.index import Index, sync
 from tunewise.retrieval.passage import Document, Passage
 
-KILLS, SIZE, BATCH = 20, 8, 10
+KILLS, SIZE, BATCH = figures.of(20, 200), 8, 10
 
 LIFE = """
 import itertools, json, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/.."]
 from test_index_killed import BATCH, Told, Vectors, documents, split
 from tunewise.retrieval.index import sync
 
@@ -130,7 +131,8 @@ def live(folder, step, lines, share):
 
 
 @pytest.mark.slow
-def test_twenty_random_kills_lose_nothing_that_was_acknowledged(tmp_path, monkeypatch):
+@pytest.mark.figure("R1")
+def test_an_index_killed_at_random_moments_keeps_what_was_acknowledged(tmp_path, monkeypatch, cases):
     monkeypatch.setattr(engines, "INDEXED_KB", 2)  # small, so that the graph is built and merged in every life
     monkeypatch.setattr(engines, "FULL_SCAN_KB", 1)
     folder, rng, promises = tmp_path / "index", random.Random(0), Promises()
@@ -143,6 +145,7 @@ def test_twenty_random_kills_lose_nothing_that_was_acknowledged(tmp_path, monkey
         with Index.open(folder, "drawn") as index:
             promises.check(index)
         assert not list((folder / indexes.SHARD / indexes.UNFINISHED).glob("*")), "nothing is left behind"
+        cases.passed()
     with Index.open(folder, "drawn") as index:
         last = documents(step)
         sync(index, last, split, Vectors())

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import figures
+
 SERVER = """
 import json, os, sys
 import torch
@@ -26,17 +28,17 @@ from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task
 from tunewise.fitting.loop import TrainSettings
 
-def live(folder, technique, settings):
+def live(folder, technique, settings, training):
     base = tiny_base("gpt2")
     recipe = make(technique, {technique: settings})
-    fit(base, tiny_task(), recipe, folder, settings=TrainSettings(max_steps=20, save_steps=1), resume=True)
+    fit(base, tiny_task(), recipe, folder, settings=TrainSettings(max_steps=20, save_steps=1, **training), resume=True)
 
 for line in sys.stdin:
-    folder, technique, settings = json.loads(line)
+    folder, technique, settings, training = json.loads(line)
     child = os.fork()
     if not child:
         try:
-            live(folder, technique, settings)
+            live(folder, technique, settings, training)
         except BaseException as error:
             print(repr(error), file=sys.stderr)
             os._exit(7)
@@ -79,22 +81,30 @@ class Lives:
         return json.loads(self.server.stdout.readline())
 
 
-DROPPED = ("lora", {"lora_dropout": 0.1})  # draws random numbers in every step
+KILLS = figures.of(10, 170)  # of each recipe
+DROPPED = ("lora", {"lora_dropout": 0.1}, {})  # draws random numbers in every step
+# The validation loss is noisy at this rate, so that the best state is an earlier one.
+STOPPED = ("lora", {"learning_rate": 0.1}, {"eval_steps": 2, "early_stopping_patience": 4})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [DROPPED, ("full", {})], ids=["lora", "full"])
-def test_ten_random_kills_leave_the_same_bits(tmp_path, recipe):
+@pytest.mark.figure("R1")
+@pytest.mark.timeout(figures.of(300, 7200))
+@pytest.mark.parametrize("recipe", [DROPPED, ("full", {}, {}), STOPPED], ids=["lora", "full", "stopped"])
+def test_random_kills_leave_the_same_bits(tmp_path, recipe, cases):
     lives, rng = Lives(), random.Random(0)
     assert lives.live(tmp_path / "first", recipe)["code"] == 0  # the first life is slower than the others
     started = time.perf_counter()
     assert lives.live(tmp_path / "whole", recipe)["code"] == 0
     whole = time.perf_counter() - started
     expected = weights(tmp_path / "whole")
+    if recipe is STOPPED:
+        record = json.loads((tmp_path / "whole" / "adaptation" / "adaptation.json").read_text())["record"]
+        assert record["training"]["best_step"] < record["training"]["steps"]
     killed = runs = 0
     folder = tmp_path / "killed"
     # Each life gets a random share of a whole run; when one happens to finish, a fresh run begins.
-    for _ in range(60):
+    for _ in range(6 * KILLS):
         found = lives.live(folder, recipe, die_after=rng.uniform(0.05, 0.9) * whole)
         assert found["signal"] == signal.SIGKILL or found["code"] == 0
         killed += found["signal"] == signal.SIGKILL
@@ -102,21 +112,24 @@ def test_ten_random_kills_leave_the_same_bits(tmp_path, recipe):
             assert weights(folder) == expected
             runs += 1
             folder = tmp_path / f"killed-{runs}"
-        if killed == 10:
+        if killed == KILLS:
             break
-    assert killed == 10, "too few lives could be killed in time"
+    assert killed == KILLS, "too few lives could be killed in time"
     if not (folder / "adaptation").exists():
         assert lives.live(folder, recipe)["code"] == 0
     assert weights(folder) == expected
+    cases.passed(killed)
     lives.end()
 
 
 @pytest.mark.slow
+@pytest.mark.figure("R1")
 def test_metrics_hold_every_step_once_after_a_kill(tmp_path):
-    lives = Lives()
-    lives.live(tmp_path, DROPPED, die_after=0.3)
+    lives, recipe = Lives(), ("lora", {"lora_dropout": 0.1}, {"eval_steps": 5})
+    lives.live(tmp_path, recipe, die_after=0.3)
     if not (tmp_path / "adaptation").exists():
-        assert lives.live(tmp_path, DROPPED)["code"] == 0
-    steps = [json.loads(line)["step"] for line in Path(tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 21))
+        assert lives.live(tmp_path, recipe)["code"] == 0
+    lines = [json.loads(line) for line in Path(tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 21))
+    assert [line["step"] for line in lines if "validation_loss" in line] == [5, 10, 15, 20]
     lives.end()

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import figures
+from figures import Cases
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, TunewiseError
 
@@ -109,8 +111,11 @@ def ends_by_itself(act: Callable[[], None], deadly: int) -> bool:
     return True
 
 
+@pytest.mark.figure("R2")
 @pytest.mark.parametrize("new_step", [6, 4], ids=["another", "the-same"])
-def test_killed_at_every_event_of_a_save(tmp_path: Path, new_step: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_killed_at_every_event_of_a_save(
+    tmp_path: Path, new_step: int, caplog: pytest.LogCaptureFixture, cases: Cases
+) -> None:
     before = tmp_path / "before"
     save(before, 2, mark=1)
     save(before, 4, mark=2)
@@ -136,6 +141,7 @@ def test_killed_at_every_event_of_a_save(tmp_path: Path, new_step: int, caplog: 
         assert newest(root) == new
         assert names(root) == sorted({"checkpoint-4", f"checkpoint-{max(new_step, 2) if new_step > 4 else 2}"})
         shutil.rmtree(root)
+        cases.passed()
         if finished:
             break
     # The new one appears once and stays: no event after it brings the old one back.
@@ -152,6 +158,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.figure("R3")
 @pytest.mark.parametrize("damage", ["absent", *DAMAGES])
 @pytest.mark.parametrize("reached", range(len(WRITE_ORDER)))
 @pytest.mark.parametrize("rest", ["absent", "whole"])
@@ -239,12 +246,13 @@ def rename(folder: Path, path: Path, rng: random.Random) -> None:
 TAMPERINGS = (flip, overwrite, truncate, extend, zero, delete, swap, older, extra, extra_folder, link, rename)
 
 
-def test_every_tampering_is_detected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.figure("R4")
+def test_every_tampering_is_detected(tmp_path: Path, caplog: pytest.LogCaptureFixture, cases: Cases) -> None:
     pristine = tmp_path / "pristine"
     save(pristine, 4, mark=1)
     old = newest(pristine)
     save(pristine, 6, mark=2)
-    for seed in range(204):
+    for seed in range(figures.of(204, 1008)):
         rng = random.Random(seed)
         root = tmp_path / str(seed)
         shutil.copytree(pristine, root)
@@ -258,11 +266,16 @@ def test_every_tampering_is_detected(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert newest(root) == old, tampering
         assert len(caplog.messages) == 1
         assert folder.is_dir()
+        shutil.rmtree(root)
+        cases.passed()
 
 
+@pytest.mark.figure("R5")
 @pytest.mark.parametrize("kind", ["write", "fsync", "open", "rename"])
 @pytest.mark.parametrize("new_step", [6, 4], ids=["another", "the-same"])
-def test_full_disk_at_every_call(tmp_path: Path, kind: str, new_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_at_every_call(
+    tmp_path: Path, kind: str, new_step: int, monkeypatch: pytest.MonkeyPatch, cases: Cases
+) -> None:
     where: object = Path if kind == "rename" else os
     real = getattr(where, kind)
     for failing in range(1, 100):
@@ -297,4 +310,5 @@ def test_full_disk_at_every_call(tmp_path: Path, kind: str, new_step: int, monke
         assert newest(root)["state.json"] == f'{{"step": {new_step}, "mark": 2}}'.encode()
         artifact_writer.prune(root)
         assert names(root) == sorted({"checkpoint-4", f"checkpoint-{new_step}"})
+        cases.passed()
     assert failing > {"write": 6, "fsync": 5, "open": 4, "rename": 1}[kind]

@@ -13,7 +13,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 BESIDE_PACKAGES = {"__init__.py", "resolve.py", "testing.py", "py.typed"}
 MOST_PARAMETERS = 12
 # What Python code calls with keywords, each of which is documented.
-PUBLIC = {"comparison/compare.py compare": 14}
+PUBLIC = {"comparison/compare.py compare": 14, "fitting/loop.py train": 13, "export/export.py export": 13}
 MOST_UNTYPED_DICTIONARIES = 30
 
 

@@ -8,18 +8,28 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from tunewise.adaptation import artifact
+from tunewise.adaptation.label_list import FILE as LABEL_LIST
+from tunewise.adaptation.label_list import label_list_choice
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
-from tunewise.core.errors import SettingError
+from tunewise.core.errors import ArtifactError, SettingError
 from tunewise.core.json_record import JsonObject
-from tunewise.core.progress import Progress, silent
+from tunewise.core.lock import lock
+from tunewise.core.progress import PREPARING, TRAINING, Progress, silent, training_report
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task, sample
 from tunewise.engine.model import Base
+from tunewise.engine.rows import fitted_to
+from tunewise.engine.run_text import RunText
+from tunewise.fitting.allowance import allowance
 from tunewise.fitting.loop import train
 from tunewise.fitting.rehearsal import Rehearsal
+from tunewise.fitting.run_request import RunRequest
 from tunewise.fitting.scoring import encoder_for, loss, study
 from tunewise.fitting.settings import TrainSettings
+from tunewise.fitting.source_training import SourceTraining
+
+_ADAPTATION, _PREPARING = "adaptation", "preparing"
 
 
 def fit(
@@ -46,43 +56,57 @@ def fit(
         task: the data.
         technique: the technique with its settings.
         out: the folder of the run.
-        settings: steps, batch size, schedule.
+        settings: steps, batch size, schedule, early stopping.
         num_train_epochs: passes over the training split; replaces `settings.max_steps`.
         seed: everything random follows from it.
         resume: continue a run that was stopped.
-        validation_examples: how many validation examples are scored before and after training.
+        validation_examples: how many validation examples are scored before and after training; the losses on the way
+            are taken on the first `settings.evaluated_examples(...)` of them.
         remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: sampled from the base.
         progress: called as progress(what, done, total).
 
     Raises:
         SettingError: `out` holds a finished adaptation already.
+        ArtifactError: the run that is to be resumed was begun with other data, settings or another model.
         DivergedError: the loss is no longer finite.
     """
     folder, settings = artifact_writer.output_folder(out), settings or TrainSettings()
-    target = folder / "adaptation"
-    if target.exists():
-        raise SettingError(f"{target}: there is a finished adaptation here already; choose another --out")
-    if not resume and folder.is_dir() and any(folder.glob("checkpoint-*")):
-        raise SettingError(
-            f"{folder}: holds checkpoints of a stopped run; continue it with --resume or choose another --out"
-        )
-    if num_train_epochs is not None and not num_train_epochs > 0:
-        raise SettingError(f"num_train_epochs is {num_train_epochs:g} but must be more than 0")
+    task = fitted_to(base, task)
     if num_train_epochs is not None:
-        settings = replace(settings, max_steps=max(1, round(len(task.train) * num_train_epochs / settings.rows)))
+        settings = replace(settings, max_steps=settings.steps_for(num_train_epochs, len(task.train)))
     validation = sample(task.validation, validation_examples)
     recipe = technique.resolved(base)
-    with artifact_writer.lock(folder):
+    with lock(folder):
+        remove_leftovers(folder)
+        require_free(folder, resume)
+        require_same_text(base, task, folder)
+        label_list = label_list_choice(
+            base, task, folder, has_results=any(folder.glob("checkpoint-*")), progress=progress
+        )
+        if label_list is not None:
+            task = label_list.applied_to(task)
         try:
+            progress(PREPARING, 0, 0)
             rehearsal = Rehearsal.of(base, remembered) if settings.rehearses else None
             attachment = recipe.attach(base, generator(seed, "attach"))
             started = time.perf_counter()
-            loss_before = loss(attachment, task, validation)
-            attachment.prepare(study(attachment, task, validation, seed, progress))
+            loss_before = loss(attachment, task, validation, progress)
+            allowed = allowance(base, task, settings)
+            trains = SourceTraining(settings, folder / _PREPARING, resume)
+            started_preparing = time.perf_counter()
+            attachment.prepare(study(attachment, task, validation, seed, progress, allowed, trains))
+            preparing_seconds = time.perf_counter() - started_preparing
             record: JsonObject = {"seed": seed, "validation_loss_before": loss_before}
+            if allowed.spent:
+                record |= {"preparing_tokens": allowed.spent, "preparing_seconds": preparing_seconds}
+            if label_list is not None:
+                record["label_list"] = label_list.note
             if recipe.trains:
+                evaluated = validation[: settings.evaluated_examples(len(validation))]
+                progress("encoding the training examples", 0, 0)
                 sequences = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])
                 total = settings.max_steps
+                progress(TRAINING, 0, total)
                 trained = train(
                     attachment,
                     sequences,
@@ -90,21 +114,66 @@ def fit(
                     seed=seed,
                     folder=folder,
                     resume=resume,
-                    on_step=lambda step, value: progress(f"loss {value:.3f}", step, total),
-                    evaluate=lambda: loss(attachment, task, validation),
+                    on_step=lambda step, value: progress(training_report(value), step, total),
+                    evaluate=lambda: loss(attachment, task, evaluated, progress),
                     rehearsal=rehearsal,
+                    text=RunText.of(base, task),
                 )
-                record |= {"training": asdict(trained), "train_settings": asdict(settings)}
+                record |= {"training": asdict(trained), "train_settings": settings.to_json()}
                 record["training"]["cut"] = sum(sequence.truncated for sequence in sequences)
             record |= {
-                "validation_loss": loss(attachment, task, validation),
+                "validation_loss": loss(attachment, task, validation, progress),
                 "seconds": time.perf_counter() - started,
                 "optimised_parameters": sum(p.numel() for p in attachment.params().values()),
                 "stored_parameters": sum(t.numel() for t in attachment.state().values()),
             }
             record["findings"] = attachment.findings(lambda: loss(attachment, task, validation))
-            artifact.save(attachment, task, target, record)
+            progress("saving", 0, 0)
+            artifact.save(attachment, task, folder / _ADAPTATION, record)
         finally:
             base.release()
-    artifact_writer.prune(folder, keep=0)
-    return {**recipe.to_json(), "adaptation": str(target), **record}
+        remove_leftovers(folder)
+    return {**recipe.to_json(), "adaptation": str(folder / _ADAPTATION), **record}
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a fit no longer needs once its adaptation is complete, and what killed ones left; hold the lock."""
+    names = (_ADAPTATION, "metrics.jsonl", "budget.json", LABEL_LIST)
+    artifact_writer.remove_leftovers(folder, *names, checkpoints=True)
+    if (folder / _ADAPTATION).exists() and _needless(folder):
+        try:
+            artifact_writer.read(folder / _ADAPTATION)
+        except ArtifactError:
+            return  # it may have to be made again from them
+        artifact_writer.prune(folder, keep=0)
+        artifact_writer.remove_runs(folder / _PREPARING)
+
+
+def _needless(folder: Path) -> bool:
+    return bool(artifact_writer.checkpoint_folders(folder)) or (folder / _PREPARING).exists()
+
+
+def require_free(folder: Path, resume: bool) -> None:
+    """Refuse a folder that holds a finished adaptation, or a stopped run that is not to be resumed.
+
+    Raises:
+        SettingError: says which, and what to do.
+    """
+    target = folder / _ADAPTATION
+    if target.exists():
+        raise SettingError(f"{target}: there is a finished adaptation here already; choose another --out")
+    if not resume and artifact_writer.checkpoint_folders(folder):
+        raise SettingError(
+            f"{folder}: holds checkpoints of a stopped run; continue it with --resume or choose another --out"
+        )
+
+
+def require_same_text(base: Base, task: Task, folder: Path) -> None:
+    """Refuse to resume the run in a folder with other data; nothing is written.
+
+    Raises:
+        ArtifactError: names what differs, and what to do.
+    """
+    stopped = RunRequest.newest(folder)
+    if stopped is not None:
+        stopped.refuse_other_text(RunText.of(base, task), folder)

@@ -90,13 +90,14 @@ def measured(
     """
     base, chosen, name = attachment.base, sample(task.test, examples), attachment.recipe.name
     retention: list[Retention] = []
+    report = for_row(progress, name)
 
     def measure(plain: Attachment) -> dict[str, float]:
         if not retention:  # the first point is the base itself
-            retention.append(Retention.measure(base, texts))
+            retention.append(Retention.measure(base, texts, progress=report))
             return {}
-        scores = score(plain, task, chosen, progress=for_row(progress, name))
-        return {"score": scores.mean, "nll": scores.nll, **retention[0].compare(plain)}
+        scores = score(plain, task, chosen, progress=report)
+        return {"score": scores.mean, "nll": scores.nll, **retention[0].compare(plain, report)}
 
     points = curve(attachment, measure, [0.0, *alphas])
     return [{"alpha": alpha, **point} for alpha, point in points[1:]]

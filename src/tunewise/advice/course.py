@@ -19,7 +19,7 @@ from tunewise.advice.question import Question, Situation
 from tunewise.advice.rules import refusal
 from tunewise.advice.stopping import Seen, move
 from tunewise.contract.technique import Technique
-from tunewise.core import artifact_writer
+from tunewise.core import sealed_json
 from tunewise.core.errors import ArtifactError
 from tunewise.results.needs import Need
 from tunewise.results.schema import AdviceFollowed, ExpectedGain, Row, ScoredRow
@@ -73,18 +73,16 @@ class Course:
             knowledge: folder, file or address of the documents.
             examples: training examples that one trial sees.
             needs: what the recommended row must meet; techniques that certainly do not are not run.
-
-        Raises:
-            ArtifactError: the file of the begun course is damaged.
         """
         names = sorted(recipe.name for recipe in recipes)
         identity = [base.fingerprint, task.fingerprint, names, knowledge, examples, sorted(needs)]
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         path = folder / _FILE
-        if path.is_file():
-            state = artifact_writer.read_json(path)
-            if state.get("schema") == SCHEMA and state.get("key") == key:
-                return cls._from_json(state, path)
+        begun = sealed_json.read_or_set_aside(
+            path, lambda state: cls._begun(state, key, path), "what to expect is worked out again"
+        )
+        if begun is not None:
+            return begun
         refused, swappable = check_candidates(base, task, recipes)
         candidates = {recipe.name: recipe for recipe in recipes}
         evidence = Evidence.collect(candidates, refused=refused, swappable=swappable)
@@ -98,7 +96,7 @@ class Course:
             {name: forecast.seconds for name, forecast in expected.items()},
             {name: reason.text for name, reason in reasons.items() if reason is not None},
         )
-        artifact_writer.write_json(path, {"schema": SCHEMA, "key": key, **course._to_json()})
+        sealed_json.write(path, {"schema": SCHEMA, "key": key, **course._to_json()})
         return course
 
     def _to_json(self) -> dict[str, object]:
@@ -111,7 +109,10 @@ class Course:
         }
 
     @classmethod
-    def _from_json(cls, state: Mapping[str, Any], path: Path) -> Course:
+    def _begun(cls, state: Mapping[str, Any], key: str, path: Path) -> Course | None:
+        """Read a begun course; None if it is another one's."""
+        if state.get("schema") != SCHEMA or state.get("key") != key:
+            return None
         try:
             names = tuple(map(str, state["techniques"]))
             mean = np.asarray(state["mean"], dtype=float).reshape(len(names))
@@ -119,7 +120,7 @@ class Course:
             costs = {name: float(state["costs"][name]) for name in names}
             refused = {str(name): str(reason) for name, reason in state["refused"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path}: is not as tunewise writes it ({error!r}); remove it") from error
+            raise ArtifactError(f"{path}: is not as tunewise writes it ({error!r})") from error
         return cls(Belief(names, mean, covariance), costs, refused)
 
     def turns(

@@ -1,28 +1,64 @@
-"""The terminal: results on stdout, progress with the time left on stderr, libraries kept quiet."""
+"""Prints results on stdout, as tables for people or as JSON.
+
+Whatever is printed goes through one filter: names, texts of data and answers of models cannot act on the terminal.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import typer
 
+from tunewise.core.text import visible
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.progress import TaskID
-
-    from tunewise.results.schema import Comparison
 
 
-def console() -> Console:
-    """Open the console that results are printed on."""
-    from rich.console import Console
+_SECRET, _SECRET_VARIABLE = "--token", "TUNEWISE_TOKEN"  # a secret must not reach a log
 
+
+def console(*, stderr: bool = False) -> Console:
+    """Open the console that results are printed on, or that of progress."""
+    from tunewise.cli.safe_console import SafeConsole
+
+    if stderr:
+        return SafeConsole(stderr=True)
     # Piped output has no width of its own; a table must not be folded to 80 columns in a file.
-    return Console(width=None if sys.stdout.isatty() else 200)
+    return SafeConsole(width=None if _has_width() else 200)
+
+
+def shows_all(wide: bool) -> bool:
+    """Return whether tables show all their columns: on demand, and where the output has no width."""
+    return wide or not _has_width()
+
+
+def _has_width() -> bool:
+    """Return whether stdout is a terminal, or `COLUMNS` says how wide its lines may be."""
+    return sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+
+
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print plain text as it is, on stdout or stderr."""
+    typer.echo(visible(text), err=err, nl=nl)
+
+
+def command_again(*further: str) -> str:
+    """Return this command line, to be run again in a shell; a token in it is left to the environment."""
+    words, secret = list[str](), False
+    for word in sys.argv[1:]:
+        name, equals, _ = word.partition("=")
+        if secret or (name == _SECRET and equals):
+            words.append(f'"${_SECRET_VARIABLE}"' if secret else f'{_SECRET}="${_SECRET_VARIABLE}"')
+        else:
+            words.append(shlex.quote(word))
+        secret = word == _SECRET
+    return " ".join(["tunewise", *words, *further])
 
 
 def print_text(text: str) -> None:
@@ -32,7 +68,7 @@ def print_text(text: str) -> None:
 
 def print_json(value: object) -> None:
     """Print a result as JSON on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_result(value: object, as_json: bool, view: Callable[[], RenderableType]) -> None:
@@ -45,54 +81,3 @@ def print_result(value: object, as_json: bool, view: Callable[[], RenderableType
         print_text(rendered)
     else:
         console().print(rendered)
-
-
-class ProgressDisplay:
-    """Shows what runs, its progress and the time left, below the rows so far; a total of 0 means unknown."""
-
-    def __init__(self, live: Any) -> None:
-        self._live = live
-        self._tasks: dict[tuple[str, str], TaskID] = {}
-
-    def __call__(self, row: str, what: str, done: int, total: int, /) -> None:
-        """Show the progress of what `row` does."""
-        live, tasks = self._live, self._tasks
-        kind = "training" if what.startswith("loss") else what
-        if (row, kind) not in tasks or done < live.tasks[live.task_ids.index(tasks[row, kind])].completed:
-            for task in tasks.values():
-                live.update(task, visible=False)
-            tasks[row, kind] = live.add_task("", row=row, what=what, total=total or None)
-        live.update(tasks[row, kind], completed=done, total=total or None, what=what)
-
-    def rows(self, result: Comparison) -> None:
-        """Show a comparison's table so far."""
-        from tunewise.results.report.tables import table
-
-        self._live.above = table(result)
-        self._live.refresh()
-
-
-@contextmanager
-def progress_display() -> Iterator[ProgressDisplay]:
-    """Open a live display on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    class Board(Progress):
-        above: RenderableType | None = None
-
-        def get_renderables(self) -> Iterator[RenderableType]:
-            if self.above is not None:
-                yield self.above
-            yield self.make_tasks_table(self.tasks)
-
-    stderr = Console(stderr=True)
-    columns = (
-        TextColumn("{task.fields[row]}", markup=False),
-        TextColumn("{task.fields[what]}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Board(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as live:
-        yield ProgressDisplay(live)

@@ -1,20 +1,33 @@
 """The entry point of the command line. Nothing heavy is imported before the arguments are parsed.
 
-Results go to stdout, logs and progress to stderr. The exit code is 0 for success, 1 for a run that failed, and 2 for a
-wrong request.
+Results go to stdout, logs and progress to stderr. The exit code is 0 for success, 1 for a run that failed, 2 for a
+wrong request, 130 after Ctrl-C and 143 after SIGTERM; then one line on stderr says how to go on.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
+import signal
 import sys
+from types import FrameType
 
 import typer
 
-from tunewise.cli.commands import advising, comparing, documents, inspection, planning, serving, shipping, training
-from tunewise.core.errors import RequestError, TunewiseError
+from tunewise.cli.commands import (
+    advising,
+    comparing,
+    documents,
+    importing,
+    inspection,
+    planning,
+    serving,
+    shipping,
+    training,
+)
+from tunewise.cli.console import command_again, echo
+from tunewise.core.errors import RequestError, TunewiseError, out_of_space
 from tunewise.core.logs import configure_logging
+from tunewise.core.text import one_line
 
 app = typer.Typer(
     help="Every way to fine-tune a language model behind one interface, measured on your own task.",
@@ -25,6 +38,7 @@ app = typer.Typer(
 )
 app.command("techniques")(inspection.techniques)
 app.command("check")(inspection.check)
+app.command("import")(importing.import_configuration)
 app.command("plan")(planning.plan)
 app.command("advise")(advising.advise)
 app.add_typer(advising.atlas, name="atlas")
@@ -43,25 +57,57 @@ app.command("report")(comparing.report)
 app.command("demo")(comparing.demo)
 
 
-_INTERRUPTED = 130
-
-
 def main() -> None:
-    """Run the command line; a `TunewiseError` becomes one line on stderr."""
+    """Run the command line; a `TunewiseError` becomes one line on stderr, and so does a signal that ends it."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost tenfold on a busy machine
     configure_logging()
+    signals = _Signals()
     try:
-        app()
-    except TunewiseError as error:
-        kind = "wrong request" if isinstance(error, RequestError) else "failed"
-        typer.echo(f"{kind}: {error}", err=True)
-        sys.exit(error.exit_code)
-    except SystemExit as end:
-        if end.code != _INTERRUPTED:  # typer turns Ctrl-C into this exit code, without a message
+        with signals:
+            app()
+    except BaseException as error:
+        # Whatever an interruption turned into on its way: libraries replace errors that are raised in their imports.
+        if signals.received is None and isinstance(error, SystemExit) and error.code == 128 + signal.SIGINT:
+            signals.received = signal.SIGINT  # typer's code for Ctrl-C
+        if signals.received is not None:
+            _say_how_to_go_on(signals.received)
+            sys.exit(128 + signals.received)
+        if not isinstance(error, TunewiseError) and out_of_space(error):
+            error = TunewiseError(f"{one_line(error)}; free some space, and run it again")
+        if not isinstance(error, TunewiseError):
             raise
-        resume = [] if "fit" not in sys.argv[1:2] or "--resume" in sys.argv else ["--resume"]
-        typer.echo(f"interrupted; to continue: {shlex.join(['tunewise', *sys.argv[1:], *resume])}", err=True)
-        raise
+        kind = "wrong request" if isinstance(error, RequestError) else "failed"
+        echo(f"{kind}: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+class _Signals:
+    """Lets Ctrl-C and SIGTERM unwind what runs inside it, and remembers the first; the second ends the process."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number, handler in self._before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self._receive)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+
+def _say_how_to_go_on(received: int) -> None:
+    what = "interrupted" if received == signal.SIGINT else f"stopped by {signal.Signals(received).name}"
+    resume = [] if "fit" not in sys.argv[1:2] or "--resume" in sys.argv else ["--resume"]
+    echo(f"{what}; to continue: {command_again(*resume)}", err=True)
 
 
 if __name__ == "__main__":

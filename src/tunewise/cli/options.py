@@ -28,25 +28,75 @@ _OPTIONS: Mapping[str, ParameterInfo] = {
     "out": typer.Option("--out", "-o", help="Folder for the results."),
     "techniques": typer.Option("--techniques", "-t", help="Technique names separated by commas, or all."),
     # DataOptions
-    "columns": typer.Option(help="Names of the data's columns, e.g. prompt=q,completion=a or text=review,label=stars."),
-    "template": typer.Option(help='Text around a prompt, e.g. "Review: {prompt}\\nSentiment:".'),
-    "metric": typer.Option(help="Metric: exact_match, f1, rouge_l, sentence_bleu, or your own path.py:function."),
+    "columns": typer.Option(
+        help="Names of the data's columns, e.g. prompt=q,completion=a or text=premise+hypothesis,label=stars."
+    ),
+    "template": typer.Option(
+        help='Text around a prompt, e.g. "Review: {prompt}\\nSentiment:"; names of columns in braces are filled in.'
+    ),
+    "kind": typer.Option(
+        "--kind", help="Kind of task: classification, generation or text; default: what the columns say."
+    ),
+    "skip_bad_rows": typer.Option(
+        "--skip-bad-rows", help="Leave out rows that cannot be used, and count them, instead of refusing the data."
+    ),
+    "label_list": typer.Option(
+        help="List the labels of a classification in each prompt: yes, no, or auto (chat models: where it helps the "
+        "base on validation)."
+    ),
+    "metric": typer.Option(
+        help="Metric: exact_match, squad_exact_match, f1, rouge_l, sentence_bleu, chrf, number, json_valid, "
+        "json_match, tool_calls, judge, or your own path.py:function."
+    ),
+    "judge_url": typer.Option(
+        help="For --metric judge: the OpenAI-compatible endpoint that answers are sent to, such as "
+        "http://localhost:8000/v1; its key is read from TUNEWISE_JUDGE_KEY or OPENAI_API_KEY."
+    ),
+    "judge_model": typer.Option(help="For --metric judge: the model that judges."),
     # ModelOptions
     "max_length": typer.Option(help="Maximum sequence length in tokens; default: the model's context."),
     "revision": typer.Option(help="Hub branch, tag or commit of the model."),
     "dtype": typer.Option(help="Type of the weights in memory: float32, bfloat16, float16."),
     "device": typer.Option(help="cpu, cuda, cuda:1 or mps; default: the best available."),
+    "resize_embeddings": typer.Option(
+        "--resize-embeddings",
+        help="Give the model embeddings for tokens that were added to its tokenizer: the mean of the existing ones.",
+    ),
     # TechniqueOptions
     "sets": typer.Option("--set", help="A technique's setting, e.g. lora.r=8 (may be repeated)."),
     "sources": typer.Option(help="Data of other tasks to train on first, separated by commas (for mpt)."),
+    # Places
     "knowledge": typer.Option(help="Documents to search (for rag): folder, file, index or qdrant://host:port/name."),
+    "embedder": typer.Option(
+        help="Embedder to search by (for rag, icl): folder or Hub id of a sentence-transformers model."
+    ),
+    "reranker": typer.Option(help="Cross-encoder that orders what was found (for rag): folder or Hub id."),
     # TrainOptions
     "batch_size": typer.Option("--per-device-train-batch-size", "--batch-size", help="Examples per pass."),
     "accumulate": typer.Option("--gradient-accumulation-steps", "--accumulate", help="Passes per optimiser step."),
     "lr_scheduler_type": typer.Option(
         "--lr-scheduler-type", help="Learning-rate schedule: linear, cosine, constant, ..."
     ),
+    "warmup_ratio": typer.Option(help="Share of the steps in which the learning rate rises from 0."),
+    "weight_decay": typer.Option(help="AdamW's weight decay of what is trained."),
+    "adam_beta1": typer.Option(help="AdamW's average of gradients."),
+    "adam_beta2": typer.Option(help="AdamW's average of their squares."),
+    "max_grad_norm": typer.Option(help="Gradients are clipped to this norm; 0: not at all."),
+    "logging_steps": typer.Option(help="Optimiser steps between the lines of metrics.jsonl."),
     "save_steps": typer.Option(help="Optimiser steps between checkpoints."),
+    "eval_steps": typer.Option(
+        help="Optimiser steps between validation losses; 0: a quarter of the run, or a tenth with --patience-evals."
+    ),
+    "patience_evals": typer.Option(
+        "--patience-evals",
+        "--early-stopping-patience",
+        help="Stop training when the validation loss has not fallen for so many evaluations; 0: never.",
+    ),
+    "keep_best": typer.Option(
+        "--keep-best",
+        "--load-best-model-at-end",
+        help="Keep the state with the lowest validation loss, not the last one; --patience-evals does so too.",
+    ),
     # ComputeOptions
     "bf16": typer.Option("--bf16", help="Compute in bfloat16 (weights and updates stay float32)."),
     "gradient_checkpointing": typer.Option(
@@ -63,7 +113,12 @@ _OPTIONS: Mapping[str, ParameterInfo] = {
         help="Text file to remember, for --replay and --kl-to-base; default: text sampled from the base."
     ),
     # BudgetOptions
-    "budget_steps": typer.Option(help="Optimiser steps per trial."),
+    "budget_steps": typer.Option(
+        help="Optimiser steps per trial; default: three epochs, or as many as four minutes a row allow, at least 60."
+    ),
+    "epochs": typer.Option(
+        "--epochs", "--num-train-epochs", help="Passes over the training data per trial, instead of steps."
+    ),
     "budget_tokens": typer.Option(help="Training tokens per trial, instead of steps."),
     "budget_minutes": typer.Option(
         help="Minutes for the whole comparison, instead of steps; techniques that train share them equally."
@@ -96,25 +151,38 @@ Data = Annotated[str, _OPTIONS["data"]]
 Out = Annotated[Path, _OPTIONS["out"]]
 Techniques = Annotated[str, _OPTIONS["techniques"]]
 Device = Annotated[str | None, _OPTIONS["device"]]
-BudgetSteps = Annotated[int, _OPTIONS["budget_steps"]]
+BudgetSteps = Annotated[int, typer.Option(help="Optimiser steps that the times are for.")]
 Retention = Annotated[str | None, _OPTIONS["retention"]]
 BaseLocation = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Folder or Hub id of the base; default: the one that the adaptation records."),
 ]
 AdaptationFolder = Annotated[Path, typer.Argument(help="Folder of an adaptation, or of a PEFT adapter.")]
+Wide = Annotated[
+    bool,
+    typer.Option("--wide", help="Show all columns; those that do not fit the terminal follow in a second table."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownOptions:
+    """How a result is printed: as a table, which shows all its columns if it is wide, or as JSON."""
+
+    wide: Wide = False
+    as_json: Json = False
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make the settings of a YAML file the defaults of this command's options."""
     if path is None:
         return None
-    import yaml
+    from tunewise.core.yaml_text import MOST_CHARACTERS, read_yaml
 
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        with path.open(encoding="utf-8") as file:
+            values = read_yaml(file.read(MOST_CHARACTERS + 1))
+    except (OSError, ValueError) as error:
         raise SettingError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SettingError(f"{path}: must hold settings, one `name: value` per line")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -23,23 +24,32 @@ import psutil
 import torch
 import transformers
 
-from tunewise.comparison.budget import Budget, Clock
+from tunewise.adaptation.label_list import label_list_choice
+from tunewise.comparison.budget import Budget, Clock, keep_choice, settled, training_device
 from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.invocation import Invocation
+from tunewise.comparison.measured_base import retention_of
+from tunewise.comparison.recorded_text import keep_text, require_same_text
 from tunewise.comparison.row import Runs, skipped
+from tunewise.comparison.spending import expected
 from tunewise.comparison.trial import ANSWERS
+from tunewise.comparison.trial_records import remove_leftovers, set_aside_unsealed, unsealed_trials
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
-from tunewise.core.progress import RowProgress, silent_row
+from tunewise.core.lock import lock
+from tunewise.core.progress import RowProgress, RowStart, for_row, silent_row
 from tunewise.core.version import __version__
-from tunewise.data.task import Task
+from tunewise.data.task import Task, default_test_examples
 from tunewise.engine.forward import why_not_packed
+from tunewise.engine.memory import process_peak_bytes
 from tunewise.engine.model import Base
+from tunewise.engine.rows import fitted_to
 from tunewise.fitting import trackers
-from tunewise.fitting.forgetting import Retention
+from tunewise.fitting.scoring import label_scores
 from tunewise.fitting.settings import TrainSettings
 from tunewise.results.needs import Need
+from tunewise.results.reference import MajorityScores
 from tunewise.results.report.page import render_html
 from tunewise.results.report.tables import markdown
 from tunewise.results.schema import (
@@ -59,6 +69,18 @@ from tunewise.results.schema import (
 )
 from tunewise.results.statistics import against, interval, ranks, seed_variance
 from tunewise.results.verdict import verdict
+
+# What is written to the folder of a comparison, besides the folders of the trials and of the measured base.
+_FILES = (
+    "compare.json",
+    "report.md",
+    "report.html",
+    "text.json",
+    "label_list.json",
+    "budget.json",
+    "paces.json",
+    "advice.json",
+)
 
 
 def compare(
@@ -98,9 +120,10 @@ def compare(
 
     Raises:
         SettingError: two techniques have the same name, there are none, or a need cannot be read.
-        RequestError: another process uses `out`.
+        RequestError: another process uses `out`, or it holds a comparison of another model or other data.
     """
     budget, invocation = budget or Budget(), invocation or Invocation()
+    begun = invocation.started if invocation.started is not None else time.monotonic()
     course = invocation.course
     names = [technique.name for technique in techniques]
     if not names or len(set(names)) < len(names):
@@ -109,11 +132,32 @@ def compare(
     required = [Need.read(need) for need in needs]
     trackers.check(report_to)
     folder = artifact_writer.output_folder(out)
-    settings = replace(settings or TrainSettings(), max_steps=budget.steps)
-    test_examples = budget.test_examples or (200 if task.kind == "generation" else 500)
-    with nullcontext() if invocation.locked else artifact_writer.lock(folder):
-        progress("base", "measuring the base on retention text", 0, 1)
-        base_retention = Retention.measure(base, retention)
+    settings = settings or TrainSettings()
+    notes_of_data, task = task.notes, fitted_to(base, task)
+    for note in task.notes:
+        if note not in notes_of_data:
+            invocation.on_message(note)
+    test_examples = budget.test_examples or default_test_examples(task.kind)
+    with nullcontext() if invocation.locked else lock(folder):
+        trials = folder / "trials"
+        require_same_text(base, task, folder)
+        label_list = label_list_choice(
+            base, task, folder, has_results=trials.is_dir(), progress=for_row(progress, "base")
+        )
+        if label_list is not None:
+            task = label_list.applied_to(task)
+        recorded = keep_text(base, task, folder, lambda: unsealed_trials(trials))
+        set_aside_unsealed(trials, recorded.unsealed)
+        remove_leftovers(trials)
+        artifact_writer.remove_leftovers(folder, *_FILES)
+        if not budget.is_settled and any(technique.trains for technique in techniques):
+            budget = settled(budget, base, task, settings, folder, training_device(base.device.type))
+        settings = replace(settings, max_steps=budget.optimiser_steps(len(task.train), settings))
+        if budget.chosen is not None:
+            keep_choice(budget.chosen, folder)
+            invocation.on_message(budget.chosen.why)
+        progress("base", "measuring the base on retention text", 0, 0)
+        base_retention = retention_of(base, retention, folder, progress=for_row(progress, "base"))
         context = ComparisonContext(
             base,
             task,
@@ -126,19 +170,44 @@ def compare(
             report_to=report_to,
             on_trial=invocation.on_trial,
         )
+        estimate = invocation.estimate
+        if invocation.on_estimate is not None and estimate is None:
+            estimate = expected(
+                context,
+                techniques,
+                budget,
+                settings,
+                trials=trials,
+                invocation=replace(invocation, started=begun),
+                progress=progress,
+            )
+            if estimate.rows:
+                invocation.on_estimate(estimate)
         command = tuple(invocation.command) if invocation.command else None
-        result = replace(_without_rows(context, budget, settings), command=command)
-        started = invocation.started or time.time()
-        clock = Clock(budget.minutes, started, folder / "paces.json") if budget.minutes else None
-        runs = Runs(context, budget, settings, folder / "trials", invocation.held, progress, clock)
+        majority = _majority(context)
+        result = replace(
+            _without_rows(context, budget, settings),
+            command=command,
+            estimate=estimate,
+            majority=majority.row if majority is not None else None,
+        )
+        clock = Clock(budget.minutes, begun, folder / "paces.json") if budget.minutes else None
+        runs = Runs(context, budget, settings, trials, invocation.held, progress, clock)
         rows: list[Row] = []
         answers, tables = dict[str, tuple[str, ...]](), dict[str, np.ndarray]()
         order = sorted(techniques, key=lambda technique: technique.trains) if clock else techniques
         turns = course.turns(order, rows) if course is not None else _all_in_turn(order)
+        started_rows = 0
         for technique, rows_left, reason in turns:
-            row, records = (
-                runs.row(technique.resolved(base), rows_left) if reason is None else (skipped(technique, reason), [])
-            )
+            if reason is None:
+                started_rows += 1
+                total = len(techniques) if course is None else None
+                seeds = budget.seeds if technique.seeded else 1
+                trainings = seeds + (budget.search - 1 if technique.trains else 0)
+                invocation.on_row_start(RowStart(technique.name, started_rows, total, trainings))
+                row, records = runs.row(technique.resolved(base), rows_left)
+            else:
+                row, records = skipped(technique, reason), []
             if price is not None and isinstance(row, ScoredRow):
                 usd = row.cost.seconds_per_example / 3.6 * price
                 row = replace(row, cost=replace(row.cost, usd_per_1000_requests=usd))
@@ -147,7 +216,8 @@ def compare(
             if records:
                 tables[row.technique] = np.array([record.per_example for record in records])
                 answers[row.technique] = records[0].answers
-            rows[:], verdict_so_far = _with_intervals_and_verdict(rows, tables, required)
+            progress(technique.name, "comparing with the other rows", 0, 0)
+            rows[:], verdict_so_far = _with_intervals_and_verdict(rows, tables, required, majority)
             result = replace(
                 result,
                 rows=tuple(rows),
@@ -155,11 +225,13 @@ def compare(
                 advice=course.followed() if course is not None else None,
                 answers=_answers(context, tables, answers),
                 seconds=time.perf_counter() - started_at,
+                process_peak_bytes=process_peak_bytes(),
             )
             artifact_writer.write_json(folder / "compare.json", result.to_json())
             invocation.on_row(result)
-        artifact_writer.write_text(folder / "report.md", markdown(result))
-        artifact_writer.write_text(folder / "report.html", render_html(result))
+        progress("report", "writing", 0, 0)
+        artifact_writer.write_text(folder / "report.md", markdown(result, out))
+        artifact_writer.write_text(folder / "report.html", render_html(result, out))
     return result.to_json()
 
 
@@ -170,7 +242,10 @@ def _all_in_turn(order: Sequence[Technique]) -> Iterator[tuple[Technique, int, s
 
 
 def _with_intervals_and_verdict(
-    rows: Sequence[Row], tables: dict[str, np.ndarray], needs: Sequence[Need]
+    rows: Sequence[Row],
+    tables: dict[str, np.ndarray],
+    needs: Sequence[Need],
+    majority: MajorityScores | None,
 ) -> tuple[list[Row], Verdict]:
     """Give each row its interval, rank and p value among the rows so far, and reach the verdict over them."""
     seeds, rank_of = seed_variance(tables), ranks(tables)
@@ -180,9 +255,19 @@ def _with_intervals_and_verdict(
             low, high = interval(tables[row.technique], seeds)
             row = replace(row, score=replace(row.score, low=low, high=high), rank=rank_of[row.technique])
         ranked.append(row)
-    conclusion = verdict([row for row in ranked if isinstance(row, ScoredRow)], tables, needs)
+    conclusion = verdict([row for row in ranked if isinstance(row, ScoredRow)], tables, needs, majority)
     p_values = against(conclusion.best, tables) if conclusion.best is not None else {}
     return [replace(row, p_value=p_values.get(row.technique)) for row in ranked], conclusion
+
+
+def _majority(context: ComparisonContext) -> MajorityScores | None:
+    """Score the most frequent training label, the first of several, on the test examples of a classification."""
+    task, test = context.task, context.test
+    if task.kind != "classification" or not task.train or not test:
+        return None
+    counts = Counter(example.answer for example in task.train)
+    label = max(task.labels, key=lambda label: counts[label])
+    return MajorityScores.of(label, counts[label] / len(task.train), label_scores(task, [label] * len(test), test))
 
 
 def _answers(
@@ -225,6 +310,7 @@ def _without_rows(context: ComparisonContext, budget: Budget, settings: TrainSet
             window=base.window,
             fingerprint=task.fingerprint,
             notes=tuple(task.notes),
+            label_list=task.label_list,
         ),
         retention=RetentionFacts(
             source=retention.source,
@@ -233,11 +319,27 @@ def _without_rows(context: ComparisonContext, budget: Budget, settings: TrainSet
             base_nll=retention.nll,
             probe=context.probe.name if context.probe is not None else None,
         ),
-        budget=BudgetFacts(**asdict(budget)),
+        budget=_budget_facts(budget, settings.max_steps),
         settings={name: value for name, value in asdict(settings).items() if name != "max_steps"},
         machine=machine(base),
         rows=(),
         verdict=None,
+    )
+
+
+def _budget_facts(budget: Budget, steps: int) -> BudgetFacts:
+    """Describe the budget, with the steps that follow from it."""
+    chosen = budget.chosen
+    return BudgetFacts(
+        steps=steps,
+        tokens=budget.tokens,
+        search=budget.search,
+        seeds=budget.seeds,
+        minutes=budget.minutes,
+        validation_examples=budget.validation_examples,
+        test_examples=budget.test_examples,
+        epochs=budget.epochs if chosen is None else chosen.epochs,
+        chosen=chosen.why if chosen is not None else None,
     )
 
 

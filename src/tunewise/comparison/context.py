@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeGuard
 
+import torch
+
 from tunewise.comparison.invocation import OnTrial, ignore_trial
+from tunewise.comparison.preparation import Preparations
 from tunewise.contract.attachment import Attachment
+from tunewise.core.progress import Progress, silent
 from tunewise.data.task import Task, sample
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.model import Base
+from tunewise.engine.run_text import RunText
 from tunewise.fitting.forgetting import OnTask, Retention
 from tunewise.fitting.rehearsal import Rehearsal
 from tunewise.fitting.scoring import encoder_for
@@ -53,6 +57,7 @@ class ComparisonContext:
         on_trial: OnTrial = ignore_trial,
     ) -> None:
         self.base, self.task, self.retention, self.probe = base, task, retention, probe
+        self.text = RunText.of(base, task)
         self.remembered, self.attempt_id, self._on_trial = remembered, attempt_id, on_trial
         self.report_to = tuple(report_to)
         self.probed = sample(probe.test, _PROBED) if probe is not None else ()
@@ -62,24 +67,20 @@ class ComparisonContext:
         self.rehearsal: Rehearsal | None = None
         self.on_task: OnTask | None = None
         self.norm = 0.0
+        self.preparations = Preparations()
 
-    def measure_bare(self, settings: TrainSettings) -> None:
-        """Measure, once, what must be known of the base before anything is attached to it."""
+    def measure_bare(self, settings: TrainSettings, progress: Progress = silent) -> None:
+        """Measure, once, what a trial that is about to run must know of the base before anything is attached to it."""
         if settings.rehearses and self.rehearsal is None:
+            progress("reading the remembered text", 0, 0)
             self.rehearsal = Rehearsal.of(self.base, self.remembered)
+        if self.retention is not None:
+            self.retention.record_predictions(self.base)
         if self.retention is not None and self.on_task is None:
-            self.on_task = OnTask.measure(self.base, self.task, self.validation)
+            self.on_task = OnTask.measure(self.base, self.task, self.validation, progress)
         if not self.norm:
-            self.norm = math.sqrt(sum(float(p.detach().float().square().sum()) for p in self.base.model.parameters()))
-
-    @property
-    def held_bytes(self) -> int:
-        """Return the bytes of the base's log probabilities that are kept to compare with."""
-        log_probabilities = [
-            *(self.retention.log_p if self.retention else ()),
-            *(self.on_task.log_p if self.on_task else ()),
-        ]
-        return sum(tensor.nbytes for tensor in log_probabilities)
+            norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float32) for p in self.base.model.parameters()]
+            self.norm = float(torch.linalg.vector_norm(torch.stack(norms)))
 
     def stands(self, record: TrialRecord | None) -> TypeGuard[TrialRecord]:
         """Return whether a failure is final for now: it would recur, or it happened in this very attempt."""
@@ -94,8 +95,9 @@ class ComparisonContext:
         finally:
             self._on_trial(None, None)
 
-    def train_sequences(self, attachment: Attachment) -> list[TokenSequence]:
+    def train_sequences(self, attachment: Attachment, progress: Progress = silent) -> list[TokenSequence]:
         """Encode the training split for this attachment; all that leave the text as it is share one encoding."""
+        progress("encoding the training examples", 0, 0)
         rendered = [attachment.render(example) for example in self.task.train]
         virtual = attachment.virtual_tokens, attachment.virtual_suffix
         if any(new is not old for new, old in zip(rendered, self.task.train, strict=True)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from tunewise.comparison.invocation import Invocation
 from tunewise.core.errors import ArtifactError
-from tunewise.core.progress import RowProgress
+from tunewise.core.progress import RowProgress, for_row
 from tunewise.resolve import (
     COMPARED,
     ComputeOptions,
@@ -29,13 +29,16 @@ from tunewise.results.schema import Comparison
 
 if TYPE_CHECKING:
     from tunewise.comparison.budget import Budget
+    from tunewise.data.task import Task
+    from tunewise.fitting.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptions:
     """Holds the options that say what each technique may spend."""
 
-    budget_steps: int = 100
+    budget_steps: int | None = None
+    epochs: float | None = None
     budget_tokens: int | None = None
     budget_minutes: float | None = None
     search: int = 1
@@ -49,6 +52,7 @@ class BudgetOptions:
 
         return Budget(
             steps=self.budget_steps,
+            epochs=self.epochs,
             tokens=self.budget_tokens,
             minutes=self.budget_minutes,
             search=self.search,
@@ -132,22 +136,33 @@ class Request:
         from tunewise.comparison.compare import compare
 
         budget = options.budget.budget()
-        settings = train_settings(budget.steps, options.training, options.compute, options.remedies)
+        settings = train_settings(None, options.training, options.compute, options.remedies)
+        if not budget.is_settled and any(recipe.trains for recipe in recipes):
+            budget = self._with_chosen_steps(budget, task, settings, progress)
         progress(options.model, "loading", 0, 0)
         base = load_model(options.model, options.loading)
         course = None
         if options.advised:
+            from tunewise.adaptation.label_list import label_list_choice
             from tunewise.advice.course import Course
+            from tunewise.comparison.recorded_text import require_same_text
             from tunewise.core import artifact_writer
+            from tunewise.engine.rows import fitted_to
 
+            folder, task = artifact_writer.output_folder(options.out), fitted_to(base, task)
+            require_same_text(base, task, folder)
+            label_list = label_list_choice(
+                base, task, folder, has_results=(folder / "trials").is_dir(), progress=for_row(progress, "advice")
+            )
+            task = label_list.applied_to(task) if label_list is not None else task
             progress("advice", "measuring the task", 0, 0)
             course = Course.open(
                 base,
                 task,
                 recipes,
-                artifact_writer.output_folder(options.out),
-                knowledge=options.recipes.knowledge,
-                examples=budget.steps * settings.rows,
+                folder,
+                knowledge=options.recipes.places.knowledge,
+                examples=budget.optimiser_steps(len(task.train), settings) * settings.rows,
                 needs=options.need or [],
             )
         result = compare(
@@ -169,6 +184,20 @@ class Request:
             ),
         )
         return Comparison.from_json(result)
+
+    def _with_chosen_steps(self, budget: Budget, task: Task, settings: TrainSettings, progress: RowProgress) -> Budget:
+        """Choose the steps of a trial from the model's configuration alone."""
+        from tunewise.advice.plan.weightless import outline
+        from tunewise.comparison.budget import settled, training_device
+
+        options = self.options
+        progress(options.model, "choosing the budget", 0, 0)
+        loading = options.loading
+        model = outline(
+            options.model, loading.revision, loading.max_length, resize_embeddings=loading.resize_embeddings
+        )
+        device = training_device(options.loading.device)
+        return settled(budget, model, task, settings, options.out, device)
 
 
 def _names_base(techniques: str) -> bool:

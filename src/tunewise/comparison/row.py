@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -12,8 +12,8 @@ import numpy as np
 
 from tunewise.comparison.budget import Budget, Clock
 from tunewise.comparison.context import ComparisonContext
-from tunewise.comparison.search import Outcome, find
-from tunewise.comparison.trial import Trial, run
+from tunewise.comparison.search import Outcome, find, preparations
+from tunewise.comparison.trial import PREPARING_FOLDER, Trial, run, run_stage
 from tunewise.contract.technique import Technique
 from tunewise.core.json_record import JsonRecord
 from tunewise.core.progress import RowProgress, for_row
@@ -33,6 +33,7 @@ from tunewise.results.schema import (
 from tunewise.results.statistics import interval
 
 Averaged = TypeVar("Averaged", bound=JsonRecord)
+Diagnostic = TypeVar("Diagnostic", bound=JsonRecord)
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,12 @@ class Runs:
             return self.row_of(technique)
         if self.clock.left <= 0:
             return skipped(technique, f"the budget of {self.budget.minutes:g} minutes was used up"), []
-        runs = self._with_timed_steps(self.clock, technique, rows_left) if technique.trains else self
+        runs = (
+            self._with_timed_steps(self.clock, technique, rows_left) if technique.trains or technique.chooses else self
+        )
         started = time.perf_counter()
         row, records = runs.row_of(technique)
-        training_seconds = row.spent.trial_seconds + row.spent.search_seconds if row.spent is not None else 0.0
-        scoring_seconds = time.perf_counter() - started - training_seconds
+        scoring_seconds = time.perf_counter() - started - _training_seconds(row, records)
         self.clock.scoring = max(self.clock.scoring, scoring_seconds / max(len(records), 1))
         return row, records
 
@@ -70,13 +72,19 @@ class Runs:
         self.progress(technique.name, "timing its steps", 0, 0)
         trials = self.budget.search + self.budget.seeds - 1
         try:
-            steps = clock.steps(technique, self.context, self.settings, rows_left, trials)
+            progress = for_row(self.progress, technique.name)
+            prepared = trials - self.budget.search + preparations(technique, self.budget.search, self.held)
+            steps = clock.steps(technique, self.context, self.settings, rows_left, trials, progress, prepared)
         except Exception:  # if timing fails, training fails too, and its row gives the reason
             return self
         return replace(self, settings=replace(self.settings, max_steps=steps))
 
     def row_of(self, technique: Technique) -> tuple[Row, list[FinishedTrial]]:
         """Return the row of a technique, trained for the steps in the settings, and the records that finished."""
+        with self.context.preparations.row(self.trials.parent / PREPARING_FOLDER, keeps=self.budget.search > 1):
+            return self._searched_row(technique)
+
+    def _searched_row(self, technique: Technique) -> tuple[Row, list[FinishedTrial]]:
         recipe, searched = find(technique, self.budget.search, self._train_share, self.held)
         progress = for_row(self.progress, recipe.name)
         records: list[TrialRecord] = []
@@ -86,29 +94,49 @@ class Runs:
             records.append(run(trial, self.context, self.trials, finish=True, progress=progress))
             folders[seed] = f"trials/{trial.key(self.context)}"
         finished = [record for record in records if isinstance(record, FinishedTrial)]
-        losers = [trial for trial in searched if not trial.won]
+        # The search has prepared the winner's first seed already.
+        preparing = [
+            record.training.preparing_tokens or 0 for record in finished if not (searched and record.seed == 0)
+        ]
         spent = Spent(
-            search_tokens=sum(trial.tokens or 0 for trial in losers),
-            search_seconds=sum(trial.seconds or 0.0 for trial in losers),
+            search_steps=sum(trial.total_steps or 0 for trial in searched) or None,
+            search_tokens=sum(trial.tokens or 0 for trial in searched),
+            search_seconds=sum(trial.seconds or 0.0 for trial in searched),
             trial_tokens=sum(record.training.tokens for record in finished),
+            preparing_tokens=sum([*preparing, *(trial.preparing_tokens or 0 for trial in searched)]) or None,
             trial_seconds=sum(record.cost.train_seconds for record in finished),
-            seconds=sum([trial.seconds or 0.0 for trial in searched] + [record.seconds or 0.0 for record in records]),
+            seconds=sum(
+                [
+                    *((trial.seconds or 0.0) + (trial.preparing_seconds or 0.0) for trial in searched),
+                    *(record.seconds or 0.0 for record in records),
+                ]
+            ),
         )
         row = _summary(technique.name, records, searched, spent)
         return _scored(row, finished, folders, self.context.task.metric) if finished else row, finished
 
     def _train_share(self, recipe: Technique, share: float) -> Outcome:
-        """Train a candidate of the search for a share of the steps."""
-        trial = Trial(recipe, 0, self.settings, self.budget.tokens)
-        progress = for_row(self.progress, recipe.name)
-        outcome = run(trial, self.context, self.trials, finish=False, until=share, progress=progress)
-        if isinstance(outcome, Stage):
-            return Outcome(
-                outcome.validation_loss, None, outcome.steps, outcome.tokens, outcome.seconds, outcome.nll_rise
-            )
-        if isinstance(outcome, FittedTrial):
-            return Outcome(outcome.validation_loss, None, outcome.training.steps)
-        return Outcome(None, outcome.reason)
+        """Train a candidate of the search for a share of the steps, from the start."""
+        trial = Trial(recipe, 0, self.settings, self.budget.tokens, share)
+        stage = run_stage(trial, self.context, self.trials, for_row(self.progress, recipe.name))
+        if not isinstance(stage, Stage):
+            return Outcome(None, stage.reason)
+        return Outcome(
+            stage.validation_loss,
+            steps=stage.steps,
+            tokens=stage.tokens,
+            seconds=stage.seconds,
+            preparing_tokens=stage.preparing_tokens,
+            preparing_seconds=stage.preparing_seconds,
+            nll_rise=stage.nll_rise,
+        )
+
+
+def _training_seconds(row: Row, records: Sequence[FinishedTrial]) -> float:
+    """Return what preparing and training took; a first seed counts the time in which the search prepared it."""
+    searched = [(trial.seconds or 0.0) + (trial.preparing_seconds or 0.0) for trial in row.search or ()]
+    shared = [record.cost.preparing_seconds or 0.0 for record in records if searched and record.seed == 0]
+    return sum(searched) + sum(record.cost.train_seconds for record in records) - sum(shared)
 
 
 def skipped(technique: Technique, reason: str) -> Row:
@@ -159,11 +187,22 @@ def _scored(row: Row, finished: Sequence[FinishedTrial], folders: Mapping[int, s
         cost=_average([record.cost for record in finished]),
         training=first.training,
         curve=best.curve,
+        validation_curve=best.validation_curve,
         memory=next((record.memory for record in finished if record.memory is not None), None),
         findings=first.findings,
         test_cut=first.score.cut,
         adaptation=f"{folders[best.seed]}/adaptation",
+        confusions=_of_all(record.confusion for record in finished),
+        lengths=_of_all(record.lengths for record in finished),
+        export_format=best.export_format,
     )
+
+
+def _of_all(records: Iterable[Diagnostic | None]) -> tuple[Diagnostic, ...] | None:
+    """Return what is recorded of each seed; None where a seed has none, as one of an older version."""
+    known = list(records)
+    present = tuple(record for record in known if record is not None)
+    return present if len(present) == len(known) else None
 
 
 def _average(records: Sequence[Averaged]) -> Averaged:

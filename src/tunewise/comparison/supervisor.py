@@ -15,15 +15,27 @@ import sys
 import threading
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 from uuid import uuid4
 
-from tunewise.comparison.invocation import OnRow, ignore_row
+from tunewise.comparison.invocation import (
+    OnEstimate,
+    OnMessage,
+    OnRow,
+    OnRowStart,
+    ignore_message,
+    ignore_row,
+    ignore_row_start,
+)
 from tunewise.comparison.request import Request
+from tunewise.comparison.trial_records import read_rung, write_record, write_rung
 from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError, TunewiseError
-from tunewise.core.progress import RowProgress, silent_row
+from tunewise.core.lock import lock, remove_unused_folders
+from tunewise.core.progress import RowProgress, RowStart, silent_row
+from tunewise.results.estimate import Estimate
 from tunewise.results.schema import Comparison, TrialIdentity, TrialRecord
 
 PATIENCE = 1800.0  # seconds without a sign of life after which a worker counts as hung
@@ -37,7 +49,10 @@ def supervise(
     *,
     patience: float = PATIENCE,
     progress: RowProgress = silent_row,
+    on_row_start: OnRowStart = ignore_row_start,
     on_row: OnRow = ignore_row,
+    on_message: OnMessage = ignore_message,
+    on_estimate: OnEstimate | None = None,
 ) -> Comparison:
     """Carry out a request in worker processes and return the content of its `compare.json`.
 
@@ -45,7 +60,10 @@ def supervise(
         request: the comparison.
         patience: seconds without a sign of life after which a trial is given up.
         progress: is called as progress(row, what, done, total).
+        on_row_start: is called before each row that is run.
         on_row: is called with the result so far after each row.
+        on_message: is called with sentences for the user; each is passed on once, however many workers send it.
+        on_estimate: is called with what it is expected to take before it trains, and may raise to refuse it.
 
     Raises:
         RequestError: the request cannot be carried out, or another process uses its folder.
@@ -55,20 +73,51 @@ def supervise(
     created = [path for path in (out, *out.parents) if not path.exists()]
     folder = artifact_writer.output_folder(request.options.out)
     try:
-        with artifact_writer.lock(folder):
-            return _run_workers(request, folder, patience, progress, on_row)
+        with lock(folder):
+            callbacks = _Callbacks(progress, on_row_start, on_row, on_message, on_estimate)
+            return _run_workers(request, folder, patience, callbacks)
     except RequestError:
-        artifact_writer.remove_unused_folders(created)
+        remove_unused_folders(created)
         raise
 
 
-def _run_workers(request: Request, folder: Path, patience: float, progress: RowProgress, on_row: OnRow) -> Comparison:
+@dataclass
+class _Callbacks:
+    """Holds what is called while workers run, and what the first of them said that is not to be said again."""
+
+    progress: RowProgress
+    on_row_start: OnRowStart
+    on_row: OnRow
+    on_message: OnMessage
+    on_estimate: OnEstimate | None
+    estimate: Estimate | None = None
+    _messages: set[str] = field(default_factory=set)
+
+    @property
+    def estimating(self) -> bool:
+        """Whether a worker has to make the estimate."""
+        return self.on_estimate is not None and self.estimate is None
+
+    def accept(self, estimate: Estimate) -> None:
+        """Pass on an estimate and keep it; an error that is raised refuses the comparison."""
+        if self.on_estimate is not None:
+            self.on_estimate(estimate)
+        self.estimate = estimate
+
+    def message(self, text: str) -> None:
+        """Pass on a sentence, once."""
+        if text not in self._messages:
+            self._messages.add(text)
+            self.on_message(text)
+
+
+def _run_workers(request: Request, folder: Path, patience: float, callbacks: _Callbacks) -> Comparison:
     attempt_id, kills = uuid4().hex, Counter[str]()
     while True:
-        progress(request.options.model, "starting", 0, 0)
-        worker = _Worker(request, attempt_id)
+        callbacks.progress(request.options.model, "starting", 0, 0)
+        worker = _Worker(request, attempt_id, callbacks)
         try:
-            end = worker.watch(folder, patience, progress, on_row)
+            end = worker.watch(folder, patience)
         finally:
             worker.kill()
         if end is None:
@@ -82,18 +131,17 @@ def _run_workers(request: Request, folder: Path, patience: float, progress: RowP
         kills[worker.trial] += 1
         if end.memory and worker.identity.trains:
             _restart_with_less_memory(folder_of_trial)
-            progress(worker.identity.technique, "out of memory: retrying with smaller batches", 0, 0)
+            callbacks.progress(worker.identity.technique, "out of memory: retrying with smaller batches", 0, 0)
         elif not end.again or kills[worker.trial] >= _MAX_KILLS:
             record = TrialRecord.failure(worker.identity, f"its process {end.why}", attempt_id)
-            artifact_writer.write_json(folder_of_trial / "trial.json", record.to_json())
+            write_record(folder_of_trial, record)
 
 
 def _restart_with_less_memory(trial: Path) -> None:
     """Make a trial start over with settings that take less memory; see `tunewise.fitting.settings.ever_lighter`."""
-    note = trial / "memory.json"
-    rung = artifact_writer.read_json(note)["rung"] if note.is_file() else 0
+    rung = read_rung(trial)
     artifact_writer.prune(trial, keep=0)
-    artifact_writer.write_json(note, {"rung": rung + 1})
+    write_rung(trial, rung + 1)
 
 
 class _WorkerEnd:
@@ -106,7 +154,8 @@ class _WorkerEnd:
 class _Worker:
     """Starts a worker process and follows its events; `trial` is the folder of the trial that runs in it."""
 
-    def __init__(self, request: Request, attempt_id: str) -> None:
+    def __init__(self, request: Request, attempt_id: str, callbacks: _Callbacks) -> None:
+        self._callbacks = callbacks
         self.trial: str | None = None
         self.identity: TrialIdentity | None = None
         self._kills_before = _kernel_oom_kills()
@@ -119,19 +168,30 @@ class _Worker:
             encoding="utf-8",
             start_new_session=True,
         )
-        stdin = cast("IO[str]", self._process.stdin)
-        with suppress(BrokenPipeError):  # it died already: `watch` finds out
-            stdin.write(json.dumps({"request": request.to_json(), "attempt_id": attempt_id}) + "\n")
-            stdin.flush()
+        known = callbacks.estimate
+        self._send(
+            {
+                "request": request.to_json(),
+                "attempt_id": attempt_id,
+                "estimating": callbacks.estimating,
+                "estimate": known.to_json() if known is not None else None,
+            }
+        )
         self._events: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
+
+    def _send(self, message: dict[str, object]) -> None:
+        stdin = cast("IO[str]", self._process.stdin)
+        with suppress(BrokenPipeError):  # it died already: `watch` finds out
+            stdin.write(json.dumps(message) + "\n")
+            stdin.flush()
 
     def _read(self) -> None:
         for line in cast("IO[str]", self._process.stdout):
             self._events.put(line)
         self._events.put(None)
 
-    def watch(self, folder: Path, patience: float, progress: RowProgress, on_row: OnRow) -> _WorkerEnd | None:
+    def watch(self, folder: Path, patience: float) -> _WorkerEnd | None:
         """Follow the worker to its end; None means that it finished the comparison."""
         while True:
             try:
@@ -143,12 +203,19 @@ class _Worker:
                 return self._exit_end()
             event = json.loads(line)
             if "progress" in event:
-                progress(*event["progress"])
+                self._callbacks.progress(*event["progress"])
+            elif "row_start" in event:
+                self._callbacks.on_row_start(RowStart(**event["row_start"]))
             elif "trial" in event:
                 self.trial, identity = event["trial"], event["identity"]
                 self.identity = TrialIdentity.from_json(identity) if identity is not None else None
+            elif "message" in event:
+                self._callbacks.message(event["message"])
             elif "rows" in event:
-                on_row(Comparison.read(folder / "compare.json"))
+                self._callbacks.on_row(Comparison.read(folder / "compare.json"))
+            elif "estimate" in event:
+                self._callbacks.accept(Estimate.from_json(event["estimate"]))
+                self._send({"go": True})
             elif "error" in event:
                 raise (RequestError if event["code"] == 2 else TunewiseError)(event["error"])
             elif "crash" in event:

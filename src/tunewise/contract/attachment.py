@@ -159,6 +159,14 @@ class Training(Building):
         """Whether gradients of several backward passes may be added up: the optimiser moves nothing inside of them."""
         return True
 
+    @property
+    def complete(self) -> bool:
+        """Whether the state is an adaptation as the recipe promises it: False while training still prunes it to size.
+
+        Only complete states of the last phase are kept as the best and make training stop early.
+        """
+        return True
+
     def prepare(self, study: Study) -> None:
         """Take what is needed from the task before training."""
 
@@ -235,6 +243,11 @@ class Storing(Training):
     """Adds what saving, export and serving call: state, changes to the base's weights, merging, detaching."""
 
     label: str = ""  # the row's name where this is not exactly the paper's technique
+
+    def __init__(self, base: Base, recipe: Technique) -> None:
+        super().__init__(base, recipe)
+        if recipe.differs:
+            self.label = f"{recipe.name} ({recipe.differs})"
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that the artifact holds, by name."""

@@ -12,6 +12,7 @@ from tunewise.contract.attachment import Attachment, Findings, ParamGroup, Store
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Technique, fact
 from tunewise.core.errors import ArtifactError, TechniqueError
+from tunewise.core.json_record import JsonObject
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,11 @@ class Composed(Technique):
     def trains(self) -> bool:
         """Say whether a part trains."""
         return any(part.trains for part in self.parts)
+
+    @fact(default=False)
+    def chooses(self) -> bool:
+        """Say whether a part makes choices on validation before training."""
+        return any(part.chooses for part in self.parts)
 
     @fact(default=True)
     def seeded(self) -> bool:
@@ -137,6 +143,14 @@ class Composed(Technique):
     def lacks(self, base: Base, task: Task) -> str:
         """Return what the first part lacks that lacks something."""
         return next(filter(None, (part.lacks(base, task) for part in self.parts)), "")
+
+    def preparation(self) -> JsonObject:
+        """Return the name, and of each part the settings that what it reads depends on."""
+        return {"technique": self.name, "settings": {part.name: part.preparation()["settings"] for part in self.parts}}
+
+    def rows_before_training(self, available: int) -> float:
+        """Add up the parts' rows."""
+        return sum(part.rows_before_training(available) for part in self.parts)
 
     def files_fingerprint(self, task: Task) -> str:
         """Join the parts' fingerprints."""
@@ -238,6 +252,10 @@ class _ComposedAttachment(Attachment):
             with suppress(KeyError):  # another part's
                 return part.original(parameter)
         return super().original(parameter)
+
+    @property
+    def complete(self) -> bool:
+        return all(part.complete for part in self.parts)
 
     def prepare(self, study: Study) -> None:
         for part in self.parts:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import MISSING, Field, field
 from typing import Any
 
 from tunewise.core.errors import SettingError
+from tunewise.core.numbers import is_finite
+from tunewise.core.text import is_encodable, show
 
 
 def setting(
@@ -40,25 +41,26 @@ def checked(technique: str, item: Field[Any], value: Any) -> Any:
         return None
     if isinstance(value, list):
         value = tuple(value)
-    if isinstance(default, tuple) or isinstance(value, tuple):
-        if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
+    shown = show(repr(value), 100)
+    if isinstance(default, tuple):
+        if isinstance(value, tuple) and all(isinstance(part, str) and is_encodable(part) for part in value):
             return value
-        raise SettingError(f"{where} is {value!r} but must be a list of names ({help_})")
+        raise SettingError(f"{where} is {shown} but must be a list of names ({help_})")
     if isinstance(default, bool):
         if not isinstance(value, bool):
-            raise SettingError(f"{where} is {value!r} but must be true or false ({help_})")
+            raise SettingError(f"{where} is {shown} but must be true or false ({help_})")
         return value
     if isinstance(default, str):
-        if not isinstance(value, str) or (choices and value not in choices):
+        if not isinstance(value, str) or not is_encodable(value) or (choices and value not in choices):
             allowed = f"one of {', '.join(choices)}" if choices else "text"
-            raise SettingError(f"{where} is {value!r} but must be {allowed} ({help_})")
+            raise SettingError(f"{where} is {shown} but must be {allowed} ({help_})")
         return value
     number = int if isinstance(default, int) else float
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)
     if not is_number or (number is int and value != int(value)):
-        raise SettingError(f"{where} is {value!r} but must be {'a whole' if number is int else 'a'} number ({help_})")
+        raise SettingError(f"{where} is {shown} but must be {'a whole' if number is int else 'a'} number ({help_})")
     if (low is not None and value < low) or (high is not None and value > high):
-        raise SettingError(f"{where} is {value!r} but must be between {low:g} and {high:g} ({help_})")
+        raise SettingError(f"{where} is {shown} but must be between {low:g} and {high:g} ({help_})")
     return number(value)
 
 

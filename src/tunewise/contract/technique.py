@@ -12,7 +12,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from tunewise.contract.learning_rates import REFERENCE_WIDTH
 from tunewise.contract.settings import checked
+from tunewise.core.json_record import JsonObject
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +61,13 @@ class Technique(ABC):
     `needs` says what a model or task must have; `reference_rate` is the default learning rate at width 4096 and
     `width_exponent` how it grows for narrower models, rate * (4096 / width) ** exponent (Yang et al. 2022, Tensor
     Programs V, gives 1 for Adam on hidden weights); `search_grid` multiplies it in a search;
-    `late_settings` can still be changed when an adaptation is loaded; where `seeded` is False, all seeds give the same.
+    where `chooses` is True, `prepare` makes choices on validation, within an allowance that the budget sets;
+    `late_settings` can still be changed when an adaptation is loaded; where `seeded` is False, all seeds give the same;
+    `place_settings` name something outside of the adaptation (a model, documents, data): where they stand in a file
+    they are left out when it is loaded, and a user gives them anew;
+    what `prepare` reads does not depend on the settings in `unread_settings`, so that it is read once for all of them;
+    where `adapts` is False, it is the base itself, whose figures the others are compared with;
+    `differs` says in a few words what of it is not exactly the paper's, and becomes part of the row's label.
     A fact that depends on the settings is a method under `fact`.
     """
 
@@ -71,12 +79,17 @@ class Technique(ABC):
     sides: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[str] = ""
     trains: ClassVar[bool] = True
+    chooses: ClassVar[bool] = False
     seeded: ClassVar[bool] = True
+    adapts: ClassVar[bool] = True
+    differs: ClassVar[str] = ""
     mergeable: ClassVar[bool] = False
     identity_at_start: ClassVar[bool] = True
     reference_rate: ClassVar[float] = 0.0
     width_exponent: ClassVar[float] = 0.0
     late_settings: ClassVar[frozenset[str]] = frozenset()
+    place_settings: ClassVar[frozenset[str]] = frozenset()
+    unread_settings: ClassVar[frozenset[str]] = frozenset({"learning_rate"})
     search_grid: ClassVar[tuple[float, ...]] = (1.0, 3.0, 1 / 3, 10.0, 0.1)
 
     def __post_init__(self) -> None:
@@ -91,8 +104,11 @@ class Technique(ABC):
         """Return the same recipe with the learning rate for this base filled in."""
         if not self.trains or getattr(self, "learning_rate", 0.0) is not None:
             return self
-        rate = self.reference_rate * (4096 / base.anatomy.width) ** self.width_exponent
-        return self.with_rate(rate)
+        return self.with_rate(self.default_rate(base))
+
+    def default_rate(self, base: Base) -> float:
+        """Return the learning rate for this base where none is given."""
+        return self.reference_rate * (REFERENCE_WIDTH / base.anatomy.width) ** self.width_exponent
 
     def search(self, count: int) -> list[Self]:
         """Return `count` recipes around this resolved one, itself first, that differ in learning rate."""
@@ -121,9 +137,25 @@ class Technique(ABC):
         """
         return ""
 
+    def places_to_answer(self) -> dict[str, str]:
+        """Return those of `place_settings`, by name, that the recipe uses when it answers, and not before alone."""
+        return {}
+
     def files_fingerprint(self, task: Task) -> str:
         """Return a fingerprint of the files that the recipe reads besides the task's; empty where it reads none."""
         return ""
+
+    def preparation(self) -> JsonObject:
+        """Return name and settings without those that what `prepare` reads does not depend on."""
+        return {"technique": self.name, "settings": without(plain(self), self.unread_settings)}
+
+    def rows_before_training(self, available: int) -> float:
+        """Return how many rows a training would read in the time of `prepare`, besides choices within an allowance.
+
+        Args:
+            available: the training examples of the task.
+        """
+        return 0.0
 
     def why_not_mergeable(self) -> str:
         """Say in a sentence why this recipe cannot be merged; asked where it is not `mergeable`."""
@@ -137,6 +169,11 @@ class Technique(ABC):
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self | None:
         """Return the recipe of a PEFT adapter of this kind, or None if it is of another kind."""
         return None
+
+
+def without(settings: JsonObject, names: Collection[str]) -> JsonObject:
+    """Return the settings of other names than these."""
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def plain(recipe: Technique) -> dict[str, Any]:

@@ -26,6 +26,14 @@ class Shipped(Protocol):
         """Return texts that the model should not forget."""
 
 
+def path_at(address: str | Path) -> Path:
+    """Return an address as a path, with the user's folder for ~; ~ of a user that is not known stays as it is."""
+    try:
+        return Path(address).expanduser()
+    except RuntimeError:
+        return Path(address)
+
+
 _registered: dict[str, Callable[[], Shipped]] = {}
 
 

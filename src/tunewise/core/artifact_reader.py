@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _HUB_FILES = ("README.md", ".gitattributes")  # the Hub adds these to an adaptation; they are never read
-JSON_BYTES, JSON_DEPTH = 1 << 20, 32
+JSON_BYTES, JSON_DEPTH, INTEGER_DIGITS = 1 << 20, 32, 300
 HEADER_BYTES, TENSOR_COUNT = 10_000_000, 100_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 _CODE_SUFFIXES = (
@@ -68,6 +68,11 @@ class Stored:
         with self._open(name) as file:
             return _parse(file, self.folder / name, JSON_BYTES)
 
+    def rows(self, name: str) -> list[JsonObject]:
+        """Return the JSON objects in a file, one from each line; raises `ArtifactError` as `read_json` does."""
+        lines = self.text(name).removesuffix("\n").split("\n")
+        return [_object(line, self.folder / name, f"line {number} ") for number, line in enumerate(lines, 1)]
+
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Return the tensors of a file, on the CPU; raises `ArtifactError` if they cannot be read."""
         with self._open(name) as file:
@@ -92,6 +97,16 @@ def read_json(path: Path, *, limit_bytes: int = JSON_BYTES) -> JsonObject:
     """
     with _open(path) as file:
         return _parse(file, path, limit_bytes)
+
+
+def read_plain_file(path: Path, limit_bytes: int) -> bytes:
+    """Read the bytes of an untrusted file.
+
+    Raises:
+        ArtifactError: the file is unreadable, a link, not a plain file, or above the limit.
+    """
+    with _open(path) as file:
+        return _read_up_to(file, path, limit_bytes)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -186,21 +201,32 @@ def _decode(raw: bytes, path: Path) -> str:
         raise refusal(path, f"is not UTF-8 at byte {error.start}") from error
 
 
-def _parse(file: BufferedReader, path: Path, limit: int) -> JsonObject:
+def _read_up_to(file: BufferedReader, path: Path, limit: int) -> bytes:
     raw = file.read(limit + 1)
     if len(raw) > limit:
         raise refusal(path, f"has more than {limit} bytes")
-    text, depth = _decode(raw, path), 0
+    return raw
+
+
+def _parse(file: BufferedReader, path: Path, limit: int) -> JsonObject:
+    return _object(_decode(_read_up_to(file, path, limit), path), path)
+
+
+def _object(text: str, path: Path, where: str = "") -> JsonObject:
+    """Read one JSON object; `where` says for errors where in the file it stands."""
+    depth = 0
     for bracket in re.finditer(r"[\[\]{}]", _STRING.sub("", text)):
         depth += 1 if bracket[0] in "[{" else -1
         if depth > JSON_DEPTH:  # checked before the parser recurses
-            raise refusal(path, f"is nested deeper than {JSON_DEPTH}")
+            raise refusal(path, f"{where}is nested deeper than {JSON_DEPTH}")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite, parse_int=_whole
+        )
     except ValueError as error:
-        raise refusal(path, f"is not JSON ({_quoted(error)})") from error
+        raise refusal(path, f"{where}is not JSON ({_quoted(error)})") from error
     if not isinstance(value, dict):
-        raise refusal(path, "is not a JSON object")
+        raise refusal(path, f"{where}is not a JSON object")
     return value
 
 
@@ -209,6 +235,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
     if len(value) != len(pairs):
         raise ValueError("a key occurs twice")
     return value
+
+
+def _whole(literal: str) -> int:
+    if len(literal.removeprefix("-")) > INTEGER_DIGITS:  # as a float it would not be finite
+        raise ValueError(f"{literal[:20]}... has more than {INTEGER_DIGITS} digits")
+    return int(literal)
 
 
 def _finite(literal: str) -> float:

@@ -9,7 +9,7 @@
 A folder already under that name is renamed to `.<name>.old` just before step 3 and removed after it. A
 process killed between the two renames leaves only `.<name>.old`; `read` and `latest` look there when the
 name itself is missing, so at every moment one complete version is found. An incomplete folder is never deleted:
-`commit` moves it to `.<name>.<token>.damaged`. One writer per output folder is assumed: hold `lock`.
+`commit` moves it to `.<name>.<token>.damaged`. One writer per output folder is assumed: hold `tunewise.core.lock`.
 
 safetensors files are laid out here rather than by the library, so that one loop writes, hashes and flushes every byte
 with one tensor in memory at a time. `artifact_reader` checks everything that is read back. This works on POSIX only: it
@@ -25,12 +25,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
-
-from filelock import FileLock, Timeout
 
 from tunewise.core.artifact_reader import (
     HEADER_BYTES,
@@ -47,6 +45,7 @@ from tunewise.core.artifact_reader import (
 )
 from tunewise.core.errors import ArtifactError, RequestError, TunewiseError
 from tunewise.core.json_record import JsonObject
+from tunewise.core.lock import LOCK_FILES, lock, remove_unused_folders
 
 if TYPE_CHECKING:
     import torch
@@ -55,15 +54,18 @@ __all__ = [
     "Stored",
     "append_line",
     "check_space",
+    "checkpoint_folders",
     "commit",
     "latest",
-    "lock",
     "output_folder",
     "prune",
     "read",
     "read_json",
     "read_tensors",
     "remove",
+    "remove_leftovers",
+    "remove_runs",
+    "set_aside",
     "staged_folder",
     "write_json",
     "write_text",
@@ -72,6 +74,7 @@ __all__ = [
 Tensors: TypeAlias = Mapping[str, "torch.Tensor"]
 
 SPARE_BYTES = 64 << 20
+RUN_FILES = ("metrics.jsonl", "cost.json")  # what a preparation keeps beside its checkpoints
 
 _DTYPES = {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _DTYPES |= {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
@@ -115,27 +118,53 @@ def commit(folder: Path, *, texts: Mapping[str, str] = {}, tensors: Mapping[str,
 def staged_folder(folder: Path) -> Iterator[Path]:
     """Yield a hidden folder for a library to write to; it becomes `folder`, all or nothing, if no error is raised.
 
-    This is for other programs' formats: no manifest is written.
+    This is for other programs' formats: no manifest is written. One process at a time writes to `folder`; what a killed
+    one left in the hidden folder, `.<name>.tmp/content`, is removed.
 
     Raises:
-        RequestError: `folder` exists and is not empty.
+        RequestError: `folder` exists and is not empty, or a live process is writing it.
         TunewiseError: the folder could not be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RequestError(f"{folder} is not empty; choose another folder")
-    stage = _hidden_sibling(folder, "tmp")
+    hidden = folder.with_name(f".{folder.name}.tmp")
+    if not hidden.exists():
+        _require_empty(folder)  # nothing is made for a request that is wrong
+    if hidden.exists() and not (hidden / LOCK_FILES[0]).exists() and any(hidden.iterdir()):
+        raise RequestError(f"{hidden} is in the way; move it, or choose another folder than {folder}")
+    created = [path for path in folder.absolute().parents if not path.exists()]
+    try:
+        with lock(hidden, shown=folder):
+            try:
+                yield _new_stage(hidden, folder)
+                _finish_stage(hidden, folder)
+            finally:
+                shutil.rmtree(hidden, ignore_errors=True)
+    except BaseException:
+        remove_unused_folders(created)
+        raise
+
+
+def _new_stage(hidden: Path, folder: Path) -> Path:
+    stage = hidden / "content"
+    _require_empty(folder)  # a killed process or another one may have finished it
     with _explain_os_errors(folder, "be written"):
         _make_folder(folder.parent)
-        try:
-            stage.mkdir()
-            yield stage
-            for path in [*stage.rglob("*"), stage]:
-                _sync_folder(path)
-            stage.replace(folder)
-        except BaseException:
-            shutil.rmtree(stage, ignore_errors=True)
-            raise
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir()
+    return stage
+
+
+def _finish_stage(hidden: Path, folder: Path) -> None:
+    stage = hidden / "content"
+    with _explain_os_errors(folder, "be written"):
+        for path in [*stage.rglob("*"), stage]:
+            _sync_folder(path)
+        stage.replace(folder)
         _sync_folder(folder.parent)
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RequestError(f"{folder} is not empty; choose another --out")
 
 
 def read(folder: Path) -> Stored:
@@ -158,6 +187,12 @@ def latest(root: Path, prefix: str = "checkpoint-") -> tuple[int, Stored] | None
     return None
 
 
+def checkpoint_folders(root: Path, prefix: str = "checkpoint-") -> list[Path]:
+    """List the folders of checkpoints, newest first, unread: any of them may be damaged."""
+    folders = [folder for _, folder in _checkpoints(root, prefix)]
+    return [folder if folder.is_dir() else _moved_aside(folder) for folder in folders]
+
+
 def prune(root: Path, keep: int = 2, prefix: str = "checkpoint-") -> None:
     """Remove all but the `keep` newest complete checkpoints, and what killed writers left behind.
 
@@ -177,14 +212,44 @@ def remove(folder: Path) -> None:
         _discard(folder, read(folder).folder, all_of_it=True)
 
 
-def remove_unused_folders(folders: Sequence[Path]) -> None:
-    """Remove nested folders, innermost first, if the innermost one holds nothing but what `lock` left in it."""
-    if folders and folders[0].is_dir() and {path.name for path in folders[0].iterdir()} <= {".lock", ".lock-holder"}:
-        for path in [*folders[0].iterdir()]:
+def set_aside(path: Path) -> Path:
+    """Move something damaged out of the way, where no reader looks, and return its new path."""
+    aside = _hidden_sibling(path, "damaged")
+    with _explain_os_errors(path, "be moved aside"):
+        path.rename(aside)
+    return aside
+
+
+def remove_leftovers(root: Path, *names: str, checkpoints: bool = False) -> None:
+    """Remove what killed writers of these names, and of checkpoints if told to, left in a folder; hold its lock.
+
+    That is `.<name>.<token>.tmp` of each name, and `.<name>.old` beside a complete folder of the name.
+    """
+    if checkpoints:
+        _remove_leftovers(root, "checkpoint-[0-9]+")
+    for name in names:
+        _remove_leftovers(root, re.escape(name))
+        if _moved_aside(root / name).is_dir():
+            with suppress(ArtifactError):
+                verified(root / name)
+                shutil.rmtree(_moved_aside(root / name), ignore_errors=True)
+
+
+def remove_runs(root: Path) -> None:
+    """Remove the checkpoints, metrics and records of the runs in a folder, and folders that are then empty.
+
+    What else is there stays, and so do damaged checkpoints.
+    """
+    if root.is_symlink() or not root.is_dir():
+        return
+    prune(root, keep=0)
+    for path in root.iterdir():
+        if path.name in RUN_FILES and not path.is_dir():
             path.unlink()
-        for folder in folders:
-            with suppress(OSError):  # someone else has put something there
-                folder.rmdir()
+        elif not path.name.startswith("checkpoint-"):
+            remove_runs(path)
+    with suppress(OSError):  # something else is in it
+        root.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -247,33 +312,6 @@ def check_space(folder: Path, needed_bytes: int) -> None:
             f"{folder}: saving {needed_bytes} bytes needs {required} bytes of free space, but only {free} are free; "
             "free some space or choose another folder"
         )
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold an output folder for one process; the kernel releases it when the process dies.
-
-    Raises:
-        RequestError: a live process holds the folder (the message has its pid), or it cannot be locked.
-    """
-    guard, holder = FileLock(folder / ".lock", timeout=0), folder / ".lock-holder"
-    try:
-        _make_folder(folder)
-        guard.acquire()
-    except Timeout:
-        pid = "unknown"
-        with suppress(OSError, ValueError):  # the pid only helps the user: failing to read it must not hide the error
-            pid = str(int(holder.read_text()))
-        raise RequestError(f"{folder} is in use by process {pid}; wait for it or choose another folder") from None
-    except OSError as error:
-        raise RequestError(f"{folder} cannot be locked ({error.strerror}); choose another folder") from error
-    try:
-        with suppress(OSError):
-            holder.write_text(str(os.getpid()))
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        guard.release()
 
 
 def _header(group: Tensors) -> tuple[bytes, list[tuple[str, torch.Tensor]]]:

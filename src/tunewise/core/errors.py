@@ -14,13 +14,26 @@ A message is one sentence that says what is wrong, where, and what to do.
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+
+from tunewise.core.text import show
+
+_START, _END = 1500, 500  # characters of a long message that are kept
 
 
 class TunewiseError(Exception):
-    """The work started and failed; base class of all errors of the package."""
+    """The work started and failed; base class of all errors of the package.
+
+    Messages quote names and values from files. Characters that are not printable are spelled out, and of a message of
+    more than 2,000 characters the middle is left out, so that it stays one readable line.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_readable(message))
 
 
 class DivergedError(TunewiseError):
@@ -36,7 +49,7 @@ class RequestError(TunewiseError):
 class DataError(RequestError):
     """A data file cannot be read as a task.
 
-    `path`, `line` (from 1) and `column` say where; `remedy` says what to do.
+    `problem` says what is wrong; `path`, `line` (from 1) and `column` say where; `remedy` says what to do.
     """
 
     def __init__(
@@ -55,7 +68,8 @@ class DataError(RequestError):
             where += f' column "{column}"'
         message = f"{where.strip()}: {problem}" if where else problem
         super().__init__(f"{message}; {remedy}" if remedy else message)
-        self.path, self.line, self.column, self.remedy = path, line, column, remedy
+        self.problem, self.remedy = problem, remedy
+        self.path, self.line, self.column = path, line, column
 
 
 class SettingError(RequestError):
@@ -72,3 +86,18 @@ class TechniqueError(RequestError):
 
 class ArtifactError(RequestError):
     """A saved file is damaged, altered, of an unknown format or belongs to another base."""
+
+
+def _readable(message: str) -> str:
+    """Return a message as one printable line of bounded length."""
+    if len(message) > _START + _END:
+        message = f"{message[:_START]} ... {message[-_END:]}"
+    return show(message, len(message))
+
+
+def out_of_space(error: BaseException) -> bool:
+    """Return whether an error of any library says that the disk is full."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in full
+    return any(os.strerror(number) in str(error) for number in full)  # native libraries give the text alone

@@ -9,13 +9,12 @@
     Point.from_json({"x": 1, "name": "a"}, path).to_json()
 
 Field types are JSON's (`bool`, `int`, `float`, `str`, `None`, `object` for any value), records, unions, `Literal`,
-`tuple`, `dict[str, ...]`, and `Annotated` with a `Check`. A whole number stays one where a `float` is declared, so that
-what was read is written to the same bytes.
+`tuple`, `dict[str, ...]`, and `Annotated` with a `Check`, under a name of its own where the check uses other names. A
+whole number stays one where a `float` is declared, so that what was read is written to the same bytes.
 """
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -36,6 +35,8 @@ from typing import (
 )
 
 from tunewise.core.errors import ArtifactError
+from tunewise.core.numbers import is_finite
+from tunewise.core.text import is_encodable
 
 JsonObject: TypeAlias = dict[str, Any]  # an object of a JSON file, as the parser returns it
 
@@ -58,6 +59,7 @@ class Check:
 
 Count = Annotated[int, Check(lambda value: value >= 0, "at least 0")]
 NonNegative = Annotated[float, Check(lambda value: value >= 0, "at least 0")]
+Text = Annotated[str, Check(is_encodable, "text without lone surrogates")]  # what a tokenizer takes
 
 
 class _MismatchError(Exception):
@@ -199,7 +201,7 @@ def _read(value: object, kind: Any, place: str) -> Any:
 
 def _is_plain(value: object, kind: Any) -> bool:
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+from tunewise.core.text import visible
+
 
 def quiet() -> None:
     """Turn off the progress bars and informational messages of libraries."""
@@ -22,4 +24,12 @@ def configure_logging() -> None:
     """Send warnings and errors to stderr, as plain messages."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING)  # on the handler: some libraries set their own loggers to DEBUG
-    logging.basicConfig(format="%(message)s", handlers=[handler])
+    handler.setFormatter(_Visible("%(message)s"))
+    logging.basicConfig(handlers=[handler])
+
+
+class _Visible(logging.Formatter):
+    """Writes messages that cannot act on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -24,6 +25,30 @@ def size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:.3g} GB"
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people read it: 0.4 s, 42 s, 3 min 10 s, 1 h 20 min, 2 d 3 h."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = round(seconds)
+    for unit, unit_seconds, part, part_seconds in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if whole >= unit_seconds:
+            rest = whole % unit_seconds // part_seconds
+            return f"{whole // unit_seconds} {unit}" + (f" {rest} {part}" if rest else "")
+    return f"{whole} s"
+
+
+def rough_duration(seconds: float) -> str:
+    """Write a predicted time no more exactly than it can be known: 40 s, 21 min, 1 h 20 min."""
+    if seconds < 90:
+        return f"{max(5 * math.ceil(seconds / 5), 5)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else duration(60 * minutes)
 
 
 # The value of each unit, in bytes and in seconds.

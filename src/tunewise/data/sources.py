@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from tunewise.core.addresses import path_at
 from tunewise.core.errors import DataError
 from tunewise.core.text import first_line, listed, show
-from tunewise.data.readers import READERS, Table, read_file
+from tunewise.data.columnar import dataset_table, is_saved_dataset, read_saved_dataset
+from tunewise.data.readers import is_data_file, read_file, read_splits, stem_of
+from tunewise.data.split_names import is_split_name, splits_of
+from tunewise.data.table import Table, joined
 
-_SPLITS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 _SAMPLED = re.compile(r"(.+)#([0-9]+)", re.DOTALL)
 _HUB_FILE = re.compile(r"([^/]+/[^/]+)/(.+)")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")  # train-00000-of-00002, as on the Hub
+_DESCRIPTIONS = ("dataset_info", "dataset_infos", "dataset_dict", "state")  # JSON files that describe a data set
 
 
 def sample_size(source: str) -> tuple[str, int | None]:
     """Split `data#500` into ("data", 500); the size is None without "#" or if a file has exactly that name.
 
+    A leading `~` becomes the user's home folder.
+
     Raises:
         DataError: the number is not a valid sample size.
     """
+    source = _from_home(source)
     match = _SAMPLED.fullmatch(source)
     if match is None or _exists(source):
         return source, None
@@ -41,11 +44,21 @@ def sample_size(source: str) -> tuple[str, int | None]:
     return match[1], int(digits)
 
 
+def _from_home(source: str) -> str:
+    """Replace a leading `~`; nothing else of an address is touched."""
+    if not source.startswith("~"):
+        return source
+    try:
+        return str(path_at(source))
+    except RuntimeError:  # there is no such user
+        return source
+
+
 def name_of(source: str) -> str:
     """Return a short name: the stem of a file, or the name of a folder or Hub data set."""
     if _exists(source):
         path = Path(source).resolve()
-        return path.stem if path.is_file() else path.name
+        return stem_of(path) if path.is_file() else path.name
     return Path(source.removeprefix("hf://datasets/").partition(":")[0]).name
 
 
@@ -72,11 +85,11 @@ def read_tables(source: str) -> dict[str, Table]:
         if path.is_dir():
             return _folder(path)
         if path.exists():
-            return {"all": read_file(path)}
+            return read_splits(path)
         local_owner = Path(source.partition("/")[0]).is_dir()
     except (OSError, ValueError) as error:
         raise DataError(f"the path cannot be used ({first_line(error)})", remedy="check the path") from error
-    looks_like_file = path.suffix.lower() in READERS
+    looks_like_file = is_data_file(path)
     if _HUB_ID.fullmatch(source) and not looks_like_file and not local_owner:
         return _hub_set(source)
     raise DataError(
@@ -87,35 +100,130 @@ def read_tables(source: str) -> dict[str, Table]:
 
 
 def _folder(folder: Path) -> dict[str, Table]:
-    """Read a folder with one file per split, or with a single data file; other files are ignored."""
-    files = sorted(
+    """Read a folder with the files of each split, or with a single data file.
+
+    A split may be one file, several numbered parts, or a folder of parts. All of it may be in a folder `data`.
+    """
+    if is_saved_dataset(folder):
+        return _saved(folder)
+    files = _files(folder)
+    groups = _by_stem(files)
+    splits, notes = splits_of(groups, str(folder), {stem: paths[0].name for stem, paths in groups.items()})
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not splits:
+        parts = {path.name: files_of for path in folders if is_split_name(path.name) and (files_of := _files(path))}
+        splits, notes = splits_of(parts, str(folder))
+        groups |= parts
+    if "train" in splits:
+        notes += _left_out(folder, files, [path for stem in splits.values() for path in groups[stem]])
+        # In the order of the splits, so that the first error is about the file that matters most.
+        tables = {split: _joined(folder, groups[stem], f"the {split} split") for split, stem in splits.items()}
+        return _with_notes(tables, notes)
+    data = _without_documentation(files)
+    groups = _by_stem(data)
+    if not splits and len(groups) == 1:
+        paths = next(iter(groups.values()))
+        tables = read_splits(paths[0]) if len(paths) == 1 else {"all": _joined(folder, paths, "the data")}
+        return _with_notes(tables, [])
+    if not splits and not groups and (folder / "data").is_dir():
+        return _with_notes(_folder(folder / "data"), [f'the data was read from the folder "data" of {folder.name}'])
+    holds = listed(path.name for path in data) or "no data file"
+    inside = [path.name for path in folders if "train" in splits_of(_by_stem(_files(path)), str(path))[0]]
+    raise DataError(
+        f"the folder holds no train file (it holds {holds})",
+        path=folder,
+        remedy=f"give one of its folders {listed(inside)}"
+        if inside
+        else "name the files train.jsonl, validation.jsonl and test.jsonl, or give one file",
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the data files of a folder; those that describe a data set hold no rows."""
+    return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in READERS and path.is_file() and not path.name.startswith(".")
+        if is_data_file(path)
+        and path.is_file()
+        and not path.name.startswith(".")
+        and stem_of(path).lower() not in _DESCRIPTIONS
     )
-    splits: dict[str, Path] = {}
+
+
+def _without_documentation(files: list[Path]) -> list[Path]:
+    """Return the files without notes such as SOURCE.txt, which do not make a lone data file ambiguous."""
+    return [path for path in files if path.suffix.lower() != ".txt"] or files
+
+
+def _by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Group files by their names without ending and without the number of a part."""
+    groups: dict[str, list[Path]] = {}
     for path in files:
-        split = _SPLITS.get(path.stem.lower())
-        if split in splits:
-            raise DataError(
-                f"{splits[split].name} and {path.name} are both the {split} split",
-                path=folder,
-                remedy="keep one of them",
-            )
-        if split is not None:
-            splits[split] = path
-    if "train" in splits:
-        # In this order, so that the first error is about the file that matters most.
-        return {split: read_file(splits[split]) for split in _SPLITS if split in splits}
-    # Notes such as SOURCE.txt do not make a lone data file ambiguous.
-    data = [path for path in files if path.suffix.lower() != ".txt"] or files
-    if not splits and len(data) == 1:
-        return {"all": read_file(data[0])}
-    raise DataError(
-        f"the folder holds no train file (it holds {listed(p.name for p in data) or 'no data file'})",
-        path=folder,
-        remedy="name the files train.jsonl, validation.jsonl and test.jsonl, or give one file",
-    )
+        stem = stem_of(path)
+        part = _SHARD.fullmatch(stem)
+        groups.setdefault(part[1] if part else stem, []).append(path)
+    return groups
+
+
+def _joined(folder: Path, paths: list[Path], what: str) -> Table:
+    """Read the file or the parts of a split; `what` names it in an error."""
+    if len(paths) == 1:
+        return _with_part_note(read_file(paths[0]), paths)
+    numbers = [_SHARD.fullmatch(stem_of(path)) for path in paths]
+    places = [match[2] for match in numbers if match]
+    whole = [path for path, match in zip(paths, numbers, strict=True) if match is None]
+    in_own_folder = paths[0].parent != folder
+    if len(set(places)) < len(places) or (whole and not in_own_folder):
+        raise DataError(
+            f"{show(paths[0].name)} and {show(paths[1].name)} are both {what}",
+            path=folder,
+            remedy="keep one of them",
+        )
+    return _with_part_note(joined(str(paths[0].parent), [read_file(path) for path in paths]), paths)
+
+
+def _with_part_note(table: Table, paths: list[Path]) -> Table:
+    """Tell where parts are missing."""
+    match = _SHARD.fullmatch(stem_of(paths[0]))
+    if match is None or len(paths) == int(match[3]):
+        return table
+    note = f"only {len(paths)} of the {int(match[3])} parts of {show(match[1])} are there"
+    return replace(table, notes=(*table.notes, note))
+
+
+def _left_out(folder: Path, files: list[Path], read: list[Path]) -> list[str]:
+    """Tell which data files of a folder were not read; text beside data of another kind is documentation."""
+    others = [path for path in files if path not in read]
+    if any(path.suffix.lower() != ".txt" for path in read):
+        others = [path for path in others if path.suffix.lower() != ".txt"]
+    return [f"files of {folder.name} that were not read: {listed(path.name for path in others)}"] if others else []
+
+
+def _with_notes(tables: Mapping[str, Table], notes: list[str]) -> dict[str, Table]:
+    """Add notes to the first table."""
+    first = next(iter(tables))
+    return {**tables, first: replace(tables[first], notes=(*notes, *tables[first].notes))}
+
+
+def _saved(folder: Path) -> dict[str, Table]:
+    """Read a folder that `save_to_disk` of `datasets` wrote."""
+    return _named_splits(read_saved_dataset(folder), str(folder))
+
+
+def _named_splits(tables: Mapping[str, Table], source: str) -> dict[str, Table]:
+    """Choose the splits of a data set by their names; a single table is all of it."""
+    filled = {name: table for name, table in tables.items() if table.rows}
+    splits, notes = splits_of(filled, source)
+    if "train" in splits and len(splits) > 1:
+        chosen = {split: filled[name] for split, name in splits.items()}
+    elif "train" in splits or len(filled) == 1:
+        chosen = {"all": filled[splits["train"]] if "train" in splits else next(iter(filled.values()))}
+    else:
+        raise DataError(
+            f"the data set has no train split (it has {listed(tables)})", path=source, remedy="choose another one"
+        )
+    others = [name for name, table in filled.items() if not any(table is read for read in chosen.values())]
+    return _with_notes(chosen, [*notes, *([f"splits that were not read: {listed(others)}"] if others else [])])
 
 
 def _hub_address(source: str) -> dict[str, Table]:
@@ -136,7 +244,7 @@ def _hub_address(source: str) -> dict[str, Table]:
         path = hf_hub_download(file[1], file[2], repo_type="dataset")
     except Exception as error:  # network, authentication, cache and name errors all mean the same here
         raise _hub_error(source, error) from error
-    return {"all": read_file(Path(path))}
+    return read_splits(Path(path))
 
 
 def _hub_set(source: str) -> dict[str, Table]:
@@ -145,33 +253,10 @@ def _hub_set(source: str) -> dict[str, Table]:
         import datasets
 
         loaded = datasets.load_dataset(name, config or None)
-        tables = {str(split): _hub_rows(f"{source} {split}", data) for split, data in loaded.items()}
+        tables = {str(split): dataset_table(f"{source} {split}", data) for split, data in loaded.items()}
     except Exception as error:  # network, authentication, cache and name errors all mean the same here
         raise _hub_error(source, error) from error
-    splits = {_SPLITS[split]: table for split, table in tables.items() if split in _SPLITS and table.rows}
-    if "train" in splits and len(splits) > 1:
-        return splits
-    if len(tables) == 1 or "train" in splits:
-        return {"all": splits.get("train") or next(iter(tables.values()))}
-    raise DataError(
-        f"the data set has no train split (it has {listed(tables)})", path=source, remedy="choose another one"
-    )
-
-
-def _hub_rows(path: str, data: object) -> Table:
-    """Return the rows of one split; class numbers become the names that the data set declares for them."""
-    from datasets import ClassLabel, Dataset
-
-    if not isinstance(data, Dataset):
-        raise TypeError("its splits are not tables")
-    rows: list[dict[str, object]] = data.to_list()
-    for column, feature in data.features.items():
-        if isinstance(feature, ClassLabel):
-            for row in rows:
-                number = row[column]
-                if isinstance(number, int) and 0 <= number < len(feature.names):
-                    row[column] = feature.names[number]
-    return Table(path, list(enumerate(rows, 1)), unit="row")
+    return _named_splits(tables, source)
 
 
 def _hub_error(source: str, error: Exception) -> DataError:

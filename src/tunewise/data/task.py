@@ -1,32 +1,36 @@
 """Turns the user's data into a task: train, validation and test examples, a kind, a template and a metric.
 
-`sources` and `readers` read rows and `formats` gives them meaning; this module samples, splits and checks examples.
+`sources` reads tables, `reading` makes examples of them, and `splitting` completes the splits; this module puts the
+result together and reports on it.
 Splits and samples depend on the content of the rows, never on their order, and equal prompts stay in one split.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from tunewise.core.addresses import Shipped, shipped
-from tunewise.core.errors import DataError, SettingError
+from tunewise.core.errors import SettingError
+from tunewise.core.numbers import are_numbers
 from tunewise.core.seeds import generator
-from tunewise.core.text import listed, show
-from tunewise.data.formats import ColumnLayout, Example, Message, convert, recognise, unused
-from tunewise.data.readers import Table
+from tunewise.core.text import show
+from tunewise.data.examples import Example, Message, content_bytes, group_key, json_bytes
+from tunewise.data.fingerprints import RowsFingerprint
+from tunewise.data.passages import cut_long_texts
+from tunewise.data.prompt_template import names_prompt
+from tunewise.data.reading import Reading, read_examples
 from tunewise.data.sources import name_of, read_tables, sample_size
+from tunewise.data.split_names import SPLITS
+from tunewise.data.splitting import completed, sampled, split_by_content
 
 __all__ = ["Example", "Message", "Task", "check", "split_by_content"]
 
 KINDS = ("classification", "generation", "text")
-SPLITS = ("train", "validation", "test")
-ONE_IN = 10  # a held-out split gets one in this many distinct prompts
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,14 @@ class Task:
         template: the user's own template around `{prompt}`, or None for the default.
         source: where the data came from, as the user wrote it.
         knowledge: where documents for retrieval are (a `knowledge` folder beside the splits), or None.
+        label_list: whether a prompt lists the labels; None: nothing was chosen, and a chat model's prompts list them.
         notes: what was done to the data while reading it, one sentence each.
+        reasons: whether answers carry their own reasoning (`<think>...</think>`), so that prompts do not open with an
+            empty one; None: the answers of `train` show it.
+        skipped: how many bad rows were left out.
+        fitted: what fitted the rows to a model, its window and template; empty: nothing did
+            (`tunewise.engine.rows`).
+        as_read: the fingerprints of the splits before that; None: nothing fitted them.
     """
 
     name: str
@@ -59,16 +70,45 @@ class Task:
     source: str = ""
     notes: tuple[str, ...] = ()
     knowledge: str | None = None
+    label_list: bool | None = None
+    reasons: bool | None = None
+    skipped: int = 0
+    fitted: str = field(default="", compare=False, repr=False)
+    as_read: Mapping[str, RowsFingerprint] | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def has_reasoning(self) -> bool:
+        """Tell whether answers carry their own reasoning."""
+        if self.reasons is not None:
+            return self.reasons
+        return any(
+            "</think>" in example.answer or '"reasoning_content"' in example.answer_fields for example in self.train
+        )
 
     @cached_property
     def fingerprint(self) -> str:
         """Return a SHA-256 in hex over the kind, the template and every example in order."""
-        digest = hashlib.sha256(_json_bytes([self.kind, self.template]))
+        digest = hashlib.sha256(json_bytes([self.kind, self.template]))
         for split in (self.train, self.validation, self.test):
-            digest.update(_json_bytes(len(split)))
+            digest.update(json_bytes(len(split)))
             for example in split:
-                digest.update(_content(example))
+                digest.update(content_bytes(example))
         return digest.hexdigest()
+
+    @cached_property
+    def row_fingerprints(self) -> Mapping[str, RowsFingerprint]:
+        """Return the fingerprint of each split's rows, as they were read."""
+        return self.as_read or {split: RowsFingerprint.of(examples) for split, examples in _splits(self).items()}
+
+    def in_style_of(self, style: Task) -> Task:
+        """Return this task as prompts of `style` are written: with its reasoning, its template and its list of labels.
+
+        A template or a choice of a list of its own stays.
+        """
+        task = replace(self, reasons=style.has_reasoning)
+        if self.template is not None or self.label_list is not None:
+            return task
+        return replace(task, template=style.template, label_list=style.label_list)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -84,57 +124,65 @@ class Task:
         template: str | None = None,
         metric: str | None = None,
         kind: str | None = None,
+        label_list: bool | None = None,
         seed: int = 0,
+        skip_bad_rows: bool = False,
     ) -> Task:
         """Read data from a file, a folder with a file per split, or the Hugging Face Hub.
 
         Args:
-            path: a `.jsonl .json .csv .tsv .parquet .txt` file, a folder, `org/name`, `org/name:config` or
-                `hf://datasets/org/name[/file]`; `path#500` samples 500 examples (of a folder: of its train split);
-                or `world:reviews`, a task of the world that is shipped with the package.
-            columns: standard column names mapped to the data's own, for columns that are not recognised.
-            template: a text that contains `{prompt}`.
+            path: a file (`.jsonl .json .csv .tsv .txt`, also with `.gz`, `.parquet .arrow .xlsx`), a folder,
+                `org/name`, `org/name:config` or `hf://datasets/org/name[/file]`; `path#500` samples 500 examples (of a
+                folder: of its train split); or `world:reviews`, a task of the world that is shipped with the package.
+            columns: standard column names mapped to the data's own, for columns that are not recognised; a prompt
+                may be made of several, as in `{"text": "premise+hypothesis"}`.
+            template: a text that contains `{prompt}`, or the names of columns in braces.
             metric: the name of the score; by default it follows from the kind and the format.
             kind: "classification", "generation" or "text"; by default it follows from the columns.
+            label_list: whether prompts list the labels of a classification; by default it is chosen on validation
+                before a fit or a comparison with a chat model.
             seed: seed of the sample and of the splits.
+            skip_bad_rows: leave out rows that cannot be used, unless they are more than half of a split.
 
         Raises:
             DataError: the data cannot be read as a task; the message names file, line and column.
-            SettingError: `kind` or `template` is not usable.
+            SettingError: `kind`, `template` or `label_list` is not usable.
 
         Example:
             >>> Task.read("world:reviews").counts
             {'train': 200, 'validation': 60, 'test': 200}
         """
-        _check_settings(kind, template)
+        _check_settings(kind, template, label_list)
         if (address := shipped(str(path))) is not None:
-            return _shipped_task(*address, columns, template, metric, kind)
+            task = _shipped_task(*address, columns, template, metric, kind)
+            return replace(task, label_list=_usable_label_list(label_list, task.kind, str(path)))
         source, size = sample_size(str(path))
         tables = read_tables(source)
-        layout = _common_layout(tables, columns, kind)
-        examples = {split: convert(table, layout) for split, table in tables.items()}
-        kind = kind or _default_kind(layout)
-        if kind == "classification":
-            _check_labels(tables, examples)
+        reading = read_examples(tables, columns, kind, template, skip_bad_rows=skip_bad_rows)
         first = "train" if "train" in tables else "all"
-        notes = _reading_notes(tables, layout, first)
+        examples, notes = dict(reading.examples), list(reading.notes)
+        if reading.kind == "text" and len(examples) < len(SPLITS):
+            examples[first], note = cut_long_texts(examples[first])
+            notes += [note] if note else []
         if size is not None:
-            examples[first], note = _sample(tables[first], examples[first], size, kind, seed)
+            examples[first], note = sampled(tables[first], examples[first], size, reading.kind, seed)
             notes.append(note)
-        splits = _complete(tables[first], examples, kind, seed, notes)
+        splits = completed(tables[first], examples, reading.kind, seed, notes)
         return cls(
             name=name_of(source),
-            kind=kind,
-            format=layout.format,
+            kind=reading.kind,
+            format=reading.layout.format,
             train=tuple(splits["train"]),
             validation=tuple(splits["validation"]),
             test=tuple(splits["test"]),
-            labels=tuple(sorted({e.answer for e in splits["train"]})) if kind == "classification" else (),
-            metric=metric or _default_metric(kind, layout),
-            template=template,
+            labels=tuple(sorted({e.answer for e in splits["train"]})) if reading.kind == "classification" else (),
+            metric=metric or _default_metric(reading, splits["train"]),
+            template=reading.template,
             source=str(path),
             notes=tuple(notes),
             knowledge=str(Path(source) / "knowledge") if (Path(source) / "knowledge").is_dir() else None,
+            label_list=_usable_label_list(label_list, reading.kind, str(path)),
+            skipped=reading.skipped,
         )
 
 
@@ -152,69 +200,9 @@ def _shipped_task(
         raise SettingError(
             f"{task.source} has its columns and kind already; leave out {'columns' if columns else 'kind'}"
         )
+    if template is not None and "{prompt}" not in template:
+        raise SettingError(f"template: {task.source} has no columns; write {{prompt}} where the prompt belongs")
     return replace(task, template=template, metric=metric or task.metric)
-
-
-def split_by_content(
-    examples: Sequence[Example], held_out: Sequence[str], *, kind: str, seed: int = 0, path: str | None = None
-) -> dict[str, list[Example]]:
-    """Split examples into "train" and the `held_out` splits, which get a tenth of the distinct prompts each.
-
-    Examples with the same prompt (for text: the same answer) stay together, the order of the examples does not matter,
-    and in a classification every label has a prompt in train.
-
-    Args:
-        examples: what to split.
-        held_out: names of the splits beside "train", as in ("test", "validation").
-        kind: the kind of the task.
-        seed: another seed splits differently.
-        path: the file that an error message names.
-
-    Raises:
-        DataError: there are too few distinct prompts for that.
-    """
-    groups: dict[bytes, list[Example]] = {}
-    keys = [_group_key(example, kind, seed) for example in examples]
-    for key, example in zip(keys, examples, strict=True):
-        groups.setdefault(key, []).append(example)
-    order = sorted(groups)
-    unit = "texts" if kind == "text" else "prompts"
-    needed = len(held_out) + 1
-    if len(order) < needed:
-        raise DataError(
-            f"only {len(order)} different {unit} to split into {', '.join(('train', *held_out))}",
-            path=path,
-            remedy=f"give separate files train, validation and test, or at least {needed} different {unit}",
-        )
-    reserved = _one_group_per_label(groups, order) if kind == "classification" else set()
-    free = [key for key in order if key not in reserved]
-    if len(free) < len(held_out):
-        raise DataError(
-            f"its {len(order)} different prompts are too few to have every label in train and still hold out "
-            f"{' and '.join(held_out)}",
-            path=path,
-            remedy="add examples of the rare labels, or give separate files train, validation and test",
-        )
-    size = min(max(1, len(order) // ONE_IN), len(free) // len(held_out))
-    split_of = dict.fromkeys(order, "train")
-    for i, split in enumerate(held_out):
-        split_of |= dict.fromkeys(free[i * size : (i + 1) * size], split)
-    splits: dict[str, list[Example]] = {split: [] for split in ("train", *held_out)}
-    for key, example in zip(keys, examples, strict=True):
-        splits[split_of[key]].append(example)
-    return splits
-
-
-def _one_group_per_label(groups: Mapping[bytes, Sequence[Example]], order: Sequence[bytes]) -> set[bytes]:
-    """Return the last group of each label; it stays in train, whichever groups the other splits take."""
-    last: dict[str, bytes] = {example.answer: key for key in order for example in groups[key]}
-    reserved: set[bytes] = set()
-    covered: set[str] = set()
-    for label in sorted(last):
-        if label not in covered:
-            reserved.add(last[label])
-            covered |= {example.answer for example in groups[last[label]]}
-    return reserved
 
 
 def check(task: Task) -> dict[str, object]:
@@ -223,15 +211,16 @@ def check(task: Task) -> dict[str, object]:
     Returns:
         Name, format, kind, metric, counts per split, labels with their counts per split, the number of exact
         duplicates within train, the number of leaks (held-out prompts, for text answers, that also occur in train)
-        with up to three of them, the shortest and longest prompt and answer in characters, and the notes.
+        with up to three of them, the shortest and longest prompt and answer in characters, the number of bad rows
+        that were left out, and the notes.
     """
     splits = _splits(task)
-    train_keys = {_group_key(example, task.kind) for example in task.train}
+    train_keys = {group_key(example, task.kind) for example in task.train}
     leaks = [
         {"split": split, "text": example.answer if task.kind == "text" else example.prompt}
         for split in ("validation", "test")
         for example in splits[split]
-        if _group_key(example, task.kind) in train_keys
+        if group_key(example, task.kind) in train_keys
     ]
     labels = {split: Counter(example.answer for example in examples) for split, examples in splits.items()}
     all_examples = [example for examples in splits.values() for example in examples]
@@ -244,10 +233,11 @@ def check(task: Task) -> dict[str, object]:
         "metric": task.metric,
         "counts": task.counts,
         "labels": {label: {split: labels[split][label] for split in splits} for label in task.labels},
-        "duplicates": len(task.train) - len({_content(example) for example in task.train}),
+        "duplicates": len(task.train) - len({content_bytes(example) for example in task.train}),
         "leaks": {"count": len(leaks), "examples": leaks[:3]},
         "prompt_characters": {"shortest": min(prompts, default=0), "longest": max(prompts, default=0)},
         "answer_characters": {"shortest": min(answers, default=0), "longest": max(answers, default=0)},
+        "skipped": task.skipped,
         "notes": list(task.notes),
     }
 
@@ -256,114 +246,34 @@ def _splits(task: Task) -> dict[str, tuple[Example, ...]]:
     return {"train": task.train, "validation": task.validation, "test": task.test}
 
 
-def _json_bytes(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+def _usable_label_list(label_list: bool | None, kind: str, path: str) -> bool | None:
+    if label_list is not None and kind != "classification":
+        raise SettingError(f"label_list: only a classification has labels to list, and {path} is a {kind} task")
+    return label_list
 
 
-def _content(example: Example) -> bytes:
-    turns = [[m.role, m.content, m.labelled] for m in example.messages]
-    return _json_bytes([turns, example.answer, example.references])
-
-
-def _group_key(example: Example, kind: str, seed: int = 0) -> bytes:
-    content = example.answer if kind == "text" else [[m.role, m.content] for m in example.messages]
-    return hashlib.sha256(_json_bytes([seed, content])).digest()
-
-
-def _check_settings(kind: str | None, template: str | None) -> None:
+def _check_settings(kind: str | None, template: str | None, label_list: bool | None) -> None:
     if kind is not None and kind not in KINDS:
         raise SettingError(f'kind: "{show(kind)}" is not a kind of task; use one of {", ".join(KINDS)}')
-    if template is not None and "{prompt}" not in template:
-        raise SettingError("template: it does not contain {prompt}; write {prompt} where the prompt belongs")
-
-
-def _common_layout(tables: Mapping[str, Table], columns: Mapping[str, str] | None, kind: str | None) -> ColumnLayout:
-    """Return the layout that all tables share; raises `DataError` if they have several."""
-    layouts = {split: recognise(table, columns, kind) for split, table in tables.items()}
-    first = "train" if "train" in layouts else next(iter(layouts))
-    for split, layout in layouts.items():
-        if layout != layouts[first]:
-            columns_here, columns_in_train = (listed(chosen.columns.values()) for chosen in (layout, layouts[first]))
-            raise tables[split].error(
-                f"it is read from the columns {columns_here} as {layout.format} but train from {columns_in_train} as "
-                f"{layouts[first].format}",
-                "give every split the same columns",
-            )
-    return layouts[first]
-
-
-def _default_kind(layout: ColumnLayout) -> str:
-    return layout.format if layout.format in ("classification", "text") else "generation"
-
-
-def _default_metric(kind: str, layout: ColumnLayout) -> str:
-    if kind == "generation":
-        return "f1" if layout.format == "question-answer" else "rouge_l"
-    return {"classification": "accuracy", "text": "likelihood"}[kind]
-
-
-def _check_labels(tables: Mapping[str, Table], examples: Mapping[str, Sequence[Example]]) -> None:
-    """Refuse labels that look like free text, and labels that do not occur in train."""
-    first = "train" if "train" in tables else "all"
-    labels = {example.answer for example in examples[first]}
-    if len(labels) > max(20, len(examples[first]) / 2):
-        raise tables[first].error(
-            f"{len(labels)} different labels in {len(examples[first])} rows are too many to be classes",
-            "map the columns as prompt and completion",
+    if template is not None and not names_prompt(template):
+        raise SettingError(
+            "template: it does not contain {prompt}; write {prompt} where the prompt belongs, or name columns in braces"
         )
-    for split, table in tables.items():
-        for (number, _), example in zip(table.rows, examples[split], strict=True):
-            if example.answer not in labels:
-                raise table.error(
-                    f'the label "{show(example.answer)}" does not occur in train',
-                    "add examples of it to train or remove the row",
-                    number=number,
-                )
+    if template is not None and label_list is not None:
+        raise SettingError("label_list: a template of your own lists the labels by {labels}; give one of the two")
 
 
-def _reading_notes(tables: Mapping[str, Table], layout: ColumnLayout, first: str) -> list[str]:
-    notes = [
-        f"{table.empty_lines} empty lines of {table.path} were skipped"
-        for table in tables.values()
-        if table.empty_lines
-    ]
-    if ignored := unused(tables[first], layout):
-        notes.append(f"columns not used: {listed(ignored)}")
-    return notes
+def _default_metric(reading: Reading, train: Sequence[Example]) -> str:
+    if reading.kind == "generation" and are_numbers(example.answer for example in train):
+        return "number"
+    if reading.kind == "generation":
+        return "f1" if reading.layout.format == "question-answer" else "rouge_l"
+    return {"classification": "accuracy", "text": "likelihood"}[reading.kind]
 
 
-def _sample(table: Table, examples: list[Example], size: int, kind: str, seed: int) -> tuple[list[Example], str]:
-    """Take the `size` examples with the smallest hashes, in a classification one of each label first, and a note."""
-    if size >= len(examples):
-        return examples, f"a sample of {size} was requested and all {len(examples)} examples were taken"
-    keys = [hashlib.sha256(_json_bytes(seed) + _content(example)).digest() for example in examples]
-    order = sorted(range(len(examples)), key=keys.__getitem__)
-    if kind == "classification":
-        first_of_label = {examples[i].answer: i for i in reversed(order)}
-        if len(first_of_label) > size:
-            raise table.error(
-                f"a sample of {size} cannot hold its {len(first_of_label)} labels", "take a larger sample"
-            )
-        chosen = set(first_of_label.values())
-        order.sort(key=lambda i: i not in chosen)
-    return [examples[i] for i in sorted(order[:size])], f"{size} of {len(examples)} were sampled by content"
-
-
-def _complete(
-    table: Table, examples: Mapping[str, list[Example]], kind: str, seed: int, notes: list[str]
-) -> dict[str, list[Example]]:
-    """Return all three splits: those that were read, and the missing ones split off the first."""
-    first = "train" if "train" in examples else "all"
-    missing = [split for split in ("test", "validation") if split not in examples]
-    if not missing:
-        return dict(examples)
-    parts = split_by_content(examples[first], missing, kind=kind, seed=seed, path=table.path)
-    origin = "train" if first == "train" else "the file"
-    notes += [
-        f"{split} was split off {origin} ({len(parts[split])} of {len(examples[first])} examples, by content)"
-        for split in missing
-    ]
-    return {split: parts[split] if split in parts else examples[split] for split in SPLITS}
+def default_test_examples(kind: str) -> int:
+    """Return how many test examples are scored where the user names no number: fewer where answers are generated."""
+    return 200 if kind == "generation" else 500
 
 
 def sample(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, cast
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from tunewise.core.errors import ModelError, SettingError, TechniqueError
+from tunewise.engine.configuration import context_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class ArchitectureLayout:
     roles: tuple[tuple[str, str], ...]
     interleaved: bool = False
 
+    @property
+    def inner(self) -> str:
+        """The path of what holds the blocks; OPT calls its decoder itself, and not the model around it."""
+        return self.blocks.rpartition(".")[0]
+
 
 def _roles(prefix: str, attention: str, feed_forward: str) -> tuple[tuple[str, str], ...]:
     """Parse the `q=q_proj` pairs of the attention (below `prefix`) and of the feed-forward."""
@@ -42,6 +49,7 @@ def _roles(prefix: str, attention: str, feed_forward: str) -> tuple[tuple[str, s
     return tuple(pairs + feed_forward_pairs)
 
 
+_ATTENTION = ("q", "k", "v", "o", "qkv")  # roles of a block's linears; the others are its feed-forward's
 _QKV = "q=q_proj k=k_proj v=v_proj"
 _LAYOUTS = (
     ArchitectureLayout(
@@ -88,7 +96,12 @@ _LAYOUTS = (
         _roles("self_attn", f"{_QKV} o=out_proj", "up=fc1 down=fc2"),
     ),
 )
-LINEARS = (nn.Linear, Conv1D)  # GPT-2's Conv1D is a linear whose weight is stored as (in, out)
+# Norms between a sublayer and its residual, by the role of the sublayer's last linear. Llama too calls the norm before
+# its feed-forward `post_attention_layernorm`, so a block has these norms only if it has both.
+_POST_NORMS = (
+    {"o": "post_attention_layernorm", "down": "post_feedforward_layernorm"},  # Gemma 2 and 3, OLMo 2
+    {"o": "post_self_attn_layernorm", "down": "post_mlp_layernorm"},  # GLM-4
+)
 
 
 class Anatomy:
@@ -120,8 +133,8 @@ class Anatomy:
 
     @property
     def inner(self) -> nn.Module:
-        """The model without its head: ids to last hidden states."""
-        return self.model.base_model
+        """The model without its head, as the whole model calls it: ids to last hidden states."""
+        return self.model.get_submodule(self.layout.inner)
 
     @property
     def embedding(self) -> Any:
@@ -164,7 +177,7 @@ class Anatomy:
     @property
     def context(self) -> int:
         """Largest number of positions the model was built for."""
-        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 20)
+        return context_of(self.model.config)
 
     @property
     def rotary(self) -> bool:
@@ -209,6 +222,17 @@ class Anatomy:
     def linear(self, index: int, role: str) -> Any:
         """Return the linear of this role in a block."""
         return self.blocks[index].get_submodule(dict(self.layout.roles)[role])
+
+    def sublayer(self, index: int, role: str) -> tuple[str, nn.Module]:
+        """Return (full path, module) of what a block adds to its residual: `o` for attention, `down` for feed-forward.
+
+        It is the linear of this role, or the norm that stands between that linear and the residual.
+        """
+        block, path = self.blocks[index], dict(self.layout.roles)[role]
+        for norms in _POST_NORMS:
+            if all(hasattr(block, norm) for norm in norms.values()):
+                path = norms[role]
+        return f"{self.block_path(index)}.{path}", block.get_submodule(path)
 
     def block_path(self, index: int) -> str:
         """Return the full name of a block, e.g. `model.layers.3`."""
@@ -306,6 +330,8 @@ class Anatomy:
 
         It has as many heads, each of at least two dimensions, and takes embeddings (`inputs_embeds`) only.
         """
+        from transformers import AutoModel
+
         config = copy.deepcopy(self.model.config)
         heads, _, size = self.heads
         head_size = max(2, 2 * round(size / factor / 2))
@@ -325,11 +351,17 @@ class Anatomy:
         config.num_hidden_layers, config.vocab_size, config.pad_token_id = layers, 1, None
         small: Any = AutoModel.from_config(config, dtype=torch.float32).eval()
         small.get_input_embeddings().requires_grad_(False)
-        return cast(nn.Module, small)
+        return cast(nn.Module, small.get_submodule(self.layout.inner.partition(".")[2]))
 
     def biases(self) -> dict[str, nn.Parameter]:
         """Return the existing bias vectors of linears and norms, by full name."""
         return biases_of(self.model)
+
+    def bias_settings(self) -> Iterator[tuple[str, list[nn.Module]]]:
+        """Yield each field of the configuration that gives biases to linears, with these linears."""
+        for name, in_attention in (("attention_bias", True), ("mlp_bias", False)):
+            if hasattr(self.model.config, name):
+                yield name, [module for _, role, module in self.linears() if (role in _ATTENTION) == in_attention]
 
     def norms(self) -> dict[str, nn.Parameter]:
         """Return weights and biases of the blocks' norms and of the final one, by full name."""
@@ -350,7 +382,7 @@ def _missing(model: PreTrainedModel, layout: ArchitectureLayout) -> list[str]:
         return [layout.blocks, *(path for _, path in layout.roles), layout.final_norm]
     # OPT without pre-normalisation has no final norm; everything else must be there, and be linear.
     paths = [f"{layout.blocks}.0.{path}" for _, path in layout.roles]
-    missing = [path for path in paths if not isinstance(_find(model, path), LINEARS)]
+    missing = [path for path in paths if not _is_linear(_find(model, path))]
     return missing + ([] if _find(model, layout.final_norm) is not None else [layout.final_norm])
 
 
@@ -386,6 +418,17 @@ def add_to_weight(linear: nn.Module, delta: Tensor) -> None:
         weight.copy_((weight.to(delta.dtype) + oriented).to(weight.dtype))
 
 
-def is_transposed(linear: nn.Module) -> bool:
-    """Return whether the weight is stored as (in, out)."""
-    return isinstance(linear, Conv1D)
+def is_transposed(linear: nn.Module | None) -> bool:
+    """Return whether this is a linear whose weight is stored as (in, out)."""
+    return isinstance(linear, _transposed_type())
+
+
+def _is_linear(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+@cache
+def _transposed_type() -> type[nn.Module]:
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D

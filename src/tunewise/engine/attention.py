@@ -21,16 +21,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from tunewise.core.seeds import strictly
 from tunewise.engine.device import on_gpu
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _NAME = "tunewise_packed"
 _MAX_HEAD_SIZE = 256  # of torch's flash attention
@@ -77,6 +79,7 @@ _row: tuple[Segment, ...] = ()  # the row on which the model runs now; set by `p
 def packed(model: PreTrainedModel, segments: Sequence[Segment]) -> Iterator[None]:
     """Run `model` on a packed row of these segments; run backward inside too, since checkpointing re-runs the model."""
     global _row
+    _register()
     row_before, implementation_before = _row, model.config._attn_implementation
     _row, model.config._attn_implementation = tuple(segments), _NAME
     try:
@@ -112,6 +115,8 @@ def _attend(
         exact = torch.promote_types(query.dtype, torch.float32)
         out = _PerSegment.apply(query.to(exact), key.to(exact), value.to(exact), _row, scale, sliding_window)
         return out.to(value.dtype), None
+    from torch.nn.attention.bias import causal_lower_right
+
     outputs = []
     for call in _kernel_calls(_row, sliding_window):
         if call.tree is None:  # its keys are among the `prefixes` of other calls
@@ -365,5 +370,10 @@ def _additive_mask(tree: Segment | None, window: int | None, like: Tensor) -> Te
     return torch.zeros(mask.shape, dtype=like.dtype).masked_fill_(~mask, float("-inf"))
 
 
-AttentionInterface.register(_NAME, _attend)
-AttentionMaskInterface.register(_NAME, lambda *args, **kwargs: None)
+@cache
+def _register() -> None:
+    """Give Hugging Face's models this attention by its name."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(_NAME, _attend)
+    AttentionMaskInterface.register(_NAME, lambda *args, **kwargs: None)

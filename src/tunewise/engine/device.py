@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from tunewise.core.errors import SettingError
 from tunewise.core.units import BYTES, quantity
+from tunewise.engine.fake_tensor import FakeTensor
 
 
 def device_of(words: str) -> tuple[str, float]:

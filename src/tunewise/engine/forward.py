@@ -5,8 +5,9 @@ In shapes: B rows (one where packed), T tokens a row, N labelled tokens of the b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,32 +70,101 @@ def answer_states(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
     return hidden, logits
 
 
+Observe = Callable[[Tensor], None]
+
+
 @torch.no_grad()
-def nll(base: Base, batch: Batch) -> Tensor:
-    """Return the negative log-likelihood (nats) of each labelled token, shape (N,)."""
+def nll(base: Base, batch: Batch, limit: int = 0, observe: Observe | None = None) -> Tensor:
+    """Return the negative log-likelihood (nats) of each labelled token, shape (N,).
+
+    With `observe`, the same forward pass also does what `observe_predictions` does.
+    """
+    with layout(base, batch):
+        if not batch.segments:
+            return torch.cat([_padded_nll(part, logits) for part, logits in _padded_parts(base, batch, limit, observe)])
+        hidden = _hidden(base, batch)
+        if observe is not None:
+            _observe(base, hidden[:limit], base.anatomy.head, observe)
+        return token_nll(base.anatomy.head, hidden, batch.targets, batch.sources)
+
+
+@torch.no_grad()
+def observe_predictions(base: Base, batch: Batch, limit: int, observe: Observe) -> None:
+    """Call `observe` with the log-probabilities (n, V), in float32, of the batch's first `limit` labelled positions.
+
+    It is called for a few positions at a time, in their order: log-probabilities of all never exist at once. Besides
+    the hidden states there are `logit_rows` rows of logits and as many of log-probabilities.
+    """
     with layout(base, batch):
         if batch.segments:
-            return token_nll(base.anatomy.head, _hidden(base, batch), batch.targets)
-        return torch.nn.functional.cross_entropy(_logits(base, batch), batch.targets, reduction="none")
+            _observe(base, _hidden(base, batch)[:limit], base.anatomy.head, observe)
+            return
+        for _ in _padded_parts(base, batch, limit, observe):
+            pass
 
 
 @torch.no_grad()
-def log_probabilities(base: Base, batch: Batch, limit: int) -> Tensor:
-    """Return log-probabilities (at most `limit`, V) at the batch's first labelled positions."""
+def target_logits(base: Base, batch: Batch) -> Tensor:
+    """Return the logits (N, V) that predict the targets, in float32 or better."""
     with layout(base, batch):
-        logits = base.anatomy.head(_hidden(base, batch)[:limit]) if batch.segments else _logits(base, batch)[:limit]
-    return logits.float().log_softmax(-1)
+        if not batch.segments:
+            return _logits(base, batch)
+        logits: Tensor = base.anatomy.head(_hidden(base, batch))[list(batch.sources)]
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def logit_rows(base: Base) -> int:
+    """Return for how many positions log-probabilities exist at once: 8 MB of them, or 16 positions if that is more."""
+    return max(16, _LOGITS_AT_ONCE // base.anatomy.vocabulary)
+
+
+_LOGITS_AT_ONCE = 1 << 21
+_PADDED_LOGITS_AT_ONCE = 1 << 24  # 64 MB in float32; one row of a padded batch may exceed it
+
+
+def _observe(base: Base, rows: Tensor, head: Callable[[Tensor], Tensor], observe: Observe) -> None:
+    for part in rows.split(logit_rows(base)) if len(rows) else ():
+        observe(head(part).float().log_softmax(-1))
+
+
+def _padded_parts(base: Base, batch: Batch, limit: int, observe: Observe | None) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield a padded batch in parts of whole rows, each with its logits (n, V), only as large as these may be."""
+    rows, width = batch.ids.shape
+    together = max(1, _PADDED_LOGITS_AT_ONCE // (width * base.anatomy.vocabulary))
+    for start in range(0, rows, together):
+        stop = min(start + together, rows)
+        inside = (batch.positions >= start * width) & (batch.positions < stop * width)
+        part = replace(
+            batch,
+            ids=batch.ids[start:stop],
+            position_ids=batch.position_ids[start:stop],
+            attention_mask=batch.attention_mask[start:stop] if batch.attention_mask is not None else None,
+            positions=batch.positions[inside] - start * width,
+            targets=batch.targets[inside],
+            sources=range(int(inside.sum())),
+            owner=batch.owner[inside],
+            branch=batch.branch[inside],
+        )
+        logits = _logits(base, part)
+        if observe is not None:
+            _observe(base, logits[: max(limit, 0)], lambda few: few, observe)
+            limit -= len(logits)
+        yield part, logits
+
+
+def _padded_nll(part: Batch, logits: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, part.targets, reduction="none")
 
 
 def _hidden(base: Base, batch: Batch) -> Tensor:
-    """Return the last hidden states (N, d) from which the targets are predicted."""
+    """Return the last hidden states (P, d) from which the targets are predicted."""
     output = base.anatomy.inner(
         input_ids=batch.ids,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         use_cache=False,
     )
-    # (B, T, d) to (B * T, d) to (N, d)
+    # (B, T, d) to (B * T, d) to (P, d)
     hidden: Tensor = output.last_hidden_state.flatten(0, 1).index_select(0, batch.positions)
     return hidden
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria
-from transformers.cache_utils import DynamicLayer
 
-from tunewise.core.progress import Progress, silent
+from tunewise.core.progress import SCORING, Progress, silent
 from tunewise.data.task import Example, Task
 from tunewise.engine.encoding import TURN, Encoder, TokenSequence
 from tunewise.engine.forward import why_not_packed
 from tunewise.engine.model import Base
 from tunewise.engine.packing import PASS_TOKENS, by_tokens, shared_prefix
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 _STOP_TOKENS = 4  # newest tokens that are searched for the text that ends an answer
 _MAX_ROWS = 64  # prompts per batch
@@ -40,7 +43,25 @@ def stop_of(task: Task) -> str | None:
     return None if any(TURN in example.answer for example in task.train) else TURN
 
 
-class _StopAtText(StoppingCriteria):
+@dataclass(frozen=True)
+class Generated:
+    """Holds generated answers and the prompts as the model read them.
+
+    Attributes:
+        texts: the answers.
+        prompts: what they answer.
+        tokens: the length of each answer, without what ended it.
+        ended: whether each answer ended, by a token or the text that ends an answer; if not, it was cut at the largest
+            number of tokens.
+    """
+
+    texts: list[str]
+    prompts: list[TokenSequence] = field(repr=False)
+    tokens: list[int]
+    ended: list[bool]
+
+
+class _StopAtText:  # called as one of Hugging Face's stopping criteria
     """Stops the rows of a batch whose newest text, after `width` tokens of prompt, contains `stop`."""
 
     def __init__(self, encoder: Encoder, stop: str, width: int) -> None:
@@ -61,7 +82,7 @@ def generate(
     room: int,
     stop: str | None = None,
     progress: Progress = silent,
-) -> tuple[list[str], list[TokenSequence]]:
+) -> Generated:
     """Generate greedy answers in left-padded batches with a key/value cache.
 
     A prefix that all prompts share is read once, and its key/value cache stands before the padding of every batch.
@@ -73,19 +94,18 @@ def generate(
         room: the largest number of tokens in an answer.
         stop: text that ends an answer too; ignored for chat models, which end their turns with a control token.
         progress: called after every batch.
-
-    Returns:
-        The answers, and the prompts as the model read them.
     """
+    from transformers import GenerationConfig
+
     stop = None if encoder.chat else stop
     prompts = encoder.prompts(rendered, room)
     config = GenerationConfig(
         max_new_tokens=room,
         do_sample=False,
-        eos_token_id=encoder.eos,
-        pad_token_id=encoder.eos if encoder.eos is not None else 0,
+        eos_token_id=sorted(encoder.ends.stops) or None,
+        pad_token_id=encoder.ends.taught or 0,
     )
-    texts = [""] * len(prompts)
+    texts, tokens, ended = [""] * len(prompts), [0] * len(prompts), [False] * len(prompts)
     shared = shared_prefix(prompts) if prompts and not why_not_packed(base) else 0
     cache = _prefix_cache(base, prompts[0].ids[:shared]) if shared else None
     shared = shared if cache is not None else 0
@@ -108,15 +128,27 @@ def generate(
             stopping_criteria=[_StopAtText(encoder, stop, width)] if stop else [],
         )
         for index, row in zip(group, output[:, width:].tolist(), strict=True):
-            end = row.index(encoder.eos) if encoder.eos in row else len(row)
+            end = encoder.until_stop(row)
             texts[index] = encoder.decode(row[:end], stop)
+            kept = _tokens_before(encoder, row[:end], stop) if stop else end
+            tokens[index], ended[index] = kept, kept < len(row)
         done += len(group)
-        progress("scoring", done, len(prompts))
-    return texts, prompts
+        progress(SCORING, done, len(prompts))
+    return Generated(texts, prompts, tokens, ended)
+
+
+def _tokens_before(encoder: Encoder, ids: list[int], stop: str) -> int:
+    """Return how many ids stand before the token that completes `stop`, all of them where none does."""
+    if stop not in encoder.tokenizer.decode(ids):
+        return len(ids)
+    return bisect_left(range(len(ids)), True, key=lambda last: stop in encoder.tokenizer.decode(ids[: last + 1]))
 
 
 def _prefix_cache(base: Base, ids: list[int]) -> DynamicCache | None:
     """Return the key/value cache of a prefix, or None where some layer drops a part of it (a sliding window)."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
     cache = DynamicCache(config=base.model.config)
     base.anatomy.inner(input_ids=torch.tensor([ids], device=base.device), past_key_values=cache, use_cache=True)
     return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None
@@ -124,6 +156,8 @@ def _prefix_cache(base: Base, ids: list[int]) -> DynamicCache | None:
 
 def _repeat_cache(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
     """Copy a cache of one row for several rows, with any caches that a technique keeps as its attributes."""
+    from transformers import DynamicCache
+
     copy = deepcopy(cache)
     for part in (copy, *vars(copy).values()) if copy is not None else ():
         if isinstance(part, DynamicCache):

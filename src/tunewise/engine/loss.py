@@ -8,6 +8,9 @@ training step. Shapes: hidden (N, d), weight (V, d), targets (N,); V vocabulary,
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -34,13 +37,17 @@ def head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, scale: float | N
 
 
 @torch.no_grad()
-def token_nll(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Return the negative log-likelihood (nats) of each target, shape (N,)."""
-    rows = _chunk_rows(head)
-    parts = [
-        nn.functional.cross_entropy(_at_least_float32(head(part)), target, reduction="none")
-        for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
+def token_nll(head: nn.Module, hidden: Tensor, targets: Tensor, sources: Sequence[int]) -> Tensor:
+    """Return the negative log-likelihood (nats) of each target, shape (N,).
+
+    `sources` says for each target from which of the rows of `hidden` (P, d) it is predicted, in ascending order.
+    """
+    rows, parts = _chunk_rows(head), list[Tensor]()
+    for start in range(0, len(hidden), rows):
+        first, end = bisect_left(sources, start), bisect_left(sources, start + rows)
+        log_p = _at_least_float32(head(hidden[start : start + rows])).log_softmax(-1)  # (rows, V)
+        local = torch.tensor(sources[first:end], device=hidden.device) - start
+        parts.append(-log_p[local, targets[first:end]])
     return torch.cat(parts) if parts else hidden.new_zeros(0)
 
 

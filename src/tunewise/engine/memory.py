@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import mmap
+import os
 import platform
 import sys
 import tempfile
@@ -30,10 +32,19 @@ def release_unused_memory() -> None:
 
 
 _BASELINE = psutil.Process().memory_info().rss  # before any base is loaded: the interpreter and its libraries
+_peaks_before_reset = [0]  # the high-water marks of this process that `peak_memory` has reset; the largest one
+
+
+def process_peak_bytes() -> int:
+    """Return the largest resident memory that this process has ever had, in bytes, libraries included.
+
+    The operating system's own figure forgets what came before the last `peak_memory`, which resets it.
+    """
+    return max(_peaks_before_reset[0], _high_water())
 
 
 @contextmanager
-def peak_memory(device: torch.device, excluded_bytes: int = 0) -> Iterator[list[int]]:
+def peak_memory(device: torch.device) -> Iterator[list[int]]:
     """Measure the peak of memory within the block, in bytes.
 
     On a GPU it is the peak of the device's allocated memory. On a CPU it is this process's resident memory beyond what
@@ -42,7 +53,6 @@ def peak_memory(device: torch.device, excluded_bytes: int = 0) -> Iterator[list[
 
     Args:
         device: what runs the block.
-        excluded_bytes: bytes of tensors that exist only because something is measured; they are not counted.
 
     Yields:
         A list of one number, which holds the peak after the block.
@@ -51,14 +61,15 @@ def peak_memory(device: torch.device, excluded_bytes: int = 0) -> Iterator[list[
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield peak
-        peak[0] = max(torch.cuda.max_memory_allocated(device) - excluded_bytes, 0)
+        peak[0] = torch.cuda.max_memory_allocated(device)
         return
+    _peaks_before_reset[0] = process_peak_bytes()
     clear_refs = Path("/proc/self/clear_refs")
     if clear_refs.exists():
         with suppress(OSError):  # a container may forbid it; the mark then covers the process's whole life
             clear_refs.write_text("5")  # 5 resets the high-water mark; see proc(5)
     yield peak
-    peak[0] = max(_high_water() - _BASELINE - excluded_bytes, 0)
+    peak[0] = max(_high_water() - _BASELINE, 0)
 
 
 def _high_water() -> int:
@@ -113,8 +124,38 @@ def spill_to_disk(tensor: Tensor) -> Tensor:
         return values.clone()
 
 
+def allocate_on_disk(*shape: int) -> Tensor:
+    """Return float32 zeros in an unlinked file that is mapped into memory; what is written there goes to the file.
+
+    After writing or reading a part of it, `release_pages` takes that part out of memory. The tensor is in memory if the
+    disk has no room for it.
+    """
+    nbytes = 4 * math.prod(shape)
+    if nbytes < _MIN_FILE_BYTES:
+        return torch.zeros(shape)
+    try:
+        with tempfile.TemporaryFile(prefix="tunewise-") as file:
+            _reserve(file.fileno(), nbytes)
+            mapping = mmap.mmap(file.fileno(), nbytes)
+    except OSError:
+        return torch.zeros(shape)
+    tensor = torch.frombuffer(mapping, dtype=torch.float32).view(shape)
+    tensor.mapping = mapping  # type: ignore[attr-defined]
+    return tensor
+
+
+def _reserve(file: int, nbytes: int) -> None:
+    """Give a file its size and its blocks, so that no later write to its mapping can find the disk full."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, nbytes)
+        return
+    block = bytes(1 << 20)
+    for start in range(0, nbytes, len(block)):
+        os.write(file, block[: nbytes - start])
+
+
 def release_pages(spilled: Tensor) -> None:
-    """Drop the pages of a spilled tensor from memory; they are read from disk again when they are used."""
+    """Drop the pages of a tensor on disk from memory; they are read from disk again when they are used."""
     mapping: mmap.mmap | None = getattr(spilled, "mapping", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)

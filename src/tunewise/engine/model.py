@@ -6,24 +6,25 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils.hub import cached_file, extract_commit_hash
 
-from tunewise.core.addresses import shipped_model
 from tunewise.core.errors import ModelError
+from tunewise.core.text import listed, show
 from tunewise.engine.anatomy import Anatomy
+from tunewise.engine.configuration import ends_of, on_this_machine, path_of, require_fast
+from tunewise.engine.label_tokens import LabelTokens
+from tunewise.engine.model_files import check_checkpoint, read_configuration
+from tunewise.engine.vocabulary import require_embeddings, rows_requested
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {
     "float32": torch.float32,
@@ -59,6 +60,8 @@ class Base:
     `frozen_fingerprint` is the fingerprint once it has been taken, and `packing` the outcome of trying packed rows
     once they were tried (`tunewise.engine.forward.why_not_packed`). Both are computed on the bare base when they are
     first needed. Code that builds a base without weights passes them, as neither can be computed there.
+    `embedding_rows` is the number of rows that `resize_embeddings` gave the model, or None where it was not called.
+    `label_tokens` keeps what labels were tokenized to.
     """
 
     model: PreTrainedModel
@@ -69,6 +72,8 @@ class Base:
     attached: list[Any] = field(default_factory=list, repr=False)
     frozen_fingerprint: str | None = field(default=None, repr=False, compare=False)
     packing: PackingTrial | None = field(default=None, repr=False, compare=False)
+    embedding_rows: int | None = field(default=None, repr=False)
+    label_tokens: LabelTokens = field(default_factory=LabelTokens, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.model.requires_grad_(False).eval()
@@ -100,6 +105,45 @@ class Base:
     def window(self) -> int:
         """Largest number of tokens of a sequence here: the model's context, or `max_length` where that is less."""
         return min(self.max_length or self.anatomy.context, self.anatomy.context)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the input embeddings, which may exceed the tokenizer's vocabulary."""
+        return self.anatomy.vocabulary
+
+    def resize_embeddings(self, rows: int) -> None:
+        """Give input embeddings and head so many rows; new ones are the mean of the existing ones.
+
+        The mean is taken in float64 on the CPU, so that the same base gets the same rows wherever it is loaded.
+
+        Raises:
+            ModelError: the base is no longer bare, its fingerprint was taken, or there would be many more rows than
+                tokens.
+        """
+        most = 2 * (self.vocabulary + len(self.tokenizer))
+        if not 0 < rows <= most:
+            raise ModelError(
+                f"{self.name}: embeddings of {rows:,} rows are asked for, and 1 to {most:,} are given, twice the rows "
+                "and tokens that there are"
+            )
+        if self.attached or self.frozen_fingerprint is not None:
+            raise ModelError(f"{self.name}: embeddings are resized before anything is attached to the model")
+        rows_before = self.vocabulary
+        with torch.random.fork_rng(devices=[]):  # transformers draws the new rows at random, before they are replaced
+            self.model.resize_token_embeddings(rows, mean_resizing=False)
+        ends = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
+        with torch.no_grad():
+            for tensor in (getattr(end, name, None) for end in ends for name in ("weight", "bias")):
+                if tensor is not None and rows > rows_before:
+                    mean = tensor[:rows_before].detach().cpu().double().mean(0)
+                    tensor[rows_before:] = mean.to(tensor.device, tensor.dtype)
+        self.model.requires_grad_(False)
+        self.embedding_rows = rows
+
+    @property
+    def generation_ends(self) -> tuple[int, ...]:
+        """Tokens that generation stops at, by the model's own generation settings."""
+        return ends_of(getattr(self.model, "generation_config", None) or self.model.config)
 
     @property
     def parameters(self) -> int:
@@ -145,6 +189,8 @@ def load_base(
     dtype: str = "float32",
     device: str | None = None,
     max_length: int | None = None,
+    resize_embeddings: bool | int = False,
+    download: bool = True,
 ) -> Base:
     """Load a causal language model and its tokenizer.
 
@@ -154,15 +200,24 @@ def load_base(
         dtype: type of the weights in memory, one of `DTYPES`.
         device: torch device; default: the one accelerate chooses.
         max_length: longest sequence in tokens; default: the model's context.
+        resize_embeddings: give the model embeddings for tokens that were added to its tokenizer: True for as many rows
+            as the tokenizer takes, or a number of rows; the new ones are the mean of the existing ones.
+        download: whether a model that is not on this machine is downloaded; False where a file names it, and no user.
 
     Raises:
-        ModelError: no such model, no safetensors weights, remote code required, or an unknown layout.
+        ModelError: no such model, no safetensors weights, remote code required, an unknown layout, or a tokenizer with
+            ids beyond the embeddings.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
     if max_length is not None and max_length < 8:
         raise ModelError(f"max_length is {max_length}, and a window below 8 tokens leaves no room for examples")
     if dtype not in DTYPES:
         raise ModelError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
     path = path_of(name)
+    if not download and not path.exists():
+        path = _downloaded_before(str(name), revision)
     source = str(path) if path.exists() else str(name)
     if not path.exists() and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1):
         raise ModelError(f"{name}: there is no such folder; give a model folder or a Hub id (org/name)")
@@ -172,35 +227,75 @@ def load_base(
         if not path.exists():  # pinned before anything is read, so that all parts come from one commit
             config_file = cached_file(source, "config.json", revision=revision)
             revision = extract_commit_hash(str(config_file), None) or revision
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        config = read_configuration(name, source, revision)
+        if path.is_dir():
+            check_checkpoint(name, path, config)
+        load: Any = AutoModelForCausalLM.from_pretrained  # its types do not know the second result
+        model, loading = load(
             source,
             config=config,
             dtype=DTYPES[dtype],
             use_safetensors=True,
             revision=revision,
             trust_remote_code=False,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises some ten types here; all of them mean "cannot be loaded"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{name}: cannot be loaded as a causal language model: {reason}") from error
-    if not tokenizer.is_fast:
-        raise ModelError(f"{name}: its tokenizer has no fast version (tokenizer.json); convert it with transformers")
+    _require_whole(name, model, loading)
+    require_fast(name, tokenizer)
+    base = Base(model, tokenizer, str(name), revision, max_length)
+    base.check_layout()
+    rows = rows_requested(tokenizer, resize_embeddings)
+    if rows > base.vocabulary:
+        base.resize_embeddings(rows)
+    require_embeddings(name, tokenizer, base.vocabulary)
     try:
         cast(Any, model).to(device or _default_device())
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
             f'the model cannot be put on device "{device}": {" ".join(str(error).split())[:200]}'
         ) from error
-    base = Base(model, tokenizer, str(name), revision, max_length)
-    base.check_layout()
     return base
 
 
-def path_of(name: str | Path) -> Path:
-    """Return the folder that a model's name stands for, whether it exists or not; "world" is the shipped one."""
-    return shipped_model(str(name)) or Path(name).expanduser()
+def _downloaded_before(name: str, revision: str | None) -> Path:
+    """Return the folder of a model in the Hub's cache; raises `ModelError` if it is not there."""
+    folder = on_this_machine(name, revision)
+    if folder is None:
+        at = f" at revision {revision}" if revision else ""
+        raise ModelError(
+            f"{show(name, 300)}: there is no such folder, and no such model{at} in the Hub's cache; a model that only "
+            "a file names is not downloaded"
+        )
+    return folder
+
+
+def _require_whole(name: str | Path, model: Any, loading: Mapping[str, Any]) -> None:
+    """Refuse weights that are not exactly those of the architecture, or are not all numbers.
+
+    transformers fills tensors that are missing with random numbers, and leaves out those that it does not know.
+    """
+    for problem, keys in (
+        ("lacks tensors of the architecture", "missing_keys"),
+        ("holds tensors that the architecture does not have", "unexpected_keys"),
+        ("holds tensors of other shapes than config.json says", "mismatched_keys"),
+    ):
+        if found := sorted(map(str, loading.get(keys) or ())):
+            raise ModelError(f"{name}: the checkpoint {problem} ({listed(found[:3])}); download or save it again")
+    for tensor_name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, _extremes(tensor))):
+            raise ModelError(f"{name}: the tensor {tensor_name} holds values that are not finite; save it again")
+
+
+def _extremes(tensor: torch.Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest value; both are NaN where one value is."""
+    low, high = torch.aminmax(tensor.detach())
+    return float(low), float(high)
 
 
 def _default_device() -> torch.device:

@@ -173,7 +173,7 @@ class AdaLomo(Lomo):
     """Runs LOMO with Adafactor's factored second moments and update clipping; steps are relative to RMS(theta)."""
 
     def move(self, parameter: Tensor, gradient: Tensor, group: ParamGroup, state: dict[str, Tensor]) -> None:
-        """Set theta <- theta (1 - lr wd) - lr max(1e-3, RMS(theta)) u / max(1, RMS(u)) with u = g / sqrt(v)."""
+        """Set theta <- theta (1 - a wd) - a u / max(1, RMS(u)) with a = lr max(1e-3, RMS(theta)), u = g / sqrt(v)."""
         square = gradient.float().square() + 1e-30
         matrix = gradient.dim() > 1
         if "step" not in state:
@@ -191,7 +191,7 @@ class AdaLomo(Lomo):
             update = gradient.float() * state["row"].rsqrt()
         update /= _rms(update).clamp(min=1.0)
         rate = group["lr"] * _rms(parameter.float()).clamp(min=1e-3)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_((rate * update).to(parameter.dtype))
+        parameter.mul_(1 - rate * group["weight_decay"]).sub_((rate * update).to(parameter.dtype))
 
 
 def _rms(values: Tensor) -> Tensor:

@@ -15,20 +15,23 @@ from torch import Tensor
 
 from tunewise.engine.attention import Segment
 from tunewise.engine.encoding import TokenSequence
+from tunewise.engine.token_trie import PROMPT, TokenTrie
 
 PASS_TOKENS = 4096  # real tokens per scoring pass
 _MIN_SHARED_TOKENS = 16  # a shorter common prefix is not worth sharing
 _PASS_PER_PREFIX = 20  # a pass is at least this many times the prefix it reads again: at most 5 % more work
+_SCORING_PASS_PER_PREFIX = 4  # the same for scoring, where prefixes of worked examples may fill the window
 
 
 @dataclass(frozen=True)
 class Batch:
     """Holds sequences ready for one forward pass.
 
-    `ids` and `position_ids` are (rows, T). `positions` (N,) index the flattened (rows * T) hidden states from which
-    `targets` (N,) are predicted. `owner` (N,) says which sequence each target belongs to, in the order of the
-    sequences, and `branch` (N,) which of its answers. `tokens` counts the sequences' tokens: no padding, and a shared
-    prefix once per sequence.
+    `ids` and `position_ids` are (rows, T). `positions` (P,) index the flattened (rows * T) hidden states from which
+    `targets` (N,) are predicted, and `sources` (N,) says which of these P each target is predicted from, in ascending
+    order; there is one target for each unless sequences have several answers. `owner` (N,) says which sequence each
+    target belongs to, in the order of the sequences, and `branch` (N,) which of its answers. `tokens` counts the
+    sequences' tokens: no padding, and a shared prefix once per sequence.
     """
 
     ids: Tensor
@@ -37,6 +40,7 @@ class Batch:
     segments: tuple[Segment, ...]
     positions: Tensor
     targets: Tensor
+    sources: Sequence[int]
     owner: Tensor
     branch: Tensor
     tokens: int
@@ -45,7 +49,7 @@ class Batch:
 def packed_batch(
     sequences: Sequence[TokenSequence],
     device: torch.device,
-    answers: Sequence[Sequence[list[int]]] = (),
+    answers: Sequence[TokenTrie] = (),
     *,
     share: bool = True,
 ) -> Batch:
@@ -54,9 +58,9 @@ def packed_batch(
     Args:
         sequences: what to pack; each a prompt where there are `answers`.
         device: where the batch's tensors are made.
-        answers: token ids of several answers to each sequence, to be scored against each other. A prompt stands in the
-            row once, before all of its answers. The last token of an answer is only predicted and never read, so it is
-            left out of the row.
+        answers: several answers to each sequence, to be scored against each other. A prompt stands in the row once,
+            and so does what its answers begin with alike. The last token of an answer is only predicted and never read,
+            so it is left out of the row.
         share: whether a prefix that several sequences have in common stands in the row once.
     """
     row = _RowBuilder([], [], [[] for _ in sequences])
@@ -65,50 +69,64 @@ def packed_batch(
     groups = shared_prefixes(rows, shareable) if share else [(0, [index]) for index in range(len(rows))]
     segments = []
     for shared, members in groups:
-        prefix_start = row.append(rows[members[0]][:shared], 0)
+        prefix_start = row.append(rows[members[0]][:shared], range(shared))
         branches = []
         for index in members:
             # Token i of this sequence stands at `prefix_start + i` in the row if it is shared, else at `start + i`.
-            start, sequence = row.append(rows[index][shared:], shared) - shared, sequences[index]
+            sequence, end = sequences[index], len(rows[index])
+            start = row.append(rows[index][shared:], range(shared, end)) - shared
             for place, labelled in enumerate(sequence.labelled[1:]):
                 if labelled:
                     position = place + (prefix_start if place < shared else start)
                     row.predict(index, 0, position, sequence.ids[place + 1])
-            last, continuations = start + len(sequence.ids) - 1, []
-            for number, answer in enumerate(answers[index] if answers else ()):
-                first = row.append(answer[:-1], len(sequence.ids))
-                for position, target in zip((last, *range(first, first + len(answer))), answer, strict=False):
-                    row.predict(index, number, position, target)
-                continuations += [Segment(len(answer) - 1)] if len(answer) > 1 else []
-            branches.append(Segment(len(sequence.ids) - shared, tuple(continuations)))
+            trie = answers[index] if answers else _NO_ANSWERS
+            first = row.append(trie.ids, [end + depth for depth in trie.depths])
+            for number, (answer, nodes) in enumerate(zip(trie.answers, trie.sources, strict=True)):
+                for node, target in zip(nodes, answer, strict=True):
+                    row.predict(index, number, start + end - 1 if node == PROMPT else first + node, target)
+            branches.append(Segment(end - shared, trie.segments))
         segments += [Segment(shared, tuple(branches))] if shared else branches
     return row.batch(tuple(segments), sum(map(len, rows)), device)
 
 
+def row_tokens(sequences: Sequence[TokenSequence], answers: Sequence[TokenTrie] = ()) -> int:
+    """Count the tokens of the row that `packed_batch` makes of these, a shared prefix once."""
+    groups = shared_prefixes([s.ids for s in sequences], [_unlabelled_prefix(s) for s in sequences])
+    own = sum(len(sequences[index].ids) - shared for shared, members in groups for index in members)
+    return own + sum(shared for shared, _ in groups) + sum(len(trie.ids) for trie in answers)
+
+
 @dataclass(frozen=True)
 class _RowBuilder:
-    """Collects the tokens of a packed row; `targets[i]` are (branch, position, target) of sequence i."""
+    """Collects the tokens of a packed row; `targets[i]` are (position, branch, target) of sequence i."""
 
     ids: list[int]
     position_ids: list[int]
     targets: list[list[tuple[int, int, int]]]
 
-    def append(self, ids: list[int], position_id: int) -> int:
-        """Append tokens, the first of which has this position id, and return where they start in the row."""
+    def append(self, ids: list[int], position_ids: Sequence[int]) -> int:
+        """Append tokens with their position ids, and return where they start in the row."""
         self.ids.extend(ids)
-        self.position_ids.extend(range(position_id, position_id + len(ids)))
+        self.position_ids.extend(position_ids)
         return len(self.ids) - len(ids)
 
     def predict(self, sequence: int, branch: int, position: int, target: int) -> None:
         """Predict `target` from the row's token at `position`."""
-        self.targets[sequence].append((branch, position, target))
+        self.targets[sequence].append((position, branch, target))
 
     def batch(self, segments: tuple[Segment, ...], tokens: int, device: torch.device) -> Batch:
         """Make the batch's tensors."""
-        flat = [(index, *target) for index, targets in enumerate(self.targets) for target in targets]
-        owner, branch, positions, targets = torch.tensor(flat, dtype=torch.long, device=device).reshape(-1, 4).unbind(1)
+        flat = [(index, *target) for index, targets in enumerate(self.targets) for target in sorted(targets)]
+        places = list(dict.fromkeys((index, position) for index, position, _, _ in flat))
+        numbers = {place: number for number, place in enumerate(places)}
+        owner, _, branch, targets = torch.tensor(flat, dtype=torch.long, device=device).reshape(-1, 4).unbind(1)
+        positions = torch.tensor([position for _, position in places], dtype=torch.long, device=device)
+        sources = [numbers[index, position] for index, position, _, _ in flat]
         ids, position_ids = (torch.tensor([values], device=device) for values in (self.ids, self.position_ids))
-        return Batch(ids, position_ids, None, segments, positions, targets, owner, branch, tokens)
+        return Batch(ids, position_ids, None, segments, positions, targets, sources, owner, branch, tokens)
+
+
+_NO_ANSWERS = TokenTrie.of([])
 
 
 def _unlabelled_prefix(sequence: TokenSequence) -> int:
@@ -168,6 +186,7 @@ def padded_batch(sequences: Sequence[TokenSequence], device: torch.device) -> Ba
         (),
         torch.tensor(positions, dtype=torch.long, device=device),
         torch.tensor(targets, dtype=torch.long, device=device),
+        range(len(targets)),
         torch.tensor(owner, dtype=torch.long, device=device),
         torch.zeros(len(owner), dtype=torch.long, device=device),
         int(mask.sum()),
@@ -210,17 +229,24 @@ def by_tokens(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]
     return groups
 
 
-def by_shared_prefix(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
-    """Group indices of sequences with a shared prefix, at most `budget` tokens per group, the prefix counted once."""
+def by_shared_prefix(sequences: Sequence[TokenSequence], budget: int, further: Sequence[int] = ()) -> list[list[int]]:
+    """Group indices of sequences with a shared prefix, about `budget` tokens per group, the prefix counted once.
+
+    A prefix that all sequences of a group share is read again by the next group, so groups are larger than `budget`
+    where that prefix is long: worked examples that stand before every question are read a few times and not once for
+    each question. `further` are the tokens that answers add to each sequence.
+    """
     groups: list[list[int]] = []
-    total = 0
+    total = prefix = 0
     for index in sorted(range(len(sequences)), key=lambda i: sequences[i].ids):
-        ids = sequences[index].ids
+        ids, added = sequences[index].ids, further[index] if further else 0
         shared = _common_prefix(sequences[groups[-1][-1]].ids, ids) if groups else 0
-        size = len(ids) - (shared if shared >= _MIN_SHARED_TOKENS else 0)
-        if not groups or total + size > budget:
+        shared = shared if shared >= _MIN_SHARED_TOKENS else 0
+        prefix = min(prefix, shared)
+        size = len(ids) - shared + added
+        if not groups or total + size > max(budget, _SCORING_PASS_PER_PREFIX * prefix):
             groups.append([])
-            size, total = len(ids), 0
+            size, total, prefix = len(ids) + added, 0, len(ids)
         groups[-1].append(index)
         total += size
     return groups

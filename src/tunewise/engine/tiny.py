@@ -31,6 +31,8 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     "qwen2": {**_LLAMA, "use_sliding_window": False},
     "qwen3": {**_LLAMA, "tie_word_embeddings": True},
     "gemma": {**_LLAMA},
+    "gemma2": {**_LLAMA, "query_pre_attn_scalar": 8, "sliding_window": 16},
+    "gemma3_text": {**_LLAMA, "query_pre_attn_scalar": 8, "sliding_window": 16},
     "phi3": {**_LLAMA, "pad_token_id": 0},
     "phi": {**_SMALL, **_CONTEXT, "intermediate_size": 48, "partial_rotary_factor": 0.5},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, **_NO_DROPOUT},

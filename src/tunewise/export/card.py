@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunewise.core.text import inert_markdown
 from tunewise.export.provenance import Compared, Provenance
+from tunewise.export.summary import bound_sentence, rounding_sentence
 
 _LIBRARIES = {
     "peft": "peft",
@@ -60,21 +62,21 @@ def _metadata(facts: Provenance, parity: Mapping[str, Any] | None, name: str, li
 
 def _body(facts: Provenance, parity: Mapping[str, Any] | None, name: str, licence: str | None) -> Iterator[str]:
     base, technique = facts.base, facts.technique
-    base_name = _cell(hub_id(base.get("name")) or plain_name(base.get("name")))
+    base_name = inert_markdown(hub_id(base.get("name")) or plain_name(base.get("name")))
     yield f"# {name.rpartition('/')[2]}\n"
     what = f"exported as {parity['format']} in {parity['dtype']}" if parity else "an adaptation that tunewise loads"
-    yield f"{base_name} fine-tuned with {_cell(facts.label or technique)}, {what}.\n"
+    yield f"{base_name} fine-tuned with {inert_markdown(facts.label or technique)}, {what}.\n"
     yield "| | |\n|---|---|"
     revision = f" at revision {base['revision']}" if base.get("revision") else ""
-    yield f"| base | {base_name}{_cell(revision)} |"
+    yield f"| base | {base_name}{inert_markdown(revision)} |"
     if base.get("fingerprint"):
-        yield f"| fingerprint of the base's weights | `{_cell(str(base['fingerprint'])[:16])}` |"
+        yield f"| fingerprint of the base's weights | `{inert_markdown(str(base['fingerprint'])[:16])}` |"
     if _source(facts):
-        yield f"| data | {_cell(hub_id(_source(facts)) or plain_name(_source(facts)))} |"
-    yield f"| technique | {_cell(technique)} |"
-    yield f"| settings | `{_cell(json.dumps(facts.settings, ensure_ascii=False))}` |"
+        yield f"| data | {inert_markdown(hub_id(_source(facts)) or plain_name(_source(facts)))} |"
+    yield f"| technique | {inert_markdown(technique)} |"
+    yield f"| settings | `{inert_markdown(json.dumps(facts.settings, ensure_ascii=False))}` |"
     no_licence = "not given; the base's licence applies to what comes from the base"
-    yield f"| licence | {_cell(licence) if licence else no_licence} |"
+    yield f"| licence | {inert_markdown(licence) if licence else no_licence} |"
     before, after = facts.record.get("validation_loss_before"), facts.record.get("validation_loss")
     if facts.comparison is not None:
         yield from _scores(facts.comparison)
@@ -84,32 +86,44 @@ def _body(facts: Provenance, parity: Mapping[str, Any] | None, name: str, licenc
         yield f"Validation loss: {start}{after:.4f} nats per answer token after. No other technique was tried."
     if parity:
         yield "\n## Is this the model that was trained?\n"
-        yield (
-            f"On {parity['prompts']} prompts its logits differ from the trained model's by at most "
-            f"{parity['max_logit_difference']:.2g}; training moved them by up to {parity['moved_by_training']:.2g}; "
-            f"{100 * parity['greedy_agreement']:.0f} % of the greedy continuations are the same."
-        )
-        for note in parity["notes"]:
-            yield f"\n{_cell(note)}"
+        yield from _proof(parity)
     if facts.style.get("template"):
         lines = [f"    {line}" for line in str(facts.style["template"]).splitlines()]
         yield "\n## Prompt\n\n" + "\n".join(lines)
 
 
+def _proof(parity: Mapping[str, Any]) -> Iterator[str]:
+    """Say what the comparison with the trained model showed; the notes say so where there was none."""
+    if parity["same"] is not None:
+        rounding = parity.get("rounding")
+        trained = f"trained model's, rounded to {parity['dtype']}," if rounding else "trained model's"
+        yield (
+            f"On {parity['prompts']} prompts its logits differ from the {trained} by at most "
+            f"{parity['max_logit_difference']:.2g}; training moved them by up to {parity['moved_by_training']:.2g}; "
+            f"{100 * parity['greedy_agreement']:.0f} % of the greedy continuations are the same."
+        )
+        if parity.get("most_that_differ") is not None:
+            yield f"\n{bound_sentence(parity['prompts'], parity['most_that_differ'])}"
+        if rounding:
+            yield f"\n{rounding_sentence(rounding, parity['dtype'])}"
+    for note in parity["notes"]:
+        yield f"\n{inert_markdown(note)}"
+
+
 def _scores(compared: Compared) -> Iterator[str]:
     row, task, budget = compared.row, compared.task, compared.budget
     yield "\n## How good it is\n"
-    metric = _cell(row.score.metric)
+    metric = inert_markdown(row.score.metric)
     yield f"| | {metric} (95 % interval) | forgetting, nats per token | KL from the base | seeds |"
     yield "|---|---|---|---|---|"
     for standing in (row,) if compared.base in (None, row) else (compared.base, row):
         score, forgetting = standing.score, standing.forgetting
         rise, kl = (forgetting.nll_rise, forgetting.kl) if forgetting is not None else (None, None)
         interval = f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
-        technique, seeds = _cell(standing.technique), len(score.per_seed)
+        technique, seeds = inert_markdown(standing.technique), len(score.per_seed)
         yield f"| {technique} | {interval} | {_decimals(rise)} | {_decimals(kl)} | {seeds} |"
     yield (
-        f"\nMeasured on {task.test} test examples of {_cell(plain_name(task.name))}, beside "
+        f"\nMeasured on {task.test} test examples of {inert_markdown(plain_name(task.name))}, beside "
         f"{compared.rows - 1} other techniques, each with {budget.steps} steps, {budget.search} trials of its "
         f"search and {budget.seeds} seeds, on {compared.created[:10]}."
     )
@@ -123,7 +137,7 @@ def _scores(compared: Compared) -> Iterator[str]:
             (row.cost.seconds_per_example, "answering one example", 1e3, "ms"),
         ):
             yield f"| {what} | {value * scale:,.4g} {unit} |".replace("  |", " |")
-    yield f"| device | {_cell(compared.device)} |"
+    yield f"| device | {inert_markdown(compared.device)} |"
 
 
 def _decimals(value: float | None) -> str:
@@ -143,8 +157,3 @@ def hub_id(name: object) -> str | None:
 def plain_name(name: object) -> str:
     """The last part of a path: no folder of this machine is told."""
     return str(name or "unknown").rstrip("/").rpartition("/")[2]
-
-
-def _cell(value: object) -> str:
-    """Text that cannot break a table or become markup."""
-    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

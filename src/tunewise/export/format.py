@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.engine.configuration import path_of
+from tunewise.engine.model import DTYPES
 from tunewise.export.parity_record import FormatFigures
+
+_WIDELY_READ = ("merged", "peft")  # by transformers and what builds on it, without a further package
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from tunewise.adaptation.artifact import Adaptation
     from tunewise.contract.attachment import Attachment
@@ -58,17 +63,58 @@ class Format(ABC):
     def why_not(self, attachment: Attachment) -> str | None:
         """Return why the format cannot express an attachment, or None; neither is changed."""
 
+    def obstacle(self, attachment: Attachment) -> str | None:
+        """Return why an attachment on its base cannot be exported to this format, or None."""
+        rows = attachment.base.embedding_rows
+        if self.on_base and rows is not None:
+            return f"its base was given embeddings for added tokens ({rows} rows), which an adapter does not hold"
+        return self.why_not(attachment)
+
     @abstractmethod
     def write(self, loaded: Adaptation, folder: Path, options: ExportOptions) -> Written:
         """Write the export into an empty folder. `Base.release()` undoes what this does to the base.
+
+        A format that holds a whole model leaves the base's weights merged.
 
         Raises:
             TechniqueError: this model or change cannot be expressed after all.
         """
 
+    def default_dtype(self, base: Base) -> torch.dtype:
+        """Return the type that weights are stored in unless one is chosen.
+
+        A whole model has the type of the base's checkpoint, and what is read on the base that of the loaded base.
+        """
+        return base.model.dtype if self.on_base else checkpoint_dtype(base)
+
+    def stored_dtype(self, name: str, tensor: Tensor, options: ExportOptions) -> torch.dtype:
+        """Return the type that a whole model's tensor of this full name is stored in."""
+        return options.dtype if tensor.is_floating_point() else tensor.dtype
+
     @abstractmethod
     def read(self, folder: Path, base: Base) -> Reader:
         """Load the export back; the base is bare."""
+
+
+def checkpoint_dtype(base: Base) -> torch.dtype:
+    """Return the type of the base's weights on disk, as its configuration says; of the loaded base, if that is silent.
+
+    A base that was not loaded from a folder or the Hub's cache has no other type than in memory.
+    """
+    from transformers import AutoConfig
+
+    path = path_of(base.name)
+    try:
+        config = AutoConfig.from_pretrained(
+            path if path.exists() else base.name,
+            revision=base.revision,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError):
+        return base.model.dtype
+    name = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return DTYPES.get(name, base.model.dtype)
 
 
 @cache
@@ -102,14 +148,20 @@ def format_for(name: str, attachment: Attachment) -> Format:
         TechniqueError: it cannot express the attachment; the message names those that can.
     """
     chosen = format_named(name)
-    reason = chosen.why_not(attachment)
+    reason = chosen.obstacle(attachment)
     if reason is None:
         return chosen
-    able = [other for other, candidate in formats().items() if candidate.why_not(attachment) is None]
+    able = [other for other, candidate in formats().items() if candidate.obstacle(attachment) is None]
     remedy = (
         f"it can be exported to {', '.join(able)}" if able else "keep the adaptation and serve that: tunewise serve"
     )
     raise TechniqueError(f"{attachment.recipe.name} cannot be exported to {name}: {reason}; {remedy}")
+
+
+def most_readable(attachment: Attachment) -> str | None:
+    """Return the name of the format that most programs read among those that can express an attachment, or None."""
+    names = sorted(formats(), key=lambda name: (name not in _WIDELY_READ, name))
+    return next((name for name in names if formats()[name].obstacle(attachment) is None), None)
 
 
 def not_in_weights(attachment: Attachment) -> str | None:

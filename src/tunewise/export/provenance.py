@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunewise.adaptation.artifact import FILE
+from tunewise.adaptation.peft_adapter import read_config
+from tunewise.adaptation.record import AdaptationRecord
 from tunewise.core import artifact_writer
 from tunewise.core.json_record import Count, JsonRecord
 from tunewise.results.schema import BudgetFacts, Comparison, Cost, Forgetting, Score, ScoredRow, Settings
@@ -111,18 +114,18 @@ class Provenance(JsonRecord):
 
 def facts_of(folder: Path) -> Provenance:
     """Read the provenance of the adaptation in a folder; a PEFT adapter of another program has little."""
-    if not (folder / "adaptation.json").is_file():  # a PEFT adapter of another program's
-        config = artifact_writer.read_json((folder / "adapter_config.json").resolve())
+    if not (folder / FILE).is_file():  # a PEFT adapter of another program's
+        config = read_config(folder)
         name = str(config.get("peft_type", "adapter")).lower()
         base = {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")}
         return Provenance(technique=f"peft:{name}", settings={}, base=base, style={}, record={}, comparison=None)
-    facts = artifact_writer.read(folder).json("adaptation.json")
+    facts = AdaptationRecord.of_file(artifact_writer.read(folder).json(FILE), folder / FILE)
     return Provenance(
-        technique=facts["technique"],
-        label=facts["label"],
-        settings=facts["settings"],
-        base=facts["base"],
-        style=facts["style"],
-        record=facts["record"],
-        comparison=Compared.of(folder, facts["technique"]),
+        technique=facts.technique,
+        label=facts.label,
+        settings=facts.settings,
+        base=facts.base.to_json(),
+        style=facts.style.to_json(),
+        record=facts.record,
+        comparison=Compared.of(folder, facts.technique),
     )

@@ -39,7 +39,8 @@ def prepare_upload(folder: Path, repo: str, licence: str | None) -> tuple[list[P
         raise SettingError(f'the repository "{repo}" has no name that the Hub accepts ({error})') from error
     parity = artifact_writer.read_json(folder / "parity.json") if (folder / "parity.json").is_file() else None
     if parity is not None:
-        if not parity.get("same"):
+        unproved = parity.get("checked") is False and parity.get("same") is None
+        if not parity.get("same") and not unproved:
             raise ArtifactError(
                 f"{folder}: is not the model that was trained, as its parity.json says; export it again, or to another "
                 "format"

@@ -6,6 +6,10 @@ A folder `checkpoint-<step>` holds:
     weights.safetensors      the attachment's `state()`
     training.safetensors     the attachment's `training_state()`
     optimizer.safetensors    the optimiser's state, under keys "parameter|slot"
+
+and, where the lowest validation loss so far was that of an earlier step, that step's state:
+
+    best.safetensors, best_training.safetensors
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +25,18 @@ from torch import Tensor
 from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError
+from tunewise.engine.memory import spill_to_disk
+from tunewise.fitting.run_request import STATE, RunRequest
+
+_BEST_FILES = ("best.safetensors", "best_training.safetensors")
+
+
+@dataclass(frozen=True)
+class BestLoss:
+    """Holds the lowest validation loss of a run so far, and the step after which it was measured."""
+
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,9 @@ class Position:
     """Says how far a run is.
 
     `phase` is the current one. The other numbers count from the start of the run, and `seconds` is training time.
-    `threads` is the number of torch's CPU threads, which the bits of sums depend on.
+    `threads` is the number of torch's CPU threads, which the bits of sums depend on. `best` is the lowest validation
+    loss so far, `without_improvement` the number of evaluations since then, and `evaluation_seconds` the time of all
+    evaluations. `loss` is that of the last step; None in checkpoints of older versions.
     """
 
     phase: int
@@ -38,58 +55,96 @@ class Position:
     labelled_tokens: int
     seconds: float
     threads: int
+    best: BestLoss | None = None
+    without_improvement: int = 0
+    evaluation_seconds: float = 0.0
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Holds copies of an attachment's tensors at one step; large ones are kept on disk, not in memory."""
+
+    weights: dict[str, Tensor]
+    training: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, attachment: Attachment) -> Snapshot:
+        """Copy the attachment's tensors as they are now."""
+        return cls(_spilled(attachment.state()), _spilled(attachment.training_state()))
+
+    @classmethod
+    def stored(cls, stored: artifact_writer.Stored) -> Snapshot:
+        """Read the best state from a checkpoint: that of an earlier step, or else the checkpoint's own."""
+        state = stored.json(STATE)
+        earlier = state["best_step"] < state["step"]
+        weights, training = _BEST_FILES if earlier else ("weights.safetensors", "training.safetensors")
+        return cls(_spilled(stored.tensors(weights)), _spilled(stored.tensors(training)))
+
+    def restore(self, attachment: Attachment) -> None:
+        """Set the attachment to this state."""
+        attachment.load_training_state(self.training)
+        attachment.load(self.weights)
+
+
+def _spilled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: spill_to_disk(tensor.detach().cpu()) for name, tensor in tensors.items()}
 
 
 def save(
     folder: Path,
-    request: Mapping[str, Any],
+    request: RunRequest,
     position: Position,
     attachment: Attachment,
     optimizer: torch.optim.Optimizer,
+    best: Snapshot | None = None,
 ) -> None:
     """Write `folder/checkpoint-<step>`, then remove older checkpoints.
 
     Args:
         folder: the run's folder.
-        request: technique, base, seed and settings, in JSON's types; a run that resumes must have the same.
+        request: what the run was asked for; a run that resumes must be asked for the same.
         position: how far the run is.
         attachment: the attachment that is trained.
         optimizer: the optimiser of its parameters.
+        best: the state at the step of `position.best`, where that is an earlier one.
     """
     state = {
-        **request,
+        **request.to_json(),
         "phase": position.phase,
         "step": position.step,
         "tokens": position.tokens,
         "labelled_tokens": position.labelled_tokens,
         "seconds": position.seconds,
         "threads": position.threads,
+        "loss": position.loss,
     }
+    if position.best is not None:
+        state |= {"best_step": position.best.step, "best_loss": position.best.loss}
+        state["without_improvement"] = position.without_improvement
+    if position.evaluation_seconds:
+        state["evaluation_seconds"] = position.evaluation_seconds
     artifact_writer.commit(
         folder / f"checkpoint-{position.step}",
-        texts={"trainer_state.json": json.dumps(state, indent=2)},
+        texts={STATE: json.dumps(state, indent=2)},
         tensors={
             "weights.safetensors": attachment.state(),
             "optimizer.safetensors": _optimizer_state(attachment, optimizer),
             "training.safetensors": attachment.training_state(),
-        },
+        }
+        | (dict(zip(_BEST_FILES, (best.weights, best.training), strict=True)) if best is not None else {}),
     )
     artifact_writer.prune(folder)
 
 
-def position_of(stored: artifact_writer.Stored, request: Mapping[str, Any]) -> Position:
+def position_of(stored: artifact_writer.Stored, request: RunRequest) -> Position:
     """Read how far the run of a checkpoint was.
 
     Raises:
         ArtifactError: the checkpoint was written by a run with another request.
     """
-    state = stored.json("trainer_state.json")
-    for key, value in request.items():
-        if state.get(key) != value:
-            raise ArtifactError(
-                f"{stored.folder}: was written by another run (its {key} differs); resume with the same request "
-                "or choose another output folder"
-            )
+    request.require_same(stored)
+    state = stored.json(STATE)
     return Position(
         phase=int(state["phase"]),
         step=int(state["step"]),
@@ -97,6 +152,10 @@ def position_of(stored: artifact_writer.Stored, request: Mapping[str, Any]) -> P
         labelled_tokens=int(state["labelled_tokens"]),
         seconds=float(state.get("seconds", 0.0)),
         threads=int(state["threads"]),
+        best=BestLoss(int(state["best_step"]), float(state["best_loss"])) if "best_step" in state else None,
+        without_improvement=int(state.get("without_improvement", 0)),
+        evaluation_seconds=float(state.get("evaluation_seconds", 0.0)),
+        loss=state.get("loss"),
     )
 
 

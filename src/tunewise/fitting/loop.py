@@ -3,16 +3,20 @@
 The data and randomness of a step are functions of (seed, step). The state of a run is therefore the step number, the
 technique's tensors and the optimiser's, and a run killed at any moment continues from its newest complete checkpoint to
 the same bits. Bits also depend on the number of CPU threads, so a checkpoint holds it and resuming restores it.
+
+The validation loss is taken every few steps and after the last one (`TrainSettings.evaluation_interval`). The state
+with the lowest one is the result, and training ends early when it has not fallen for some evaluations. Only evaluations
+of states that are adaptations count: those of the last phase, with the final number of entries or ranks
+(`Attachment.complete`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +26,18 @@ from torch import Tensor
 from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
 from tunewise.core.errors import DivergedError, SettingError
-from tunewise.core.json_record import JsonObject
 from tunewise.core.seeds import derive, generator, repeatable
 from tunewise.engine.device import on_gpu
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing
 from tunewise.engine.memory import keep_freed_memory
-from tunewise.engine.packing import in_passes
+from tunewise.engine.packing import Batch, in_passes
+from tunewise.engine.run_text import RunText
 from tunewise.fitting import checkpoint
 from tunewise.fitting.frozen_trunk import Trunk, replaying, trunk_of
 from tunewise.fitting.rehearsal import Rehearsal
+from tunewise.fitting.run_request import RunRequest
+from tunewise.fitting.schedules import schedule_of
 from tunewise.fitting.settings import TrainSettings
 
 PASS = 768  # tokens per forward pass beyond which a CPU gets no faster and only needs more memory
@@ -41,8 +47,10 @@ PASS = 768  # tokens per forward pass beyond which a CPU gets no faster and only
 class Trained:
     """Reports what a training run did.
 
-    The numbers include steps before a resumption. `seconds` is the time of the steps, and `final_loss` the last step's
-    loss in nats per labelled token.
+    The numbers include steps before a resumption. `seconds` is the time of the steps, `evaluation_seconds` that of the
+    validation losses between them, and `final_loss` the last step's loss in nats per labelled token. `best_step` is the
+    step whose state was kept; None if none was chosen by its validation loss. `stopped_early` is None where training
+    could not stop early.
     """
 
     steps: int
@@ -50,6 +58,22 @@ class Trained:
     labelled_tokens: int
     seconds: float
     final_loss: float | None
+    best_step: int | None = None
+    stopped_early: bool | None = None
+    evaluation_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Says what is learned in place of the sequences' answers in shuffled order.
+
+    `rows(step)` gives the indices of the sequences of a step, of any number; they are functions of the step alone.
+    `loss(batch, scale)` gives the loss of one forward pass: the sum over its labelled tokens, times `scale`;
+    differentiable. It is called inside `layout`.
+    """
+
+    rows: Callable[[int], list[int]]
+    loss: Callable[[Batch, float], Tensor]
 
 
 def order(examples: int, seed: int, start: int, count: int) -> list[int]:
@@ -83,6 +107,19 @@ def steps_for_tokens(sequences: list[TokenSequence], settings: TrainSettings, se
     return max(steps, 1)
 
 
+def require_a_step_for_each_phase(attachment: Attachment, settings: TrainSettings) -> None:
+    """Refuse fewer steps than the technique has phases: what an earlier phase leaves is no adaptation.
+
+    Raises:
+        SettingError: says how many steps are needed.
+    """
+    if settings.max_steps < attachment.phases:
+        raise SettingError(
+            f"max_steps is {settings.max_steps}, but {attachment.recipe.name} trains in {attachment.phases} phases of "
+            f"at least one step each; give {attachment.phases} steps or more"
+        )
+
+
 def train(
     attachment: Attachment,
     sequences: list[TokenSequence],
@@ -96,6 +133,8 @@ def train(
     evaluate: Callable[[], float] | None = None,
     reuse_trunk: bool = True,
     rehearsal: Rehearsal | None = None,
+    objective: Objective | None = None,
+    text: RunText | None = None,
 ) -> Trained:
     """Train an attachment's parameters on encoded sequences.
 
@@ -106,43 +145,62 @@ def train(
         seed: everything random follows from it and the step.
         folder: where `metrics.jsonl` and `checkpoint-<step>` folders are written; None: nowhere.
         resume: continue from the folder's newest complete checkpoint.
-        until: stop after so many steps, with a checkpoint, to be resumed later.
+        until: stop after so many steps, with a checkpoint, to be resumed later; the attachment is as after these steps.
+            Where these are all steps, resuming gives the same attachment without a further step.
         on_step: called as on_step(step, loss) after each step.
-        evaluate: called every `eval_steps` steps; returns the validation loss for `metrics.jsonl`.
+        evaluate: returns the validation loss; without it, nothing is evaluated and the last state is the result.
         reuse_trunk: compute states below the lowest trained block only once (`tunewise.fitting.frozen_trunk`).
         rehearsal: the text that `replay` and `kl_to_base` rehearse.
+        objective: what is learned in place of the sequences' answers in shuffled order.
+        text: what the sequences were made of; a checkpoint keeps it, so that a run that resumes with other data can
+            be told what differs.
 
     Raises:
-        SettingError: no token is labelled, or `replay` or `kl_to_base` is set and there is no rehearsal.
+        SettingError: no token is labelled, there are fewer steps than phases, or a setting needs `rehearsal` or
+            `evaluate` and it is not there.
         DivergedError: a loss or gradient is no longer finite; the last good checkpoint stays.
         ArtifactError: the checkpoint belongs to another request.
     """
     if not any(any(sequence.labelled[1:]) for sequence in sequences):
         raise SettingError("no training sequence has a labelled token inside the window; raise --max-length")
+    require_a_step_for_each_phase(attachment, settings)
     if attachment.base.device.type == "cpu":
         keep_freed_memory()
     if settings.rehearses and rehearsal is None:
         raise SettingError("replay and kl_to_base need text to rehearse; pass rehearsal=Rehearsal.of(base, texts)")
+    if settings.early_stopping_patience and evaluate is None:
+        raise SettingError("early_stopping_patience needs a validation loss; pass evaluate=")
     run = _Run(attachment, sequences, settings, seed, folder)
-    run.rehearsal = rehearsal
+    run.rehearsal, run.evaluate, run.objective, run.text = rehearsal, evaluate, objective, text
     run.begin(resume)
     visits = settings.max_steps * settings.rows
     run.trunk = trunk_of(attachment, sequences, visits, run.precision()) if reuse_trunk else None
     last = min(until or settings.max_steps, settings.max_steps)
     first = run.step
-    while run.step < last:
+    while run.step < last and not run.out_of_patience:
         started = time.perf_counter()
         with repeatable(attachment.base.device), recomputing(attachment.base, settings.gradient_checkpointing):
             loss = run.advance()
-        if folder is not None and evaluate is not None and settings.eval_steps and run.step % settings.eval_steps == 0:
-            artifact_writer.append_line(folder / "metrics.jsonl", {"step": run.step, "validation_loss": evaluate()})
-        on_step(run.step, loss)
         run.seconds += time.perf_counter() - started
-        if folder is not None and (run.step % settings.save_steps == 0 and run.step < last):
+        run.evaluate_if_due()
+        on_step(run.step, loss)
+        if folder is not None and run.step % settings.save_steps == 0 and run.step < last:
             run.save()
-    if folder is not None and first < run.step < settings.max_steps:
+    if folder is not None and first < run.step and (run.step < settings.max_steps or until is not None):
         run.save()
-    return Trained(run.step, run.tokens, run.labelled, run.seconds, run.loss)
+    over = run.step == settings.max_steps or run.out_of_patience
+    if over and run.best is not None and run.best.step < run.step and run.snapshot is not None:
+        run.snapshot.restore(attachment)
+    return Trained(
+        run.step,
+        run.tokens,
+        run.labelled,
+        run.seconds,
+        run.loss,
+        run.best.step if run.best is not None else None,
+        run.step < settings.max_steps and run.out_of_patience if settings.early_stopping_patience else None,
+        run.evaluation_seconds,
+    )
 
 
 class _Run:
@@ -164,6 +222,13 @@ class _Run:
         self.phase = -1
         self.trunk: Trunk | None = None
         self.rehearsal: Rehearsal | None = None
+        self.evaluate: Callable[[], float] | None = None
+        self.objective: Objective | None = None
+        self.text: RunText | None = None
+        self.best: checkpoint.BestLoss | None = None
+        self.snapshot: checkpoint.Snapshot | None = None  # the state at the best step
+        self.without_improvement = 0  # evaluations since the best one
+        self.evaluation_seconds = 0.0
         # The last step of each phase; where the steps do not divide evenly, earlier phases are longer.
         phases = attachment.phases
         self.phase_ends = [-(-settings.max_steps * (index + 1) // phases) for index in range(phases)]
@@ -178,7 +243,9 @@ class _Run:
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 weights = sum(tensor.nbytes for tensor in self.attachment.state().values())
-                artifact_writer.check_space(self.folder, 3 * weights)  # the weights and AdamW's two moments
+                best = self.settings.keeps_best and self.settings.evaluation_interval > 0
+                # The weights, AdamW's two moments, and the best state so far.
+                artifact_writer.check_space(self.folder, (4 if best else 3) * weights)
                 artifact_writer.write_text(self.folder / "metrics.jsonl", "")
             return
         self._restore(newest[1])
@@ -190,8 +257,6 @@ class _Run:
 
     def _build_optimizer(self, phase: int) -> None:
         """Build the optimiser and schedule of a phase, over the parameters that the attachment has now."""
-        from transformers import get_scheduler
-
         self.phase = phase
         groups = [{"weight_decay": self.settings.weight_decay, **group} for group in self.attachment.param_groups()]
         self.optimizer = self.attachment.optimizer(groups, (self.settings.adam_beta1, self.settings.adam_beta2))
@@ -201,12 +266,8 @@ class _Run:
                 "give a larger batch instead of gradient_accumulation_steps"
             )
         steps = self.phase_ends[phase] - (self.phase_ends[phase - 1] if phase else 0)
-        self.schedule = get_scheduler(
-            self.settings.lr_scheduler_type,
-            self.optimizer,
-            num_warmup_steps=math.ceil(self.settings.warmup_ratio * steps),
-            num_training_steps=steps,
-        )
+        warmup_steps = math.ceil(self.settings.warmup_ratio * steps)
+        self.schedule = schedule_of(self.settings.lr_scheduler_type, self.optimizer, warmup_steps, steps)
 
     def advance(self) -> float:
         """Take one optimiser step and return its loss in nats per labelled token."""
@@ -214,7 +275,7 @@ class _Run:
             self._start_phase(self.phase + 1)
         torch.manual_seed(derive(self.seed, "step", self.step))
         self.attachment.before_step(self.step, self.settings.max_steps)
-        chosen = order(len(self.sequences), self.seed, self.step * self.settings.rows, self.settings.rows)
+        chosen = self._chosen()
         size = self.settings.per_device_train_batch_size
         micro_batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         groups = [group for batch in micro_batches for group in passes(self.attachment, self.sequences, batch)]
@@ -225,7 +286,7 @@ class _Run:
         losses: list[Tensor] = []  # read after the backward passes, so that a GPU is not waited for in between
         for group, batch in zip(groups, batches, strict=True):
             with layout(self.base, batch), self.precision(), replaying(self.trunk, group):
-                loss = loss_sum(self.base, batch, weight / labelled)
+                loss = self._loss(batch, weight / labelled)
                 losses.append(loss.detach())
                 loss.backward()
         for term in self._further_terms():
@@ -250,6 +311,42 @@ class _Run:
             line = {"step": self.step, "loss": total, "grad_norm": norm, "learning_rate": rate}
             artifact_writer.append_line(self.folder / "metrics.jsonl", line)
         return total
+
+    def _chosen(self) -> list[int]:
+        """Return the indices of the sequences of the current step."""
+        if self.objective is not None:
+            return self.objective.rows(self.step)
+        return order(len(self.sequences), self.seed, self.step * self.settings.rows, self.settings.rows)
+
+    def _loss(self, batch: Batch, scale: float) -> Tensor:
+        """Return the loss of one forward pass, times `scale`."""
+        return loss_sum(self.base, batch, scale) if self.objective is None else self.objective.loss(batch, scale)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the validation loss has not fallen for as many evaluations as the settings allow."""
+        patience = self.settings.early_stopping_patience
+        return 0 < patience <= self.without_improvement
+
+    def evaluate_if_due(self) -> None:
+        """Take the validation loss if this step is one of those for it, and remember the state if it is the best."""
+        interval, last = self.settings.evaluation_interval, self.step == self.settings.max_steps
+        if self.evaluate is None or not interval or (self.step % interval and not last):
+            return
+        started = time.perf_counter()
+        loss = self.evaluate()
+        finite = math.isfinite(loss)
+        if self.folder is not None:
+            line = {"step": self.step, "validation_loss": loss if finite else None}
+            artifact_writer.append_line(self.folder / "metrics.jsonl", line)
+        counts = self.phase + 1 == len(self.phase_ends) and self.attachment.complete
+        if self.settings.keeps_best and counts:
+            if finite and (self.best is None or loss < self.best.loss):
+                self.best, self.without_improvement = checkpoint.BestLoss(self.step, loss), 0
+                self.snapshot = None if last else checkpoint.Snapshot.of(self.attachment)
+            else:
+                self.without_improvement += 1
+        self.evaluation_seconds += time.perf_counter() - started
 
     def _further_terms(self) -> Iterator[Tensor]:
         """Yield the terms of the loss besides the task's; each one's backward pass must follow before the next."""
@@ -277,28 +374,33 @@ class _Run:
 
     # Checkpoints.
 
-    def _request(self) -> JsonObject:
-        """Return what a run must have in common with the checkpoint that it resumes, `max_steps` included."""
-        request = {
-            "technique": self.attachment.recipe.to_json(),
-            "base": self.base.fingerprint,
-            "seed": self.seed,
-            "settings": asdict(self.settings),
-            "sequences": len(self.sequences),
-        }
-        return json.loads(json.dumps(request))
+    @cached_property
+    def _request(self) -> RunRequest:
+        """What a run must have in common with the checkpoint that it resumes, `max_steps` included."""
+        rehearsed = self.rehearsal.sequences if self.rehearsal is not None else None
+        return RunRequest.of(self.attachment, self.sequences, self.settings, self.seed, rehearsed, self.text)
 
     def save(self) -> None:
         """Write a checkpoint."""
         assert self.folder is not None
         position = checkpoint.Position(
-            self.phase, self.step, self.tokens, self.labelled, self.seconds, torch.get_num_threads()
+            self.phase,
+            self.step,
+            self.tokens,
+            self.labelled,
+            self.seconds,
+            torch.get_num_threads(),
+            self.best,
+            self.without_improvement,
+            self.evaluation_seconds,
+            self.loss,
         )
-        checkpoint.save(self.folder, self._request(), position, self.attachment, self.optimizer)
+        earlier = self.snapshot if self.best is not None and self.best.step < self.step else None
+        checkpoint.save(self.folder, self._request, position, self.attachment, self.optimizer, earlier)
 
     def _restore(self, stored: artifact_writer.Stored) -> None:
         """Set attachment, optimiser and schedule to where the run of a checkpoint was."""
-        position = checkpoint.position_of(stored, self._request())
+        position = checkpoint.position_of(stored, self._request)
         torch.set_num_threads(position.threads)
         for phase in range(position.phase + 1):
             self.attachment.start_phase(phase)
@@ -307,6 +409,9 @@ class _Run:
         self._build_optimizer(position.phase)
         self.step, self.tokens = position.step, position.tokens
         self.labelled, self.seconds = position.labelled_tokens, position.seconds
+        self.best, self.without_improvement = position.best, position.without_improvement
+        self.evaluation_seconds, self.loss = position.evaluation_seconds, position.loss
+        self.snapshot = checkpoint.Snapshot.stored(stored) if position.best is not None else None
         checkpoint.restore_optimizer(stored, self.attachment, self.optimizer)
         steps_done = self.step - (self.phase_ends[self.phase - 1] if self.phase else 0)
         # A schedule has no state but the number of steps, from which the learning rates follow.

@@ -6,22 +6,29 @@ Everything here runs without gradients and does the same arithmetic for the base
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TypedDict
 
 import torch
 
 from tunewise.contract.attachment import Attachment
-from tunewise.contract.study import Study
-from tunewise.core.progress import Progress, silent
+from tunewise.contract.study import Allowance, Readings, Study
+from tunewise.core.progress import REFERENCES, SCORING, VALIDATING, Progress, as_stage, silent
 from tunewise.data.task import Example, Task
+from tunewise.engine.conversation import final_answer
 from tunewise.engine.encoding import Encoder, TokenSequence
 from tunewise.engine.forward import batch_of, nll, why_not_packed
-from tunewise.engine.generation import answer_room, generate, stop_of
+from tunewise.engine.generation import Generated, answer_room, generate, stop_of
 from tunewise.engine.model import Base
-from tunewise.engine.packing import PASS_TOKENS, by_shared_prefix, by_tokens, packed_batch
+from tunewise.engine.packing import PASS_TOKENS, by_shared_prefix, by_tokens, packed_batch, row_tokens
+from tunewise.engine.token_trie import TokenTrie
 from tunewise.fitting import metrics
+from tunewise.fitting.allowance import allowance as allowance_of
+from tunewise.fitting.settings import TrainSettings
+from tunewise.fitting.source_training import SourceTraining
+from tunewise.results.diagnostics import AnswerLengths, Confusion
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Scores:
 
     `per_example` is the metric in [0, 1] per example. `nll` is in nats per answer token over the whole split. `others`
     are further metrics by name. `prompt_tokens` is a mean. `truncated` counts examples that were shortened to fit the
-    window.
+    window. `confusion` is of a classification, `lengths` of a generation.
     """
 
     metric: str
@@ -41,6 +48,8 @@ class Scores:
     seconds_per_example: float = 0.0
     prompt_tokens: float = 0.0
     truncated: int = 0
+    confusion: Confusion | None = None
+    lengths: AnswerLengths | None = None
 
     @property
     def mean(self) -> float:
@@ -54,21 +63,77 @@ def encoder_for(attachment: Attachment, task: Task) -> Encoder:
 
 
 @torch.no_grad()
-def loss(attachment: Attachment, task: Task, examples: Sequence[Example]) -> float:
+def loss(attachment: Attachment, task: Task, examples: Sequence[Example], progress: Progress = silent) -> float:
     """Return the mean negative log-likelihood in nats per answer token."""
-    total, count, _ = _answer_nats(attachment, encoder_for(attachment, task).encode(_rendered(attachment, examples)))
+    sequences = encoder_for(attachment, task).encode(_rendered(attachment, examples))
+    total, count, _ = _answer_nats(attachment, sequences, as_stage(progress, VALIDATING))
     return total / max(count, 1)
 
 
 def study(
-    attachment: Attachment, task: Task, validation: Sequence[Example], seed: int, report: Progress = silent
+    attachment: Attachment,
+    task: Task,
+    validation: Sequence[Example],
+    seed: int,
+    report: Progress = silent,
+    allowance: Allowance | None = None,
+    trains: SourceTraining | None = None,
+    readings: Readings | None = None,
 ) -> Study:
     """Return what a technique may look at before training.
 
-    Of the validation split that is only the sample `validation`, on which all choices are made.
+    Of the validation split that is only the sample `validation`, on which all choices are made. The allowance, and how
+    source tasks are trained on, are those of a training with the default settings where none are given. Without
+    `readings`, nothing that is read is kept.
     """
     visible = replace(task, validation=tuple(validation))
-    return Study(visible, seed, lambda: loss(attachment, visible, visible.validation), report)
+    if allowance is None:
+        allowance = allowance_of(attachment.base, task, TrainSettings())
+    return Study(
+        visible,
+        seed,
+        lambda examples: AnswerReading.of(attachment, visible, examples),
+        allowance,
+        trains or SourceTraining(TrainSettings()),
+        report,
+        readings or Readings(),
+    )
+
+
+@dataclass(frozen=True)
+class AnswerReading:
+    """Examples as the attachment renders them, laid out in forward passes for their answers' losses, not read yet."""
+
+    attachment: Attachment
+    sequences: list[TokenSequence]
+
+    @classmethod
+    def of(cls, attachment: Attachment, task: Task, examples: Sequence[Example]) -> AnswerReading:
+        """Render and encode examples."""
+        return cls(attachment, encoder_for(attachment, task).encode(_rendered(attachment, examples)))
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that reading computes; what examples share is counted once for each forward pass."""
+        base = self.attachment.base
+        groups = [[self.sequences[index] for index in group] for group in _groups(base, self.sequences)]
+        return sum(_computed_tokens(base, [_last_answer_only(sequence) for sequence in group]) for group in groups)
+
+    def losses(self) -> list[tuple[float, int]]:
+        """Read them; return for each example the nats of its answer and the number of the answer's tokens."""
+        return _answer_nats(self.attachment, self.sequences, silent)[2]
+
+
+def _computed_tokens(base: Base, sequences: Sequence[TokenSequence], answers: Sequence[TokenTrie] = ()) -> int:
+    """Count the tokens that one forward pass computes, padding included where sequences are padded."""
+    if not why_not_packed(base):
+        return row_tokens(sequences, answers)
+    if not answers:
+        return len(sequences) * max(len(sequence.ids) for sequence in sequences)
+    return sum(
+        len(trie.answers) * (len(sequence.ids) + max(map(len, trie.answers)))
+        for sequence, trie in zip(sequences, answers, strict=True)
+    )
 
 
 @torch.no_grad()
@@ -79,26 +144,30 @@ def score(
     progress: Progress = silent,
     *,
     as_given: bool = False,
+    opponents: Sequence[str] | None = None,
 ) -> Scores:
     """Answer the examples and score the answers by the task's metric.
 
-    With `as_given`, the attachment does not put its own text, such as worked examples, before a question.
+    With `as_given`, the attachment does not put its own text, such as worked examples, before a question. A judge
+    compares with the answers of `opponents`, by default with the right answers.
     """
     rendered = list(examples) if as_given else _rendered(attachment, examples)
     if task.kind == "classification":
         return _score_labels(attachment, task, examples, rendered, progress)
     if task.kind == "text":
-        return _score_text(attachment, task, rendered)
-    return _score_generated(attachment, task, examples, rendered, progress)
+        return _score_text(attachment, task, rendered, progress)
+    return _score_generated(attachment, task, examples, rendered, progress, opponents)
 
 
 def _rendered(attachment: Attachment, examples: Sequence[Example]) -> list[Example]:
     return [attachment.render(example) for example in examples]
 
 
-def _answer_nats(attachment: Attachment, sequences: list[TokenSequence]) -> tuple[float, int, list[tuple[float, int]]]:
+def _answer_nats(
+    attachment: Attachment, sequences: list[TokenSequence], progress: Progress
+) -> tuple[float, int, list[tuple[float, int]]]:
     """Return (total nats, number of tokens, the same two per sequence) over the answers' tokens."""
-    per_sequence = [(0.0, 0)] * len(sequences)
+    per_sequence, done = [(0.0, 0)] * len(sequences), 0
     for group in _groups(attachment.base, sequences):
         batch = batch_of(attachment.base, [_last_answer_only(sequences[index]) for index in group])
         values = nll(attachment.base, batch).double()
@@ -106,12 +175,16 @@ def _answer_nats(attachment: Attachment, sequences: list[TokenSequence]) -> tupl
         counts = torch.bincount(batch.owner, minlength=len(group))
         for index, total, count in zip(group, sums.tolist(), counts.tolist(), strict=True):
             per_sequence[index] = total, count
+        done += len(group)
+        progress(SCORING, done, len(sequences))
     return sum(total for total, _ in per_sequence), sum(count for _, count in per_sequence), per_sequence
 
 
-def _groups(base: Base, sequences: list[TokenSequence]) -> list[list[int]]:
+def _groups(base: Base, sequences: list[TokenSequence], answers: Sequence[TokenTrie] = ()) -> list[list[int]]:
     """Return the indices of the sequences of each scoring pass."""
-    return (by_tokens if why_not_packed(base) else by_shared_prefix)(sequences, PASS_TOKENS)
+    if why_not_packed(base):
+        return by_tokens(sequences, PASS_TOKENS)
+    return by_shared_prefix(sequences, PASS_TOKENS, [len(trie.ids) for trie in answers])
 
 
 def _last_answer_only(sequence: TokenSequence) -> TokenSequence:
@@ -138,24 +211,35 @@ def label_table(
     task: Task,
     rendered: Sequence[Example],
     progress: Progress = silent,
+    spend: Callable[[int], None] | None = None,
 ) -> LabelTable:
     """Compute each label's likelihood after each prompt.
 
-    A prompt is computed once for all its labels, and a prefix that prompts share once for all of them.
+    A prompt is computed once for all its labels, a prefix that prompts share once for all of them, and what labels
+    begin with alike once for these. `spend` is told beforehand how many tokens will be computed, and may raise to
+    prevent it.
     """
-    encoder = encoder_for(attachment, task)
-    answers = _label_ids(encoder, rendered, task.labels)
-    room = max((len(ids) for row in answers for ids in row), default=0)
-    prompts = encoder.prompts(rendered, room)
-    table: list[list[float]] = [[]] * len(rendered)
+    base = attachment.base
+    prompts, tries = base.label_tokens.prompts(encoder_for(attachment, task), rendered)
+    divided = [trie.parts(PASS_TOKENS) for trie in tries]
+    owner = [index for index, parts in enumerate(divided) for _ in parts]
+    sequences, parts = [prompts[index] for index in owner], list(chain.from_iterable(divided))
+    groups = _groups(base, sequences, parts)
+    passes = [([sequences[i] for i in group], [parts[i] for i in group]) for group in groups]
+    if spend is not None:
+        spend(sum(_computed_tokens(base, *each) for each in passes))
+    nats: list[list[float]] = [[]] * len(parts)
     done = 0
-    for group in _groups(attachment.base, prompts):
-        values = label_nll(attachment.base, [prompts[i] for i in group], [answers[i] for i in group])
-        for index, row in zip(group, values, strict=True):
-            table[index] = row
+    progress(SCORING, 0, len(parts))
+    for group, each in zip(groups, passes, strict=True):
+        for index, row in zip(group, label_nll(base, *each), strict=True):
+            nats[index] = row
         done += len(group)
-        progress("scoring", done, len(rendered))
-    return LabelTable(table, [[len(ids) for ids in row] for row in answers], prompts)
+        progress(SCORING, done, len(parts))
+    table: list[list[float]] = [[] for _ in prompts]
+    for index, row in zip(owner, nats, strict=True):
+        table[index] += row
+    return LabelTable(table, [[len(ids) for ids in trie.answers] for trie in tries], prompts)
 
 
 def _score_labels(
@@ -168,41 +252,40 @@ def _score_labels(
     predictions = [task.labels[index] for index in (nats if bias is None else nats - bias).argmin(1).tolist()]
     gold = [task.labels.index(example.answer) for example in examples]
     tokens = sum(row[label] for row, label in zip(table.tokens, gold, strict=True))
-    metric = metrics.find(task.metric) if task.metric != "accuracy" else lambda label, answers: float(label in answers)
     return Scores(
         metric=task.metric,
-        per_example=[metric(label, (example.answer,)) for label, example in zip(predictions, examples, strict=True)],
+        per_example=label_scores(task, predictions, examples),
         nll=sum(row[label] for row, label in zip(table.nll, gold, strict=True)) / max(tokens, 1),
         others={"macro_f1": metrics.macro_f1(predictions, [example.answer for example in examples], task.labels)},
         predictions=predictions,
         seconds_per_example=seconds,
         prompt_tokens=sum(len(prompt.ids) for prompt in table.prompts) / len(table.prompts),
         truncated=sum(prompt.truncated for prompt in table.prompts),
+        confusion=Confusion.of([example.answer for example in examples], predictions),
     )
 
 
-def _label_ids(encoder: Encoder, examples: Sequence[Example], labels: tuple[str, ...]) -> list[list[list[int]]]:
-    """Return the token ids of every label after every prompt, (examples, labels)."""
-    with_labels = [Example(example.messages, label) for example in examples for label in labels]
-    ids = [sequence.ids[sequence.prompt :] for sequence in encoder.encode(with_labels)]
-    return [ids[start : start + len(labels)] for start in range(0, len(ids), len(labels))]
+def label_scores(task: Task, predictions: Sequence[str], examples: Sequence[Example]) -> list[float]:
+    """Score predicted labels by the task's metric, one by one."""
+    metric = metrics.find(task.metric) if task.metric != "accuracy" else lambda label, answers: float(label in answers)
+    return [metric(label, (example.answer,)) for label, example in zip(predictions, examples, strict=True)]
 
 
-def label_nll(base: Base, prompts: list[TokenSequence], answers: list[list[list[int]]]) -> list[list[float]]:
-    """Return the negative log-likelihood of every answer in nats, (prompts, answers)."""
+def label_nll(base: Base, prompts: list[TokenSequence], answers: Sequence[TokenTrie]) -> list[list[float]]:
+    """Return the negative log-likelihood of every answer to every prompt in nats, (prompts, answers)."""
     if why_not_packed(base):
-        rows = [[_with_answer(prompt, ids) for ids in row] for prompt, row in zip(prompts, answers, strict=True)]
-        return [_sequence_nll(base, row) for row in rows]
+        pairs = zip(prompts, answers, strict=True)
+        return [_sequence_nll(base, [_with_answer(prompt, ids) for ids in trie.answers]) for prompt, trie in pairs]
     batch = packed_batch(prompts, base.device, answers)
     values = nll(base, batch).double()
-    width = max(len(row) for row in answers)
+    width = max(len(trie.answers) for trie in answers)
     sums = torch.zeros(len(prompts) * width, dtype=torch.float64, device=values.device)
     sums.index_add_(0, batch.owner * width + batch.branch, values)
-    return [row[: len(ids)] for row, ids in zip(sums.view(-1, width).tolist(), answers, strict=True)]
+    return [row[: len(trie.answers)] for row, trie in zip(sums.view(-1, width).tolist(), answers, strict=True)]
 
 
-def _with_answer(prompt: TokenSequence, answer: list[int]) -> TokenSequence:
-    return TokenSequence(prompt.ids + answer, [False] * len(prompt.ids) + [True] * len(answer), len(prompt.ids))
+def _with_answer(prompt: TokenSequence, answer: Sequence[int]) -> TokenSequence:
+    return TokenSequence([*prompt.ids, *answer], [False] * len(prompt.ids) + [True] * len(answer), len(prompt.ids))
 
 
 def _sequence_nll(base: Base, sequences: list[TokenSequence]) -> list[float]:
@@ -212,11 +295,11 @@ def _sequence_nll(base: Base, sequences: list[TokenSequence]) -> list[float]:
     return list(sums.index_add_(0, batch.owner, values).tolist())
 
 
-def _score_text(attachment: Attachment, task: Task, rendered: list[Example]) -> Scores:
+def _score_text(attachment: Attachment, task: Task, rendered: list[Example], progress: Progress) -> Scores:
     """Score plain text by exp(-nll), the geometric mean of its tokens' probabilities, so that higher is better."""
     started = time.perf_counter()
     sequences = encoder_for(attachment, task).encode(rendered)
-    total, count, per_sequence = _answer_nats(attachment, sequences)
+    total, count, per_sequence = _answer_nats(attachment, sequences, progress)
     mean = torch.tensor([nats / max(tokens, 1) for nats, tokens in per_sequence])
     return Scores(
         metric="likelihood",
@@ -231,30 +314,68 @@ def _score_text(attachment: Attachment, task: Task, rendered: list[Example]) -> 
 
 
 def _score_generated(
-    attachment: Attachment, task: Task, examples: Sequence[Example], rendered: list[Example], progress: Progress
+    attachment: Attachment,
+    task: Task,
+    examples: Sequence[Example],
+    rendered: list[Example],
+    progress: Progress,
+    opponents: Sequence[str] | None,
 ) -> Scores:
     encoder = encoder_for(attachment, task)
     sequences = encoder.encode(rendered)
-    total, count, _ = _answer_nats(attachment, sequences)
+    total, count, _ = _answer_nats(attachment, sequences, as_stage(progress, REFERENCES))
     started = time.perf_counter()
     room = answer_room(encoder, task)
-    predictions, prompts = generate(attachment.base, encoder, rendered, room, stop_of(task), progress)
+    generated = generate(attachment.base, encoder, rendered, room, stop_of(task), progress)
+    predictions, prompts = generated.texts, generated.prompts
     seconds = (time.perf_counter() - started) / len(examples)
-    references = [example.references or (example.answer,) for example in examples]
-    names = list(dict.fromkeys([task.metric, "exact_match", "f1", "rouge_l"]))
-    table = {name: [metrics.find(name)(p, r) for p, r in zip(predictions, references, strict=True)] for name in names}
-    others = {name: sum(values) / len(values) for name, values in table.items() if name != task.metric}
-    others["bleu"] = metrics.corpus_bleu(predictions, references)
+    references = [
+        [final_answer(reference) for reference in example.references or (example.answer,)] for example in examples
+    ]
+    final = [final_answer(prediction) for prediction in predictions]
+    answers = metrics.Answers(final, references, [_question(example) for example in examples], opponents)
+    per_example, others = metrics.scores(task.metric, answers, progress)
+    exact = "squad_exact_match" if task.format == "question-answer" else "exact_match"
+    for name in (exact, "f1", "rouge_l"):
+        if name != task.metric:
+            values, _ = metrics.scores(name, answers)
+            others[name] = sum(values) / len(values)
+    others["bleu"] = metrics.corpus_bleu(final, references)
     return Scores(
         metric=task.metric,
-        per_example=table[task.metric],
+        per_example=per_example,
         nll=total / max(count, 1),
         others=others,
         predictions=predictions,
         seconds_per_example=seconds,
         prompt_tokens=sum(len(prompt.ids) for prompt in prompts) / len(prompts),
         truncated=sum(prompt.truncated for prompt in prompts),
+        lengths=_lengths(generated, [_reference_tokens(encoder, sequence) for sequence in sequences], room),
     )
+
+
+def _question(example: Example) -> str:
+    """Return the conversation before an answer as a judge reads it; of a single question its text."""
+    if len(example.messages) == 1:
+        return example.prompt
+    return "\n\n".join(f"{message.role}: {message.content}" for message in example.messages)
+
+
+def _lengths(generated: Generated, reference_tokens: Sequence[int], room: int) -> AnswerLengths:
+    count = len(generated.tokens)
+    return AnswerLengths(
+        answers=count,
+        mean=sum(generated.tokens) / count,
+        longest=max(generated.tokens),
+        reference_mean=sum(reference_tokens) / count,
+        never_ended=sum(not ended for ended in generated.ended),
+        limit=room,
+    )
+
+
+def _reference_tokens(encoder: Encoder, sequence: TokenSequence) -> int:
+    """Count the tokens of the expected answer, without its end."""
+    return encoder.until_stop(sequence.ids[sequence.prompt :])
 
 
 class ScoreRecord(TypedDict):

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from tunewise.core.errors import SettingError
+from tunewise.core.json_record import JsonObject
+
+_EVALUATIONS = 4  # in a run, to keep the best of, where nothing else is said
+_EVALUATED_STEPS = 20  # a shorter run is not evaluated on the way unless something else is said
+_PATIENT_EVALUATIONS = 10  # in a run that may stop early
+_EVALUATED_SHARE = 25  # one in so many of the examples read in training is evaluated each time
+_FEWEST_EVALUATED = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +21,12 @@ class TrainSettings:
     """Says how a technique is trained, in the names of Hugging Face's `TrainingArguments`.
 
     `max_steps` counts optimiser steps over all phases. `save_steps` is the number of steps between checkpoints,
-    `eval_steps` that between validation losses in `metrics.jsonl` (0: none). With `gradient_checkpointing` the blocks'
-    activations are computed again in the backward pass instead of being kept. `replay`, `kl_to_base` and `l2_sp` are
-    weights of remedies for forgetting; see `tunewise.fitting.rehearsal`.
+    `eval_steps` that between validation losses; with 0, `evaluation_interval` says what is done. Training ends early
+    when the validation loss has not fallen for `early_stopping_patience` evaluations (0: never). Then, and with
+    `load_best_model_at_end`, the state with the lowest validation loss is the result. That is not the default: where
+    answers are generated, they can go on getting better when their likelihood gets worse. With `gradient_checkpointing`
+    the blocks' activations are computed again in the backward pass instead of being kept. `replay`, `kl_to_base` and
+    `l2_sp` are weights of remedies for forgetting; see `tunewise.fitting.rehearsal`.
     """
 
     max_steps: int = 100
@@ -30,6 +40,8 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     save_steps: int = 500
     eval_steps: int = 0
+    early_stopping_patience: int = 0
+    load_best_model_at_end: bool = False
     logging_steps: int = 1
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -42,8 +54,9 @@ class TrainSettings:
         for name in (*positive, "logging_steps"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)} but must be at least 1")
-        if self.eval_steps < 0:
-            raise SettingError(f"eval_steps is {self.eval_steps} but must be at least 0")
+        for name in ("eval_steps", "early_stopping_patience"):
+            if getattr(self, name) < 0:
+                raise SettingError(f"{name} is {getattr(self, name)} but must be at least 0")
         if self.lr_scheduler_type != TrainSettings.lr_scheduler_type:
             from transformers import SchedulerType  # takes PEFT and bitsandbytes along: a quarter of starting
 
@@ -52,11 +65,12 @@ class TrainSettings:
                 raise SettingError(f'lr_scheduler_type "{self.lr_scheduler_type}" is not one of {", ".join(schedules)}')
         if not 0 <= self.replay < 1:
             raise SettingError(f"replay is {self.replay} but must be at least 0 and below 1, a share of the loss")
-        for name in ("kl_to_base", "l2_sp"):
+        for name in ("kl_to_base", "l2_sp", "weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingError(f"{name} is {getattr(self, name)} but must be at least 0")
-        if not 0 <= self.warmup_ratio < 1:
-            raise SettingError(f"warmup_ratio is {self.warmup_ratio} but must be at least 0 and below 1")
+        for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SettingError(f"{name} is {getattr(self, name)} but must be at least 0 and below 1")
 
     @property
     def rehearses(self) -> bool:
@@ -67,6 +81,58 @@ class TrainSettings:
     def rows(self) -> int:
         """Sequences of one optimiser step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the state with the lowest validation loss is the result, and not the last one."""
+        return self.load_best_model_at_end or self.early_stopping_patience > 0
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Return the number of steps between validation losses; 0: there are none.
+
+        Where `eval_steps` is 0, it is a tenth of the steps to stop early, and a quarter of them to keep the best. The
+        latter is not done in runs of fewer than 20 steps.
+        """
+        if self.eval_steps:
+            return self.eval_steps
+        if self.early_stopping_patience:
+            return max(self.max_steps // _PATIENT_EVALUATIONS, 1)
+        keeps = self.load_best_model_at_end and self.max_steps >= _EVALUATED_STEPS
+        return -(-self.max_steps // _EVALUATIONS) if keeps else 0
+
+    def steps_for(self, num_train_epochs: float, examples: int) -> int:
+        """Return the optimiser steps of so many passes over the examples.
+
+        Raises:
+            SettingError: it is not a number of passes.
+        """
+        if not 0 < num_train_epochs < math.inf:
+            raise SettingError(f"num_train_epochs is {num_train_epochs:g} but must be more than 0")
+        return max(1, round(examples * num_train_epochs / self.rows))
+
+    def evaluated_examples(self, available: int) -> int:
+        """Return how many of the validation sample's examples each evaluation of a run reads.
+
+        It is all of them where evaluations were asked for by `eval_steps` or `early_stopping_patience`. Else it is 1
+        for 25 that training reads, and at least 32.
+        """
+        if self.eval_steps or self.early_stopping_patience:
+            return available
+        return min(available, max(_FEWEST_EVALUATED, self.max_steps * self.rows // _EVALUATED_SHARE))
+
+    def to_json(self) -> JsonObject:
+        """Return what files record of these settings; two with the same record train to the same bits.
+
+        What is newer than the first release of the format is left out where it changes nothing, so that trials and
+        checkpoints of older versions are found again.
+        """
+        record = asdict(self)
+        if not self.early_stopping_patience:
+            del record["early_stopping_patience"]
+        if not (self.keeps_best and self.evaluation_interval):
+            del record["load_best_model_at_end"]
+        return record
 
 
 def ever_lighter(settings: TrainSettings) -> Iterator[TrainSettings]:

@@ -14,6 +14,9 @@ from typing import ClassVar, Literal, Self, TypeAlias
 
 from tunewise.core import artifact_reader
 from tunewise.core.json_record import Count, JsonRecord, NonNegative, nullable
+from tunewise.core.text import model_name
+from tunewise.results.diagnostics import AnswerLengths, Confusion, Majority
+from tunewise.results.estimate import Estimate
 
 SCHEMA: Literal[1] = 1
 LIMIT_BYTES = 1 << 28
@@ -21,7 +24,7 @@ LIMIT_BYTES = 1 << 28
 Settings: TypeAlias = dict[str, object]
 Numbers: TypeAlias = dict[str, float]
 Finding: TypeAlias = bool | float | str | Numbers  # what a technique reports about itself; numbers by name are a table
-Curve: TypeAlias = tuple[tuple[float, float | None], ...]  # (step, training loss)
+Curve: TypeAlias = tuple[tuple[float, float | None], ...]  # (step, loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,11 @@ class ModelFacts(JsonRecord):
     dtype: str
     fingerprint: str
 
+    @property
+    def short_name(self) -> str:
+        """Return its name for headings: the last part of a folder, or the Hub id; a model of the Hub has a revision."""
+        return model_name(self.name, local=self.revision is None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Available(JsonRecord):
@@ -46,7 +54,10 @@ class Available(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts(JsonRecord):
-    """Describes the data, and how much of it was used."""
+    """Describes the data, and how much of it was used.
+
+    `label_list` says whether prompts list the labels; it is absent where there was no choice.
+    """
 
     name: str
     source: str
@@ -61,6 +72,7 @@ class TaskFacts(JsonRecord):
     window: Count
     fingerprint: str
     notes: tuple[str, ...]
+    label_list: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +88,7 @@ class RetentionFacts(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetFacts(JsonRecord):
-    """Limits what each technique could spend."""
+    """Limits what each technique could spend; `chosen` says why the steps were chosen where the user gave no budget."""
 
     steps: Count
     tokens: Count | None
@@ -85,6 +97,8 @@ class BudgetFacts(JsonRecord):
     minutes: float | None = nullable()
     validation_examples: Count
     test_examples: Count | None
+    epochs: float | None = None
+    chosen: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +158,16 @@ class Forgetting(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class FitCost(JsonRecord):
-    """Holds what a fit cost, and whether its adaptation can be merged and swapped."""
+    """Holds what a fit cost, and whether its adaptation can be merged and swapped.
+
+    `evaluation_seconds` is the time of the validation losses between the steps, which `train_seconds` does not count.
+    It counts `preparing_seconds`, the time before the first step of what reads something then, even where a search had
+    read it already.
+    """
 
     train_seconds: NonNegative
+    preparing_seconds: NonNegative | None = None
+    evaluation_seconds: NonNegative | None = None
     tokens_per_second: NonNegative | None = None
     peak_memory_bytes: Count
     optimised_parameters: Count
@@ -158,9 +179,10 @@ class FitCost(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(FitCost):
-    """Holds what a fit cost, and what answering costs."""
+    """Holds what a fit cost, and what answering and measuring what was forgotten cost."""
 
     scoring_peak_memory_bytes: Count | None = None
+    forgetting_peak_memory_bytes: Count | None = None
     seconds_per_example: NonNegative
     prompt_tokens: NonNegative
     usd_per_1000_requests: float | None = None
@@ -168,35 +190,59 @@ class Cost(FitCost):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(JsonRecord):
-    """Counts what a fit was trained on; `cut` counts training examples that exceed the window and were truncated."""
+    """Counts what a fit was trained on; `cut` counts training examples that exceed the window and were truncated.
+
+    `best_step` is the step whose state was kept, by its validation loss; None if the last state was kept without a
+    choice. `stopped_early` is None where training could not stop before its last step.
+    `preparing_tokens` were read before the first step, by this trial or by a search that prepared it: to choose on
+    validation, or for a technique's own preparation.
+    """
 
     steps: Count
     tokens: Count
     labelled_tokens: Count | None = None
+    preparing_tokens: Count | None = None
     final_loss: float | None
     cut: Count
+    best_step: Count | None = None
+    stopped_early: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spent(JsonRecord):
-    """Holds what a row cost: its search without the winner, its seeds, and the total in seconds."""
+    """Holds what a row cost: its search, its seeds, and the total in seconds.
 
+    The search is all that was trained to find the winner, which its seeds then train from the start; in files of older
+    versions, whose winner went on from there, it is the search without the winner. `preparing_tokens` were read before
+    first steps, by search and seeds, each preparation counted once.
+    """
+
+    search_steps: Count | None = None
     search_tokens: Count
     search_seconds: NonNegative
     trial_tokens: Count
+    preparing_tokens: Count | None = None
     trial_seconds: NonNegative
     seconds: NonNegative | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTrial(JsonRecord):
-    """Holds a recipe that a search tried, its result, and whether it won; without a loss it failed."""
+    """Holds a recipe that a search tried, its result, and whether it won; without a loss it failed.
+
+    `steps` are those of the training that gave the validation loss. `tokens`, `seconds` and `total_steps` count all
+    trainings of this recipe in the search. `preparing_tokens` were read before the first of them, in
+    `preparing_seconds`; they are absent where nothing was, or where another recipe's trainings had read the same.
+    """
 
     learning_rate: float | None
     settings: Settings | None = None
     steps: Count | None = None
+    total_steps: Count | None = None
     tokens: Count | None = None
     seconds: NonNegative | None = None
+    preparing_tokens: Count | None = None
+    preparing_seconds: NonNegative | None = None
     validation_loss: float | None = nullable()
     nll_rise: float | None = None
     reason: str | None = nullable()
@@ -257,8 +303,9 @@ class Row(JsonRecord):
 
 
 _FIGURES = (
-    *("score", "others", "nll", "validation_loss", "forgetting", "cost", "training", "curve", "memory"),
-    *("findings", "test_cut", "adaptation"),
+    *("score", "others", "nll", "validation_loss", "forgetting", "cost", "training", "curve", "validation_curve"),
+    "memory",
+    *("findings", "test_cut", "adaptation", "confusions", "lengths", "export_format"),
 )
 
 
@@ -275,10 +322,14 @@ class ScoredRow(Row):
         cost: what fitting and answering cost.
         training: what the first seed was trained on.
         curve: training losses of the best seed.
+        validation_curve: its validation losses, if any were taken on the way.
         memory: what was changed when memory ran out.
         findings: what the technique reports about itself.
         test_cut: test prompts that exceed the window and were truncated.
         adaptation: folder of the best seed's adaptation, relative to the comparison's.
+        confusions: of a classification, how often each seed predicted which label for which.
+        lengths: of a generation, the lengths of each seed's answers.
+        export_format: the format that most programs read among those that the adaptation can be exported to.
     """
 
     ORDER: ClassVar[tuple[str, ...]] = (
@@ -294,10 +345,14 @@ class ScoredRow(Row):
     cost: Cost
     training: Training | None = None
     curve: Curve | None = None
+    validation_curve: Curve | None = None
     memory: str | None = nullable()
     findings: dict[str, Finding] | None = None
     test_cut: Count | None = None
     adaptation: str | None = None
+    confusions: tuple[Confusion, ...] | None = None
+    lengths: tuple[AnswerLengths, ...] | None = None
+    export_format: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +366,7 @@ class Verdict(JsonRecord):
         needs: what was required of the recommended row.
         needed_examples: test examples that would separate the best from the second; None if no number would.
         break_even: sentences on when training pays for itself.
-        summary: the conclusion in two sentences.
+        summary: the conclusion in two or three sentences.
         reasons: all reasons, as sentences.
     """
 
@@ -391,6 +446,9 @@ class Comparison(JsonRecord):
         advice: the advice that it followed.
         answers: the first test examples, with all answers.
         seconds: duration of the last run.
+        estimate: what the last run was expected to take.
+        process_peak_bytes: peak of memory of the whole process in the last run.
+        majority: of a classification, the score of always giving the most frequent label of the training split.
     """
 
     schema: Literal[1]
@@ -408,6 +466,9 @@ class Comparison(JsonRecord):
     advice: AdviceFollowed | None = None
     answers: tuple[Answer, ...] | None = None
     seconds: NonNegative | None = None
+    estimate: Estimate | None = None
+    process_peak_bytes: Count | None = None
+    majority: Majority | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -431,11 +492,16 @@ class Comparison(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(JsonRecord):
-    """Holds what is known of a trial that is trained for a share of its steps."""
+    """Holds what is known of a training of a search, which takes a share of a trial's steps.
+
+    `preparing_tokens` were read before its first step, in `preparing_seconds`, by it and by no training before it.
+    """
 
     steps: Count
     tokens: Count
     seconds: NonNegative
+    preparing_tokens: Count | None = None
+    preparing_seconds: NonNegative | None = None
     validation_loss: float
     nll_rise: float | None = None
 
@@ -478,8 +544,8 @@ class TrialRecord(TrialIdentity):
 
 
 _IDENTITY = ("technique", "settings", "family", "seed", "learning_rate", "status", "reason")
-_FIT = ("label", "validation_loss", "findings", "training", "curve", "packed", "cost", "memory")
-_TEST = ("score", "nll", "per_example", "answers", "forgetting")
+_FIT = ("label", "validation_loss", "findings", "training", "curve", "validation_curve", "packed", "cost", "memory")
+_TEST = ("score", "nll", "per_example", "answers", "forgetting", "confusion", "lengths", "export_format")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -492,6 +558,7 @@ class FittedTrial(TrialRecord):
         findings: what the technique reports about itself.
         training: what it was trained on.
         curve: training loss by step.
+        validation_curve: validation loss by step, if any was taken on the way.
         packed: True, or the reason why batches were padded.
         cost: what the fit cost.
         memory: what was changed when memory ran out.
@@ -503,6 +570,7 @@ class FittedTrial(TrialRecord):
     findings: dict[str, Finding]
     training: Training
     curve: Curve
+    validation_curve: Curve | None = None
     packed: bool | str
     cost: FitCost
     memory: str | None = None
@@ -522,7 +590,11 @@ class TrialScore(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedTrial(FittedTrial):
-    """Holds a trial whose test split is scored; `answers` are those to the first examples."""
+    """Holds a trial whose test split is scored; `answers` are those to the first examples.
+
+    `confusion` is of a classification, `lengths` of a generation; `export_format` is the format that most programs read
+    among those that the adaptation can be exported to.
+    """
 
     ORDER: ClassVar[tuple[str, ...]] = (*_IDENTITY, *_FIT, *_TEST, "seconds")
     cost: Cost = field()
@@ -531,3 +603,6 @@ class FinishedTrial(FittedTrial):
     per_example: tuple[float, ...]
     answers: tuple[str, ...]
     forgetting: Forgetting | None
+    confusion: Confusion | None = None
+    lengths: AnswerLengths | None = None
+    export_format: str | None = None

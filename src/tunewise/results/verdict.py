@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tunewise.core.units import size
 from tunewise.results.needs import KEPT, Measured, Need, retains
+from tunewise.results.reference import MajorityScores
 from tunewise.results.schema import ScoredRow, Verdict
 from tunewise.results.statistics import LEVEL, Tables, against, needed_examples, seed_variance
 
 _PROMPT = 1.5  # times the shortest prompt of the comparison; longer prompts count as long
 
 
-def verdict(rows: Sequence[ScoredRow], tables: Tables, needs: Sequence[Need] = ()) -> Verdict:
+def verdict(
+    rows: Sequence[ScoredRow], tables: Tables, needs: Sequence[Need] = (), majority: MajorityScores | None = None
+) -> Verdict:
     """Determine the best row, its ties, the recommended row, and the reasons.
 
     A row is tied with the best if the paired test, adjusted for the number of rows, finds no difference. The
     recommendation starts with the best of the rows that meet the needs and its ties. Of these it keeps the rows that
     retain what the base could do, if there are any; of those, the rows whose prompt is at most 1.5 times the shortest;
-    of those, it takes the smallest artifact.
+    of those, it takes the smallest artifact. The majority row is never recommended, but said to be as good where it is.
 
     Args:
         rows: rows of the comparison.
         tables: scores (seeds, examples) of the techniques that finished.
         needs: what the recommended row must satisfy.
+        majority: the scores of always giving the most frequent label, on the same test examples.
     """
     scored = {row.technique: row for row in rows if row.technique in tables}
     if not scored:
@@ -32,8 +36,11 @@ def verdict(rows: Sequence[ScoredRow], tables: Tables, needs: Sequence[Need] = (
     fitting = {name: row for name, row in scored.items() if all(need.holds(Measured.of(row)) for need in needs)}
     needed = _examples_to_separate(best, scored, tables)
     sentences = _describe_best(best, ties, scored, next(iter(tables.values())).shape[1], needed)
+    better = majority.better({name: tables[name] for name in scored}) if majority is not None else set(scored)
+    warning = _no_better_than_majority(majority, better, None)
     if not fitting:
         reasons = [
+            *warning,
             *sentences,
             f"No row meets {', '.join(need.text for need in needs)}; " + _describe_nearest(scored, needs),
         ]
@@ -44,7 +51,7 @@ def verdict(rows: Sequence[ScoredRow], tables: Tables, needs: Sequence[Need] = (
             needs=tuple(need.text for need in needs),
             needed_examples=needed,
             break_even=tuple(break_even(scored, best)),
-            summary=" ".join(reasons[:2]),
+            summary=" ".join([*warning, sentences[0], reasons[-1]]),
             reasons=tuple(reasons),
         )
     leader, leader_ties = _best_and_ties(fitting, tables)
@@ -52,13 +59,15 @@ def verdict(rows: Sequence[ScoredRow], tables: Tables, needs: Sequence[Need] = (
     able = able or [leader, *leader_ties]
     shortest = min(row.cost.prompt_tokens for row in scored.values())
     recommended = min(able, key=lambda name: _cost_rank(fitting[name], shortest))
-    reasons = sentences + _reasons_for_choice(recommended, able, (leader, leader_ties), fitting, needs)
+    warning = warning or _no_better_than_majority(majority, better, recommended)
+    reasons = warning + sentences + _reasons_for_choice(recommended, able, (leader, leader_ties), fitting, needs)
     reasons += _alternatives(recommended, (best, ties), scored, fitting)
-    if recommended == best or not ties:
-        head = f"Use {recommended}" + (", which is also the best." if recommended == best else ".")
+    if recommended == best:
+        head = f"Use {recommended}, which is also the best."
+    elif recommended in ties:
+        why = _why_not_the_best(recommended, best, scored, able, fitting, shortest, needs)
+        head = f"Use {recommended}: it is statistically tied with the best, {best}{why}."
     else:
-        head = f"Use {recommended}: it is statistically tied with the best, {best}, and costs less."
-    if recommended not in (best, *ties):
         head = f"Use {recommended}: it is the best that meets {', '.join(need.text for need in needs)}."
     return Verdict(
         best=best,
@@ -67,7 +76,7 @@ def verdict(rows: Sequence[ScoredRow], tables: Tables, needs: Sequence[Need] = (
         needs=tuple(need.text for need in needs),
         needed_examples=needed,
         break_even=tuple(break_even(scored, recommended if _trained(scored[recommended]) else best)),
-        summary=f"{head} {sentences[0]}",
+        summary=" ".join([*warning, head, sentences[0]]),
         reasons=tuple(reasons),
     )
 
@@ -95,6 +104,46 @@ def _cost_rank(row: ScoredRow, shortest: float) -> tuple[bool, int]:
     """Return what candidates are ordered by: whether the prompt is long, then bytes on disk."""
     cost = row.cost
     return cost.prompt_tokens > _PROMPT * shortest, 0 if row.technique == "base" else cost.artifact_bytes
+
+
+def _no_better_than_majority(
+    majority: MajorityScores | None, better: Collection[str], recommended: str | None
+) -> list[str]:
+    """Say that no technique beats the most frequent label, or that the recommended one does not; else say nothing."""
+    if majority is None:
+        return []
+    answer = f"{majority.row.answer} ({majority.row.mean:.3f})"
+    if not better:
+        return [f"No technique is better than {answer}."]
+    if recommended is not None and recommended not in better:
+        return [f"{recommended} is not better than {answer}."]
+    return []
+
+
+def _why_not_the_best(
+    recommended: str,
+    best: str,
+    rows: Mapping[str, ScoredRow],
+    able: Collection[str],
+    fitting: Collection[str],
+    shortest: float,
+    needs: Sequence[Need],
+) -> str:
+    """Say by what the recommended row was preferred to the best, with which it is tied: the first rule that decided."""
+    one, other = rows[recommended], rows[best]
+    if best not in fitting:
+        return f", and meets {', '.join(need.text for need in needs)}, which {best} does not"
+    if best not in able:
+        return ", and keeps more of what the base could do"
+    (long, disk), (other_long, other_disk) = _cost_rank(one, shortest), _cost_rank(other, shortest)
+    if long != other_long:
+        tokens, other_tokens = (f"{row.cost.prompt_tokens:,.0f}" for row in (one, other))
+        return f", and its prompts are {tokens} tokens instead of {other_tokens}"
+    if recommended == "base" and other_disk:
+        return f", and needs no adaptation ({best}: {size(other_disk)})"
+    if size(disk) != size(other_disk):
+        return f", and its adaptation is {size(disk)} instead of {size(other_disk)}"
+    return ""
 
 
 def _describe_best(

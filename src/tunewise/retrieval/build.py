@@ -69,8 +69,17 @@ def build(
     }
 
 
-def find(place: str, question: str, k: int, mode: str, floor: float) -> list[Hit]:
-    """Return the k passages of an index that fit a question best, best first."""
+def find(place: str, question: str, k: int, mode: str, floor: float, embedder_name: str | None = None) -> list[Hit]:
+    """Return the k passages of an index that fit a question best, best first.
+
+    Raises:
+        RequestError: there is no index, or its embedder is needed and is not the one that is given.
+    """
     with Index.open(place) as index:
-        embedder = loaded(str(index.facts["embedder"])) if mode != "bm25" else None
+        embedder = None
+        if mode != "bm25":
+            if not embedder_name:
+                raise index.needs_embedder("--mode bm25")
+            embedder = loaded(embedder_name)
+            index.check_embedder(embedder.fingerprint)
         return Retriever(index, mode, embedder, floor).find([question], k)[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tunewise.core.errors import DataError
 from tunewise.core.text import first_line, show
-from tunewise.data.readers import kind_of
+from tunewise.data.table import kind_of
 from tunewise.retrieval.parsers import MAX_BYTES, PARSERS, UnusableFile, clean, decode
 from tunewise.retrieval.passage import Document
 

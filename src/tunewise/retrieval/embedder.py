@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunewise.core.addresses import path_at
 from tunewise.core.errors import ModelError, SettingError
 from tunewise.core.text import one_line
 
@@ -125,7 +126,7 @@ def batches(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterator[list
 
 def _model_folder(name: str) -> Path:
     """Return the model's folder; a Hub model is downloaded without files that could hold code."""
-    folder = Path(name).expanduser()
+    folder = path_at(name)
     if folder.is_dir():
         return folder
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:

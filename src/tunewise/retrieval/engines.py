@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
 
 Vectors: TypeAlias = dict[str, Any]  # by name: "dense" an array of floats, "words" indices and values
@@ -22,22 +23,29 @@ INDEXED_KB = 10_000  # below this size, new embeddings are compared one by one i
 FULL_SCAN_KB = 10_000  # if a filter leaves less than this, all of it is compared and the graph is not used
 MERGED_KB = 1 << 30  # segments of any size are merged: one graph is searched faster than many
 POINTS = 1000  # per write
+_EMPTY_BYTES = 8 << 20  # of a shard without points, at most
 
 
 class Folder:
     """Keeps points in a folder, as a shard of Qdrant Edge.
 
-    The shard has no write-ahead log: writes are on the disk only when `flush` has returned.
+    The shard has no write-ahead log: writes are on the disk only when `flush` has returned. The engine maps its files
+    into memory, where a full disk is a bus error that ends the process; so there must be room before it writes.
     """
 
-    def __init__(self, shard: Any) -> None:
-        self.kit, self._shard = edge(), shard
+    def __init__(self, shard: Any, folder: Path) -> None:
+        self.kit, self._shard, self._folder = edge(), shard, folder
         self._count: int | None = None  # kept between writes: counting takes longer than searching
 
     @classmethod
     def create(cls, folder: Path, size: int) -> Folder:
-        """Create an empty shard for vectors of this size in a new folder."""
+        """Create an empty shard for vectors of this size in a new folder.
+
+        Raises:
+            TunewiseError: the disk has no room for it.
+        """
         kit = edge()
+        artifact_writer.check_space(folder, _EMPTY_BYTES)
         vectors = kit.EdgeVectorParams(
             size=size,
             distance=kit.Distance.Cosine,
@@ -62,11 +70,12 @@ class Folder:
             schema = kit.KeywordIndexParams(prefix=prefix, memory=kit.Memory.Cold)
             shard.update(kit.UpdateOperation.create_field_index(key, schema))
         shard.flush()
-        return cls(shard)
+        return cls(shard, folder)
 
     def write(self, points: Sequence[Point], *, replace: bool) -> None:
         """Write points; without `replace`, points whose id exists stay as they are."""
         mode = self.kit.UpdateMode.Upsert if replace else self.kit.UpdateMode.InsertOnly
+        artifact_writer.check_space(self._folder, sum(map(_stored_bytes, points)))
         edge_points = [self.kit.Point(*point) for point in points]
         self._update(self.kit.UpdateOperation.upsert_points(edge_points, update_mode=mode))
 
@@ -120,13 +129,26 @@ class Folder:
         self._shard.update(operation)
 
     def optimize(self) -> None:
-        """Build the graph and drop what was deleted."""
+        """Build the graph and drop what was deleted; for a while everything is on the disk twice."""
+        artifact_writer.check_space(self._folder, _bytes_below(self._folder))
         self._shard.optimize()
         self._shard.flush()
 
     def close(self) -> None:
         """Release the folder."""
         self._shard.close()
+
+
+def _stored_bytes(point: Point) -> int:
+    """Return about how many bytes a point takes: its vectors, the int8 copy and the graph, and the payload."""
+    _, vectors, payload = point
+    numbers = 5 * len(vectors["dense"]) + 12 * len(vectors["words"].indices) if vectors else 0
+    return numbers + 8 * M + 2 * sum(len(str(value).encode("utf-8", "replace")) for value in payload.values())
+
+
+def _bytes_below(folder: Path) -> int:
+    """Return the bytes that the files below a folder take on the disk; sparse files count what is written."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 class Server:

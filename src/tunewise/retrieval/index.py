@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import numpy as np
 
 from tunewise.core import artifact_writer
-from tunewise.core.errors import ArtifactError, DataError, RequestError, TunewiseError
-from tunewise.core.text import one_line
+from tunewise.core.errors import ArtifactError, DataError, RequestError, SettingError, TunewiseError
+from tunewise.core.lock import lock
+from tunewise.core.text import one_line, show
 from tunewise.retrieval.engines import POINTS, Folder, Point, Server, client_of, edge
 from tunewise.retrieval.passage import Document, Passage
 from tunewise.retrieval.search import Scored
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 Among: TypeAlias = str | Collection[str] | None  # a prefix of document names, the names themselves, or all
 
 SCHEMA, FACTS, SHARD = 1, "index.json", "points"
+_CREATING = ".creating"  # stands in the folder while the shard is created, which is then ours to remove
 UNFINISHED = "temp_segments"  # in the shard: graphs that a killed process was building
 EF, OVERSAMPLING = 100, 2.0  # candidates in the HNSW graph; int8 candidates per requested passage
 K1, B, AVERAGE_WORDS = 1.5, 0.75, 128  # BM25; the engine needs the average length in advance
@@ -92,15 +94,18 @@ class Index:
             return cls._create_on_server(str(place), facts, size)
         folder = Path(place)
         with ExitStack() as guard:
-            guard.enter_context(artifact_writer.lock(folder))
+            guard.enter_context(lock(folder))
             # An interrupted creation leaves points without facts; none of them was acknowledged.
-            if {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - {SHARD}:
+            interrupted = {SHARD} if (folder / _CREATING).is_file() else set()
+            if {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - interrupted:
                 raise RequestError(f"{folder} is not empty; open the index there or choose a new folder")
             with _explain_errors(str(folder), "be created"):
+                (folder / _CREATING).touch()
                 rmtree(folder / SHARD, ignore_errors=True)
                 engine = Folder.create(folder / SHARD, size)
             guard.callback(engine.close)
             artifact_writer.write_json(folder / FACTS, facts)
+            (folder / _CREATING).unlink()
             return cls(engine, facts, str(folder), guard.pop_all())
 
     @classmethod
@@ -126,10 +131,12 @@ class Index:
         facts = artifact_writer.read_json(folder / FACTS)
         _check(facts, str(folder), embedder_fingerprint, chunks)
         with ExitStack() as guard:
-            guard.enter_context(artifact_writer.lock(folder))
+            guard.enter_context(lock(folder))
             rmtree(folder / SHARD / UNFINISHED, ignore_errors=True)  # the engine never reads it again
+            artifact_writer.remove_leftovers(folder, FACTS)
+            (folder / _CREATING).unlink(missing_ok=True)
             try:
-                engine = Folder(edge().EdgeShard.load(str(folder / SHARD)))
+                engine = Folder(edge().EdgeShard.load(str(folder / SHARD)), folder / SHARD)
             except Exception as error:  # the engine has no error types of its own
                 raise ArtifactError(f"{folder} is damaged: {one_line(error)}; build the index again") from error
             guard.callback(engine.close)
@@ -163,6 +170,21 @@ class Index:
             if exists:
                 raise RequestError(f"{address} exists already; open the index or choose another collection")
             return cls(Server(client, collection), facts, address, guard.pop_all())
+
+    def check_embedder(self, fingerprint: str) -> None:
+        """Raise `ArtifactError` unless the index was built with the embedder of this fingerprint."""
+        _check(self.facts, self.place, fingerprint, None)
+
+    def needs_embedder(self, by_words: str) -> SettingError:
+        """Make the error for a search by meaning without an embedder; `by_words` is how words alone are searched.
+
+        The index names its embedder, and is a file: no model is loaded because of it.
+        """
+        name = show(self.facts["embedder"], 300)
+        return SettingError(
+            f"{self.place} was built with the embedder {name}; give it with --embedder {name}, or search by words "
+            f"alone ({by_words})"
+        )
 
     def add(self, passages: Sequence[Passage], vectors: np.ndarray, fingerprints: Mapping[str, str]) -> None:
         """Add documents, in place of earlier versions of them; they are durable when this returns.
@@ -315,7 +337,7 @@ def sync(
         ArtifactError: the index was built with another embedder.
         DataError: two documents have one name.
     """
-    _check(index.facts, index.place, embedder.fingerprint, None)
+    index.check_embedder(embedder.fingerprint)
     indexed, total = index.documents(), len(documents) if isinstance(documents, Sized) else 0
     seen, counts = set[str](), {"added": 0, "removed": 0, "unchanged": 0, "passages": 0}
     pending: dict[str, str] = {}  # fingerprints of documents that are not written yet

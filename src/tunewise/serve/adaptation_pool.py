@@ -74,7 +74,7 @@ class AdaptationPool:
                 if _version_stamp(parameter) != stamp or id(parameter) in declared
             ]
             record = adaptation.record
-            max_length = record["base"]["max_length"] if "base" in record else pool_max_length
+            max_length = record.base.max_length if record is not None else pool_max_length
             bare_tensors = [parameter.data for parameter in changed]
             if changed or max_length != pool_max_length:
                 self.base.release()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
@@ -39,13 +39,16 @@ class _ModelEntry(TypedDict):
     swappable: bool
 
 
-def application(engine: Engine, *, token: str | None = None, limit: int = BODY) -> FastAPI:
+def application(
+    engine: Engine, *, token: str | None = None, limit: int = BODY, hosts: Collection[str] | None = None
+) -> FastAPI:
     """Build the server of an engine, which it starts and stops.
 
     Args:
         engine: the engine, not yet started.
         token: what clients must send as their API key; None: nothing.
         limit: bytes of a request's body at most.
+        hosts: names by which the server may be addressed, and from whose pages a browser may ask; None: any.
     """
 
     @asynccontextmanager
@@ -56,7 +59,7 @@ def application(engine: Engine, *, token: str | None = None, limit: int = BODY) 
 
     app = FastAPI(title="tunewise", lifespan=lifespan, docs_url=None, redoc_url=None)
     metrics = Metrics(engine)
-    app.add_middleware(Guard, token=token, limit=limit, metrics=metrics)
+    app.add_middleware(Guard, token=token, limit=limit, metrics=metrics, hosts=hosts)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
 
@@ -81,9 +84,11 @@ def application(engine: Engine, *, token: str | None = None, limit: int = BODY) 
     @app.post("/v1/chat/completions")
     async def chat(body: openai_schema.ChatRequest, request: Request) -> Response:
         messages = tuple(
-            Message("system" if turn.role == "developer" else turn.role, turn.text) for turn in body.messages
+            Message("system" if turn.role == "developer" else turn.role, turn.text, fields=turn.fields)
+            for turn in body.messages
         )
-        return await _answer(engine, metrics, body, [Question(messages)], request)
+        question = Question(messages, tools=body.offered, template_kwargs=body.template_kwargs)
+        return await _answer(engine, metrics, body, [question], request)
 
     @app.post("/v1/completions")
     async def completions(body: openai_schema.TextRequest, request: Request) -> Response:
@@ -145,7 +150,9 @@ def _begin(engine: Engine, body: _Body, questions: Sequence[Question]) -> _Excha
             sampling = Sampling(temperature=body.temperature, top_p=body.top_p, seed=seed, logprobs=body.alternatives)
             jobs.append(Job(body.model, question, sampling, tell, body.room, body.stops))
     reader = engine.readers[body.model]
-    form = Form(isinstance(body, openai_schema.ChatRequest), body.model, lambda token: reader.spell(token))
+    is_chat = isinstance(body, openai_schema.ChatRequest)
+    calls = isinstance(body, openai_schema.ChatRequest) and bool(body.offered)
+    form = Form(is_chat, body.model, lambda token: reader.spell(token), calls=calls)
     engine.submit(jobs)
     return _Exchange(body, jobs, events, [Choice() for _ in jobs], form)
 
@@ -155,6 +162,10 @@ async def _answer(
 ) -> Response:
     if body.model not in engine.readers:
         return _unknown(engine, body.model)
+    wanted = len(questions) * body.n
+    if wanted > engine.queue:
+        message = f"the request asks for {wanted} answers, and at most {engine.queue} can wait here; ask for fewer"
+        return JSONResponse(openai_schema.error(message, "invalid_request_error", None, "n"), 400)
     try:
         exchange = _begin(engine, body, questions)
     except (Busy, Stopping) as error:
@@ -225,8 +236,10 @@ def _chunks(exchange: _Exchange, index: int, event: Event) -> list[CompletionRes
     if isinstance(event, Started):
         return [form.first(index, choice)]
     if isinstance(event, Ended):
-        return [form.last(index, event.reason)]
+        return form.last(index, choice)
     if not isinstance(event, Piece) or not (event.text or exchange.body.alternatives is not None):
+        return []
+    if form.calls:  # the whole answer says whether it is a call
         return []
     offset = len(choice.text) - len(event.text)
     logprobs = form.logprobs([event.token], offset) if exchange.body.alternatives is not None else None

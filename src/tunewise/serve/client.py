@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tunewise.data.task import Message
@@ -70,21 +70,21 @@ def ask(
 
 
 def answer_all(
-    engine: Engine, model: str, talks: Mapping[int, Sequence[Message]], batch: int, max_tokens: int
-) -> Iterator[tuple[int, Reply]]:
-    """Answer many conversations greedily, at most `batch` at a time.
+    engine: Engine, model: str, questions: Mapping[int, Question], batch: int, max_tokens: int
+) -> Generator[tuple[int, Reply], None, None]:
+    """Answer many questions greedily, at most `batch` at a time.
 
     Args:
         engine: the running engine.
         model: the adaptation's name.
-        talks: the conversations by index.
+        questions: by index.
         batch: how many answers are written at a time.
         max_tokens: the largest number of tokens of an answer.
 
     Yields:
-        Index and reply of each conversation, in the order in which they finish.
+        Index and reply of each question, in the order in which they finish.
     """
-    events, waiting, replies = queue.Queue[tuple[int, Event]](), list(talks)[::-1], dict[int, Reply]()
+    events, waiting, replies = queue.Queue[tuple[int, Event]](), list(questions)[::-1], dict[int, Reply]()
     jobs: dict[int, Job] = {}
     try:
         while waiting or replies:
@@ -95,7 +95,7 @@ def answer_all(
                 def tell(event: Event, index: int = index) -> None:
                     events.put((index, event))
 
-                jobs[index] = Job(model, Question(tuple(talks[index])), Sampling(), tell, max_tokens)
+                jobs[index] = Job(model, questions[index], Sampling(), tell, max_tokens)
                 engine.submit([jobs[index]])
             index, event = events.get()
             replies[index].take(event)

@@ -21,6 +21,8 @@ from transformers.cache_utils import DynamicLayer
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
+COLDEST = 1e-5  # a lower temperature draws the likeliest token, since logits divided by it overflow
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -46,11 +48,15 @@ class Token:
 
 @dataclass(eq=False)
 class DecodingRow:
-    """One answer being decoded: the prompt's ids, how to draw, and `owner`, the caller's own object for it."""
+    """One answer being decoded: the prompt's ids, how to draw, and `owner`, the caller's own object for it.
+
+    `drawn` are the ids of the answer so far.
+    """
 
     prompt: list[int]
     sampling: Sampling
     owner: Any
+    drawn: list[int] = field(init=False, default_factory=list)
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,7 +69,7 @@ class DecodingRow:
     def draw(self, logits: Tensor, likeliest: int) -> Token:
         """Draw the next token from its logits (V,), of which the largest is that of token `likeliest`."""
         sampling = self.sampling
-        token = self._sample(logits) if sampling.temperature > 0 else likeliest
+        token = self._sample(logits) if sampling.temperature >= COLDEST else likeliest
         if sampling.logprobs is None:
             return Token(token)
         logprobs = logits.float().log_softmax(-1)
@@ -75,6 +81,7 @@ class DecodingRow:
         probabilities, ids = (logits.float().cpu() / self.sampling.temperature).softmax(-1).sort(descending=True)
         # The sum is taken without the token itself, so that the likeliest one always stays.
         beyond = probabilities.cumsum(-1) - probabilities >= self.sampling.top_p
+        beyond[0] = False  # also where `top_p` is zero in single precision
         probabilities = probabilities.masked_fill(beyond, 0.0)
         return int(ids[torch.multinomial(probabilities, 1, generator=self.generator)])
 
@@ -88,17 +95,25 @@ class Cohort:
 
     def __init__(self, base: Base, rows: Sequence[DecodingRow]) -> None:
         self.base, self.rows = base, list(rows)
-        self.lengths = [len(row.prompt) for row in rows]
+        self.lengths = [len(row.prompt) + len(row.drawn) for row in rows]
         width = max(self.lengths)
         self.mask = _ids_tensor(base, [[0] * (width - length) + [1] * length for length in self.lengths])  # (R, T)
         self.cache = DynamicCache(config=base.model.config)
-        ids = _ids_tensor(base, [[0] * (width - len(row.prompt)) + row.prompt for row in rows])  # (R, T)
+        pads = [[0] * (width - length) for length in self.lengths]
+        ids = _ids_tensor(
+            base, [[*pad, *row.prompt, *row.drawn] for pad, row in zip(pads, rows, strict=True)]
+        )  # (R, T)
         self.logits = self._forward(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
 
-    def draw(self) -> list[Token]:
-        """Draw the next token of every row."""
-        likeliest = self.logits.argmax(-1).tolist()
-        return [row.draw(logits, best) for row, logits, best in zip(self.rows, self.logits, likeliest, strict=True)]
+    def draw(self) -> list[Token | Exception]:
+        """Draw the next token of every row; a row for which that fails gets the error, and costs no other row."""
+        drawn = list[Token | Exception]()
+        for row, logits, best in zip(self.rows, self.logits, self.logits.argmax(-1).tolist(), strict=True):
+            try:
+                drawn.append(row.draw(logits, best))
+            except Exception as error:  # torch raises several types for numbers that cannot be drawn from
+                drawn.append(error)
+        return drawn
 
     def step(self, tokens: Sequence[int]) -> None:
         """Run the model on one more token per row."""

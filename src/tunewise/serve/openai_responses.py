@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import NotRequired, TypedDict
 
+from tunewise.fitting.structured_answers import Call, calls_of, text_before_calls
 from tunewise.serve.decoding import Token
 from tunewise.serve.openai_schema import Usage, usage
+
+
+class _Function(TypedDict):
+    name: str
+    arguments: str
+
+
+class _ToolCall(TypedDict):
+    index: NotRequired[int]
+    id: str
+    type: str
+    function: _Function
 
 
 class _Message(TypedDict, total=False):
     """The message of a chat's choice; a chunk's delta holds a part of it."""
 
     role: str
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[_ToolCall]
 
 
 class _Content(TypedDict, total=False):
@@ -89,11 +105,19 @@ class Choice:
     sources: list[str] = field(default_factory=list)
 
 
+def _number(value: object) -> int | float:
+    """Return a decimal of a call's arguments as JSON writes it."""
+    if not isinstance(value, Decimal):
+        raise TypeError(f"{type(value).__name__} is not a JSON value")
+    return int(value) if value == value.to_integral_value() and abs(value) < 2**53 else float(value)
+
+
 class Form:
     """The form of one request's responses: that of chats, or of plain completions."""
 
-    def __init__(self, chat: bool, model: str, spell: Callable[[int], str]) -> None:
-        self.chat, self.model, self.spell = chat, model, spell
+    def __init__(self, chat: bool, model: str, spell: Callable[[int], str], *, calls: bool = False) -> None:
+        """Begin the responses to one request; `calls` says whether tools were offered, which an answer may call."""
+        self.chat, self.model, self.spell, self.calls = chat, model, spell, calls
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
 
@@ -109,9 +133,9 @@ class Form:
         for index, choice in enumerate(choices):
             content: _Content = {"text": choice.text}
             if self.chat:
-                content = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+                content = {"message": {"role": "assistant", "refusal": None, **self._said(choice)}}
             token_logprobs = self.logprobs(choice.tokens, 0) if logprobs else None
-            response["choices"].append(_choice(index, content, choice.reason, token_logprobs, choice.sources))
+            response["choices"].append(_choice(index, content, self._reason(choice), token_logprobs, choice.sources))
         response["usage"] = self.usage(choices, answers_per_prompt)
         return response
 
@@ -132,10 +156,34 @@ class Form:
         content: _Content = {"delta": {"content": text}} if self.chat else {"text": text}
         return self._chunk(_choice(index, content, logprobs=logprobs))
 
-    def last(self, index: int, reason: str) -> CompletionResponse:
-        """Build the chunk that says why an answer ended."""
+    def last(self, index: int, choice: Choice) -> list[CompletionResponse]:
+        """Build the chunk that says why an answer ended, after all of the answer where it was held back."""
         content: _Content = {"delta": {}} if self.chat else {"text": ""}
-        return self._chunk(_choice(index, content, reason))
+        chunks = [self._chunk(_choice(index, {"delta": self._said(choice, streamed=True)}))] if self.calls else []
+        return [*chunks, self._chunk(_choice(index, content, self._reason(choice)))]
+
+    def _tool_calls(self, choice: Choice) -> list[Call]:
+        """Return the calls that an answer makes; none where no tools were offered or it cannot be read as calls."""
+        return (calls_of(choice.text) or []) if self.calls else []
+
+    def _reason(self, choice: Choice) -> str | None:
+        return "tool_calls" if choice.reason == "stop" and self._tool_calls(choice) else choice.reason
+
+    def _said(self, choice: Choice, *, streamed: bool = False) -> _Message:
+        """Return the text and the calls of an answer."""
+        calls = self._tool_calls(choice)
+        if not calls:
+            return {"content": choice.text}
+        written: list[_ToolCall] = []
+        for place, call in enumerate(calls):
+            arguments = json.dumps(call.arguments, ensure_ascii=False, default=_number)
+            entry: _ToolCall = {
+                "id": f"call_{uuid.uuid4().hex[:24]}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": arguments},
+            }
+            written.append({"index": place, **entry} if streamed else entry)
+        return {"content": text_before_calls(choice.text) or None, "tool_calls": written}
 
     def numbers(self, choices: list[Choice], answers_per_prompt: int) -> CompletionResponse:
         """Build the chunk with the numbers of tokens, which ends a stream."""

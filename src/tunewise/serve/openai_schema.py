@@ -9,13 +9,26 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 STOPS = 4  # stop texts of a request at most
 CHOICES = 16  # answers to one prompt at most
+TOOLS = 128  # tools of a request, and calls of a turn, at most
 ALTERNATIVES = 20  # log-probabilities of other tokens per token at most
 
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+def _encodable(text: str) -> str:
+    """Refuse halves of surrogate pairs, which JSON can spell and no tokenizer can read."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the text holds half of a surrogate pair") from None
+    return text
+
+
+Content = Annotated[str, AfterValidator(_encodable)]
+Stop = Annotated[Content, Field(min_length=1, max_length=256)]
 
 
 class ContentPart(BaseModel):
@@ -23,21 +36,97 @@ class ContentPart(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
-    text: str
+    text: Content
+
+
+class CalledFunction(BaseModel):
+    """What an assistant's turn calls; `arguments` is the JSON text of an object."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: str = "{}"
+
+    @model_validator(mode="after")
+    def _check_arguments(self) -> CalledFunction:
+        try:
+            is_object = isinstance(json.loads(_encodable(self.arguments)), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            raise ValueError("arguments is not the JSON text of an object")
+        return self
+
+
+class ToolCall(BaseModel):
+    """A call in an assistant's turn."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: Annotated[str, Field(max_length=256)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class FunctionSchema(BaseModel):
+    """What a tool is called, what it does, and its parameters as a JSON schema."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    strict: Literal[False] | None = None
+
+
+class Tool(BaseModel):
+    """A tool that an answer may call."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["function"]
+    function: FunctionSchema
 
 
 class Turn(BaseModel):
     """One message of a conversation."""
 
     model_config = ConfigDict(extra="forbid")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
-    name: str | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | list[ContentPart] | None = None
+    name: Content | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=TOOLS)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Turn:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("only an assistant's message has tool_calls")
+        if self.content is None and self.tool_calls is None:
+            raise ValueError("the message has no content")
+        return self
 
     @property
     def text(self) -> str:
-        """Return the content as one text, its parts joined."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        """Return the content as one text, its parts joined; "" where there is none."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content)
+
+    @property
+    def fields(self) -> str:
+        """Return what else a chat template may read of the turn, as `Message.fields` holds it."""
+        fields: dict[str, object] = {}
+        if self.tool_calls is not None:
+            fields["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": json.loads(call.function.arguments)},
+                }
+                for call in self.tool_calls
+            ]
+        if self.tool_call_id is not None:
+            fields["tool_call_id"] = self.tool_call_id
+        if self.name is not None and self.role == "tool":
+            fields["name"] = self.name
+        return json.dumps(fields, ensure_ascii=False) if fields else ""
 
 
 class StreamOptions(BaseModel):
@@ -87,6 +176,21 @@ class ChatRequest(CompletionRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=ALTERNATIVES)
+    tools: Annotated[list[Tool], Field(max_length=TOOLS)] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+
+    @property
+    def offered(self) -> str:
+        """Return the tools that the answer may call, as a JSON list; "" where it may call none."""
+        if not self.tools or self.tool_choice == "none":
+            return ""
+        return json.dumps([tool.model_dump(exclude_none=True) for tool in self.tools], ensure_ascii=False)
+
+    @property
+    def template_kwargs(self) -> str:
+        """Return the variables of the chat template, as a JSON object; "" where there are none."""
+        return json.dumps(self.chat_template_kwargs) if self.chat_template_kwargs else ""
 
     @model_validator(mode="after")
     def _check_together(self) -> ChatRequest:
@@ -110,7 +214,7 @@ class ChatRequest(CompletionRequest):
 class TextRequest(CompletionRequest):
     """The body of POST /v1/completions."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=128)]
+    prompt: Content | Annotated[list[Content], Field(min_length=1, max_length=128)]
     logprobs: int | None = Field(None, ge=0, le=5)
 
     @property

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
-from tunewise.core.addresses import shipped
+from tunewise.core.addresses import path_at, shipped
 from tunewise.core.errors import DataError
-from tunewise.data.formats import Message, convert, recognise
-from tunewise.data.readers import Table, read_file
+from tunewise.data.examples import Example, Message
+from tunewise.data.formats import convert, recognise
+from tunewise.data.readers import read_file
+from tunewise.data.table import Table
 from tunewise.data.task import Task
+from tunewise.serve.prompts import Question
 
 _MISSING_ANSWER = "?"  # takes the place of an answer that the file does not have; it is never shown
 
 
-def read_prompts(data: str, columns: Mapping[str, str] | None = None) -> list[tuple[Message, ...]]:
+def read_prompts(data: str, columns: Mapping[str, str] | None = None) -> list[Question]:
     """Read the conversations of a file in any format that tasks are read from; answers may be missing.
 
     Args:
@@ -26,12 +28,17 @@ def read_prompts(data: str, columns: Mapping[str, str] | None = None) -> list[tu
         DataError: the file cannot be read, or its columns are not recognised.
     """
     if shipped(data) is not None:
-        return [example.messages for example in Task.read(data).test]
-    table = read_file(Path(data).expanduser())
+        return [_question(example) for example in Task.read(data).test]
+    table = read_file(path_at(data))
     table = replace(table, rows=[(number, _with_answer(row, columns or {})) for number, row in table.rows])
     layout = recognise(table, columns)
     examples = convert(table, layout)
-    return [example.messages or (Message("user", example.answer),) for example in examples]
+    return [_question(example) for example in examples]
+
+
+def _question(example: Example) -> Question:
+    messages = example.messages or (Message("user", example.answer),)
+    return Question(messages, tools=example.tools, template_kwargs=example.template_kwargs)
 
 
 def _with_answer(row: Mapping[str, object], columns: Mapping[str, str]) -> Mapping[str, object]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tunewise.core.errors import DataError
 from tunewise.data.task import Example, Message
+from tunewise.engine.encoding import Encoder
 from tunewise.fitting.scoring import encoder_for
 
 if TYPE_CHECKING:
@@ -17,10 +18,16 @@ ROOM = 512  # tokens of an answer at most, where the request does not say how ma
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation to be answered in the task's own form; or, if `raw`, one text to be continued as it stands."""
+    """A conversation to be answered in the task's own form; or, if `raw`, one text to be continued as it stands.
+
+    `tools` are those that the answer may call, as a JSON list of function schemas, and `template_kwargs` further
+    variables of the chat template, as a JSON object; each is empty if there are none.
+    """
 
     messages: tuple[Message, ...]
     raw: bool = False
+    tools: str = ""
+    template_kwargs: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,13 @@ class PromptReader:
     def __init__(self, adaptation: Adaptation) -> None:
         self.attachment = adaptation.attachment
         self.task_encoder = encoder_for(self.attachment, adaptation.style)
-        self.raw_encoder = encoder_for(self.attachment, replace(adaptation.style, template="{prompt}"))
-        self.raw_encoder.chat = False
-        stop = adaptation.record["style"]["stop"] if "style" in adaptation.record else None
+        raw = replace(adaptation.style, template="{prompt}")
+        self.raw_encoder = Encoder(
+            self.attachment.base, raw, self.attachment.virtual_tokens, self.attachment.virtual_suffix, chat=False
+        )
+        stop = adaptation.stop
         self.stops = (stop,) if stop and not self.task_encoder.chat else ()
-        self.end: int | None = self.task_encoder.eos
+        self.ends = self.task_encoder.ends.stops
 
     def read(self, question: Question, max_tokens: int | None) -> Prompt:
         """Encode a question whose answer may have `max_tokens`; None: what the window leaves, up to `ROOM`.
@@ -60,7 +69,7 @@ class PromptReader:
             TooLongError: they do not fit the window.
         """
         encoder = self.raw_encoder if question.raw else self.task_encoder
-        example = Example(question.messages, "")
+        example = Example(question.messages, "", tools=question.tools, template_kwargs=question.template_kwargs)
         sequence = encoder.prompts([self.attachment.render(example)], max_tokens or 1)[0]
         if sequence.truncated:
             raise TooLongError(

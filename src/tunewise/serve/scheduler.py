@@ -88,20 +88,20 @@ class Job:
 class _Answer:
     """A job that is being decoded, with its text so far; the `owner` of a row.
 
-    `room` is the largest number of tokens, `end` the end-of-sequence id, and `drawn` counts the tokens so far.
+    `room` is the largest number of tokens, `ends` the tokens that end it, and `drawn` counts the tokens so far.
     """
 
     job: Job
     text: Text
     room: int
-    end: int | None
+    ends: frozenset[int]
     drawn: int = 0
 
     def take(self, token: Token) -> str | None:
         """Add a token and tell the job; return why the answer ends with it, or None."""
         self.drawn += 1
-        piece = self.text.push(token.id) if token.id != self.end else ""
-        reason = "stop" if token.id == self.end or self.text.stopped else "length" if self.drawn == self.room else None
+        piece = self.text.push(token.id) if token.id not in self.ends else ""
+        reason = "stop" if token.id in self.ends or self.text.stopped else "length" if self.drawn == self.room else None
         self.job.tell(Piece(piece + (self.text.finish() if reason else ""), token))
         return reason
 
@@ -198,8 +198,9 @@ class Engine:
         cohorts = self._running.pop(name, [])
         for _ in range(_TURN):
             new = self._admit(name, sum(len(cohort.rows) for cohort in cohorts))
-            cohorts = self._with_new(cohorts, new)
-            cohorts = [cohort for cohort in cohorts if self._advance(cohort)]
+            for cohort in new:
+                cohorts = self._with_new(cohorts, cohort)
+            cohorts = [left for cohort in cohorts for left in self._advance(cohort)]
             if not cohorts:
                 break
         if cohorts:
@@ -210,8 +211,8 @@ class Engine:
         """Count the rows in `_running`, from which the adaptation whose turn it is has been taken."""
         return sum(len(cohort.rows) for cohorts in self._running.values() for cohort in cohorts)
 
-    def _admit(self, name: str, running: int) -> Cohort | None:
-        """Start the waiting jobs of an adaptation for which there is room, as a new cohort.
+    def _admit(self, name: str, running: int) -> list[Cohort]:
+        """Start the waiting jobs of an adaptation for which there is room, as a new cohort if all goes well.
 
         `running` is the number of rows that the adaptation decodes already.
         """
@@ -228,14 +229,21 @@ class Engine:
                 self._waiting.remove(job)
             self.counts.waiting = len(self._waiting)
         rows = [row for job in admitted if (row := self._encode(job)) is not None]
+        if rows:
+            self.counts.running = running + self._running_rows() + len(rows)
+        return self._cohorts_of(rows)
+
+    def _cohorts_of(self, rows: list[DecodingRow]) -> list[Cohort]:
+        """Read the rows in one batch; where that fails, each alone, so that a row fails by its own fault only."""
         if not rows:
-            return None
-        self.counts.running = running + self._running_rows() + len(rows)
+            return []
         try:
-            return Cohort(self.pool.base, rows)
-        except Exception as error:  # whatever a technique's hooks raise fails these rows alone
-            _fail(rows, error)
-            return None
+            return [Cohort(self.pool.base, rows)]
+        except Exception as error:  # a technique's hooks may raise anything
+            if len(rows) == 1:
+                _fail(rows, error)
+                return []
+        return [cohort for row in rows for cohort in self._cohorts_of([row])]
 
     def _encode(self, job: Job) -> DecodingRow | None:
         """Encode a job's question as a row; return None where it is refused."""
@@ -247,38 +255,59 @@ class Engine:
             return None
         text = Text(reader.decode, (*job.stops, *prompt.stops), not job.question.raw)
         job.tell(Started(len(prompt.ids), prompt.sources))
-        return DecodingRow(prompt.ids, job.sampling, _Answer(job, text, prompt.room, reader.end))
+        return DecodingRow(prompt.ids, job.sampling, _Answer(job, text, prompt.room, reader.ends))
 
-    def _with_new(self, cohorts: list[Cohort], new: Cohort | None) -> list[Cohort]:
+    def _with_new(self, cohorts: list[Cohort], new: Cohort) -> list[Cohort]:
         """Let a new cohort join the first one, or decode it beside the others where it cannot join."""
-        if new is None or any(cohort.join(new) for cohort in cohorts[:1]):
+        if any(cohort.join(new) for cohort in cohorts[:1]):
             return cohorts
         return [*cohorts, new]
 
-    def _advance(self, cohort: Cohort) -> bool:
+    def _advance(self, cohort: Cohort) -> list[Cohort]:
         """Do one step: draw a token for every row, drop finished and cancelled rows, and run the model on the tokens.
 
-        Return False when no row is left.
+        Return what is left to decode: the cohort itself, nothing, or where the step failed, its rows in new cohorts.
         """
         self._drop_cancelled(cohort)
         if not cohort.rows:
-            return False
+            return []
+        unfinished = list[int]()
         try:
-            tokens, unfinished = cohort.draw(), []
-            for index, (row, token) in enumerate(zip(cohort.rows, tokens, strict=True)):
-                reason = row.owner.take(token)
-                if reason is None:
-                    unfinished.append(index)
-                else:
-                    row.owner.job.tell(Ended(reason, row.owner.drawn))
-            self.counts.steps, self.counts.rows = self.counts.steps + 1, self.counts.rows + len(tokens)
+            drawn = cohort.draw()
+        except Exception as error:  # of all rows at once, such as logits that cannot be copied
+            _fail(cohort.rows, error)
+            return []
+        for index, (row, token) in enumerate(zip(cohort.rows, drawn, strict=True)):
+            if isinstance(token, Exception):
+                _fail([row], token)
+            elif self._goes_on(row, token):
+                unfinished.append(index)
+        self.counts.steps, self.counts.rows = self.counts.steps + 1, self.counts.rows + len(drawn)
+        rows = [cohort.rows[index] for index in unfinished]
+        try:
             cohort.keep(unfinished)
             if unfinished:
-                cohort.step([tokens[index].id for index in unfinished])
-        except Exception as error:  # whatever a technique's hooks raise fails these rows alone
-            _fail(cohort.rows, error)
+                cohort.step([row.drawn[-1] for row in rows])
+        except Exception as error:  # a technique's hooks may raise anything, and the cache may be half changed
+            if len(rows) == 1:
+                _fail(rows, error)
+                return []
+            _log.warning("a step of %d answers failed; each is read again alone if need be", len(rows))
+            return self._cohorts_of(rows)
+        return [cohort] if unfinished else []
+
+    @staticmethod
+    def _goes_on(row: DecodingRow, token: Token) -> bool:
+        """Take a drawn token into its answer; return whether the answer goes on."""
+        row.drawn.append(token.id)
+        try:
+            reason = row.owner.take(token)
+        except Exception as error:  # of decoding bytes or of telling the job
+            _fail([row], error)
             return False
-        return bool(unfinished)
+        if reason is not None:
+            row.owner.job.tell(Ended(reason, row.owner.drawn))
+        return reason is None
 
     def _drop_cancelled(self, cohort: Cohort) -> None:
         remaining = [index for index, row in enumerate(cohort.rows) if not row.owner.job.cancelled]

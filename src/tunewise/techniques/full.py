@@ -5,7 +5,8 @@
 Forms that need less memory are settings: `optimizer` (see `tunewise.engine.optimizers`), and LISA (Pan et al. 2024,
 algorithm 1), which every `lisa_interval` steps draws `lisa_layers` blocks to train besides embeddings and head, and
 drops the moments of the others. Bytes per parameter in fp32 and without activations: adamw 16, adamw8bit 10,
-adafactor 8, lomo 4.
+adafactor 8, lomo 4. Each optimizer has a default learning rate of its own, and Qwen models another than Llamas
+(`tunewise.contract.learning_rates`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tunewise.contract.attachment import Attachment, ParamGroup
+from tunewise.contract.learning_rates import LLAMA_EXPONENT, REFERENCE_WIDTH, full_rate
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import SettingError
@@ -25,7 +27,7 @@ from tunewise.engine.optimizers import IN_BACKWARD, build
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
-_OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw8bit", "adamw_bf16", "adafactor", "galore", *IN_BACKWARD)
+OPTIMIZERS = ("adamw", "adamw8bit", "paged_adamw8bit", "adamw_bf16", "adafactor", "galore", *IN_BACKWARD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +47,20 @@ class Full(Technique):
     equation = "theta <- theta - lr * AdamW(d loss / d theta)"
     sides = frozenset({"weights", "biases", "norms", "embeddings"})
     mergeable = True
-    reference_rate = 1e-5
-    width_exponent = 1.0
+    reference_rate = full_rate("llama", REFERENCE_WIDTH)
+    width_exponent = LLAMA_EXPONENT
 
-    optimizer: str = setting("adamw", "What moves the parameters.", choices=_OPTIMIZERS)
+    optimizer: str = setting("adamw", "What moves the parameters.", choices=OPTIMIZERS)
     galore_rank: int = setting(128, "GaLore: rank of the projected gradients.", low=1, high=1 << 16)
     galore_update_proj_gap: int = setting(200, "GaLore: steps between projections.", low=1, high=1 << 20)
     galore_scale: float = setting(0.25, "GaLore: multiplies the projected update.", low=0.0, high=1000.0)
     lisa_layers: int = setting(0, "LISA: blocks trained at a time; 0: all.", low=0, high=1000)
     lisa_interval: int = setting(20, "LISA: steps until other blocks are drawn.", low=1, high=1 << 20)
     learning_rate: float | None = learning_rate()
+
+    def default_rate(self, base: Base) -> float:
+        """Return the rate of the optimizer, by family and width."""
+        return full_rate(base.model.config.model_type, base.anatomy.width, self.optimizer)
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Unfreeze everything; tied tensors are one parameter.

@@ -4,10 +4,12 @@ import copy
 import json
 
 import pytest
+from rich.console import Console
 
 from tunewise.advice.atlas import records
 from tunewise.advice.atlas.published import tables
 from tunewise.advice.atlas.schema import read, record_of
+from tunewise.cli.views.advice import record_page
 from tunewise.core.errors import ArtifactError
 from tunewise.techniques.registry import all_techniques
 
@@ -94,3 +96,17 @@ def test_published_tables_name_their_sources():
         assert table.url.startswith("https://") and table.title in table.cited
         assert set(table.scored) <= set(all_techniques())
         assert max(table.gain(name) for name in table.scored) == 1.0
+
+
+def test_records_whose_intervals_are_too_wide_say_so():
+    """Until this moment, intervals of every metric were computed as if scores were 0 or 1."""
+    corrected = "2026-11-29T00:03:27+00:00"
+    for name, record in records.all_records().items():
+        outdated = record.task.metric not in ("accuracy", "exact_match") and record.provenance.created < corrected
+        assert bool(record.provenance.remarks) == outdated, name
+
+
+def test_a_record_shows_what_is_wrong_with_it(capsys):
+    name, record = next((n, r) for n, r in records.all_records().items() if r.provenance.remarks)
+    Console(width=300).print(record_page(record))
+    assert record.provenance.remarks[0] in capsys.readouterr().out, name

@@ -14,14 +14,13 @@ from tunewise.advice.plan.plan_row import Memory, Parameters
 from tunewise.advice.plan.planner import Planner, Requirements, measure
 from tunewise.advice.plan.probe import probe
 from tunewise.advice.plan.weightless import sketch
-from tunewise.contract.study import Study
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ModelError, SettingError
 from tunewise.core.seeds import generator
 from tunewise.engine.device import device_of, is_fake
 from tunewise.engine.model import Base
 from tunewise.fitting.loop import train
-from tunewise.fitting.scoring import encoder_for
+from tunewise.fitting.scoring import encoder_for, study
 from tunewise.fitting.settings import TrainSettings, ever_lighter
 from tunewise.techniques.building.sparse_entries import weights_of
 from tunewise.techniques.registry import all_techniques, make
@@ -42,7 +41,7 @@ def sketched(tmp_path_factory, save_tiny):
 def test_counts_and_bytes_are_those_of_a_fit(sketched, name):
     base, task = tiny_base(), tiny_task()
     attachment = make(name, {}).resolved(base).attach(base, generator(0, "attach"))
-    attachment.prepare(Study(task, 0, lambda: 1.0))
+    attachment.prepare(study(attachment, task, task.validation, 0))
     rows = encoder_for(attachment, task).encode([attachment.render(example) for example in task.train])
     train(attachment, rows, SETTINGS)
     need, state = measure(sketched, task, make(name, {}), SETTINGS), attachment.state()
@@ -64,7 +63,7 @@ def test_a_file_is_as_long_as_predicted(tmp_path):
 def test_rows_that_are_stored_are_predicted_to_the_byte(sketched):
     base, task = tiny_base(), tiny_task()
     attachment = make("icl", {"icl": {"k": 2, "calibrate": "none"}}).attach(base, generator(0, "attach"))
-    attachment.prepare(Study(task, 0, lambda: 1.0))
+    attachment.prepare(study(attachment, task, task.validation, 0))
     rows = rows_text(attachment.stored_rows()).encode()
     need = measure(sketched, task, make("icl", {"icl": {"k": 2, "calibrate": "none"}}), SETTINGS)
     assert need.artifact == artifact_writer.file_bytes(attachment.state()) + len(rows) and len(rows) > 100
@@ -76,15 +75,19 @@ def test_gradients_are_those_of_the_phase_that_has_most(sketched):
     assert need.memory.gradients == dense > 4 * need.optimised
 
 
+@pytest.mark.parametrize("targets", [["all-linear"], ["q"]])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_weights_in_four_bits_are_counted_as_such(sketched, device):
+def test_weights_in_four_bits_are_counted_as_such(sketched, device, targets):
     """The weights that four bits stand for are not there, on a GPU with its own kernels either."""
+    if device == "cuda":
+        pytest.importorskip("bitsandbytes")  # what it logs when it is imported would keep a weight alive
     large = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 320}
     config = AutoConfig.for_model("llama", **large, num_attention_heads=8, bos_token_id=0, eos_token_id=1)
     with fake_tensors(device) as ledger:
         base = replace(sketched, config=config).build()
         whole = ledger.live
-        attachment = make("qlora", {}).attach(base, generator(0, "attach"))
+        recipe = make("qlora", {"qlora": {"target_modules": targets}})
+        attachment = recipe.attach(base, generator(0, "attach"))
         updates = sum(tensor.nbytes for tensor in attachment.params().values())
         saved = whole + updates - ledger.live
     blocks = 4 * (4 * 1024 * 1024 + 3 * 1024 * 2048)
@@ -101,12 +104,21 @@ def test_a_ledger_counts_what_lives_and_what_is_multiplied():
     with fake_tensors() as ledger:
         a = torch.zeros(100, 200)
         assert is_fake(a) and ledger.live == 80_000
-        b = a @ torch.ones(200, 50)
-        assert ledger.flops == 2 * 100 * 200 * 50 and ledger.live == 80_000 + 20_000  # the ones are gone
+        b = a @ torch.ones(200, 200)
+        assert ledger.flops == 2 * 100 * 200 * 200 and ledger.live == 80_000 + 80_000  # the ones are gone
         del a
-        assert ledger.live == b.nbytes and ledger.peak == 80_000 + 40_000 + 20_000
+        assert ledger.live == b.nbytes and ledger.peak == 80_000 + 160_000 + 80_000
         order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
         assert sorted(order.tolist()) == list(range(10))  # whole numbers are real
+
+
+def test_a_product_of_low_rank_is_as_slow_as_its_memory():
+    with fake_tensors() as ledger:
+        x, down = torch.zeros(100, 200), torch.zeros(200, 2)
+        flops, moved = ledger.flops, ledger.moved
+        product = x @ down
+        assert ledger.flops == flops
+        assert ledger.moved - moved == x.nbytes + down.nbytes + product.nbytes
 
 
 def test_full_needs_its_weights_four_times_and_lora_does_not(sketched):

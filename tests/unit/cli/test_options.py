@@ -56,7 +56,8 @@ def test_groups_stand_where_their_parameters_stood(called):
     names = [*signature(called[0]).parameters]
     assert names == [
         *("model", "before", "depth", "after", "max_length", "revision", "device"),
-        *("columns", "template", "metric", "as_json", "config"),
+        *("columns", "template", "kind", "skip_bad_rows", "label_list", "metric", "judge_url", "judge_model"),
+        *("as_json", "config"),
     ]
     assert called[0].__doc__ == "Do nothing."
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunewise.comparison.request import BudgetOptions, CompareOptions, Request
+from tunewise.contract.places import Places
 from tunewise.core.errors import ArtifactError
 from tunewise.fitting.settings import TrainSettings
 from tunewise.resolve import ComputeOptions, RemedyOptions, TechniqueOptions, TrainOptions, train_settings
@@ -17,7 +18,7 @@ FULL = Request(
         PLAIN.options,
         budget=BudgetOptions(budget_minutes=2, search=3, test_examples=9),
         training=TrainOptions(batch_size=4, lr_scheduler_type="linear"),
-        recipes=TechniqueOptions(sets=["lora.r=8", "lora.lora_alpha=4"], knowledge="docs"),
+        recipes=TechniqueOptions(sets=["lora.r=8", "lora.lora_alpha=4"], places=Places(knowledge="docs")),
         compute=ComputeOptions(bf16=True),
         remedies=RemedyOptions(replay=0.5, remember="world:text"),
         need=["memory<8GB"],
@@ -76,17 +77,18 @@ def test_the_options_defaults_are_those_of_python():
     """Who calls from Python and who types words get the same training and the same budget."""
     from tunewise.comparison.budget import Budget
 
-    assert train_settings(100, TrainOptions()) == TrainSettings()
+    assert train_settings(None, TrainOptions()) == TrainSettings()
     assert BudgetOptions().budget() == Budget()
 
 
 def test_options_reach_the_settings_that_they_name():
     settings = train_settings(
         7,
-        TrainOptions(batch_size=2, accumulate=3, lr_scheduler_type="linear", save_steps=5),
+        TrainOptions(
+            batch_size=2, accumulate=3, lr_scheduler_type="linear", save_steps=5, eval_steps=4, patience_evals=2
+        ),
         ComputeOptions(bf16=True, gradient_checkpointing=True),
         RemedyOptions(replay=0.1, kl_to_base=0.2, l2_sp=0.3),
-        eval_steps=4,
     )
     assert settings == TrainSettings(
         max_steps=7,
@@ -100,4 +102,5 @@ def test_options_reach_the_settings_that_they_name():
         kl_to_base=0.2,
         l2_sp=0.3,
         eval_steps=4,
+        early_stopping_patience=2,
     )

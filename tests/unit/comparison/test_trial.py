@@ -1,10 +1,12 @@
 """A trial: what it does when memory runs out, and where it stops and goes on."""
 
+from dataclasses import replace
+
 import pytest
 
 from tunewise.comparison import trial as trials
 from tunewise.comparison.context import ComparisonContext
-from tunewise.comparison.trial import Trial, run
+from tunewise.comparison.trial import Trial, run, run_stage
 from tunewise.core.errors import DivergedError
 from tunewise.fitting.forgetting import Retention
 from tunewise.fitting.loop import train
@@ -67,28 +69,168 @@ def test_out_of_memory_in_the_end_is_a_row_with_its_reason(context, tmp_path, mo
     assert record.status == "failed" and record.reason.startswith("out of memory, even with one example per pass")
 
 
+class Killed(BaseException):
+    """What ends a process; no `except Exception` catches it."""
+
+
+def killed_after(steps):
+    """A training that ends with its process after so many steps, as a kill does."""
+
+    def attempt(attachment, sequences, settings, **options):
+        def on_step(step, loss):
+            options["on_step"](step, loss)
+            if step == steps:
+                raise Killed
+
+        return train(attachment, sequences, settings, **{**options, "on_step": on_step})
+
+    return attempt
+
+
+RESULTS = ("validation_loss", "per_example", "nll", "training", "curve", "forgetting")
+
+
 @pytest.mark.parametrize("name", ["lora", "lt_sft", "adalora"])
-def test_stopping_and_going_on_changes_no_bit(context, tmp_path, name):
-    whole = run(trial_of(name), context, tmp_path / "whole", finish=True)
-    stages = [run(trial_of(name), context, tmp_path / "parts", finish=False, until=share) for share in (0.25, 0.5)]
-    assert [stage.steps for stage in stages] == [2, 4]
-    assert stages[0].tokens < stages[1].tokens
-    parts = run(trial_of(name), context, tmp_path / "parts", finish=True)
-    for key in ("validation_loss", "per_example", "nll", "training", "curve", "forgetting"):
+def test_killed_and_continued_no_bit_changes(context, tmp_path, name, monkeypatch):
+    settings = {"save_steps": 1}
+    whole = run(trial_of(name, **settings), context, tmp_path / "whole", finish=True)
+    for steps in (2, 5):
+        monkeypatch.setattr(trials, "train", killed_after(steps))
+        with pytest.raises(Killed):
+            run(trial_of(name, **settings), context, tmp_path / "parts", finish=True)
+    monkeypatch.setattr(trials, "train", train)
+    parts = run(trial_of(name, **settings), context, tmp_path / "parts", finish=True)
+    for key in RESULTS:
         assert getattr(parts, key) == getattr(whole, key), key
 
 
+@pytest.mark.parametrize("name", ["lora", "lt_sft", "adalora", "fish_mask"])
+def test_a_stage_killed_in_its_middle_continues_to_the_same_bits(context, tmp_path, name, monkeypatch):
+    stage_trial = stage_of(name, 0.5, max_steps=12, save_steps=1)
+    whole = run_stage(stage_trial, context, tmp_path / "whole" / "trials")
+    for steps in (2, 4):
+        monkeypatch.setattr(trials, "train", killed_after(steps))
+        with pytest.raises(Killed):
+            run_stage(stage_trial, context, tmp_path / "parts" / "trials")
+    monkeypatch.setattr(trials, "train", train)
+    parts = run_stage(stage_trial, context, tmp_path / "parts" / "trials")
+    for key in ("steps", "tokens", "validation_loss", "nll_rise", "preparing_tokens"):
+        assert getattr(parts, key) == getattr(whole, key), key
+    assert whole.steps == 6 and not list(tmp_path.glob("*/trials/*/checkpoint-*"))
+
+
+@pytest.mark.parametrize(("name", "best"), [("lora", 18), ("lt_sft", 22), ("adalora", 32)])
+def test_killed_and_continued_no_bit_changes_where_the_best_state_is_kept(context, tmp_path, name, best, monkeypatch):
+    """Losses on the way are played, so that the best state is an earlier one and training stops early."""
+    monkeypatch.setattr(trials, "train", with_lowest_loss(best))
+    settings = {"max_steps": 40, "eval_steps": 2, "early_stopping_patience": 2, "save_steps": 2}
+    whole = run(trial_of(name, **settings), context, tmp_path / "whole", finish=True)
+    for steps in (11, 21):
+        monkeypatch.setattr(trials, "train", with_lowest_loss(best, killed_after(steps)))
+        with pytest.raises(Killed):
+            run(trial_of(name, **settings), context, tmp_path / "parts", finish=True)
+    monkeypatch.setattr(trials, "train", with_lowest_loss(best))
+    parts = run(trial_of(name, **settings), context, tmp_path / "parts", finish=True)
+    assert (whole.training.best_step, whole.training.steps) == (best, best + 4)
+    assert whole.training.stopped_early and whole.cost.evaluation_seconds > 0
+    for key in (*RESULTS, "validation_curve"):
+        assert getattr(parts, key) == getattr(whole, key), key
+
+
+def stage_of(name="lora", share=0.25, **settings):
+    return replace(trial_of(name, **settings), share=share)
+
+
+@pytest.mark.parametrize("name", ["lora", "lt_sft", "diff_pruning", "adalora"])
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_stage_is_a_whole_training_of_fewer_steps(context, tmp_path, name, share):
+    """Its schedule and its phases are those of its own steps, as if the budget were no larger."""
+    stage = run_stage(stage_of(name, share, max_steps=24), context, tmp_path)
+    alone = run(trial_of(name, max_steps=int(24 * share)), context, tmp_path, finish=False)
+    assert (stage.steps, stage.tokens) == (alone.training.steps, alone.training.tokens)
+    assert stage.validation_loss == alone.validation_loss
+
+
+def test_how_many_weights_are_chosen_shows_in_every_stage(context, tmp_path):
+    losses = set()
+    for density in (0.002, 0.01, 0.05):
+        recipe = make("lt_sft", {"lt_sft": {"density": density}}).resolved(context.base)
+        stage = Trial(recipe, 0, TrainSettings(max_steps=16, per_device_train_batch_size=8), share=0.25)
+        losses.add(run_stage(stage, context, tmp_path).validation_loss)
+    assert len(losses) == 3
+
+
+def test_a_stage_takes_its_share_of_the_tokens_and_a_step_for_each_phase(context, tmp_path):
+    recipe, settings = make("lora", {}).resolved(context.base), TrainSettings(per_device_train_batch_size=2)
+    whole = run(Trial(recipe, 0, settings, tokens=2000), context, tmp_path, finish=False)
+    quarter = run_stage(Trial(recipe, 0, settings, tokens=2000, share=0.25), context, tmp_path)
+    assert 500 <= quarter.tokens < 700 and whole.training.tokens >= 2000
+    assert run_stage(stage_of("lt_sft", max_steps=4), context, tmp_path).steps == 2
+
+
+def with_lowest_loss(best, train=train):
+    """A training whose validation loss falls up to a step and rises from there."""
+
+    def attempt(attachment, sequences, settings, **options):
+        step = max([0, *(int(path.name[11:]) for path in options["folder"].glob("checkpoint-*"))])
+
+        def evaluate():
+            nonlocal step
+            step += settings.eval_steps - step % settings.eval_steps
+            return 1.0 + abs(step - best)
+
+        return train(attachment, sequences, settings, **{**options, "evaluate": evaluate})
+
+    return attempt
+
+
+def test_a_stage_that_stops_early_is_ranked_by_its_best_state(context, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "train", with_lowest_loss(2))
+    settings = {"eval_steps": 2, "early_stopping_patience": 1}
+    stage = run_stage(stage_of(share=0.5, max_steps=20, **settings), context, tmp_path)
+    assert stage.steps == 4
+    record = run(trial_of(max_steps=10, **settings), context, tmp_path, finish=True)
+    assert record.validation_loss == stage.validation_loss
+    assert (record.training.best_step, record.training.steps) == (2, 4)
+
+
+def test_the_best_of_four_evaluations_is_kept_on_demand(context, tmp_path):
+    assert run(trial_of(max_steps=20), context, tmp_path, finish=True).validation_curve is None
+    record = run(trial_of(max_steps=20, load_best_model_at_end=True), context, tmp_path, finish=True)
+    losses = dict(record.validation_curve)
+    assert list(losses) == [5, 10, 15, 20]
+    assert record.training.best_step == min(losses, key=losses.get) and record.training.stopped_early is None
+
+
 def test_a_stage_is_not_run_twice(context, tmp_path, monkeypatch):
-    first = run(trial_of(), context, tmp_path, finish=False, until=0.25)
-    monkeypatch.setattr(trials, "train", lambda *given, **more: pytest.fail("trained again"))
-    assert run(trial_of(), context, tmp_path, finish=False, until=0.25) == first
-
-
-def test_a_stage_stays_what_it_was_when_the_trial_is_over(context, tmp_path):
-    """A comparison that is killed after a winner's trial reads its search again, and must find what it saw."""
-    first = run(trial_of(), context, tmp_path, finish=False, until=0.25)
+    first = run_stage(stage_of(), context, tmp_path)
     run(trial_of(), context, tmp_path, finish=True)
-    assert run(trial_of(), context, tmp_path, finish=False, until=0.25) == first
+    monkeypatch.setattr(trials, "train", lambda *given, **more: pytest.fail("trained again"))
+    assert run_stage(stage_of(), context, tmp_path) == first
+
+
+def test_a_stage_that_failed_is_a_record_with_its_reason(context, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "train", lambda *given, **more: (_ for _ in ()).throw(DivergedError("step 3")))
+    failed = run_stage(stage_of(), context, tmp_path)
+    assert (failed.status, failed.reason) == ("failed", "step 3")
+    monkeypatch.setattr(trials, "train", train)
+    assert run_stage(stage_of(), context, tmp_path) == failed  # it would diverge again
+    assert run(trial_of(), context, tmp_path, finish=True).status == "ok"  # which is another trial
+
+
+def test_six_rows_a_pass_become_three_and_one_as_a_plan_promises(context, tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(trials, "train", greedy(1, tried))
+    record = run(trial_of(per_device_train_batch_size=6), context, tmp_path, finish=True)
+    assert tried == [(6, False), (3, False), (1, False)] and record.memory.endswith("6 passes per step")
+
+
+def test_what_a_stage_found_too_large_is_not_tried_again(context, tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(trials, "train", greedy(4, tried))
+    run_stage(stage_of(max_steps=16), context, tmp_path)
+    record = run(trial_of(max_steps=16), context, tmp_path, finish=True)
+    assert tried == [(8, False), (4, False), (4, False)] and "4 examples per pass" in record.memory
 
 
 def test_what_failed_is_tried_again_in_another_attempt_unless_it_must_fail_again(context, tmp_path, monkeypatch):

@@ -36,7 +36,13 @@ LEFT_OF_TECHNIQUE = {
     "citation": "each part has its own",
     "reference_rate": "asked for by `resolved`, which asks the parts",
     "width_exponent": "asked for by `resolved`, which asks the parts",
+    "default_rate": "asked for by `resolved`, which asks the parts",
+    "differs": "each part's label says it",
     "late_settings": "settings are given by part, so each part is asked for its own",
+    "place_settings": "settings are given by part, so each part is asked for its own",
+    "places_to_answer": "settings are given by part, so each part is asked for its own",
+    "unread_settings": "asked for by `preparation`, which asks the parts",
+    "adapts": "two parts are never the base itself",
     "from_peft": "an adapter of PEFT's is of one kind",
 }
 
@@ -166,7 +172,8 @@ def test_a_rate_is_given_to_the_part_that_trains():
 
 
 def test_labels_of_parts_are_the_compositions():
-    assert attach(make("icl+lora"), tiny_base()).label == ""
+    assert attach(make("icl+qlora"), tiny_base()).label == ""
+    assert attach(make("icl+lora"), tiny_base()).label == "icl + lora (all linears)"
     assert attach(make("icl+bitfit"), tiny_base()).label == "icl + bitfit-add (adaptation: zero biases added)"
 
 

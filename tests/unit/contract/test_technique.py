@@ -8,11 +8,11 @@ import torch
 
 from tunewise.contract.attachment import Attachment, Building, Storing, Training
 from tunewise.contract.settings import learning_rate, setting
-from tunewise.contract.study import Study
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.core.seeds import generator
 from tunewise.fitting.loop import train
+from tunewise.fitting.scoring import study
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import attach, encoder_for, fingerprint, fit, logits, tiny_base, tiny_task
@@ -60,7 +60,7 @@ def test_search_starts_at_the_default_and_stays_in_step():
 
 
 def test_default_rates_follow_the_width():
-    assert make("full").resolved(tiny_base()).learning_rate == pytest.approx(1e-5 * 4096 / 32, rel=1e-2)
+    assert make("bitfit").resolved(tiny_base()).learning_rate == pytest.approx(5e-4 * (4096 / 32) ** 0.5, rel=1e-2)
     given = make("full", {"full": {"learning_rate": 0.5}})
     assert given.resolved(tiny_base()).learning_rate == 0.5
 
@@ -177,7 +177,7 @@ def test_resuming_another_request_is_refused(tmp_path):
         (TrainSettings(max_steps=6, save_steps=2), 0),
         (TrainSettings(max_steps=5, save_steps=2), 1),
     ):
-        with pytest.raises(ArtifactError, match="another run"):
+        with pytest.raises(ArtifactError, match="was begun with"):
             train(attachment, sequences, settings, seed=seed, folder=tmp_path, resume=True)
 
 
@@ -236,8 +236,10 @@ def test_a_technique_refused_half_way_leaves_the_base_bare():
 def test_long_work_before_training_reports_progress(name, settings, said):
     base, task, heard = tiny_base(), tiny_task(), {}
     attachment = make(name, {name: settings}).resolved(base).attach(base, generator(0, "attach"))
-    attachment.prepare(Study(task, 0, lambda: 0.0, lambda what, done, total: heard.update({what: (done, total)})))
+    looked = study(attachment, task, (), 0, lambda what, done, total: heard.update({what: (done, total)}))
+    attachment.prepare(looked)
     assert heard == {what: (total, total) for what, total in said.items()}
+    assert looked.allowance.spent > 0
 
 
 def test_an_attachment_has_three_rooms():

@@ -50,6 +50,8 @@ def results(tmp_path_factory, save_tiny):
     save_tiny(work / "plain")
     files = {path.name: path.read_bytes() for path in (work / "plain").iterdir()}
     publish(work / "home", "models", "someone/tiny-llama", files)
+    weightless = {name: content for name, content in files.items() if not name.endswith(".safetensors")}
+    publish(work / "home", "models", "someone/no-weights", weightless)
     rows = [
         {"text": f"the {'cat' if i % 2 else 'dog'} ran by day {i}", "label": "old" if i % 2 else "small"}
         for i in range(40)
@@ -64,6 +66,9 @@ def results(tmp_path_factory, save_tiny):
         "eval": ["eval", "fitted", *here, "--json"],
         "pinned": ["check", "-m", "someone/tiny-llama", "--revision", SHA, *here, "--json"],
         "no revision": ["check", "-m", "someone/tiny-llama", "--revision", "v2", *here],
+        "check without weights": ["check", "-m", "someone/no-weights", *here, "--json"],
+        "plan without weights": ["plan", "-m", "someone/no-weights", *here, "-t", "lora", "--json"],
+        "fit without weights": ["fit", "lora", "-m", "someone/no-weights", *here, "-o", "out"],
         "no model": ["fit", "lora", "-m", "someone/else", *here, "-o", "out"],
         "data file": ["check", "-d", "hf://datasets/someone/days/train.jsonl", "--json"],
         "no data file": ["check", "-d", "hf://datasets/someone/days/test.jsonl"],
@@ -122,3 +127,10 @@ def test_what_is_not_there(results, name):
     assert not out
     assert err.startswith("wrong request: ") and err.count("\n") == 1, err
     assert {"no model": "someone/else", "no revision": "someone/tiny-llama"}.get(name, "someone/") in err
+
+
+def test_check_and_plan_need_no_weights(results):
+    for command in ("check without weights", "plan without weights"):
+        code, out, err = results[command]
+        assert code == 0, (command, out, err)
+    assert results["fit without weights"][0] == 2, "the model must have no weights, for this to show anything"

@@ -45,12 +45,18 @@ def pairs(n: int = 20) -> list[dict[str, str]]:
     return [{"prompt": f"p {i}", "completion": f"c {i}"} for i in range(n)]
 
 
-def read_one(tmp_path: Path, row: dict, **options: object) -> Example:
-    """The example made from one row; its copies differ from it in the prompt only."""
+def read_one(tmp_path: Path, row: dict, other: dict | None = None, **options: object) -> Example:
+    """The example made from one row; `other` is a second row, as a classification needs two labels."""
     tmp_path.mkdir(exist_ok=True)
     for split in ("train", "validation", "test"):
-        write_rows(tmp_path / f"{split}.jsonl", [row])
+        write_rows(tmp_path / f"{split}.jsonl", [row, *([other] if other else [])])
     return Task.read(tmp_path, **options).train[0]
+
+
+def with_other_label(row: dict) -> dict | None:
+    """A copy of a row of a classification with another label."""
+    labels = {"label": "other", "sentiment": "other", "kind of": "other"}
+    return row | {name: labels[name] for name in row if name in labels} if labels.keys() & row.keys() else None
 
 
 USER, SAID = Message("user", "q"), Message("assistant", "a", labelled=True)
@@ -134,24 +140,32 @@ ROWS: list[tuple[str, dict, Example]] = [
 
 @pytest.mark.parametrize(("format_", "row", "example"), ROWS)
 def test_columns_are_recognised(tmp_path: Path, format_: str, row: dict, example: Example) -> None:
-    assert read_one(tmp_path, row) == example
+    assert read_one(tmp_path, row, with_other_label(row)) == example
     assert Task.read(tmp_path).format == format_
 
 
 def test_kind_and_metric_follow_from_the_format(tmp_path: Path) -> None:
-    read_one(tmp_path / "c", {"text": "q", "label": "a"})
+    read_one(tmp_path / "c", {"text": "q", "label": "a"}, {"text": "r", "label": "b"})
     read_one(tmp_path / "q", {"question": "q", "answer": "a"})
-    read_one(tmp_path / "p", {"prompt": "q", "completion": "a"})
+    read_one(tmp_path / "p", {"prompt": "q", "completion": "a"}, {"prompt": "r", "completion": "b"})
     tasks = [Task.read(tmp_path / name) for name in "cqp"]
     assert [(t.kind, t.metric) for t in tasks] == [
         ("classification", "accuracy"),
         ("generation", "f1"),
         ("generation", "rouge_l"),
     ]
-    assert [t.labels for t in tasks] == [("a",), (), ()]
+    assert [t.labels for t in tasks] == [("a", "b"), (), ()]
     assert Task.read(tmp_path / "c", kind="generation").metric == "rouge_l"
     assert Task.read(tmp_path / "c", kind="text").train[0] == Example((), "q")
-    assert Task.read(tmp_path / "p", kind="classification", metric="macro_f1").labels == ("a",)
+    assert Task.read(tmp_path / "p", kind="classification", metric="macro_f1").labels == ("a", "b")
+
+
+def test_answers_that_are_numbers_are_compared_as_numbers(tmp_path: Path) -> None:
+    read_one(tmp_path / "q", {"question": "q", "answer": "20 - 2 = 18\n#### 18"})
+    read_one(tmp_path / "p", {"prompt": "q", "completion": "-1,234.5"})
+    read_one(tmp_path / "n", {"prompt": "q", "completion": "007"})
+    assert [Task.read(tmp_path / name).metric for name in "qpn"] == ["number", "number", "rouge_l"]
+    assert Task.read(tmp_path / "q", metric="f1").metric == "f1"
 
 
 MAPPED: list[tuple[dict, dict[str, str], Example]] = [
@@ -170,7 +184,7 @@ MAPPED: list[tuple[dict, dict[str, str], Example]] = [
 
 @pytest.mark.parametrize(("row", "columns", "example"), MAPPED)
 def test_columns_are_mapped(tmp_path: Path, row: dict, columns: dict[str, str], example: Example) -> None:
-    assert read_one(tmp_path, row, columns=columns) == example
+    assert read_one(tmp_path, row, with_other_label(row), columns=columns) == example
 
 
 REFUSED: list[tuple[dict, dict[str, str] | None, str]] = [
@@ -239,7 +253,7 @@ def test_folder_errors(tmp_path: Path) -> None:
 def test_splits_must_have_the_same_columns(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", pairs())
     write_rows(tmp_path / "test.jsonl", [{"text": "x", "label": "y"}])
-    with pytest.raises(DataError, match=r"test\.jsonl.*same columns"):
+    with pytest.raises(DataError, match=r'test\.jsonl.*lacks "prompt", "completion".*same columns'):
         Task.read(tmp_path)
 
 

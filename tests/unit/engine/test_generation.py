@@ -40,7 +40,7 @@ def test_a_blank_line_ends_an_answer_where_no_training_answer_has_one(writes):
     attachment = writes(text)
     for task, expected in ((task_of("dog"), "the dog ran"), (task_of("a\n\nb"), text)):
         encoder = encoder_for(attachment, task)
-        assert generate(attachment.base, encoder, task.train, 8, stop_of(task))[0] == [expected] * len(task.train)
+        assert generate(attachment.base, encoder, task.train, 8, stop_of(task)).texts == [expected] * len(task.train)
 
 
 def test_scores_see_the_shortened_answer(writes):
@@ -59,3 +59,22 @@ def test_generation_stops_row_by_row():
     ids = torch.tensor([row[-width:] for row in rows])
     assert _StopAtText(encoder, "\n\n", 0)(ids, None).tolist() == [False, True]
     assert _StopAtText(encoder, "\n\n", width)(ids, None).tolist() == [False, False]  # all of it is prompt
+
+
+def test_answers_that_reach_the_limit_never_ended(writes):
+    for text, ended in (("the dog ran", False), ("the dog</s>", True), ("dog\n\nQuestion: the cat", True)):
+        attachment, task = writes(text), task_of("dog ran")
+        encoder = encoder_for(attachment, task)
+        found = generate(attachment.base, encoder, task.train, 8, stop_of(task))
+        words = encoder.tokenizer(text.partition("\n")[0].removesuffix("</s>"), add_special_tokens=False)["input_ids"]
+        assert found.ended == [ended], text
+        assert len(words) <= found.tokens[0] <= len(words) + 1, text  # the stop text may be two tokens
+
+
+def test_lengths_are_part_of_the_scores(writes):
+    attachment, task = writes("the dog ran"), task_of("dog ran")
+    lengths = score(attachment, task, task.train).lengths
+    encoder = encoder_for(attachment, task)
+    expected = len(encoder.answers(task.train[0], ["dog ran"])[0]) - 1  # without the end-of-sequence token
+    assert lengths.answers == lengths.never_ended == 1 and lengths.mean == lengths.longest > 0
+    assert lengths.reference_mean == expected and lengths.limit >= expected

@@ -28,7 +28,7 @@ def test_value_and_gradients_equal_torch(monkeypatch, rows, hooked, bias):
     for ours, theirs in zip(*grads, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
     nll = nn.functional.cross_entropy(head(hidden), targets, reduction="none")
-    assert torch.allclose(loss.token_nll(head, hidden, targets), nll, rtol=1e-12)
+    assert torch.allclose(loss.token_nll(head, hidden, targets, range(rows)), nll, rtol=1e-12)
 
 
 def test_no_labels_is_zero_and_harmless():
@@ -37,7 +37,21 @@ def test_no_labels_is_zero_and_harmless():
     value = loss.head_loss(head, hidden, torch.zeros(0, dtype=torch.long))
     value.backward()
     assert value.item() == 0.0
-    assert loss.token_nll(head, hidden, torch.zeros(0, dtype=torch.long)).shape == (0,)
+    assert loss.token_nll(head, hidden, torch.zeros(0, dtype=torch.long), []).shape == (0,)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 53])
+def test_several_targets_of_a_row_are_those_of_the_row_repeated(monkeypatch, rows):
+    monkeypatch.setattr(loss, "_CHUNK_ELEMENTS", 40 * 16)
+    torch.manual_seed(0)
+    head, hidden = nn.Linear(12, 40).double(), torch.randn(rows, 12, dtype=torch.float64)
+    sources = sorted(torch.randint(rows, (3 * rows,)).tolist())
+    targets = torch.randint(40, (3 * rows,))
+    calls = []
+    head.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    together = loss.token_nll(head, hidden, targets, sources)
+    assert sum(calls) == rows
+    assert torch.allclose(together, loss.token_nll(head, hidden[sources], targets, range(3 * rows)), rtol=1e-12)
 
 
 def test_no_gradient_is_made_for_a_frozen_head():

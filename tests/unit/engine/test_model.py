@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tunewise.advice.plan.ledger import fake_tensors
 from tunewise.advice.plan.weightless import sketch
 from tunewise.core.errors import ModelError
 from tunewise.engine import forward
 from tunewise.engine.forward import why_not_packed
-from tunewise.engine.model import Base, PackingTrial
+from tunewise.engine.model import Base, PackingTrial, load_base
 from tunewise.testing import tiny_base
 
 
@@ -41,3 +42,29 @@ def test_an_unknown_layout_is_refused_by_name():
     del base.model.model.norm
     with pytest.raises(ModelError, match=r"model\.norm"):
         base.check_layout()
+
+
+def _altered(folder, change):
+    """Save a folder's weights again after `change` has altered their dictionary."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda t: t.pop(sorted(t)[0]), "lacks tensors of the architecture"),
+        (lambda t: t.update(more=torch.zeros(2)), "does not have"),
+        (lambda t: t[sorted(t)[1]].view(-1)[3:4].fill_(float("nan")), "not finite"),
+        (lambda t: t[sorted(t)[2]].view(-1)[:1].fill_(float("-inf")), "not finite"),
+        (lambda t: t.update({sorted(t)[0]: torch.zeros(3, 3)}), "shape|size"),
+    ],
+)
+def test_a_checkpoint_is_whole_or_refused(tmp_path, save_tiny, change, word):
+    folder = save_tiny(tmp_path / "tiny")
+    load_base(folder, device="cpu")
+    with pytest.raises(ModelError, match=word) as refused:
+        load_base(_altered(folder, change), device="cpu")
+    assert str(folder) in str(refused.value)

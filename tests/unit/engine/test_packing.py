@@ -1,5 +1,7 @@
 """Examples are rendered, labelled, truncated and packed as they should be."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from tunewise.engine.packing import (
     shared_prefix,
     shared_prefixes,
 )
+from tunewise.engine.token_trie import TokenTrie
 from tunewise.fitting.loop import order
 from tunewise.testing import alike, tiny_base, tiny_task
 
@@ -111,6 +114,43 @@ def test_chat_uses_the_tokenizers_own_template():
     assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n" and answer == "yes<|im_end|>"
 
 
+LIST = "\n\nAnswer with one of: good, bad."
+
+
+@pytest.mark.parametrize(
+    ("make", "label_list", "earlier", "last"),
+    [
+        (chat_base, None, LIST, LIST),  # as adaptations were trained before there was a choice
+        (chat_base, True, "", LIST),
+        (chat_base, False, "", ""),
+        (tiny_base, None, "\nLabel:", "\nLabel:"),
+        (tiny_base, True, "\nLabel:", LIST + "\nLabel:"),
+        (tiny_base, False, "\nLabel:", "\nLabel:"),
+    ],
+)
+def test_the_list_of_labels_is_shown_as_chosen(make, label_list, earlier, last):
+    task = replace(style("classification", "classification", ("good", "bad")), label_list=label_list)
+    turns = (Message("user", "one"), Message("assistant", "good"), Message("user", "two"))
+    prompt, _ = Encoder(make(), task).text(Example(turns, "bad"))
+    if make is chat_base:
+        expected = (
+            f"<|im_start|>user\none{earlier}<|im_end|>\n<|im_start|>assistant\ngood<|im_end|>\n"
+            f"<|im_start|>user\ntwo{last}<|im_end|>\n<|im_start|>assistant\n"
+        )
+    else:
+        expected = f"one{earlier} good\n\ntwo{last}"
+    assert prompt == expected
+
+
+@pytest.mark.parametrize("make", [tiny_base, chat_base])
+def test_sizes_are_those_of_the_untruncated_example(make):
+    encoder, examples = Encoder(make(), tiny_task()), [*tiny_task().train]
+    encoder.limit = 1 << 20
+    whole = [(sequence.prompt, len(sequence.ids) - sequence.prompt) for sequence in encoder.encode(examples)]
+    encoder.limit = 8
+    assert encoder.sizes(examples) == whole
+
+
 @given(st.integers(0, 400), st.integers(0, 400), st.integers(8, 300))
 def test_fit_window(prompt, answer, limit):
     prompt_size, answer_size = fit_window(prompt, answer, limit)
@@ -172,7 +212,7 @@ def test_branches_score_as_they_would_alone(architecture):
     base = tiny_base(architecture, torch.float64)
     prompts = [TokenSequence(list(range(5, 5 + n)), [False] * n, n) for n in (3, 21)]
     answers = [[[7], [8, 9, 10], [1, 2]], [[30, 31], [4]]]
-    batch = packed_batch(prompts, base.device, answers)
+    batch = packed_batch(prompts, base.device, [TokenTrie.of(row) for row in answers])
     values = nll(base, batch)
     for index, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
         for number, answer in enumerate(row):
@@ -230,7 +270,7 @@ def test_answers_after_prompts_that_begin_alike():
     """Two levels: what prompts share, and what their answers share."""
     base = tiny_base("llama", torch.float64)
     prompts = [TokenSequence(row.ids, [False] * len(row.ids), len(row.ids)) for row in shared_rows(240, 9)]
-    answers = [[[7], [8, 9, 10], [1, 2]]] * len(prompts)
+    answers = [TokenTrie.of([[7], [8, 9, 10], [1, 2]])] * len(prompts)
     together = nll(base, packed_batch(prompts, base.device, answers))
     alone = [packed_batch([prompt], base.device, answers[:1]) for prompt in prompts]
     assert torch.allclose(together, torch.cat([nll(base, batch) for batch in alone]), atol=1e-9, rtol=0)

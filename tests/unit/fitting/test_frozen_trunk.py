@@ -10,7 +10,7 @@ from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import _sequences, attach, tiny_base, tiny_task
 
-LOWER = {"last_layers": {"k": 1}, "lst": {"init": "magnitude"}}
+LOWER = {"last_layers": {"k": 1}}
 
 
 def run(name, architecture, reuse, **settings):
@@ -61,6 +61,11 @@ def test_embeddings_trained_with_a_tied_head_have_no_trunk():
     base = tiny_base("llama-tied")
     attachment = attach(make("last_layers", {"last_layers": {"head": "tied"}}), base)
     assert not attachment.trunk()
+
+
+def test_the_ladder_keeps_no_outputs_of_all_blocks():
+    """They would take rows x tokens x width x blocks, of a technique whose purpose is to need little memory."""
+    assert not attach(make("lst"), tiny_base("llama")).trunk()
 
 
 def test_named_blocks_are_trained_and_what_lies_below_the_lowest_is_the_trunk():

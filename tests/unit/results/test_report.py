@@ -13,11 +13,15 @@ from comparison_result import comparison
 from tunewise.cli.console import console
 from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
+from tunewise.results.diagnostics import Confusion
+from tunewise.results.report.answer_tables import label_tables
 from tunewise.results.report.charts import charts
 from tunewise.results.report.label_placement import placed
+from tunewise.results.report.next_steps import next_steps
 from tunewise.results.report.page import number, render_html
 from tunewise.results.report.png_charts import pngs
 from tunewise.results.report.side_by_side import beside, differences
+from tunewise.results.report.tables import heading, markdown, next_lines, notes, rows, terminal
 
 
 class Reader(HTMLParser):
@@ -43,7 +47,7 @@ def old(result):
     for name in ("summary", "needed_examples", "break_even"):
         del result["verdict"][name]
     for row in result["rows"]:
-        for name in ("rank", "p_value", "spent", "curve"):
+        for name in ("rank", "p_value", "spent", "curve", "lengths", "export_format"):
             row.pop(name, None)
         row["search"] = [
             {name: trial[name] for name in ("learning_rate", "validation_loss", "reason")} for trial in row["search"]
@@ -52,6 +56,7 @@ def old(result):
             row["forgetting"] = {name: row["forgetting"][name] for name in ("nll_rise", "kl", "probe")}
             for name in ("tokens_per_second", "merges", "swappable", "usd_per_1000_requests"):
                 del row["cost"][name]
+            row["training"].pop("preparing_tokens", None)
     return result
 
 
@@ -212,10 +217,125 @@ def test_the_command_line_writes_them(tmp_path, monkeypatch, capsys):
         artifact_writer.write_json(tmp_path / name / "compare.json", comparison_result.result())
     assert run(tmp_path / "one", "--html", tmp_path / "r.html", "--json") == 0
     assert json.loads(capsys.readouterr().out)["schema"] == 1
-    assert (tmp_path / "r.html").read_text("utf-8") == render_html(comparison())
+    assert (tmp_path / "r.html").read_text("utf-8") == render_html(comparison(), tmp_path / "one")
     assert run(tmp_path / "one", tmp_path / "two") == 0
     assert "B − A" in capsys.readouterr().out
     assert run(tmp_path / "one", tmp_path / "two", "--html", tmp_path / "s.html") == 2
     assert "one comparison" in capsys.readouterr().err
     artifact_writer.write_json(tmp_path / "two" / "compare.json", {"rows": []})
     assert run(tmp_path / "one", tmp_path / "two") == 2
+
+
+def printed(result, capsys):
+    console().print(terminal(result))
+    return capsys.readouterr().out
+
+
+def test_the_majority_row_stands_among_the_others_by_its_score(capsys):
+    result = comparison(comparison_result.classification())
+    names = [cells[0] for _, cells in rows(result)]
+    place = names.index('majority (always "joy")')
+    scores = [float(cells[1]) for _, cells in rows(result) if len(cells) > 3]
+    assert scores == sorted(scores, reverse=True) and 0 < place < len(scores) - 1
+    table = printed(result, capsys)
+    assert all(word in table for word in ("majority", '(always "joy")', "[.40, .50]"))
+    for text in (markdown(result), render_html(result).replace("&#34;", '"')):
+        assert 'majority (always "joy")' in text and "0.400–0.500" in text
+    assert "majority (" not in markdown(comparison())
+
+
+def test_one_class_is_said_and_labels_have_their_tables(capsys):
+    result = comparison(comparison_result.classification())
+    note = 'krona: predicts "joy" for all test examples (in 1 of 2 seeds).'
+    page = Reader(render_html(result))
+    assert note in printed(result, capsys) and note in notes(result)
+    cells = [text for kind in ("td", "th") for text in page.texts[kind]]
+    assert "sad|ness" in cells and "0.988" in cells  # the F1 of sad|ness in full
+    assert any('krona predicts "joy" for all' in text for text in page.texts["p"])
+    text = markdown(result)
+    assert "| anger | 0.968 | 0.750 | 0.845 | 80 |" in text and "| anger | 60 | 20 | 0 |" in text
+    assert "| sad\\|ness | 2 | 0 | 80 |" in text
+
+
+def test_many_labels_are_shown_by_their_most_confused_pairs():
+    labels = [f"label {number}" for number in range(77)]
+    answers = labels[1:] + labels[:1]
+    confusion = Confusion.of(labels + labels[:1], [*answers, answers[0]])
+    tables = label_tables("lora", [confusion], labels)
+    assert len(tables.classes.rows) == 77 and len(tables.confusion.rows) == 15
+    assert tables.confusion.rows[0] == ("label 0", "label 1", "2")
+    assert "15 of 77 pairs" in tables.confusion.caption
+
+
+def test_answers_that_never_ended_are_counted(capsys):
+    result = comparison()
+    note = "lora: 12 of 322 answers never ended (cut at 12 tokens)."
+    assert note in notes(result) and note in printed(result, capsys)
+    assert "| lora | 3.2 | 9 | 2.5 | 12 of 322 |" in markdown(result)
+    assert "12 of 322" in render_html(result) and "Lengths of answers" in render_html(result)
+    clean = comparison_result.classification()
+    assert "Lengths of answers" not in render_html(comparison(clean))
+
+
+def test_a_long_path_of_a_model_is_shown_by_its_last_part():
+    value = comparison_result.result()
+    value["model"]["name"] = "/home/someone/models/stories-3m/"
+    result = comparison(value)
+    assert heading(result).startswith("stories-3m (3.05M) on town")
+    page = render_html(result)
+    assert page.count("/home/someone") == 1  # the facts
+    value["model"] |= {"name": "org/stories-3m", "revision": "abc"}
+    assert heading(comparison(value)).startswith("org/stories-3m (3.05M)")
+
+
+def commands(technique, folder="runs/my run", **row):
+    value = comparison_result.result()
+    value["verdict"]["recommended"] = technique
+    next(each for each in value["rows"] if each["technique"] == technique).update(row)
+    return [step.command for step in next_steps(comparison(value), folder)]
+
+
+def test_the_next_steps_are_commands_for_the_recommended_row(capsys):
+    found = commands("lora")
+    folder = "'runs/my run/trials/lora-seed0-0123456789ab/adaptation'"
+    assert found == [
+        f"tunewise chat {folder}",
+        f"tunewise serve {folder}",
+        f"tunewise export {folder} --to merged --out 'runs/my run/exports/lora-merged'",
+        f"tunewise push {folder} YOUR-NAME/world-town-lora",
+    ]
+    assert [line.split()[1] for line in commands("base")] == ["chat", "serve"]
+    assert [line.split()[1] for line in commands("icl")] == ["chat", "serve", "push"]
+    assert "--to peft" in commands("peft:ia3", export_format="peft")[2]
+    assert "exports/peft-ia3-peft" in commands("peft:ia3", export_format="peft")[2]
+    assert commands("lora", folder="-x")[0].startswith("tunewise chat ./-x/trials")
+    assert commands("lora", folder="lr=3")[0].startswith("tunewise chat lora=lr=3/trials")
+    assert commands("lora", adaptation="trials/../../x/adaptation") == []
+    for text in (markdown(comparison(), "runs/x"), render_html(comparison(), "runs/x")):
+        assert "tunewise chat runs/x/trials/icl-seed0-0123456789ab/adaptation" in text
+    assert "tunewise chat" not in markdown(comparison()) + render_html(comparison())
+    assert next_lines(comparison(), "runs/x")[0] == "Use icl:"
+
+
+def test_older_files_export_to_merged_where_the_row_merges():
+    value = comparison_result.result()
+    value["verdict"]["recommended"] = "lora"
+    for row in value["rows"]:
+        row.pop("export_format", None)
+    assert "--to merged" in next_steps(comparison(value), "x")[2].command
+
+
+def test_hostile_labels_stay_text(capsys):
+    value, evil = comparison_result.classification(), "\x1b[31m[bold]" + comparison_result.HOSTILE
+    value["task"]["labels"][1] = value["majority"]["label"] = evil
+    for row in value["rows"]:
+        for part in row.get("confusions", ()):
+            part["counts"] = {
+                label.replace("joy", evil): {answer.replace("joy", evil): number for answer, number in counts.items()}
+                for label, counts in part["counts"].items()
+            }
+    page = render_html(comparison(value))
+    clean = Reader(render_html(comparison(comparison_result.classification())))
+    assert [tag for tag, _ in Reader(page).tags] == [tag for tag, _ in clean.tags]
+    shown_text = printed(comparison(value), capsys)
+    assert "\x1b[31m" not in shown_text + page + markdown(comparison(value)) and "[bold]" in shown_text

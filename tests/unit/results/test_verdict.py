@@ -5,6 +5,7 @@ import pytest
 
 from tunewise.core.errors import SettingError
 from tunewise.results.needs import Measured, Need
+from tunewise.results.reference import MajorityScores
 from tunewise.results.schema import Cost, Forgetting, Score, ScoredRow
 from tunewise.results.verdict import verdict
 
@@ -129,3 +130,60 @@ def test_more_examples_are_asked_for_where_they_would_tell():
     conclusion = verdict(rows, tables)
     assert conclusion.needed_examples > 100
     assert any("would separate a from b" in said for said in conclusion.reasons)
+
+
+def test_the_summary_says_in_what_the_recommended_row_costs_less():
+    def head(*rows, needs=()):
+        tables = {each.technique: RIGHT for each in rows}
+        return verdict(rows, tables, [Need.read(need) for need in needs]).summary
+
+    assert head(row("full", disk=540_000_000), row("lora", disk=20_000)).startswith(
+        "Use lora: it is statistically tied with the best, full, and its adaptation is 20 kB instead of 540 MB. full"
+    )
+    assert head(row("icl", disk=10, prompt=612), row("lora", disk=9000, prompt=45)).startswith(
+        "Use lora: it is statistically tied with the best, icl, and its prompts are 45 tokens instead of 612. icl"
+    )
+    assert head(row("lora", disk=9000), row("base", disk=900)).startswith(
+        "Use base: it is statistically tied with the best, lora, and needs no adaptation (lora: 9 kB). lora"
+    )
+    assert head(row("p_tuning", disk=10, probe=0.0), row("lora", probe=0.99)).startswith(
+        "Use lora: it is statistically tied with the best, p_tuning, and keeps more of what the base could do. p_tuning"
+    )
+    assert head(row("icl", disk=10), row("lora", disk=9000, merges=True), needs=["mergeable"]).startswith(
+        "Use lora: it is statistically tied with the best, icl, and meets mergeable, which icl does not. icl"
+    )
+    assert head(row("full", disk=1001), row("lora", disk=1000)).startswith(
+        "Use lora: it is statistically tied with the best, full. full"
+    )
+
+
+def majority_of(*per_example):
+    return MajorityScores.of("joy", 0.4, per_example)
+
+
+def test_no_technique_better_than_the_majority_is_said_first():
+    conclusion = verdict([row("lora")], {"lora": RIGHT}, majority=majority_of(*[1.0] * 18, 0.0, 1.0))
+    warning = 'No technique is better than always answering "joy" (0.950).'
+    assert conclusion.summary.startswith(f"{warning} Use lora") and conclusion.reasons[0] == warning
+    assert conclusion.best == conclusion.recommended == "lora"
+    nothing = verdict([row("lora")], {"lora": RIGHT}, [Need.read("mergeable")], majority_of(*[1.0] * 20))
+    assert nothing.summary.startswith('No technique is better than always answering "joy" (1.000). lora')
+    assert nothing.recommended is None and "No row meets mergeable" in nothing.summary
+
+
+def test_a_recommended_row_no_better_than_the_majority_is_said():
+    tables = {"full": np.ones((1, 40)), "lora": np.zeros((1, 40))}
+    rows = [row("full", disk=9 * 10**6), row("lora", mean=0.0, disk=500)]
+    majority = majority_of(*[0.0, 1.0] * 20)
+    conclusion = verdict(rows, tables, [Need.read("artifact<1MB")], majority)
+    assert conclusion.recommended == "lora"
+    assert conclusion.summary.startswith('lora is not better than always answering "joy" (0.500). Use lora')
+    assert verdict(rows, tables, (), majority).summary.startswith("Use full, which is also the best. full")
+
+
+def test_the_majority_is_compared_in_pairs_and_adjusted_for_the_number_of_techniques():
+    rng = np.random.default_rng(0)
+    majority = majority_of(*(rng.random(200) < 0.4).astype(float))
+    chance = {f"t{number}": (rng.random((1, 200)) < 0.4).astype(float) for number in range(20)}
+    assert majority.better(chance) == set()
+    assert majority.better({**chance, "good": np.ones((1, 200)), "bad": np.zeros((1, 200))}) == {"good"}

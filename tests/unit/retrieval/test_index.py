@@ -226,7 +226,7 @@ def test_a_folder_that_is_no_index_is_refused(tmp_path):
 
 def test_a_creation_that_was_cut_off_can_be_done_again(tmp_path):
     create_index(tmp_path / "index").close()
-    (tmp_path / "index" / "index.json").unlink()
+    (tmp_path / "index" / "index.json").rename(tmp_path / "index" / indexes._CREATING)
     with create_index(tmp_path / "index") as index:
         assert index.count() == 0
     (tmp_path / "mine").mkdir()

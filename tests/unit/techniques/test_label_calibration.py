@@ -64,9 +64,9 @@ def test_choices_are_made_on_the_sample_of_validation_alone(tmp_path, monkeypatc
     """No technique may choose on more than the others do."""
     table, seen = icl.label_table, set()
 
-    def heard(attachment, task, rendered, *more):
+    def heard(attachment, task, rendered, **more):
         seen.update(example.prompt for example in rendered)
-        return table(attachment, task, rendered, *more)
+        return table(attachment, task, rendered, **more)
 
     monkeypatch.setattr(icl, "label_table", heard)
     task = tiny_task()
@@ -79,7 +79,7 @@ def test_choices_are_made_on_the_sample_of_validation_alone(tmp_path, monkeypatc
 
 
 def test_the_choice_lowers_the_loss_or_is_none():
-    method, shift = label_calibration.choose(TASK, biased, 0)
-    assert method in ("contextual", "batch") and shift is not None
+    chosen = label_calibration.choose(TASK, biased, 0)
+    assert chosen.method in ("contextual", "batch") and chosen.bias is not None and not chosen.untried
     fair = lambda examples: torch.tensor([[0.0, 5.0] if e.answer == "a" else [5.0, 0.0] for e in examples])  # noqa: E731
-    assert label_calibration.choose(TASK, fair, 0)[0] in ("none", "batch")
+    assert label_calibration.choose(TASK, fair, 0).method in ("none", "batch")

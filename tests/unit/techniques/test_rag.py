@@ -8,6 +8,7 @@ from tunewise.adaptation.artifact import load, save
 from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.data.task import Example, Message, Task
 from tunewise.fitting.scoring import score
+from tunewise.retrieval.prompt import example_text
 from tunewise.techniques.registry import make
 from tunewise.testing import attach, tiny_base, tiny_task
 
@@ -120,3 +121,98 @@ def test_what_cannot_be(folder):
         attach(make("rag"), tiny_base(), plain)
     with pytest.raises(ArtifactError, match="not as rag writes"):
         make("rag").attach(tiny_base(), None).load_rows([{"k": 1}], task())
+
+
+CHAT = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def chat_base():
+    base = tiny_base()
+    base.tokenizer.chat_template = CHAT
+    yield base
+    base.tokenizer.chat_template = None
+
+
+def test_a_chat_model_searches_and_reads_training_examples_as_plain_text(chat_base):
+    task = tiny_task()
+    system = Message("system", "a system text")
+    task = replace(task, train=tuple(replace(e, messages=(system, *e.messages)) for e in task.train))
+    found = attach(make("rag", {"rag": {"k": 2, "floor": 0.0}}), chat_base, task)
+    assert [passage.text for passage in found.store.passages] == [
+        f"Text: {example.prompt}\nLabel: {example.answer}" for example in task.train
+    ]
+    text = found.render(task.test[0]).prompt
+    assert "\nLabel: " in text and text.endswith(f"Text: {task.test[0].prompt}\nLabel:")
+    assert "<|" not in text and "</s>" not in text and "train/" not in text and "a system text" not in text
+    assert "labelled examples" in text and "documents" not in text
+
+
+def test_what_is_asked_with_passages_fits_the_task(chat_base, folder):
+    labelled = replace(tiny_task(), knowledge=str(folder))
+    answered = replace(task(), train=task().train * 2)
+    lengthy = replace(task(folder), train=tuple(replace(e, answer=f"{e.answer} {'and ' * 9}") for e in task().train))
+    few = "in a few words. If"
+    cases = (
+        (labelled, "the passages may help"),
+        (answered, "examples"),
+        (task(folder), few),
+        (lengthy, "passages. If"),
+    )
+    for given, words in cases:
+        found = attach(make("rag", {"rag": {"k": 1, "floor": 0.0}}), chat_base, given)
+        assert words in found.request
+        assert ("not in the documents" in found.request) is ("If" in words)
+
+
+def test_the_request_can_be_chosen_and_comes_back(folder, tmp_path_factory, chat_base):
+    request = "Read {passages} {now}, and say: {question}!"
+    found = attach(make("rag", {"rag": {"k": 1, "style": "bare", "request": request}}), chat_base, task(folder))
+    odd = replace(task().test[0], messages=(Message("user", "what is {passages} Ana?"),))
+    assert found.render(odd).prompt == f"Read {PAGES['Ana']} {{now}}, and say: what is {{passages}} Ana?!"
+    target = tmp_path_factory.mktemp("saved") / "adaptation"
+    save(found, task(folder), target)
+    rendered = found.render(odd)
+    chat_base.release()
+    loaded = load(target, base=chat_base).attachment
+    assert loaded.render(odd) == rendered and loaded.recipe.request == request
+
+
+@pytest.mark.parametrize("request_", ["{passages}", "{question}", "{passages} {question} {question}", "Answer."])
+def test_a_request_says_where_passages_and_question_stand(request_):
+    with pytest.raises(SettingError, match=r"rag\.request .* \{(passages|question)\} (0|2) times; write"):
+        make("rag", {"rag": {"request": request_}})
+
+
+def test_an_adaptation_from_before_requests_were_stored_keeps_its_prompt(folder, chat_base):
+    lengthy = replace(task(folder), train=tuple(replace(e, answer=f"{e.answer} {'and ' * 9}") for e in task().train))
+    found = attach(make("rag", {"rag": {"k": 1}}), chat_base, lengthy)
+    question = task().test[0]
+    rows = found.stored_rows()
+    rendered = found.render(question).prompt
+    assert rendered.startswith("[1] ana.md:0-") and "not in the documents" in rendered
+    older = [{name: value for name, value in rows[0].items() if name not in ("request", "quoted")}, *rows[1:]]
+    again = found.recipe.attach(chat_base, None)
+    again.load_rows(older, task(folder))
+    assert again.render(question).prompt == rendered
+
+
+def test_turns_and_examples_as_plain_text():
+    turns = (Message("system", "s"), Message("user", "a"), Message("assistant", "b"), Message("tool", "c"))
+    example = Example((*turns, Message("user", "d")), "e")
+    assert (
+        example_text(example, replace(task(), format="messages"))
+        == "User: a\nAssistant: b\nTool: c\nUser: d\nAssistant: e"
+    )
+    asked = Example((Message("user", "why?"),), "so")
+    assert example_text(asked, task()) == "Question: why?\nAnswer: so"
+    assert example_text(asked, replace(task(), kind="classification", format="prompt-completion")).endswith("Label: so")
+
+
+def test_what_a_question_s_turn_holds_besides_text_is_kept(folder):
+    named = Message("user", "what is Ana?", fields='{"name": "ann"}')
+    shown = attached(folder).render(replace(task().test[0], messages=(named,)))
+    assert shown.messages[0].fields == named.fields and PAGES["Ana"] in shown.prompt

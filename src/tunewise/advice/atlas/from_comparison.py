@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tunewise.advice.atlas.records import comparison, record, rows_of
 from tunewise.advice.atlas.schema import Record
 from tunewise.advice.features import Features, measure, texts_of
+from tunewise.core.addresses import path_at, shipped
 from tunewise.core.errors import SettingError, TunewiseError
+from tunewise.core.text import show
+from tunewise.data.sources import sample_size
 from tunewise.results.schema import Comparison
 
 
@@ -26,8 +30,8 @@ def pack(
 
     Args:
         folder: the `--out` folder of a finished `tunewise compare`.
-        model: folder or name of the model; default: the one that the comparison names.
-        data: the data; default: the one that the comparison names.
+        model: folder or name of the model; default: the one that the comparison names, if it is on this machine.
+        data: the data; default: the one that the comparison names, if it is on this machine.
         work: the folder that the comparison was run in, for its relative paths.
         name: name of the record; default: MODEL.TASK.
 
@@ -37,21 +41,35 @@ def pack(
     """
     path, result = folder / "compare.json", comparison(folder)
     with _working_in(work):
-        features = _features(result, model or result.model.name, data or result.task.source, path)
+        features = _features(result, model, data, path)
     return record(result, features, name, path)
 
 
-def _features(result: Comparison, model: str, data: str, path: Path) -> Features:
-    from tunewise.resolve import DataOptions, ModelOptions, load_model, read_task
+def _features(result: Comparison, model: str | None, data: str | None, path: Path) -> Features:
+    from tunewise.engine.model import load_base
+    from tunewise.fitting.metrics import METRICS
+    from tunewise.resolve import DataOptions, read_task
 
     option = _options_of(result.command or ())
     try:
         length = int(option("--max-length") or 0) or None
-        base = load_model(model, ModelOptions(max_length=length, revision=option("--revision"), device="cpu"))
-        data_options = DataOptions(
-            columns=option("--columns"), template=option("--template"), metric=option("--metric")
+        base = load_base(
+            model or result.model.name,
+            max_length=length,
+            revision=option("--revision"),
+            device="cpu",
+            resize_embeddings="--resize-embeddings" in (result.command or ()),
+            download=model is not None,
         )
-        task = read_task(data, data_options)
+        metric = option("--metric")
+        data_options = DataOptions(
+            columns=option("--columns"),
+            template=option("--template"),
+            kind=option("--kind"),
+            skip_bad_rows="--skip-bad-rows" in (result.command or ()),
+            metric=metric if metric in METRICS else None,  # no feature depends on it, and a file's own could be code
+        )
+        task = replace(read_task(data or _present(result.task.source), data_options), label_list=result.task.label_list)
     except TunewiseError as error:
         raise SettingError(
             f"{path}: its model or data cannot be read again ({error}); give --model and --data"
@@ -72,6 +90,15 @@ def _features(result: Comparison, model: str, data: str, path: Path) -> Features
         examples=_examples(result, path),
         base_loss=bare.validation_loss if bare is not None else None,
     )
+
+
+def _present(source: str) -> str:
+    """Return the data that a comparison names, if it is on this machine; raises `SettingError` otherwise."""
+    if shipped(source) is None and not path_at(sample_size(source)[0]).exists():
+        raise SettingError(
+            f"{show(source, 300)} is not on this machine, and data that only a file names is not downloaded"
+        )
+    return source
 
 
 def _examples(result: Comparison, path: Path) -> float:

@@ -23,6 +23,7 @@ from tunewise.advice.features import Features
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, SettingError
 from tunewise.core.json_record import JsonRecord
+from tunewise.core.lock import lock
 from tunewise.results.schema import Comparison, Row, ScoredRow, ScoreInterval
 
 SHIPPED = Path(__file__).parent / "measured"
@@ -63,10 +64,14 @@ def find(name: str) -> Record:
 
 
 def add(record: Record, folder: Path | None = None) -> Path:
-    """Write a record to a folder (default: the user's own) and return the path of its file."""
+    """Write a record to a folder (default: the user's own) and return the path of its file.
+
+    Raises:
+        RequestError: another process writes to the folder.
+    """
     path = (folder or own_folder()) / f"{record.name}.json"
-    artifact_writer.output_folder(path.parent)
-    artifact_writer.write_text(path, json.dumps(record.to_json(), separators=(",", ":")) + "\n")
+    with lock(artifact_writer.output_folder(path.parent)):
+        artifact_writer.write_text(path, json.dumps(record.to_json(), separators=(",", ":")) + "\n")
     return path
 
 

@@ -86,7 +86,7 @@ class Budget(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance(JsonRecord):
-    """Says how the figures were measured: command, versions and machine."""
+    """Says how the figures were measured: command, versions and machine; `remarks` says what is wrong with them."""
 
     command: str
     tunewise: Name
@@ -98,6 +98,7 @@ class Provenance(JsonRecord):
     threads: Count
     retention: str
     probe: str | None
+    remarks: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

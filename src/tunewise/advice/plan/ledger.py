@@ -1,12 +1,13 @@
 """Counts the memory and the work of code that runs on fake tensors: bytes alive, FLOPs, bytes moved, calls.
 
-Inside a `Ledger`, floating-point tensors have a shape and no values (torch's fake tensors), so that a model of any size
-can be built, adapted and trained for a step in little memory. Integer and Boolean tensors are computed for real,
-because they decide which code runs next. Reading a number from a fake tensor gives 1, and reading a Boolean True.
+Inside a `Ledger`, floating-point tensors have a shape and no values (`tunewise.engine.fake_tensor`), so that a model of
+any size can be built, adapted and trained for a step in little memory. Integer and Boolean tensors are computed for
+real, because they decide which code runs next. Reading a number from a fake tensor gives 1, and reading a Boolean True.
 """
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,18 +15,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from tunewise.advice.plan.fake_operations import described, rule_for
 from tunewise.engine.device import simulated
+from tunewise.engine.fake_tensor import FakeTensor, Storage, layout_of
 
 _aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
 _READS = (_aten._local_scalar_dense.default, _aten.item.default)
+_LIFTS = (_aten.lift_fresh.default, _aten.lift_fresh_copy.default)
 _SORTS = (_aten.sort, _aten.topk)
 _INDEXING = (_aten.index, _aten.index_put, _aten.index_put_)
 _FLASH = (_aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_product_flash_attention_for_cpu_backward)
+
+_MEMORY_BOUND = 16  # FLOPs per byte below which a product, such as one of low rank, is as slow as its memory
 
 
 class Ledger(TorchDispatchMode):
@@ -35,16 +41,23 @@ class Ledger(TorchDispatchMode):
         device: the simulated kind of device, "cpu" or "cuda"; the tensors themselves are on the CPU.
         live: bytes of the storages that are alive.
         peak: the maximum of `live` so far.
+        peaks: the maximum of `live` in each stretch of operations, forward and backward passes in turn.
         flops: floating-point operations of matrix products and attention.
-        moved: bytes that all other operations read and write.
-        calls: number of operations.
+        moved: bytes that all other operations read and write, and products whose speed is that of memory.
+        calls: number of operations, among them torch's own questions for the device of a tensor.
     """
 
     def __init__(self, device: str = "cpu") -> None:
         super().__init__()
         self.device = device
         self.live = self.peak = self.flops = self.moved = self.calls = 0
-        self._sizes: dict[int, int] = {}
+        self.peaks = [0]
+        self._backward = False
+        self._sizes: dict[int, int] = {}  # of real tensors, by the address of their storage
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled in here, and torch's guard against it takes as long as an operation
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -53,86 +66,149 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, on fake tensors unless all its inputs are integers or Booleans, and count what it takes."""
-        kwargs = kwargs or {}
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        any_fake = any(isinstance(tensor, FakeTensor) for tensor in inputs)
-        if func in _READS and any_fake and getattr(inputs[0], "constant", None) is None:
-            return True if inputs[0].dtype == torch.bool else 1.0 if inputs[0].is_floating_point() else 1
-        all_integer = not any(tensor.is_floating_point() for tensor in inputs) and not any_fake
-        if func._overloadpacket in _INDEXING and any_fake:
-            args = (args[0], _without_masks(args[1]), *args[2:])
-        out = self._computed_for_real(func, args, kwargs) if all_integer and inputs else None
-        if out is None:
-            out = func(*args, **kwargs)
-            if not inputs and not _floating(out):  # made without inputs, such as a random permutation
-                out = self._computed_for_real(func, args, kwargs)
-        if any_fake and func._overloadpacket in _SORTS:  # fake values are sorted already: the order stays
-            with unset_fake_temporarily():
-                out = out[0], torch.arange(out[1].shape[-1]).expand(out[1].shape)
+        if func is _DEVICE:
+            self.calls += 1
+            self.moved += args[0].faked.nbytes
+            return args[0].device
+        inputs: list[Tensor] = []
+        key = described(func, args, kwargs, inputs)
+        if not any(type(tensor) is FakeTensor for tensor in inputs):
+            return self._without_fakes(func, key, args, kwargs or {}, inputs)
+        if func in _READS:
+            return _read(inputs[0])
+        if func._overloadpacket in _INDEXING:
+            args, inputs = (args[0], _without_masks(args[1]), *args[2:]), []
+            key = described(func, args, kwargs, inputs)
+        return self._on_fakes(func, key, args, kwargs or {}, inputs)
+
+    def _without_fakes(self, func: Any, key: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+        """Run an operation on integers and Booleans or on nothing for real, unless it gives other numbers."""
+        if func in _LIFTS and inputs[0].is_floating_point():
+            return self._lifted(inputs[0])
+        floating = any(tensor.is_floating_point() and not tensor.is_meta for tensor in inputs)
+        if not inputs and not _on_meta(kwargs):  # makes a tensor
+            floating = rule_for(key, func, args, kwargs, inputs).floating
+        out = func(*args, **kwargs) if not floating else None
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if floating or any(tensor.is_floating_point() and not tensor.is_meta for tensor in outputs):
+            return self._on_fakes(func, key, args, kwargs, inputs)
         for tensor in outputs:
             self._track(tensor)
-        self._count(func, args, kwargs, out, inputs, outputs)
+        self._charge(_cost(func, args, kwargs, out, inputs, outputs))
         return out
 
-    @staticmethod
-    def _computed_for_real(func: Any, args: Any, kwargs: Any) -> Any:
-        """Return the result with its values; None if it has floating-point tensors, which stay fake."""
-        with unset_fake_temporarily():
-            out = func(*args, **kwargs)
-        return None if _floating(out) else out
+    def _lifted(self, values: Tensor) -> Tensor:
+        """Make a fake tensor of real numbers; a single one can still be read."""
+        layout = layout_of(tuple(values.shape), values.stride(), values.dtype)
+        self._charge((0, 0))
+        return FakeTensor(layout, self._allocate(values.nbytes, values if values.numel() == 1 else None))
+
+    def _on_fakes(self, func: Any, key: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+        """Run an operation on fake tensors, and on whatever real ones are among its inputs."""
+        rule = rule_for(key, func, args, kwargs, inputs)
+        out = rule.outputs(inputs, self._allocate)
+        if func._overloadpacket in _SORTS:  # fake values are sorted already: the order stays
+            out = out[0], torch.arange(out[1].shape[-1]).expand(out[1].shape)
+            self._track(out[1])
+        if rule.cost is None:
+            outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+            cost = _cost(func, args, kwargs, out, inputs, outputs)
+            if func._overloadpacket in flop_registry and not all(type(tensor) is FakeTensor for tensor in inputs):
+                self._charge(cost)  # which may depend on the integers' values
+                return out
+            rule.cost = cost
+        self._charge(rule.cost)
+        return out
+
+    def _allocate(self, nbytes: int, constant: Tensor | None = None) -> Storage:
+        """Count memory from now until it is freed."""
+        self._grow(nbytes)
+        return Storage(nbytes, self._free, constant)
+
+    def _free(self, nbytes: int) -> None:
+        self.live -= nbytes
 
     def _track(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor from now until it is freed."""
+        """Count the storage of a real tensor from now until it is freed."""
         if tensor.is_meta:  # takes no memory outside of a ledger either
             return
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key)
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self._grow(storage.nbytes())
+            weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
         self.live -= self._sizes.pop(key, 0)
 
-    def _count(self, func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        packet = func._overloadpacket
+    def _grow(self, nbytes: int) -> None:
+        self.live += nbytes
+        self.peak = max(self.peak, self.live)
+        if self._backward != (torch._C._current_graph_task_id() >= 0):  # -1 outside of backward passes
+            self._backward = not self._backward
+            self.peaks.append(0)
+        self.peaks[-1] = max(self.peaks[-1], self.live)
+
+    def _charge(self, cost: tuple[int, int]) -> None:
         self.calls += 1
-        if packet in _FLASH:
-            query, key = (inputs[1], inputs[2]) if "backward" in str(packet) else (inputs[0], inputs[1])
-            products = 5 if "backward" in str(packet) else 2
-            causal = 2 if any(arg is True for arg in args) else 1
-            rows = query.shape[0] * query.shape[1] * query.shape[2]
-            self.flops += products * 2 * rows * key.shape[2] * query.shape[3] // causal
-        elif packet in flop_registry:
-            with unset_fake_temporarily():  # it may read sequence lengths, which are real integers
-                self.flops += int(flop_registry[packet](*args, **kwargs, out_val=out))
-        elif not func.is_view:
-            self.moved += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
+        self.flops += cost[0]
+        self.moved += cost[1]
+
+
+def _cost(func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[int, int]:
+    """Return the FLOPs of an operation, and the bytes that it moves where these decide how long it takes."""
+    packet = func._overloadpacket
+    if packet in _FLASH:
+        query, key = (inputs[1], inputs[2]) if "backward" in str(packet) else (inputs[0], inputs[1])
+        products = 5 if "backward" in str(packet) else 2
+        causal = 2 if any(arg is True for arg in args) else 1
+        rows = query.shape[0] * query.shape[1] * query.shape[2]
+        return products * 2 * rows * key.shape[2] * query.shape[3] // causal, 0
+    moved = _bytes(inputs) + _bytes(outputs)
+    if packet in flop_registry:
+        flops = int(flop_registry[packet](*args, **kwargs, out_val=out))
+        return (0, moved) if flops < _MEMORY_BOUND * moved else (flops, 0)
+    return 0, 0 if func.is_view else moved
+
+
+def _read(tensor: Any) -> bool | int | float:
+    """Return the number that a fake tensor stands for."""
+    if tensor.memory.constant is not None:
+        return tensor.memory.constant.item()
+    return True if tensor.dtype == torch.bool else 1.0 if tensor.is_floating_point() else 1
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _on_meta(kwargs: Any) -> bool:
+    return torch.device(kwargs.get("device") or "cpu").type == "meta"
 
 
 def _without_masks(indices: Any) -> list[Any]:
     """Replace Boolean masks among indices by the integer indices that they select."""
     integer_indices: list[Any] = []
     for index in indices:
-        if isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor):
-            with unset_fake_temporarily():
-                integer_indices += index.nonzero().unbind(1)
+        if isinstance(index, Tensor) and index.dtype == torch.bool and type(index) is not FakeTensor:
+            integer_indices += index.nonzero().unbind(1)
         else:
             integer_indices.append(index)
     return integer_indices
 
 
-def _floating(out: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(out))
-
-
 @contextmanager
 def fake_tensors(device: str = "cpu") -> Iterator[Ledger]:
-    """Run code on fake floating-point tensors, as on a device of this kind, and yield the ledger that counts it."""
-    ledger = Ledger(device)
-    with simulated(device), FakeTensorMode(allow_non_fake_inputs=True), ledger:
-        yield ledger
+    """Run code on fake floating-point tensors, as on a device of this kind, and yield the ledger that counts it.
+
+    Python's collector of cycles is off meanwhile: what is alive must not depend on when it happens to run.
+    """
+    ledger, collects = Ledger(device), gc.isenabled()
+    gc.disable()
+    try:
+        with simulated(device), ledger:
+            yield ledger
+    finally:
+        if collects:
+            gc.enable()

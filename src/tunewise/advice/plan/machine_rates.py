@@ -1,16 +1,23 @@
-"""How fast this machine is: FLOPs and bytes per second, and the overhead of starting an operation."""
+"""How fast this machine is: FLOPs and bytes per second, and the overhead of starting an operation.
+
+`Rates.measured` measures large square matrices; `Rates.for_model` measures the shapes and the type that a model's own
+passes have, which is nearer to what its training reaches.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
+from typing import Any
 
 import torch
 
 _SIDE = {"cpu": 512, "cuda": 4096}  # rows and columns of the matrices that are multiplied
 _BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # size of the tensor that is overwritten
+_TOKENS = {"cpu": 768, "cuda": 8192}  # of the pass whose shapes are measured
+# Modules, hooks and autograd start an operation; found by `benchmarks/plan.py --whole`.
+_LAYERS_OF_CALLS = 2.5
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,55 @@ class Rates:
             where.type == "cuda",
         )
 
+    @classmethod
+    def for_model(cls, config: Any, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Rates:
+        """Measure the rates at a model's own shapes, in about a second: its widest layer, on a pass of usual size.
+
+            flops      2 x tokens x width x inner width / seconds of that product
+            bandwidth  bytes that the activation function of that layer reads and writes / its seconds
+            overhead   seconds of an operation on eight numbers x _LAYERS_OF_CALLS
+
+        Args:
+            config: the model's configuration.
+            dtype: what products are computed in: the weights' type, or bfloat16 under autocast.
+            device: where it runs.
+        """
+        where = torch.device(device)
+        config = config.get_text_config()
+        width = int(config.hidden_size)
+        inner = int(getattr(config, "intermediate_size", None) or 4 * width)
+        tokens = _TOKENS[where.type]
+        states = torch.randn(tokens, width, dtype=dtype, device=where)
+        weight = torch.randn(inner, width, dtype=dtype, device=where)
+        gate, up = torch.randn(2, tokens, inner, device=where).unbind()
+        small = torch.zeros(8, device=where)
+        moved = 5 * gate.nbytes  # read, written, and both factors read and the product written
+        return cls(
+            2 * tokens * width * inner / _seconds(lambda: torch.nn.functional.linear(states, weight), where, 4),
+            moved / _seconds(lambda: torch.nn.functional.silu(gate) * up, where, 4),
+            _LAYERS_OF_CALLS * _seconds(lambda: small.add_(1), where, 1000),
+            where.type == "cuda",
+        )
+
     def seconds(self, flops: float, moved: float, calls: float) -> float:
         """Return flops / rate + moved / bandwidth + calls x overhead; if queued, the larger of work and overhead."""
         work, overhead = flops / self.flops + moved / self.bandwidth, calls * self.overhead
         return max(work, overhead) if self.queued else work + overhead
 
 
+def forward_backward_seconds(parameters: int, tokens: float, rates: Rates) -> float:
+    """Return about how long a forward and a backward pass over these tokens take: 6 FLOPs per parameter and token.
+
+    Args:
+        parameters: of the whole model; where few are trained, a third less work is done.
+        tokens: tokens of all rows of a step.
+        rates: how fast the machine is.
+    """
+    return rates.seconds(6.0 * parameters * tokens, 0.0, 0.0)
+
+
 def _seconds(work: Callable[[], object], device: torch.device, count: int = 10) -> float:
-    """Return the median seconds per call of five rounds of `count` calls, after one call to warm up."""
+    """Return the seconds per call of the fastest of five rounds of `count` calls, after one call to warm up."""
 
     def synchronized_time() -> float:
         if device.type == "cuda":
@@ -65,4 +113,4 @@ def _seconds(work: Callable[[], object], device: torch.device, count: int = 10) 
         for _ in range(count):
             work()
         times.append((synchronized_time() - start) / count)
-    return median(times)
+    return min(times)

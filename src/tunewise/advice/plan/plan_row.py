@@ -109,6 +109,8 @@ class PlanRow:
         memory: the peak of memory in training.
         time: how long training takes.
         request: the tokens and seconds of a request.
+        run: seconds of the whole comparison of this row; None where the machine is not here.
+        process: peak of memory of the whole process in that run.
         micro_batch: examples of the largest micro-batch that fits; None if it is not trained.
         calibration: the probe that `memory` and `time` come from; None if they are predicted.
     """
@@ -122,6 +124,8 @@ class PlanRow:
     memory: Memory | None = None
     time: Time | None = None
     request: Request | None = None
+    run: float | None = None
+    process: float | None = None
     micro_batch: int | None = None
     calibration: Calibration | None = None
 
@@ -185,6 +189,7 @@ class PlanRow:
             "request": asdict(self.request) if self.request is not None else None,
             "micro_batch": self.micro_batch,
         }
+        row |= {"run": self.run, "process": self.process} if self.run is not None else {}
         return row | ({"probe": self.calibration.to_json()} if self.calibration is not None else {})
 
     @classmethod
@@ -204,8 +209,9 @@ class PlanRow:
         if not isinstance(changed, Mapping) or not all(isinstance(number, int) for number in changed.values()):
             raise ValueError("the settings that it fits with are not whole numbers or true or false")
         artifact, micro_batch = value.get("artifact_bytes"), value.get("micro_batch")
-        if not all(figure is None or _is_number(figure) for figure in (artifact, micro_batch)):
-            raise ValueError("a size is no number")
+        run, process = value.get("run"), value.get("process")
+        if not all(figure is None or _is_number(figure) for figure in (artifact, micro_batch, run, process)):
+            raise ValueError("a size or a time is no number")
         return cls(
             technique=value["technique"],
             verdict=value["verdict"],
@@ -216,6 +222,8 @@ class PlanRow:
             memory=_figures(Memory, value.get("memory")),
             time=_figures(Time, value.get("time")),
             request=_figures(Request, value.get("request")),
+            run=run,
+            process=process,
             micro_batch=micro_batch,
             calibration=Calibration.from_json(value.get("probe")),
         )

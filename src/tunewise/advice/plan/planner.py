@@ -21,7 +21,6 @@ from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.plan_row import Memory, Parameters, PlanRow, Request, Time
 from tunewise.advice.plan.weightless import Sketch
 from tunewise.contract.attachment import Attachment
-from tunewise.contract.study import Study
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError
@@ -29,8 +28,9 @@ from tunewise.core.seeds import generator
 from tunewise.data.task import Task
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import why_not_packed
-from tunewise.fitting.loop import PASS, order, passes, train
-from tunewise.fitting.scoring import encoder_for, loss
+from tunewise.fitting.allowance import allowance
+from tunewise.fitting.loop import PASS, order, passes, require_a_step_for_each_phase, train
+from tunewise.fitting.scoring import encoder_for, loss, study
 from tunewise.fitting.settings import TrainSettings, ever_lighter
 
 # Measured by `benchmarks/plan.py`; memory that torch's allocator reserves on a GPU is not counted.
@@ -181,9 +181,11 @@ def measure(
         weights = ledger.live
         recipe = technique.resolved(base)
         attachment = recipe.attach(base, generator(0, "attach"))
-        attachment.prepare_shapes(Study(task, 0, lambda: 1.0))
+        allowed = allowance(base, task, settings)
+        attachment.prepare_shapes(study(attachment, task, task.validation, 0, allowance=allowed))
         training, shares, whole = _TrainingCosts(), 0.0, math.inf
         if recipe.trains:
+            require_a_step_for_each_phase(attachment, settings)
             rows, mean_share = heaviest(attachment, task, settings)
             if device == "cpu" and attachment.accumulates:
                 whole = 1.5 * PASS * len(rows) / sum(len(row.ids) for row in rows)

@@ -9,13 +9,14 @@ from statistics import median
 
 from tunewise.advice.plan.plan_row import Probe
 from tunewise.advice.plan.planner import heaviest
-from tunewise.contract.study import Study
 from tunewise.contract.technique import Technique
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
 from tunewise.engine.memory import peak_memory, release_unused_memory
 from tunewise.engine.model import Base
+from tunewise.fitting.allowance import allowance
 from tunewise.fitting.loop import train
+from tunewise.fitting.scoring import study
 from tunewise.fitting.settings import TrainSettings
 
 _STEPS = 3  # per phase; the first one warms up and is not timed
@@ -35,7 +36,8 @@ def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings)
     try:
         with peak_memory(base.device) as memory:
             attachment = technique.resolved(base).attach(base, generator(0, "attach"))
-            attachment.prepare_shapes(Study(task, 0, lambda: 1.0))
+            allowed = allowance(base, task, settings)
+            attachment.prepare_shapes(study(attachment, task, task.validation, 0, allowance=allowed))
             rows, mean_share = heaviest(attachment, task, settings)
             short = replace(
                 settings,

@@ -6,22 +6,22 @@ A `Sketch` is built inside `tunewise.advice.plan.ledger.fake_tensors()`, once fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from tunewise.advice.plan.ledger import fake_tensors
 from tunewise.core.errors import ModelError
+from tunewise.engine.configuration import UnloadedModel, path_of, read_unloaded, readable
 from tunewise.engine.forward import why_not_packed
-from tunewise.engine.model import DTYPES, Base, PackingTrial, load_base, path_of
+from tunewise.engine.model import DTYPES, Base, PackingTrial, load_base
 from tunewise.engine.tiny import ARCHITECTURES, tiny_base
+from tunewise.engine.vocabulary import fit_configuration
 
 
 @dataclass(frozen=True)
@@ -55,45 +55,29 @@ def sketch(
     revision: str | None = None,
     dtype: str = "float32",
     max_length: int | None = None,
+    resize_embeddings: bool = False,
 ) -> Sketch:
     """Make the sketch of a folder, a Hub id, or "world"; only its configuration and its tokenizer are read.
 
     Raises:
-        ModelError: they cannot be read, need remote code, or the layout of the model is not known.
+        ModelError: they cannot be read, need remote code, the layout of the model is not known, or the tokenizer has
+            ids beyond the embeddings, which `resize_embeddings` adds rows for.
     """
     if dtype not in DTYPES:
         raise ModelError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
-    config, tokenizer = configuration(name, revision)
+    unloaded = _read(name, revision, resize_embeddings)
+    config, tokenizer = unloaded.config, unloaded.tokenizer
     model_sketch = Sketch(str(name), config, tokenizer, DTYPES[dtype], max_length, _unpacked(config.model_type))
     with fake_tensors(), readable(name):
         model_sketch.build().check_layout()
     return model_sketch
 
 
-def configuration(name: str | Path, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Read the configuration and the tokenizer of a folder, a Hub id, or "world".
-
-    Raises:
-        ModelError: there is no such model, or it needs remote code.
-    """
-    path = path_of(name)
-    if not path.exists() and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1):
-        raise ModelError(f"{name}: there is no such folder; give a model folder or a Hub id (org/name)")
-    source, options = str(path) if path.exists() else str(name), {"revision": revision, "trust_remote_code": False}
-    with readable(name):
-        return AutoConfig.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source, **options)
-
-
-@contextmanager
-def readable(name: str | Path) -> Iterator[None]:
-    """Turn every error of reading a model into a `ModelError` that names it."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:  # transformers raises some ten types here; all of them mean "cannot be read"
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{name}: its configuration or tokenizer cannot be read: {reason}") from error
+def _read(name: str | Path, revision: str | None, resize_embeddings: bool) -> UnloadedModel:
+    """Read configuration and tokenizer, with as many embeddings as the base will have when it is loaded."""
+    unloaded = read_unloaded(name, revision=revision)
+    fit_configuration(name, unloaded.config, unloaded.tokenizer, resize_embeddings=resize_embeddings)
+    return unloaded
 
 
 def _unpacked(model_type: str) -> str | None:
@@ -105,29 +89,35 @@ _MOST_LOADED = 2e9  # advice loads local weights of models with fewer parameters
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
-def consulted(name: str, revision: str | None = None, max_length: int | None = None) -> Base:
+def consulted(
+    name: str, revision: str | None = None, max_length: int | None = None, *, resize_embeddings: bool = False
+) -> Base:
     """Load a base for advice: with its weights if they are on this machine and not too large, else its outline.
 
     Raises:
         ModelError: there is no such model.
     """
-    weightless = outline(name, revision, max_length)
+    weightless = outline(name, revision, max_length, resize_embeddings=resize_embeddings)
     small = weightless.parameters < min(_MOST_LOADED, psutil.virtual_memory().available / 8)
     if small and _weights_are_local(name, revision):
-        return load_base(name, revision=revision, dtype="float32", max_length=max_length)
+        return load_base(
+            name, revision=revision, dtype="float32", max_length=max_length, resize_embeddings=resize_embeddings
+        )
     return weightless
 
 
-def outline(name: str, revision: str | None = None, max_length: int | None = None) -> Base:
+def outline(
+    name: str, revision: str | None = None, max_length: int | None = None, *, resize_embeddings: bool = False
+) -> Base:
     """Build a base on the meta device: parameters have names and shapes, and no values.
 
     Raises:
-        ModelError: there is no such model, or its layout is not known.
+        ModelError: there is no such model, its layout is not known, or its tokenizer has ids beyond the embeddings.
     """
-    config, tokenizer = configuration(name, revision)
+    unloaded = _read(name, revision, resize_embeddings)
     with torch.device("meta"), readable(name):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    base = Base(model, tokenizer, name, revision, max_length)
+        model = AutoModelForCausalLM.from_config(unloaded.config, trust_remote_code=False)
+    base = Base(model, unloaded.tokenizer, name, revision, max_length)
     base.check_layout()
     return base
 

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.cli.console import console, print_json, print_result, print_text, progress_display
-from tunewise.cli.options import Data, Json, Model, grouped_options, only
+from tunewise.cli.console import console, print_json, print_result, print_text, shows_all
+from tunewise.cli.options import Data, Json, Model, ShownOptions, Wide, grouped_options, only
+from tunewise.cli.progress_display import ProgressDisplay, progress_display
+from tunewise.contract.places import Places
 from tunewise.core.logs import quiet
+from tunewise.core.text import model_name
 from tunewise.resolve import (
     DataOptions,
     ModelOptions,
@@ -83,35 +86,44 @@ def advise(
     training: Annotated[TrainOptions, only("batch_size")],
     reading: DataOptions,
     recipes: Annotated[TechniqueOptions, only("sources")],
-    loading: Annotated[ModelOptions, only("max_length", "revision")],
-    as_json: Json = False,
+    loading: Annotated[ModelOptions, only("max_length", "revision", "resize_embeddings")],
+    shown: ShownOptions,
 ) -> None:
     """Advise which technique to choose, why, on what evidence, and what would change it; nothing is trained."""
     question = needs.question()
     task = read_task(data, reading)
-    candidates = recipes_of("all", replace(recipes, knowledge=needs.knowledge))
+    candidates = recipes_of("all", replace(recipes, places=Places(knowledge=needs.knowledge)))
     quiet()
     from tunewise.advice.advise import advise as draw_up_advice
     from tunewise.advice.plan.weightless import consulted
     from tunewise.cli.views.advice import render_advice
 
     planner = read_plan(plan) if plan is not None else None
-    if planner is None and question.limits_for_a_plan:
-        planner = _planned(model, task, candidates, train_settings(budget_steps, training), loading)
-    advice = draw_up_advice(
-        consulted(model, loading.revision, loading.max_length),
-        task,
-        recipes=candidates,
-        question=question,
-        knowledge=needs.knowledge,
-        examples=budget_steps * training.batch_size,
-        planner=planner,
-    )
-    print_result(advice.to_json(), as_json, lambda: render_advice(advice))
+    with progress_display() as display:
+        if planner is None and question.limits_for_a_plan:
+            planner = _planned(model, task, candidates, train_settings(budget_steps, training), loading, display)
+        display(model, "loading", 0, 0)
+        base = consulted(model, loading.revision, loading.max_length, resize_embeddings=loading.resize_embeddings)
+        display(model, "measuring the task", 0, 0)
+        advice = draw_up_advice(
+            base,
+            task,
+            recipes=candidates,
+            question=question,
+            knowledge=needs.knowledge,
+            examples=budget_steps * training.batch_size,
+            planner=planner,
+        )
+    print_result(advice.to_json(), shown.as_json, lambda: render_advice(advice, wide=shows_all(shown.wide)))
 
 
 def _planned(
-    model: str, task: Task, recipes: list[Technique], settings: TrainSettings, loading: ModelOptions
+    model: str,
+    task: Task,
+    recipes: list[Technique],
+    settings: TrainSettings,
+    loading: ModelOptions,
+    display: ProgressDisplay,
 ) -> Planner:
     """Make a planner for the memory that is asked for, by default this machine's."""
     import psutil
@@ -120,13 +132,18 @@ def _planned(
     from tunewise.advice.plan.machine_rates import Rates
     from tunewise.advice.plan.weightless import sketch
 
-    base = sketch(model, revision=loading.revision, max_length=loading.max_length)
+    display(model, "measuring this machine's rates", 0, 0)
+    base = sketch(
+        model,
+        revision=loading.revision,
+        max_length=loading.max_length,
+        resize_embeddings=loading.resize_embeddings,
+    )
     planner = plans.Planner(base, task, recipes, settings, "cpu", Rates.measured())
 
     def rows(memory: float | None) -> Sequence[PlanRow]:
-        with progress_display() as display:
-            planner.report = lambda name, done, total: display(model, f"planning {name}", done, total)
-            return planner.rows(memory or float(psutil.virtual_memory().total))
+        planner.report = lambda name, done, total: display(model_name(model), f"planning {name}", done, total)
+        return planner.rows(memory or float(psutil.virtual_memory().total))
 
     return rows
 
@@ -146,9 +163,19 @@ atlas = typer.Typer(
 
 
 @atlas.callback()
-def listed(context: typer.Context, as_json: Json = False) -> None:
+def listed(
+    context: typer.Context,
+    published: Annotated[
+        bool, typer.Option("--published", help="List results from publications instead, with their sources.")
+    ] = False,
+    wide: Wide = False,
+    as_json: Json = False,
+) -> None:
     """List the recorded comparisons that advice draws on; `atlas show NAME` shows one, `atlas add RUN` adds one."""
     if context.invoked_subcommand is not None:
+        return
+    if published:
+        _list_published(wide=wide, as_json=as_json)
         return
     from tunewise.advice.atlas.records import all_records, own_folder
     from tunewise.cli.views.advice import atlas_table
@@ -157,7 +184,17 @@ def listed(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json([_facts(record) for record in records.values()])
     else:
-        console().print(atlas_table(records.values(), own_folder()))
+        console().print(atlas_table(records.values(), own_folder(), wide=shows_all(wide)))
+
+
+def _list_published(*, wide: bool, as_json: bool) -> None:
+    from tunewise.advice.published.publications import publications
+    from tunewise.cli.views.published import published_page
+
+    if as_json:
+        print_json([publication.to_json() for publication in publications().values()])
+    else:
+        console().print(published_page(publications().values(), wide=shows_all(wide)))
 
 
 def _facts(record: Record) -> dict[str, object]:
@@ -179,7 +216,9 @@ def _facts(record: Record) -> dict[str, object]:
 
 
 @atlas.command("show")
-def show(name: Annotated[str, typer.Argument(help="A record's name.")], as_json: Json = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="A record's name.")], wide: Wide = False, as_json: Json = False
+) -> None:
     """Show one record: its source, features and rows."""
     from tunewise.advice.atlas.records import find
     from tunewise.cli.views.advice import record_page
@@ -188,7 +227,7 @@ def show(name: Annotated[str, typer.Argument(help="A record's name.")], as_json:
     if as_json:
         print_json(record.to_json())
     else:
-        console().print(record_page(record))
+        console().print(record_page(record, wide=shows_all(wide)))
 
 
 @atlas.command("add")

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.cli.console import print_json, print_result, print_text, progress_display
-from tunewise.cli.options import Json, Out, Techniques, grouped_options
-from tunewise.comparison.request import CompareOptions, ForgettingOptions, Request
+from tunewise.cli.console import console, echo, print_json, print_result, print_text, shows_all
+from tunewise.cli.options import Json, Out, ShownOptions, Techniques, Wide, grouped_options
+from tunewise.cli.progress_display import progress_display
+from tunewise.comparison.request import BudgetOptions, CompareOptions, ForgettingOptions, Request
 from tunewise.core.errors import SettingError, TunewiseError
 from tunewise.resolve import COMPARED, TrainOptions
 
 if TYPE_CHECKING:
+    from tunewise.results.estimate import Estimate
     from tunewise.results.schema import Comparison
 
 _PATIENCE = 1800  # seconds; as the supervisor has it, which is too heavy to import before it is needed
@@ -30,10 +32,15 @@ def compare(
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Run trials in this process, where a crash ends the comparison.")
     ] = False,
-    as_json: Json = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask before a comparison that takes more than an hour.")
+    ] = False,
+    *,
+    shown: ShownOptions,
 ) -> None:
     """Compare techniques under one budget and say which to use; run it again to continue."""
-    _compare(Request(options=options, started=time.time(), command=_command_line()), as_json, patience, in_process)
+    request = Request(options=options, started=time.monotonic(), command=_command_line())
+    _compare(request, shown, patience, in_process, yes)
 
 
 def report(
@@ -44,6 +51,7 @@ def report(
     html: Annotated[Path | None, typer.Option(help="Write the report as one page of HTML to this file.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Write the table as a picture to this file.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write the charts as pictures to this folder.")] = None,
+    wide: Wide = False,
     as_json: Json = False,
 ) -> None:
     """Show a comparison again, or two side by side."""
@@ -56,8 +64,10 @@ def report(
     if other is not None and (html or svg or png):
         raise SettingError("--html, --svg and --png show one comparison; give one folder")
     results = [_read_comparison(path) for path in (folder, other) if path is not None]
-    view = beside(*results) if other is not None else terminal(results[0])
-    texts = [(html, render_html(results[0]) if html else ""), (svg, picture(results[0]) if svg else "")]
+    everything = shows_all(wide)
+    view = beside(*results, wide=everything) if other is not None else terminal(results[0], wide=everything)
+    drawn = picture(results[0], None if everything else console().width) if svg else ""
+    texts = [(html, render_html(results[0], folder) if html else ""), (svg, drawn)]
     if png:
         pngs(results[0], png)
     for path, text in texts:
@@ -65,6 +75,17 @@ def report(
             artifact_writer.write_text(path, text)
     written = [result.to_json() for result in results]
     print_result(written[0] if other is None else written, as_json, lambda: view)
+    if other is None and not as_json:
+        _print_next_steps(results[0], folder)
+
+
+def _print_next_steps(result: Comparison, folder: Path) -> None:
+    """Print the commands that use the recommended row, unfolded, so that they can be copied."""
+    from tunewise.results.report.tables import next_lines
+
+    lines = next_lines(result, folder)
+    if lines:
+        echo("\n" + "\n".join(lines))
 
 
 def _read_comparison(folder: Path) -> Comparison:
@@ -81,6 +102,7 @@ def demo(
     task: Annotated[str, typer.Option(help="Task: town, reviews, records, skill or letters.")] = "town",
     techniques: Techniques = COMPARED,
     all_techniques: Annotated[bool, typer.Option("--all", help="Compare every technique.")] = False,
+    wide: Wide = False,
     as_json: Json = False,
 ) -> None:
     """Compare techniques on the shipped model and its tasks, offline; the default eight take under three minutes."""
@@ -90,12 +112,16 @@ def demo(
         model="world",
         data=f"world:{task}",
         out=out / task,
+        budget=BudgetOptions(budget_steps=100),
         techniques="all" if all_techniques else techniques,
         forgetting=ForgettingOptions(retention="world:text", probe="world:memory"),
         training=TrainOptions(batch_size=16),
     )
     sources = [source_task.source for source_task in world.sources().values()]
-    _compare(Request(options=options, default_sources=sources, command=_command_line()), as_json)
+    _compare(
+        Request(options=options, default_sources=sources, started=time.monotonic(), command=_command_line()),
+        ShownOptions(wide=wide, as_json=as_json),
+    )
 
 
 def _command_line() -> list[str]:
@@ -103,24 +129,50 @@ def _command_line() -> list[str]:
     return ["tunewise", *sys.argv[1:]]
 
 
-def _compare(request: Request, as_json: bool, patience: float = _PATIENCE, in_process: bool = False) -> None:
+def _compare(
+    request: Request, shown: ShownOptions, patience: float = _PATIENCE, in_process: bool = False, yes: bool = False
+) -> None:
     """Run the comparison and print it; raise `TunewiseError` if no technique finished."""
+    from tunewise.cli.spending import Consent
+
+    consent = Consent(yes, request.options.budget.budget_minutes)
     with progress_display() as display:
+
+        def on_estimate(estimate: Estimate) -> None:
+            with display.paused():
+                consent(estimate)
+            display.expect(estimate)
+
         if in_process:
             from tunewise.comparison.invocation import Invocation
 
-            result = request.run(display, Invocation(on_row=display.rows))
+            callbacks = Invocation(
+                on_row_start=display.row_starts,
+                on_row=display.rows,
+                on_message=display.message,
+                on_estimate=on_estimate,
+            )
+            result = request.run(display, callbacks)
         else:
             from tunewise.comparison.supervisor import supervise
 
-            result = supervise(request, patience=patience, progress=display, on_row=display.rows)
+            result = supervise(
+                request,
+                patience=patience,
+                progress=display,
+                on_row_start=display.row_starts,
+                on_row=display.rows,
+                on_message=display.message,
+                on_estimate=on_estimate,
+            )
     out = request.options.out
-    if as_json:
+    if shown.as_json:
         print_json(result.to_json())
     else:
         from tunewise.results.report.tables import terminal
 
-        print_result(result.to_json(), False, lambda: terminal(result))
+        print_result(result.to_json(), False, lambda: terminal(result, wide=shows_all(shown.wide)))
+        _print_next_steps(result, out)
         print_text(f"\nReport: {out / 'report.html'} and report.md")
     if not any(row.status == "ok" for row in result.rows):
         raise TunewiseError(f"no technique finished; the reasons are in {out / 'compare.json'}")

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from tunewise.cli.console import print_json, print_text, progress_display
+from tunewise.cli.console import echo, print_json, print_text
 from tunewise.cli.options import Json, grouped_options
+from tunewise.cli.progress_display import progress_display
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
 from tunewise.core.progress import for_row
@@ -40,7 +41,7 @@ def index(
     counts = ", ".join(f"{value:,} {name}" for name, value in result["documents"].items())
     print_text(f"{result['index']}: documents {counts}; {result['passages']:,} passages")
     for name, reason in result["skipped"]:
-        typer.echo(f"skipped {name}: {reason}", err=True)
+        echo(f"skipped {name}: {reason}", err=True)
 
 
 def search(
@@ -48,6 +49,9 @@ def search(
     question: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option(help="Maximum number of passages.")] = 5,
     mode: Annotated[str, typer.Option(help="Kind of search: bm25, dense or hybrid.")] = "hybrid",
+    embedder: Annotated[
+        str | None, typer.Option(help="Embedder that the index was built with; for dense and hybrid search.")
+    ] = None,
     floor: Annotated[float, typer.Option(help="Passages that fit less than this are left out (0 to 1).")] = 0.0,
     as_json: Json = False,
 ) -> None:
@@ -57,7 +61,7 @@ def search(
     quiet()
     from tunewise.retrieval.build import find
 
-    hits = find(index, question, k, mode, floor)
+    hits = find(index, question, k, mode, floor, embedder)
     if as_json:
         print_json([{"source": hit.passage.id, "score": hit.score, "text": hit.passage.text} for hit in hits])
         return

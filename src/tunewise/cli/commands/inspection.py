@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from tunewise.cli.console import console, print_json, print_result, progress_display
+from tunewise.cli.console import console, print_json, print_result
 from tunewise.cli.options import Data, Json, grouped_options, only
+from tunewise.cli.progress_display import progress_display
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
+from tunewise.core.text import model_name
 from tunewise.resolve import DataOptions, ModelOptions, load_model, read_task
 
 
@@ -39,10 +40,11 @@ def _survey(model: str, as_json: bool) -> None:
     from tunewise.cli.views import techniques
     from tunewise.techniques import peft_bridge
 
-    base = load_model(model, ModelOptions(device="cpu"))
     with progress_display() as display:
+        display(model, "loading", 0, 0)
+        base = load_model(model, ModelOptions(device="cpu"))
         rows = peft_bridge.survey(base, lambda what, done, total: display(what, "trying", done, total))
-    print_result(rows, as_json, lambda: techniques.peft_table(rows, base.name))
+    print_result(rows, as_json, lambda: techniques.peft_table(rows, model_name(base.name)))
 
 
 @grouped_options
@@ -50,16 +52,26 @@ def check(
     data: Data,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Model whose tokenizer and context lengths are checked with."),
+        typer.Option("--model", "-m", help="Model whose tokenizer and context length are used; no weights are read."),
     ] = None,
     *,
     reading: DataOptions,
-    loading: Annotated[ModelOptions, only("max_length", "revision")],
+    loading: Annotated[ModelOptions, only("max_length", "revision", "resize_embeddings")],
     as_json: Json = False,
 ) -> None:
     """Detect the data's format, validate it, and show what a model would see."""
     task = read_task(data, reading)
     from tunewise.cli.views import data_check
 
-    result = data_check.check(task, load_model(model, replace(loading, device="cpu")) if model else None)
+    with progress_display() as display:
+        unloaded = None
+        if model is not None:
+            quiet()
+            from tunewise.engine.configuration import read_unloaded
+            from tunewise.engine.vocabulary import fit_configuration
+
+            unloaded = read_unloaded(model, revision=loading.revision, max_length=loading.max_length)
+            fit_configuration(model, unloaded.config, unloaded.tokenizer, resize_embeddings=loading.resize_embeddings)
+        display(task.name, "checking", 0, 0)
+        result = data_check.check(task, unloaded)
     print_result(result.to_json(), as_json, lambda: data_check.check_page(result))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.cli.console import ProgressDisplay, console, print_json, print_text, progress_display
-from tunewise.cli.options import BudgetSteps, Data, Json, Model, Techniques, grouped_options, only
+from tunewise.cli.console import console, print_json, shows_all
+from tunewise.cli.options import BudgetSteps, Data, Model, ShownOptions, Techniques, grouped_options, only
+from tunewise.cli.progress_display import ProgressDisplay, progress_display
 from tunewise.core.logs import quiet
+from tunewise.core.text import model_name
 from tunewise.resolve import (
     ComputeOptions,
     DataOptions,
@@ -24,9 +26,8 @@ from tunewise.resolve import (
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tunewise.advice.plan.plan_row import PlanRow
+    from tunewise.advice.plan.weightless import Sketch
     from tunewise.contract.technique import Technique
     from tunewise.data.task import Task
     from tunewise.engine.model import Base
@@ -43,9 +44,9 @@ def plan(
     *,
     training: Annotated[TrainOptions, only("batch_size", "accumulate")],
     compute: ComputeOptions,
-    reading: Annotated[DataOptions, only("columns", "template")],
+    reading: Annotated[DataOptions, only("columns", "template", "kind", "skip_bad_rows", "label_list")],
     recipes: TechniqueOptions,
-    loading: Annotated[ModelOptions, only("max_length", "revision", "dtype")],
+    loading: Annotated[ModelOptions, only("max_length", "revision", "dtype", "resize_embeddings")],
     probe: Annotated[
         bool,
         typer.Option(
@@ -53,7 +54,7 @@ def plan(
             help="Run three real steps of each technique that fits, to calibrate memory and time on this machine.",
         ),
     ] = False,
-    as_json: Json = False,
+    shown: ShownOptions,
 ) -> None:
     """Predict how much memory, time and disk techniques need, and which fit, from a model's configuration alone."""
     task = read_task(data, reading)
@@ -68,18 +69,28 @@ def plan(
 
     kind, limit = device_of(device)
     settings = train_settings(budget_steps, training, compute)
-    base_sketch = sketch(model, revision=loading.revision, dtype=loading.dtype, max_length=loading.max_length)
+    base_sketch = sketch(
+        model,
+        revision=loading.revision,
+        dtype=loading.dtype,
+        max_length=loading.max_length,
+        resize_embeddings=loading.resize_embeddings,
+    )
     with progress_display() as display:
+        display(model, "measuring this machine's rates", 0, 0)
         is_here = device.startswith(("cpu", "cuda"))  # not a GPU that is known only by its memory
         rates = Rates.measured(torch.bfloat16 if compute.bf16 else torch.float32, device) if is_here else None
 
         def report(name: str, done: int, total: int) -> None:
-            display(model, f"planning {name}", done, total)
+            display(model_name(model), f"planning {name}", done, total)
 
         rows = Planner(base_sketch, task, candidates, settings, kind, rates, report).rows(limit)
         if probe:
+            display(model, "loading", 0, 0)
             base = load_model(model, replace(loading, device=device if kind == "cuda" else "cpu"))
             rows = _calibrated(rows, candidates, base, task, settings, display)
+    if kind == "cpu" and rates is not None:
+        rows = _with_whole_runs(rows, candidates, base_sketch, task, settings)
     result = {
         "model": model,
         "task": task.name,
@@ -87,13 +98,12 @@ def plan(
         "budget": {"steps": budget_steps, "per_device_train_batch_size": training.batch_size},
         "rows": [row.to_json() for row in rows],
     }
-    if as_json:
+    if shown.as_json:
         print_json(result)
     else:
-        console().print(_table(rows, limit))
-        for row in rows:
-            if row.reason:
-                print_text(f"{row.technique}: {row.reason}")
+        from tunewise.cli.views.plan import plan_page
+
+        console().print(plan_page(rows, limit, wide=shows_all(shown.wide)))
 
 
 def _calibrated(
@@ -110,58 +120,35 @@ def _calibrated(
     steps_per_epoch = max(1, round(len(task.train) / settings.rows))
     calibrated = []
     for index, (row, recipe) in enumerate(zip(rows, recipes, strict=True)):
-        display(base.name, f"trying {recipe.name}", index, len(rows))
+        display(model_name(base.name), f"trying {recipe.name}", index, len(rows))
         if row.verdict == "fits" and recipe.trains:
             row = row.calibrated(probe(base, task, recipe, settings), settings.max_steps, steps_per_epoch)
         calibrated.append(row)
     return calibrated
 
 
-def _table(rows: Sequence[PlanRow], limit: float) -> Table:
-    from rich.table import Table
+def _with_whole_runs(
+    rows: Sequence[PlanRow],
+    recipes: Sequence[Technique],
+    base_sketch: Sketch,
+    task: Task,
+    settings: TrainSettings,
+) -> list[PlanRow]:
+    """Add the time and memory of a comparison of one seed with the default samples to the rows that are possible."""
+    from tunewise.advice.plan.whole_run import WholeRun, Workload
+    from tunewise.data.task import default_test_examples, sample
 
-    from tunewise.core.units import count, size
-
-    table = Table(
-        title=f"what fits into {size(limit)}",
-        caption="memory: peak in training; time: of the budget's steps, without what is trained before them; "
-        "prompt: largest number of tokens of a request; request: time of one request on its own",
+    workload = Workload(
+        task=task,
+        validation=sample(task.validation, 128),
+        test=sample(task.test, default_test_examples(task.kind)),
+        settings=settings,
     )
-    for name in (
-        "technique",
-        "verdict",
-        "optimised",
-        "stored",
-        "on disk",
-        "memory",
-        "time",
-        "prompt",
-        "request",
-        "largest batch",
-    ):
-        table.add_column(name, justify="left" if name in ("technique", "verdict") else "right")
-    for row in rows:
-        verdict: str = row.verdict
-        if row.changed:
-            verdict += f" batches of {row.changed['per_device_train_batch_size']}"
-            verdict += " and recomputation" if row.changed["gradient_checkpointing"] else ""
-        stored = row.parameters.stored if row.parameters is not None else None
-        request = row.request.seconds if row.request is not None else None
-        table.add_row(
-            row.technique,
-            verdict,
-            _cell(row.optimised_parameters, count),
-            _cell(stored, count),
-            _cell(row.artifact_bytes, size),
-            _cell(row.peak, size),
-            _cell(row.train_seconds, lambda s: f"{s:,.0f} s" if s < 600 else f"{s / 60:,.0f} min"),
-            _cell(row.prompt_tokens, "{:,.0f}".format),
-            _cell(request, lambda s: f"{1000 * s:,.0f} ms" if s < 10 else f"{s:,.0f} s"),
-            _cell(row.micro_batch, "{:,}".format),
-        )
-    return table
-
-
-def _cell(figure: float | None, show: Callable[[float], str]) -> str:
-    """Format a figure as a cell of the table; an unknown one is left empty."""
-    return "" if figure is None else show(figure)
+    run = WholeRun.here(base_sketch, workload)
+    completed = []
+    for row, recipe in zip(rows, recipes, strict=True):
+        if row.verdict != "not possible":
+            estimate = run.row(recipe)
+            row = replace(row, run=estimate.seconds, process=float(estimate.peak_memory_bytes))
+        completed.append(row)
+    return completed

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.cli.console import print_json, progress_display
+from tunewise.cli.console import command_again, echo, print_json
 from tunewise.cli.options import BaseLocation, Data, Device, Json, grouped_options, only
+from tunewise.cli.progress_display import progress_display
+from tunewise.contract.places import Places
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
 from tunewise.core.progress import for_row
@@ -25,6 +28,27 @@ Adaptations = Annotated[
     list[str], typer.Argument(help="Folders of adaptations or PEFT adapters of one base; NAME=FOLDER sets a name.")
 ]
 NewTokens = Annotated[int, typer.Option(help="Maximum number of tokens per answer.", min=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedPlaces:
+    """What several adaptations use besides their base."""
+
+    knowledge: Annotated[
+        list[str] | None, typer.Option(help="Index that rag searches; NAME=PLACE gives it to one adaptation.")
+    ] = None
+    embedder: Annotated[
+        list[str] | None, typer.Option(help="Embedder that rag or icl searches by; NAME=MODEL gives it to one.")
+    ] = None
+    reranker: Annotated[
+        list[str] | None, typer.Option(help="Cross-encoder that orders what rag found; NAME=MODEL gives it to one.")
+    ] = None
+
+    def by_name(self, names: Iterable[str]) -> dict[str, Places]:
+        """Return the places of each adaptation."""
+        from tunewise.serve.loading import places_by_name
+
+        return places_by_name([*names], {name: values or [] for name, values in asdict(self).items()})
 
 
 @grouped_options
@@ -43,6 +67,8 @@ def serve(
         int, typer.Option("--max-waiting", help="Answers that may wait; further requests get status 429.", min=1)
     ] = 256,
     drain: Annotated[int, typer.Option(help="Seconds that running answers have to finish after SIGTERM.", min=0)] = 30,
+    *,
+    used: ServedPlaces,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check, and print what would be served.")] = False,
 ) -> None:
     """Serve adaptations of one base with OpenAI's API; a request chooses its adaptation by the field `model`."""
@@ -66,19 +92,21 @@ def serve(
     from tunewise.serve.app import application
     from tunewise.serve.loading import load_pool
     from tunewise.serve.scheduler import Engine
-    from tunewise.serve.server import listening, run
+    from tunewise.serve.server import LOOPBACK_NAMES, listening, run
 
     listener = listening(host, port)
     with progress_display() as display:
-        pool = load_pool(folders, model, device, for_row(display, "serve"))
+        pool = load_pool(folders, model, device, for_row(display, "serve"), used.by_name(folders))
     names = ", ".join(pool.slots)
     if dry_run:
         listener.close()
-        typer.echo(f"would serve {names}")
+        echo(f"would serve {names}")
         return
     url_host = f"[{host}]" if ":" in host else host
-    typer.echo(f"serving {names} at http://{url_host}:{listener.getsockname()[1]}/v1", err=True)
-    run(application(Engine(pool, queue=queue, rows=rows), token=token), listener, drain)
+    echo(f"serving {names} at http://{url_host}:{listener.getsockname()[1]}/v1", err=True)
+    hosts = {*LOOPBACK_NAMES, host} if loopback(host) else None
+    run(application(Engine(pool, queue=queue, rows=rows), token=token, hosts=hosts), listener, drain)
+    echo(f"stopped; to serve again: {command_again()}", err=True)
 
 
 def _run_vllm(
@@ -90,12 +118,12 @@ def _run_vllm(
 
     command = vllm_command(folders, model, host, port)
     if dry_run:
-        typer.echo(shlex.join(command))
+        echo(shlex.join(command))
         return
     program = which("vllm")
     if program is None:
         raise SettingError("vllm is not installed; install vllm here, or leave --engine out")
-    typer.echo(shlex.join(command), err=True)
+    echo(shlex.join(command), err=True)
     # The token goes through the environment: a command line can be read by every user of the machine.
     os.execve(program, command, {**os.environ, **({"VLLM_API_KEY": token} if token else {})})  # noqa: S606
 
@@ -124,6 +152,8 @@ def chat(
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Random seed of sampling.")] = None,
     with_base: Annotated[bool, typer.Option("--base", help="Show the base's answers too.")] = False,
+    *,
+    used: ServedPlaces,
     as_json: Json = False,
 ) -> None:
     """Chat with one adaptation, or with several side by side."""
@@ -139,7 +169,7 @@ def chat(
 
     folders = adaptation_folders(adaptations)
     with progress_display() as display:
-        pool = load_pool(folders, model, device, for_row(display, "chat"))
+        pool = load_pool(folders, model, device, for_row(display, "chat"), used.by_name(folders))
     names = [name for name in pool.slots if with_base or name in folders]
     with _started(Engine(pool)) as engine:
         sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
@@ -172,6 +202,7 @@ def generate(
     device: Device = None,
     *,
     reading: Annotated[DataOptions, only("columns")],
+    places: Places,
     max_new_tokens: NewTokens = 128,
     batch_size: Annotated[int, typer.Option(help="Answers generated at a time.", min=1)] = 16,
     as_json: Json = False,
@@ -180,29 +211,31 @@ def generate(
     from tunewise.serve.answer_file import AnswerFile
     from tunewise.serve.prompt_file import read_prompts
 
-    conversations = read_prompts(data, pairs(reading.columns))
+    questions = read_prompts(data, pairs(reading.columns))
     quiet()
     from tunewise.serve.loading import adaptation_folders, load_pool
 
     folders = adaptation_folders([adaptation])
     name = next(iter(folders))
-    file = AnswerFile(out, conversations, name)
-    unanswered = file.left()
-    if unanswered:
-        from tunewise.serve.client import answer_all
-        from tunewise.serve.scheduler import Engine
+    with AnswerFile.held(out, questions, name) as file:
+        unanswered = file.left()
+        if unanswered:
+            from tunewise.serve.client import answer_all
+            from tunewise.serve.scheduler import Engine
 
-        with progress_display() as display:
-            pool = load_pool(folders, model, device, for_row(display, name))
-            with _started(Engine(pool, queue=2 * batch_size, rows=batch_size)) as engine:
-                before = len(conversations) - len(unanswered)
-                questions = {number: conversations[number] for number in unanswered}
-                replies = answer_all(engine, name, questions, batch_size, max_new_tokens)
-                for done, (number, reply) in enumerate(replies, before + 1):
-                    file.add(number, reply)
-                    display(name, "answering", done, len(conversations))
-    result = {"adaptation": name, "out": str(out), "answers": len(conversations), "new": len(unanswered)}
+            with progress_display() as display:
+                pool = load_pool(folders, model, device, for_row(display, name), {name: places})
+                with _started(Engine(pool, queue=2 * batch_size, rows=batch_size)) as engine:
+                    before = len(questions) - len(unanswered)
+                    open_questions = {number: questions[number] for number in unanswered}
+                    # Closed at once where an answer cannot be kept: what is being written then is given up.
+                    with closing(answer_all(engine, name, open_questions, batch_size, max_new_tokens)) as replies:
+                        for done, (number, reply) in enumerate(replies, before + 1):
+                            file.add(number, reply)
+                            display(name, "answering", done, len(questions))
+        file.put_in_order()
+    result = {"adaptation": name, "out": str(out), "answers": len(questions), "new": len(unanswered)}
     if as_json:
         print_json(result)
     else:
-        typer.echo(f"{len(conversations)} answers in {out}, {len(unanswered)} of them new")
+        echo(f"{len(questions)} answers in {out}, {len(unanswered)} of them new")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.cli.console import print_json, print_result, print_text, progress_display
+from tunewise.cli.console import print_json, print_result, print_text
 from tunewise.cli.options import (
     AdaptationFolder,
     BaseLocation,
@@ -21,6 +22,8 @@ from tunewise.cli.options import (
     grouped_options,
     only,
 )
+from tunewise.cli.progress_display import progress_display
+from tunewise.contract.places import Places
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
 from tunewise.core.progress import for_row
@@ -39,22 +42,35 @@ from tunewise.resolve import (
     train_settings,
 )
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tunewise.cli.progress_display import ProgressDisplay
+    from tunewise.core.progress import Progress
+    from tunewise.data.task import Example, Task
+    from tunewise.engine.model import Base
+    from tunewise.fitting.scoring import Scores
+    from tunewise.fitting.settings import TrainSettings
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """How one technique is trained, for how long, and whether a stopped run is continued."""
 
-    max_steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100
-    num_train_epochs: Annotated[float | None, typer.Option(help="Passes over the training data, instead of steps.")] = (
-        None
-    )
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Optimiser steps; default: three epochs, or as many as four minutes allow, at least 60 steps."
+        ),
+    ] = None
+    epochs: Annotated[
+        float | None,
+        typer.Option("--epochs", "--num-train-epochs", help="Passes over the training data, instead of steps."),
+    ] = None
     learning_rate: Annotated[
         float | None, typer.Option(help="Learning rate; default: the technique's own for this model.")
     ] = None
     steps: TrainOptions = field(default_factory=TrainOptions)
-    eval_steps: Annotated[
-        int, typer.Option(help="Optimiser steps between validation losses in metrics.jsonl; 0: none.")
-    ] = 0
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a stopped run; the result is the same, bit for bit.")
@@ -81,19 +97,30 @@ def fit(
         raise SettingError(
             f'fit takes one technique, not "{technique}"; join with + to compose, or use tunewise compare'
         )
+    if training.max_steps is not None and training.epochs is not None:
+        raise SettingError("--max-steps and --epochs both say how long to train; give one of them")
     recipe = recipes_of(technique, recipes, learning_rate=training.learning_rate)[0]
-    base = load_model(model, loading)
+    settings = train_settings(training.max_steps, training.steps, compute, remedies)
+    quiet()
     from tunewise.adaptation.fit import fit
+    from tunewise.engine.rows import fitted_to
 
-    settings = train_settings(training.max_steps, training.steps, compute, remedies, eval_steps=training.eval_steps)
     with progress_display() as display:
+        display(recipe.name, "loading the model", 0, 0)
+        base = load_model(model, loading)
+        fitted = fitted_to(base, task)
+        for note in fitted.notes[len(task.notes) :]:
+            display.message(note)
+        task = fitted
+        if training.max_steps is None and training.epochs is None and recipe.trains:
+            settings = _with_chosen_steps(base, task, settings, out, training.resume, display)
         record = fit(
             base,
             task,
             recipe,
             out,
             settings=settings,
-            num_train_epochs=training.num_train_epochs,
+            num_train_epochs=training.epochs,
             seed=training.seed,
             resume=training.resume,
             remembered=remembered,
@@ -104,6 +131,8 @@ def fit(
         return
     from tunewise.core.units import count
 
+    if "label_list" in record:
+        print_text(record["label_list"])
     print_text(
         f"{recipe.name}: validation loss {record['validation_loss_before']:.4f} before, "
         f"{record['validation_loss']:.4f} after; {count(record['optimised_parameters'])} parameters optimised, "
@@ -111,7 +140,30 @@ def fit(
         f"Score it: tunewise eval {record['adaptation']} --data {data}"
         + (f" --columns {reading.columns}" if reading.columns else "")
         + (f" --metric {reading.metric}" if reading.metric else "")
+        + "".join(f" --{name} {place}" for name, place in recipes.places.given().items())
+        + (f" --judge-url {reading.judge_url} --judge-model {reading.judge_model}" if reading.judge_url else "")
     )
+
+
+def _with_chosen_steps(
+    base: Base, task: Task, settings: TrainSettings, out: Path, resume: bool, display: ProgressDisplay
+) -> TrainSettings:
+    """Return the settings with the steps of the stopped run, or else those that data, model and machine suggest."""
+    from tunewise.adaptation.fit import require_free, require_same_text
+    from tunewise.comparison.budget import Budget, chosen_budget, keep_choice, training_device
+    from tunewise.core import artifact_writer
+    from tunewise.fitting.run_request import RunRequest
+
+    folder = artifact_writer.output_folder(out)
+    require_free(folder, resume)
+    require_same_text(base, task, folder)
+    stopped = RunRequest.newest(folder)
+    if stopped is not None and stopped.max_steps is not None:
+        return replace(settings, max_steps=stopped.max_steps)
+    chosen = chosen_budget(Budget(), base, task, settings, folder, training_device(base.device.type))
+    keep_choice(chosen, folder)
+    display.message(chosen.why)
+    return replace(settings, max_steps=chosen.steps)
 
 
 @grouped_options
@@ -128,12 +180,21 @@ def evaluate(
     ] = None,
     *,
     reading: DataOptions,
+    judge_against: Annotated[
+        str, typer.Option(help="For --metric judge: compare with the reference, as a comparison does, or the base.")
+    ] = "reference",
     predictions: Annotated[Path | None, typer.Option(help="Write the answers to this JSONL file.")] = None,
-    recipes: Annotated[TechniqueOptions, only("sets")],
+    recipes: Annotated[TechniqueOptions, only("sets", "places")],
     as_json: Json = False,
 ) -> None:
     """Score an adaptation on data, exactly as a comparison scores it."""
+    from tunewise.fitting.judge import Judge
+
     task = read_task(data, reading)
+    if judge_against not in ("reference", "base"):
+        raise SettingError(f'judge_against is "{judge_against}" but must be reference or base')
+    if judge_against == "base" and Judge.of(task.metric) is None:
+        raise SettingError("--judge-against is for --metric judge; give it, or leave this out")
     if split not in ("train", "validation", "test"):
         raise SettingError(f'split is "{split}" but must be train, validation or test')
     if examples is not None and examples < 1:
@@ -141,34 +202,74 @@ def evaluate(
     folder = folder_of(adaptation)
     quiet()
     from tunewise.adaptation.artifact import load
+    from tunewise.adaptation.record import require_used
     from tunewise.core import artifact_writer
-    from tunewise.data.task import sample
+    from tunewise.data.task import default_test_examples, sample
+    from tunewise.engine.rows import fitted_to
     from tunewise.fitting.scoring import describe, score
+    from tunewise.results.diagnostics import class_scores
 
-    loaded = load(folder, model=model, settings=settings_of(recipes.sets))
-    if task.template is None:
-        task = replace(task, template=loaded.style.template if (folder / "adaptation.json").is_file() else None)
-    chosen_examples = sample(getattr(task, split), examples or (200 if task.kind == "generation" else 500))
     with progress_display() as display:
-        scores = score(
-            loaded.attachment, task, chosen_examples, progress=for_row(display, loaded.attachment.recipe.name)
-        )
+        display(folder.name, "loading", 0, 0)
+        loaded = load(folder, model=model, settings=settings_of(recipes.sets), places=recipes.places)
+        require_used(recipes.places, [loaded.attachment.recipe])
+        if (folder / "adaptation.json").is_file():
+            task = task.in_style_of(loaded.style)
+        task = fitted_to(loaded.attachment.base, task)
+        chosen_examples = sample(getattr(task, split), examples or default_test_examples(task.kind))
+        opponents = None
+        if judge_against == "base":
+            loaded.attachment.detach()
+            base = loaded.attachment.base
+            opponents = _base_answers(base, task, chosen_examples, for_row(display, "base"))
+            loaded = load(folder, base=base, settings=settings_of(recipes.sets), places=recipes.places)
+        report = for_row(display, loaded.attachment.recipe.name)
+        scores = score(loaded.attachment, task, chosen_examples, progress=report, opponents=opponents)
     if predictions is not None:
         rows = [
             {"prompt": example.prompt, "prediction": text, "answer": example.answer, scores.metric: value}
             | ({"sources": cited} if (cited := loaded.attachment.citations(example)) else {})
-            for example, text, value in zip(chosen_examples, scores.predictions, scores.per_example, strict=True)
+            | ({"opponent": opponents[place]} if opponents is not None else {})
+            for place, (example, text, value) in enumerate(
+                zip(chosen_examples, scores.predictions, scores.per_example, strict=True)
+            )
         ]
         artifact_writer.write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    result = {"adaptation": str(folder), "split": split, **describe(scores)}
+    if Judge.of(task.metric) is not None:
+        result["judge_against"] = judge_against
+    if scores.confusion is not None:
+        classes = class_scores(scores.confusion, task.labels)
+        result |= {"confusion": scores.confusion.counts, "classes": [asdict(one) for one in classes]}
+    if scores.lengths is not None:
+        result |= {"lengths": scores.lengths.to_json()}
+    print_result(result, as_json, lambda: _scores_view(scores, split, task.labels))
+
+
+def _base_answers(base: Base, task: Task, examples: Sequence[Example], progress: Progress) -> list[str]:
+    """Return what the base answers, with nothing attached."""
+    from tunewise.core.seeds import generator
+    from tunewise.fitting.scoring import score
+    from tunewise.techniques.registry import make
+
+    attachment = make("base").attach(base, generator(0, "attach"))
+    scores = score(attachment, replace(task, metric="exact_match"), examples, progress)
+    attachment.detach()
+    return scores.predictions
+
+
+def _scores_view(scores: Scores, split: str, labels: Sequence[str]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    from tunewise.results.report.answer_tables import score_details
+
     others = ", ".join(f"{name} {value:.4f}" for name, value in scores.others.items())
-    print_result(
-        {"adaptation": str(folder), "split": split, **describe(scores)},
-        as_json,
-        lambda: (
-            f"{scores.metric} {scores.mean:.4f} on {len(chosen_examples)} {split} examples; "
-            f"nll {scores.nll:.4f} per token; {others}"
-        ),
+    line = (
+        f"{scores.metric} {scores.mean:.4f} on {len(scores.per_example)} {split} examples; "
+        f"nll {scores.nll:.4f} per token; {others}"
     )
+    return Group(Text(line), *score_details(scores.confusion, scores.lengths, labels))
 
 
 def folder_of(path: Path) -> Path:
@@ -192,7 +293,8 @@ def interpolate(
     retention: Retention = None,
     model: BaseLocation = None,
     *,
-    reading: Annotated[DataOptions, only("columns", "metric")],
+    reading: Annotated[DataOptions, only("columns", "metric", "kind", "skip_bad_rows", "judge_url", "judge_model")],
+    places: Places,
     as_json: Json = False,
 ) -> None:
     """Score models interpolated between a base and its adaptation: what is learnt against what is forgotten."""
@@ -204,10 +306,15 @@ def interpolate(
     quiet()
     from tunewise.adaptation.artifact import load
     from tunewise.adaptation.interpolate import measured
+    from tunewise.adaptation.record import require_used
+    from tunewise.engine.rows import fitted_to
 
-    loaded = load(folder_of(adaptation), model=model)
-    task = replace(task, template=task.template or loaded.style.template)
+    folder = folder_of(adaptation)
     with progress_display() as display:
+        display(folder.name, "loading", 0, 0)
+        loaded = load(folder, model=model, places=places)
+        require_used(places, [loaded.attachment.recipe])
+        task = fitted_to(loaded.attachment.base, task.in_style_of(loaded.style))
         rows = measured(loaded.attachment, task, shares, texts, examples, display)
     from tunewise.results.report.tables import curve_table
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from tunewise.advice.advise import Advice, AdviceRow
 from tunewise.advice.atlas.schema import Record
-from tunewise.core.units import count, size
+from tunewise.core.text import model_name
+from tunewise.core.units import count, duration, size
+from tunewise.results.report.layout import Column, FittedTable, TableRow, decimals_of_intervals, with_interval
 
 
-def render_advice(advice: Advice) -> RenderableType:
-    """Show what is advised, the ranking with a reason for each candidate, and what would change it."""
-    parts: list[RenderableType] = [Text(f"{advice.task} on {advice.model}", style="bold")]
+def render_advice(advice: Advice, *, wide: bool = False) -> RenderableType:
+    """Show what is advised, the ranking with a reason for each candidate, and what would change it.
+
+    `wide` shows all columns of the ranking, whatever the width of the terminal.
+    """
+    parts: list[RenderableType] = [Text(f"{advice.task} on {model_name(advice.model)}", style="bold")]
     parts += [Text(sentence.text) for sentence in advice.summary]
-    parts += [Text(), _ranking(advice.rows), Text("\nWhat would change the answer", style="bold")]
+    parts += [Text(), _ranking(advice.rows, wide), Text("\nWhat would change the answer", style="bold")]
     parts += [Text(f"  {change.sentence.text}") for change in advice.changes]
     evidence = advice.evidence
     parts.append(
@@ -31,56 +35,89 @@ def render_advice(advice: Advice) -> RenderableType:
     return Group(*parts)
 
 
-def _ranking(rows: Iterable[AdviceRow]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", "technique", "gain", "95 %", "request", "artifact", "why"):
-        table.add_column(name, justify="left" if name in ("technique", "why") else "right")
+def _ranking(rows: Sequence[AdviceRow], wide: bool) -> RenderableType:
+    table_rows = []
     for row in rows:
         forecast, ruled_out = row.forecast, row.verdict == "out"
         # The first reason repeats the cells of the gain, unless it says why the technique is ruled out.
         reasons = row.reasons if ruled_out else row.reasons[1:3]
+        plan = forecast.plan
+        figures = [
+            with_interval(forecast.gain, forecast.low, forecast.high, form=".2f"),
+            duration(plan.train_seconds) if plan is not None and plan.train_seconds is not None else "",
+            size(plan.peak) if plan is not None and plan.peak is not None else "",
+            size(forecast.artifact_bytes),
+            f"{forecast.prompt_tokens:.0f}",
+        ]
         cells = [
             "" if ruled_out else str(row.rank),
             forecast.technique,
-            "out" if ruled_out else f"{forecast.gain:.2f}",
-            "" if ruled_out else f"{forecast.low:.2f} to {forecast.high:.2f}",
-            "" if ruled_out else f"{forecast.prompt_tokens:.0f}",
-            "" if ruled_out else size(forecast.artifact_bytes),
+            *(["out", "", "", "", ""] if ruled_out else figures),
             " ".join(sentence.text for sentence in reasons),
         ]
         style = "green" if row.verdict == "advised" else "dim" if ruled_out else ""
-        table.add_row(*(Text(cell, style=style) for cell in cells))
-    return table
+        table_rows.append(TableRow(cells, style))
+    planned = {name for place, name in ((3, "time"), (4, "memory")) if any(row.cells[place] for row in table_rows)}
+    places = [place for place, column in enumerate(_RANKING) if column.name not in {"time", "memory"} - planned]
+    chosen = [TableRow([row.cells[place] for place in places], row.style) for row in table_rows]
+    return FittedTable([_RANKING[place] for place in places], chosen, wide)
 
 
-def atlas_table(records: Iterable[Record], own: Path) -> RenderableType:
-    """Show the records, one per line."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("record", "parameters", "kind", "train", "seeds", "base", "best", "technique"):
-        table.add_column(name, justify="left" if name in ("record", "kind", "technique") else "right")
+_RANKING = (
+    Column(""),
+    Column("technique", kind="words"),
+    Column(
+        "gain", meaning="expected share of what the best technique adds to the base's score, with its 95 % interval"
+    ),
+    Column("time", rank=1, meaning="of training, as planned"),
+    Column("memory", rank=2, meaning="peak in training, as planned"),
+    Column("artifact", rank=3, meaning="size of the adaptation"),
+    Column("request", rank=4, meaning="tokens per request"),
+    Column("why", kind="prose"),
+)
+
+
+def atlas_table(records: Iterable[Record], own: Path, *, wide: bool = False) -> RenderableType:
+    """Show the records, one per line; `wide` shows all columns, whatever the width of the terminal."""
+    rows = []
     for record in records:
         best, score = record.best
-        cells = (
-            record.name,
-            count(record.model.parameters),
-            record.task.kind,
-            f"{record.task.train:,}",
-            str(record.budget.seeds),
-            f"{record.base:.3f}",
-            f"{score:.3f}",
-            best,
+        rows.append(
+            TableRow(
+                [
+                    record.name,
+                    count(record.model.parameters),
+                    record.task.kind,
+                    f"{record.task.train:,}",
+                    str(record.budget.seeds),
+                    f"{record.base:.3f}",
+                    f"{score:.3f}",
+                    best,
+                ]
+            )
         )
-        table.add_row(*(Text(cell) for cell in cells))
-    return Group(table, Text(f"your own records: {own}", style="dim"))
+    return Group(FittedTable(_RECORDS, rows, wide), Text(f"your own records: {own}", style="dim"))
 
 
-def record_page(record: Record) -> RenderableType:
-    """Show one record in full."""
+_RECORDS = (
+    Column("record", kind="words"),
+    Column("parameters", rank=2),
+    Column("kind", rank=3, kind="words"),
+    Column("train", rank=4, meaning="training examples"),
+    Column("seeds", rank=5),
+    Column("base", rank=1, meaning="its score"),
+    Column("best", meaning="the best row's score"),
+    Column("technique", kind="words", meaning="of the best row"),
+)
+
+
+def record_page(record: Record, *, wide: bool = False) -> RenderableType:
+    """Show one record in full; `wide` shows all columns of its rows, whatever the width of the terminal."""
     task, provenance = record.task, record.provenance
     parts: list[RenderableType] = [
         Text(record.name, style="bold"),
         Text(
-            f"{task.name} ({task.kind}, {task.metric}) on {record.model.name}, "
+            f"{task.name} ({task.kind}, {task.metric}) on {model_name(record.model.name)}, "
             f"{count(record.model.parameters)} parameters"
         ),
         Text(
@@ -89,26 +126,42 @@ def record_page(record: Record) -> RenderableType:
             f"{provenance.created}"
         ),
         Text(provenance.command, style="dim"),
+        *(Text(remark, style="yellow") for remark in provenance.remarks or ()),
         Text(
             ", ".join(f"{name} {value:.4g}" for name, value in record.features.to_json().items() if value is not None)
         ),
     ]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("technique", "score", "95 %", "gain", "nll", "forgot", "seconds", "artifact", "learning rate"):
-        table.add_column(name, justify="left" if name == "technique" else "right")
+    intervals = [row.score.high - row.score.low for row in record.rows if row.score is not None]
+    decimals = decimals_of_intervals(intervals)
+    rows, unscored = [], []
     for row in record.rows:
         if row.score is None or row.cost is None or row.nll is None:
-            table.add_row(row.technique, Text(f"{row.status}: {row.reason}"))
+            unscored.append(Text(f"{row.technique} {row.status}: {row.reason}"))
             continue
-        table.add_row(
-            row.technique,
-            f"{row.score.mean:.3f}",
-            f"{row.score.low:.3f} to {row.score.high:.3f}",
-            f"{record.gain(row.technique):.2f}",
-            f"{row.nll:.3f}",
-            f"{row.forgetting.nll_rise:+.3f}" if row.forgetting is not None else "",
-            f"{row.cost.seconds:.0f}",
-            size(row.cost.artifact_bytes),
-            f"{row.learning_rate:.3g}" if row.learning_rate is not None else "",
+        rows.append(
+            TableRow(
+                [
+                    row.technique,
+                    with_interval(row.score.mean, row.score.low, row.score.high, decimals),
+                    f"{record.gain(row.technique):.2f}",
+                    f"{row.nll:.3f}",
+                    f"{row.forgetting.nll_rise:+.3f}" if row.forgetting is not None else "",
+                    duration(row.cost.seconds),
+                    size(row.cost.artifact_bytes),
+                    f"{row.learning_rate:.3g}" if row.learning_rate is not None else "",
+                ]
+            )
         )
-    return Group(*parts, table)
+    return Group(*parts, FittedTable(_ROWS_OF_RECORD, rows, wide, unscored))
+
+
+_ROWS_OF_RECORD = (
+    Column("technique", kind="words"),
+    Column("score", meaning="with its 95 % interval"),
+    Column("gain", rank=1, meaning="share of what the best technique adds to the base's score"),
+    Column("nll", rank=5, meaning="nats per answer token"),
+    Column("forgot", rank=2, meaning="rise of the loss on retention text, in nats per token"),
+    Column("time", rank=3),
+    Column("artifact", rank=4, meaning="size of the adaptation"),
+    Column("learning rate", rank=6),
+)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypedDict, cast
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tunewise.data.task import Task
+from tunewise.core.text import visible
+from tunewise.data.task import Example, Task
 from tunewise.data.task import check as check_task
-from tunewise.engine.encoding import Encoder
-from tunewise.engine.model import Base
+from tunewise.engine.configuration import UnloadedModel
+from tunewise.engine.conversation import final_answer
+from tunewise.engine.encoding import Encoder, fit_window, lists_labels
+from tunewise.engine.rows import fitted_to
 
+_RENDERED = 1000  # answers that are looked for in their renderings
+_SAMPLED = 64  # prompts that the list of labels is measured on; it takes the same tokens in all of them, almost
 _TRUNCATION = (
     "the prompt is truncated at its start, down to half of the window; then the answer is truncated at its end"
 )
@@ -74,18 +79,40 @@ class Exceeding:
 
 
 @dataclass(frozen=True)
+class LabelListCost:
+    """Holds what a list of the labels costs in each prompt.
+
+    `tokens` is the length of the list and `prompt_tokens` the mean length of a training prompt with it. `choice` is
+    "auto", "yes" or "no", as `--label-list` has it.
+    """
+
+    labels: int
+    tokens: int
+    prompt_tokens: float
+    choice: str
+
+
+@dataclass(frozen=True)
 class FirstExample:
-    """Holds the first training example as the model sees it."""
+    """Holds the first training example as the model sees it.
+
+    `stretches` are its text in order, each with whether it is learnt; `prompt` and `answer` are the same text in two.
+    """
 
     prompt: str
     answer: str
     template: str | None
     chat: bool
+    stretches: list[tuple[str, bool]]
 
 
 @dataclass(frozen=True)
 class ModelView:
-    """Holds how a model sees a task's training examples."""
+    """Holds how a model sees a task's training examples.
+
+    `notes` say what was done to conversations or texts for this model. `answers_not_shown` counts answers whose text
+    does not occur in what the chat template makes of them, so that something else is learnt.
+    """
 
     model: str
     window: int
@@ -93,6 +120,9 @@ class ModelView:
     histogram: list[Bin]
     exceeding: Exceeding
     first_example: FirstExample
+    label_list: LabelListCost | None
+    notes: list[str]
+    answers_not_shown: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,30 +137,55 @@ class DataCheck:
         return {**self.task, **(asdict(self.view) if self.view is not None else {})}
 
 
-def check(task: Task, base: Base | None = None) -> DataCheck:
-    """Check a task; with a base, also token lengths, the first example as the model sees it, and what exceeds it."""
-    return DataCheck(cast(TaskFacts, check_task(task)), _view(task, base) if base is not None else None)
+def check(task: Task, model: UnloadedModel | None = None) -> DataCheck:
+    """Check a task; with a model, also token lengths, the first example as the model sees it, and what exceeds it."""
+    return DataCheck(cast(TaskFacts, check_task(task)), _view(task, model) if model is not None else None)
 
 
-def _view(task: Task, base: Base) -> ModelView:
-    encoder, unlimited = Encoder(base, task), Encoder(base, task)
-    unlimited.limit = 1 << 30
-    sequences = encoder.encode(task.train)
-    lengths = [len(sequence.ids) for sequence in unlimited.encode(task.train)]
+def _view(task: Task, model: UnloadedModel) -> ModelView:
+    fitted = fitted_to(model, task)
+    notes, task = [note for note in fitted.notes if note not in task.notes], fitted
+    encoder = Encoder(model, task)
+    sizes = encoder.sizes(task.train)
+    kept = [sum(fit_window(prompt, answer, encoder.limit)) for prompt, answer in sizes]
+    lengths = [prompt + answer for prompt, answer in sizes]
     prompt, answer = encoder.text(task.train[0])
     return ModelView(
-        model=base.name,
+        model=model.name,
         window=encoder.limit,
         tokens=TokenLengths(
             shortest=min(lengths),
             mean=sum(lengths) / len(lengths),
             longest=max(lengths),
-            kept=sum(len(sequence.ids) for sequence in sequences),
+            kept=sum(kept),
         ),
         histogram=_histogram(lengths),
-        exceeding=Exceeding(sum(sequence.truncated for sequence in sequences)),
-        first_example=FirstExample(prompt, answer, encoder.template, encoder.chat),
+        exceeding=Exceeding(sum(size < length for size, length in zip(kept, lengths, strict=True))),
+        first_example=FirstExample(prompt, answer, encoder.template, encoder.chat, encoder.marked(task.train[0])),
+        label_list=_label_list_cost(task, model, encoder, sum(size for size, _ in sizes) / len(sizes)),
+        notes=notes,
+        answers_not_shown=sum(not _is_shown(encoder, example) for example in task.train[:_RENDERED]),
     )
+
+
+def _is_shown(encoder: Encoder, example: Example) -> bool:
+    """Tell whether an answer's words are what its rendering teaches."""
+    return not encoder.chat or final_answer(example.answer) in "".join(encoder.text(example))
+
+
+def _label_list_cost(task: Task, model: UnloadedModel, encoder: Encoder, mean_prompt: float) -> LabelListCost | None:
+    """Measure the list of labels; None where there is none and none was asked about."""
+    if task.kind != "classification" or task.template is not None or (not encoder.chat and task.label_list is None):
+        return None
+    sampled = task.train[:_SAMPLED]
+    with_list, without = (
+        sum(prompt for prompt, _ in Encoder(model, replace(task, label_list=listed)).sizes(sampled))
+        for listed in (True, False)
+    )
+    tokens = round((with_list - without) / len(sampled))
+    listed = lists_labels(task, chat=encoder.chat)
+    choice = "auto" if task.label_list is None else "yes" if task.label_list else "no"
+    return LabelListCost(len(task.labels), tokens, mean_prompt if listed else mean_prompt + tokens, choice)
 
 
 def _histogram(lengths: list[int]) -> list[Bin]:
@@ -151,15 +206,15 @@ def check_page(check: DataCheck) -> RenderableType:
         Text(f"examples: {counts}"),
     ]
     if task["labels"]:
-        labels = ", ".join(f"{_visible(label)} {sum(splits.values())}" for label, splits in task["labels"].items())
+        labels = ", ".join(f"{visible(label)} {sum(splits.values())}" for label, splits in task["labels"].items())
         parts.append(Text(f"labels: {labels}"))
-    parts += [Text(_visible(note)) for note in task["notes"]]
+    parts += [Text(visible(note)) for note in task["notes"]]
     leaks = task["leaks"]
     parts.append(Text(f"duplicates within train: {task['duplicates']}"))
     parts.append(
         Text(
             f"held-out prompts that are also in train: {leaks['count']}"
-            + "".join(f"\n  {leak['split']}: {_visible(leak['text'][:100])}" for leak in leaks["examples"]),
+            + "".join(f"\n  {leak['split']}: {visible(leak['text'][:100])}" for leak in leaks["examples"]),
             style="red" if leaks["count"] else "",
         )
     )
@@ -173,6 +228,8 @@ def check_page(check: DataCheck) -> RenderableType:
             f"the window is {view.window}"
         )
     )
+    if view.label_list is not None:
+        parts.append(Text(_label_list_text(view.label_list)))
     most = max(item.examples for item in view.histogram)
     for item in view.histogram:
         bar = "█" * round(40 * item.examples / most)
@@ -184,12 +241,34 @@ def check_page(check: DataCheck) -> RenderableType:
                 "red",
             )
         )
-    prompt, answer = _visible(view.first_example.prompt), _visible(view.first_example.answer)
-    parts.append(Text("\nfirst example (dim: prompt, green: trained on):"))
-    parts.append(Text.assemble((prompt, "dim"), (f"⟨{answer}⟩", "green")))
+    parts += [Text(visible(note)) for note in view.notes]
+    if view.answers_not_shown:
+        parts.append(
+            Text(
+                f"The text of {view.answers_not_shown} of the first answers does not occur in what the chat template "
+                "makes of them; look at the first example below before you train.",
+                "red",
+            )
+        )
+    parts.append(Text("\nfirst example (dim: prompt, green in ⟨⟩: trained on):"))
+    parts.append(
+        Text.assemble(
+            *(
+                (f"⟨{visible(text)}⟩", "green") if learnt else (visible(text), "dim")
+                for text, learnt in view.first_example.stretches
+            )
+        )
+    )
     return Group(*parts)
 
 
-def _visible(text: str) -> str:
-    """Escape the control characters that would act on a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+def _label_list_text(cost: LabelListCost) -> str:
+    takes = f"The list of {cost.labels} labels takes {cost.tokens} of {cost.prompt_tokens:.0f} tokens of a mean prompt"
+    if cost.choice == "auto":
+        return f"{takes}; --label-list no leaves it out, auto decides on validation."
+    if cost.choice == "yes":
+        return f"{takes}; --label-list no leaves it out."
+    return (
+        f"The list of {cost.labels} labels is left out of the prompt; it would take {cost.tokens} of "
+        f"{cost.prompt_tokens:.0f} tokens."
+    )

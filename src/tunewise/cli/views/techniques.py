@@ -7,13 +7,13 @@ from dataclasses import fields
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from tunewise.contract.settings import default_of
 from tunewise.contract.technique import FAMILIES, Technique
 from tunewise.core.units import count
+from tunewise.results.report.layout import Column, FittedTable, TableRow
 from tunewise.techniques.registry import all_techniques, make
 
 
@@ -41,6 +41,7 @@ def facts(name: str | None = None) -> Any:
         "summary": cls.summary,
         "equation": cls.equation,
         "citation": vars(cite) if cite else None,
+        "differs": cls.differs or None,
         "needs": cls.needs or None,
         "sides": sorted(cls.sides),
         "trains": cls.trains,
@@ -76,6 +77,7 @@ def render_technique(name: str) -> RenderableType:
         lines.append(Text(f'  {cite.authors} {cite.year}, "{cite.title}", {cite.equation}\n  {cite.url}', style="dim"))
     traits = {
         "family": cls.family,
+        "differs from the paper": cls.differs or "no, or only with some models and settings",
         "needs": cls.needs or "nothing special",
         "merges into the base": "yes" if cls.mergeable else "no",
         "equals the base before training": "yes" if cls.identity_at_start else "no",
@@ -86,31 +88,37 @@ def render_technique(name: str) -> RenderableType:
         grid = ", ".join(f"{value:.3g}" for value in cls.search_grid)
         traits["default learning rate"] = f"{cls.reference_rate:g}{scaled}; a search multiplies it by {grid}"
     lines += [Text(f"  {key}: {value}") for key, value in traits.items()]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("setting", "default", "range", "meaning"):
-        table.add_column(column)
-    for item in fields(cls):
-        table.add_row(
-            *(
-                Text(cell)
-                for cell in (item.name, _format_value(default_of(item)), _format_range(item), item.metadata["help"])
-            )
-        )
-    return Group(*lines, Text(""), table) if table.row_count else Group(*lines)
+    rows = [
+        TableRow([item.name, _format_value(default_of(item)), _format_range(item), item.metadata["help"]])
+        for item in fields(cls)
+    ]
+    return Group(*lines, Text(""), FittedTable(_SETTINGS, rows)) if rows else Group(*lines)
+
+
+_SETTINGS = (
+    Column("setting", kind="words"),
+    Column("default", kind="words"),
+    Column("range", kind="prose"),
+    Column("meaning", kind="prose"),
+)
+_PEFT_METHODS = (
+    Column("technique", kind="words"),
+    Column("parameters"),
+    Column("trains", kind="words"),
+    Column("merges", kind="words"),
+    Column("reason", kind="prose"),
+)
 
 
 def peft_table(rows: Sequence[Mapping[str, Any]], model: str) -> RenderableType:
     """Show as a table which of PEFT's methods train and merge on a model."""
-    table = Table(
-        title=f"PEFT's methods on {model}", title_justify="left", box=None, pad_edge=False, header_style="bold"
-    )
-    for column in ("technique", "parameters", "trains", "merges", "reason"):
-        table.add_column(column, justify="right" if column == "parameters" else "left")
+    table_rows = []
     for row in rows:
         works = ["yes" if row[key] else "no" for key in ("trains", "merges")]
         number = count(row["parameters"]) if row["parameters"] else "-"
-        table.add_row(*(Text(cell) for cell in (row["technique"], number, *works, row["reason"] or "")))
-    return table
+        table_rows.append(TableRow([row["technique"], number, *works, row["reason"] or ""]))
+    title = Text(f"PEFT's methods on {model}", style="italic")
+    return Group(title, FittedTable(_PEFT_METHODS, table_rows))
 
 
 def _format_value(value: Any) -> str:

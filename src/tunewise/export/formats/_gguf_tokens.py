@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
+from tunewise.engine.conversation import ChatTemplate
+
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
@@ -175,3 +177,6 @@ def add_tokens(writer: Any, base: Base) -> None:
     writer.add_add_eos_token(tokenizer.eos_token_id is not None and ids[-1:] == [tokenizer.eos_token_id])
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
+        taught = ChatTemplate(tokenizer, base.generation_ends).ends.taught
+        if taught is not None and taught != tokenizer.eos_token_id:
+            writer.add_eot_token_id(taught)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
 FILE = "model.gguf"
+_POSITION_EMBEDDINGS = "wpe.weight"  # GPT-2's; the other models' positions are rotary
+_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,15 @@ class GgufFormat(Format):
             raise TechniqueError(
                 f"{loaded.attachment.recipe.name} cannot be exported to gguf: {problem}; use merged, or another format"
             )
-        write_file(model, base, folder / FILE, options)
+        write_file(self, model, base, folder / FILE, options)
         return Written()
+
+    def stored_dtype(self, name: str, tensor: Tensor, options: ExportOptions) -> torch.dtype:
+        """Keep norms, biases and position embeddings in float32, as llama.cpp's own converter does."""
+        in_float32 = tensor.dim() == 1 or name.endswith(_POSITION_EMBEDDINGS)
+        # Everything else that is no half-precision type is written in float32.
+        half = options.dtype in (torch.float16, torch.bfloat16)
+        return options.dtype if half and not in_float32 else torch.float32
 
     def read(self, folder: Path, base: Base) -> Reader:
         """Read with transformers, and pass on the two sizes that it does not take from the file itself."""
@@ -121,8 +130,8 @@ def _model_problem(config: Any) -> str | None:
     return None
 
 
-def write_file(model: PreTrainedModel, base: Base, path: Path, options: ExportOptions) -> None:
-    """Write a merged model to a GGUF file.
+def write_file(chosen: GgufFormat, model: PreTrainedModel, base: Base, path: Path, options: ExportOptions) -> None:
+    """Write a merged model to a GGUF file, in the types that the format has for its tensors.
 
     Raises:
         TechniqueError: a tensor has no name in GGUF.
@@ -148,10 +157,7 @@ def write_file(model: PreTrainedModel, base: Base, path: Path, options: ExportOp
         for part, count in (("attn_q.", heads), ("attn_k.", groups)):
             if family.interleaved and part in gguf_name:
                 values = _interleaved(values, count)
-        # Norms, biases and position embeddings stay in float32, as llama.cpp's own converter keeps them.
-        in_float32 = values.dim() == 1 or "position_embd" in gguf_name
-        type_name = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(options.dtype, "F32")
-        kind = gguf.GGMLQuantizationType["F32" if in_float32 else type_name]
+        kind = gguf.GGMLQuantizationType[_TYPES[chosen.stored_dtype(name, parameter, options)]]
         writer.add_tensor(gguf_name, gguf.quants.quantize(values.contiguous().numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -18,7 +18,7 @@ from tunewise.core.errors import TechniqueError
 from tunewise.engine.anatomy import is_transposed
 from tunewise.export.format import ExportOptions, Format, Written, not_in_weights
 from tunewise.export.formats.peft import write_adapter
-from tunewise.export.readers import AdapterReader, Reader
+from tunewise.export.readers import Reader, adapter_reader
 from tunewise.export.weight_changes import find_weight_changes
 from tunewise.techniques.building.peft_lora import Factors, portable
 
@@ -86,7 +86,7 @@ class LoraFormat(Format):
 
     def read(self, folder: Path, base: Base) -> Reader:
         """Read with PEFT, on the base."""
-        return AdapterReader(folder, base)
+        return adapter_reader(folder, base)
 
 
 def _truncation_error(s: Tensor, rank: int) -> float:

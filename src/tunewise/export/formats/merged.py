@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tunewise.export.format import ExportOptions, Format, Written, not_in_weights
 from tunewise.export.readers import CausalReader, Reader
+from tunewise.fitting.scoring import encoder_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,7 +35,7 @@ class MergedFormat(Format):
     def write(self, loaded: Adaptation, folder: Path, options: ExportOptions) -> Written:
         """Merge, and save the merged model."""
         save(loaded.attachment.merge(), loaded.attachment.base, folder, options)
-        return Written()
+        return Written(write_ends(loaded, folder))
 
     def read(self, folder: Path, base: Base) -> Reader:
         """Read with transformers."""
@@ -56,6 +57,27 @@ def save(merged: nn.Module, base: Base, folder: Path, options: ExportOptions) ->
     config["dtype"] = str(options.dtype).removeprefix("torch.")
     path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     base.tokenizer.save_pretrained(folder)
+
+
+def write_ends(loaded: Adaptation, folder: Path) -> tuple[str, ...]:
+    """Make generation by others stop where answers were taught to end; return what a user must know of prompts.
+
+    Other programs stop at the tokens of `generation_config.json`, which some bases lack the end of a turn in.
+    """
+    from transformers import GenerationConfig
+
+    encoder = encoder_for(loaded.attachment, loaded.style)
+    ends = sorted(encoder.ends.stops)
+    own = getattr(loaded.attachment.base.model, "generation_config", None)
+    config = GenerationConfig.from_dict(own.to_dict()) if own is not None else GenerationConfig()
+    config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
+    config.save_pretrained(folder)
+    if not encoder.opening:
+        return ()
+    return (
+        f"Prompts were trained with {encoder.opening!r} after what the chat template writes before an answer; write it "
+        "there too (for Qwen3: enable_thinking=False).",
+    )
 
 
 FORMAT = MergedFormat()

@@ -40,9 +40,8 @@ class OllamaFormat(GgufFormat):
 def modelfile(loaded: Adaptation) -> str:
     """Write the Modelfile of an adaptation: greedy decoding, its template, and the texts that end an answer."""
     encoder = encoder_for(loaded.attachment, loaded.style)
-    stops = [] if encoder.eos is None else [str(encoder.tokenizer.decode([encoder.eos]))]
-    stop = loaded.record.get("style", {}).get("stop")
-    stops += [stop] if stop and not encoder.chat else []
+    stops = [encoder.spell(stop) for stop in sorted(encoder.ends.stops)]
+    stops += [loaded.stop] if loaded.stop and not encoder.chat else []
     lines = [f"FROM ./{FILE}", f'TEMPLATE """{template(encoder)}"""', "PARAMETER temperature 0"]
     lines += [f"PARAMETER num_ctx {loaded.attachment.base.window}"]
     lines += ["PARAMETER stop " + '"' + text.replace("\n", "\\n").replace('"', '\\"') + '"' for text in stops]

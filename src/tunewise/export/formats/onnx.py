@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tunewise.core.errors import SettingError
 from tunewise.export.format import ExportOptions, Format, Written, not_in_weights, require_package
+from tunewise.export.formats.merged import write_ends
 from tunewise.export.readers import Reader
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ class OnnxFormat(Format):
         """Refuse what does not merge."""
         return not_in_weights(attachment)
 
+    def default_dtype(self, base: Base) -> torch.dtype:
+        """Return the only type that there is."""
+        return torch.float32
+
     def write(self, loaded: Adaptation, folder: Path, options: ExportOptions) -> Written:
         """Merge, trace, and write the graph.
 
@@ -53,7 +58,7 @@ class OnnxFormat(Format):
         trace(loaded.attachment.merge(), base, folder / FILE)
         base.tokenizer.save_pretrained(folder)
         base.model.config.save_pretrained(folder)
-        return Written()
+        return Written(write_ends(loaded, folder))
 
     def read(self, folder: Path, base: Base) -> Reader:
         """Read with ONNX Runtime."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewise.export.format import ExportOptions, Format, Written
-from tunewise.export.readers import AdapterReader, Reader
+from tunewise.export.readers import Reader, adapter_reader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class PeftFormat(Format):
 
     def read(self, folder: Path, base: Base) -> Reader:
         """Read with PEFT, on the base."""
-        return AdapterReader(folder, base)
+        return adapter_reader(folder, base)
 
 
 def write_adapter(

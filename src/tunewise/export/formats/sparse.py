@@ -85,7 +85,7 @@ class _SparseReader(CausalReader):
     def __init__(self, folder: Path, base: Base) -> None:
         from safetensors.torch import load_file
 
-        super().__init__(base.model, base.device)
+        super().__init__(base)
         tensors = load_file(folder / "sparse.safetensors")
         self.originals: dict[str, tuple[Tensor, Tensor]] = {}  # positions and values of the base's own entries
         for key in [key for key in tensors if key.endswith(".index")]:

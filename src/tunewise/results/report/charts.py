@@ -254,12 +254,33 @@ def _curves(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Chart:
         for row in rows
         if len(points := [(step, loss) for step, loss in row.curve or () if loss is not None]) > 1
     ]
-    losses = [loss for one in series for loss in one.y]
+    validation = [
+        Series(
+            name := show(row.technique, 40),
+            show(row.family, 40),
+            "trail",
+            [step for step, _ in points],
+            [loss for _, loss in points],
+            hover=[
+                f"{name}, step {step}: validation loss {loss:.3f}" + (", kept" if step == _best_step(row) else "")
+                for step, loss in points
+            ],
+            variant=variants[row.technique],
+        )
+        for row in rows
+        if (points := [(step, loss) for step, loss in row.validation_curve or () if loss is not None])
+    ]
+    losses = [loss for one in series + validation for loss in one.y]
     log = bool(losses) and min(losses) > 0 and max(losses) > 10 * min(losses)
-    views = [View("training loss", "step", "training loss", series, log_y=log)] if series else []
-    return Chart(
-        "curves", "Learning curves", "Training loss by step, of the seed with the lowest validation loss.", views
-    )
+    views = [View("training loss", "step", "training loss", series + validation, log_y=log)] if series else []
+    caption = "Training loss by step, of the seed with the lowest validation loss."
+    if validation:
+        caption += " Dots are validation losses on the way; the state with the lowest one is kept."
+    return Chart("curves", "Learning curves", caption, views)
+
+
+def _best_step(row: ScoredRow) -> int | None:
+    return row.training.best_step if row.training is not None else None
 
 
 def _costs(rows: Sequence[ScoredRow], variants: Mapping[str, int]) -> Chart:

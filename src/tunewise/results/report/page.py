@@ -14,8 +14,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tunewise.core.text import visible
 from tunewise.core.units import count, size
+from tunewise.results.report.answer_tables import answer_tables, length_table
 from tunewise.results.report.charts import charts, words
+from tunewise.results.report.next_steps import next_steps
 from tunewise.results.report.plotly_charts import drawn, library
 from tunewise.results.report.tables import (
     COLUMNS,
@@ -40,6 +43,10 @@ _FURTHER: dict[str, Callable[[ScoredRow], str]] = {
     "forgot, 95 %": lambda row: _ends(row.forgetting) if row.forgetting is not None else "",
     "KL on the task": lambda row: shown(row.forgetting.kl_task, "{:.3f}") if row.forgetting is not None else "",
     "weight change": lambda row: shown(row.forgetting.weight_change, "{:.3g}") if row.forgetting is not None else "",
+    "tokens read before training": lambda row: (
+        shown(row.training.preparing_tokens, "{:,}") if row.training is not None else ""
+    ),
+    "seconds of preparation": lambda row: shown(row.cost.preparing_seconds, "{:.1f}"),
     "training tokens/s": lambda row: shown(row.cost.tokens_per_second, "{:,.0f}"),
     "mergeable": lambda row: _YES[row.cost.merges],
     "swappable": lambda row: _YES[row.cost.swappable],
@@ -107,8 +114,13 @@ class _SearchedRow:
     settings: list[tuple[str, str]]
 
 
-def render_html(result: Comparison) -> str:
-    """Return the content of `report.html`: verdict, table, charts, answers, search, and commands to reproduce it."""
+def render_html(result: Comparison, folder: str | Path | None = None) -> str:
+    """Return the content of `report.html`: verdict, table, charts, answers, search, and commands to reproduce it.
+
+    Args:
+        result: the comparison.
+        folder: where it lies; without it, the commands that use the recommended row are left out.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -133,13 +145,16 @@ def render_html(result: Comparison) -> str:
         charts=drawings,
         figures=drawn(drawings),
         library=library() if drawings else "",
+        steps=next_steps(result, folder) if folder is not None else [],
+        recommended=result.recommended,
+        labels=answer_tables(best_first(result), result.task.labels),
+        lengths=length_table(best_first(result)),
         answers=_answers(result),
         searched=_searched(result),
         commands=_commands(result),
         facts=_facts(result),
     )
-    # HTML cannot contain NUL, and UTF-8 cannot encode half of a surrogate pair.
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return visible(text)
 
 
 def _verdict(result: Comparison) -> tuple[list[str], list[str]]:
@@ -159,14 +174,17 @@ def _table(result: Comparison) -> list[_TableRow]:
     lines = []
     for name, cells in rows(result):
         row = by_name.get(name)
+        label, *others = [cells[place] for place in places] if len(cells) == len(COLUMNS) else [""]
+        figures = [(cell, number(cell)) for cell in others]
+        if not name:
+            lines.append(_TableRow("", label, ["reference"], figures, None))
         if row is None:
             continue
         marks = []
         if verdict is not None:
             marks += ["recommended"] * (name == verdict.recommended) + ["best"] * (name == verdict.best)
             marks += ["tie"] * (name in verdict.ties)
-        label, *others = [cells[place] for place in places]
-        lines.append(_TableRow(row.family, label, marks, [(cell, number(cell)) for cell in others], row.reason))
+        lines.append(_TableRow(row.family, label, marks, figures, row.reason))
     return lines
 
 
@@ -228,10 +246,16 @@ def _searched(result: Comparison) -> list[_SearchedRow]:
         spent, training = row.spent, row.training if isinstance(row, ScoredRow) else None
         costs = []
         if spent is not None:
-            costs.append(f"Search: {spent.search_seconds:,.1f} s, {spent.search_tokens:,} tokens.")
+            steps = f"{spent.search_steps:,} steps, " if spent.search_steps else ""
+            costs.append(f"Search: {spent.search_seconds:,.1f} s, {steps}{spent.search_tokens:,} tokens.")
+            if spent.preparing_tokens:
+                costs.append(f"Before training: {spent.preparing_tokens:,} tokens read.")
             costs.append(f"All trials: {spent.trial_seconds:,.1f} s, {spent.trial_tokens:,} tokens.")
         elif training is not None:
             costs.append(f"Trial: {training.steps:,} steps, {training.tokens:,} tokens.")
+        if training is not None and training.best_step is not None:
+            ended = "stopped early; " if training.stopped_early else ""
+            costs.append(f"First seed: {ended}the state after step {training.best_step:,} was kept.")
         settings = [(name, str(value)) for name, value in row.settings.items()]
         searched.append(_SearchedRow(row.label, trials, costs, settings))
     return searched

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from tunewise.core.units import size
+from tunewise.core.units import duration, size
+from tunewise.results.report.layout import Column, FittedTable, TableRow, decimals_of_intervals, with_interval
 from tunewise.results.report.tables import heading
 from tunewise.results.schema import Comparison, Row, ScoredRow
 
 _SCORES = "the scores are not comparable"
 _TIMES = "times and memory are not comparable"
+_COLUMNS = (
+    Column("technique", kind="words"),
+    Column("score A"),
+    Column("score B"),
+    Column("B − A", rank=1),
+    Column("train A", rank=2),
+    Column("train B", rank=2),
+    Column("memory A", rank=3),
+    Column("memory B", rank=3),
+)
 _MACHINE = ("device", "processor", "cores", "threads")
 
 
@@ -21,7 +31,7 @@ def differences(a: Comparison, b: Comparison) -> list[str]:
     """Say what makes two comparisons incomparable, and which figures it affects; empty if nothing does."""
     sentences = []
     for what, one, two in (
-        ("model", (a.model.fingerprint, a.model.name), (b.model.fingerprint, b.model.name)),
+        ("model", (a.model.fingerprint, a.model.short_name), (b.model.fingerprint, b.model.short_name)),
         ("task", (a.task.fingerprint, a.task.name), (b.task.fingerprint, b.task.name)),
         ("metric", (a.task.metric, a.task.metric), (b.task.metric, b.task.metric)),
     ):
@@ -42,16 +52,15 @@ def _describe_changes(one: Mapping[str, object], two: Mapping[str, object], name
     return ", ".join(f"{name}: {one.get(name)}, {two.get(name)}" for name in changed)
 
 
-def beside(a: Comparison, b: Comparison) -> RenderableType:
+def beside(a: Comparison, b: Comparison, *, wide: bool = False) -> RenderableType:
     """Return what differs between the settings of two comparisons, then a table of both: scores, difference, costs.
 
     The rows are those of `a`, best score first, then those that only `b` has. The difference is mean(b) - mean(a),
-    without a test of significance. Cells are plain text, so that data cannot inject markup.
+    without a test of significance. `wide` shows all columns, whatever the width of the terminal. Cells are plain text,
+    so that data cannot inject markup.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    heads = ("technique", "score A", "score B", "B − A", "train A", "train B", "memory A", "memory B")
-    for place, name in enumerate(heads):
-        table.add_column(name, justify="right" if place else "left", no_wrap=place > 0)
+    decimals = decimals_of_intervals([row.score.high - row.score.low for row in (*a.scored, *b.scored)])
+    rows: list[TableRow] = []
     firsts, seconds = ({row.technique: row for row in result.rows} for result in (a, b))
     same = a.task.metric == b.task.metric
     for name in sorted({**firsts, **seconds}, key=lambda name: (name not in firsts, -_mean_score(firsts.get(name)))):
@@ -60,20 +69,20 @@ def beside(a: Comparison, b: Comparison) -> RenderableType:
         difference = f"{_mean_score(two) - _mean_score(one):+.3f}" if both else ""
         cells = [
             name,
-            _score_cell(one),
-            _score_cell(two),
+            _score_cell(one, decimals),
+            _score_cell(two, decimals),
             difference,
             *map(_train_cell, (one, two)),
             *map(_memory_cell, (one, two)),
         ]
-        table.add_row(*map(Text, cells))
+        rows.append(TableRow(cells))
     return Group(
         *(Text(line, style="bold yellow") for line in differences(a, b)),
         Text(f"A: {heading(a)}, {a.created}"),
         Text(f"B: {heading(b)}, {b.created}"),
         Text(""),
-        table,
-        Text(f"score: {a.task.metric}, with its 95 % interval; train: seconds", style="dim"),
+        FittedTable(_COLUMNS, rows, wide),
+        Text(f"score: {a.task.metric}, with its 95 % interval; train: time of the fit", style="dim"),
     )
 
 
@@ -81,16 +90,16 @@ def _mean_score(row: Row | None) -> float:
     return row.score.mean if isinstance(row, ScoredRow) else 0.0
 
 
-def _score_cell(row: Row | None) -> str:
+def _score_cell(row: Row | None, decimals: int) -> str:
     if row is None:
         return "–"
     if not isinstance(row, ScoredRow):
         return row.status
-    return f"{row.score.mean:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]"
+    return with_interval(row.score.mean, row.score.low, row.score.high, decimals)
 
 
 def _train_cell(row: Row | None) -> str:
-    return f"{row.cost.train_seconds:.1f}" if isinstance(row, ScoredRow) else ""
+    return duration(row.cost.train_seconds) if isinstance(row, ScoredRow) else ""
 
 
 def _memory_cell(row: Row | None) -> str:

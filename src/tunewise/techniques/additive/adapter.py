@@ -6,9 +6,10 @@
     pfeiffer   y = x + s + A(x + s)        once per block, on its output (Pfeiffer et al. 2021)
     parallel   y = x + s + scale * A(x')   beside the feed-forward, x' its normed input (He et al. 2022)
 
-s is a sublayer's output and x its residual: the placements of the papers in pre-norm decoders. U starts at zero, so
-the start is the base itself (the papers start near it). In a block with parallel residuals each branch gets its own
-adapter.
+s is what a sublayer adds to its residual x: its last linear's output, or that of the norm which Gemma 2 and 3 put
+after it. These are the placements of the papers in pre-norm decoders. In a block with parallel residuals each branch
+gets its own adapter.
+Differs from the paper: U starts at zero, so the start is the base itself (the papers start near it).
 
 In shapes: B rows, T tokens a row, d the width of what is adapted, r the adapter's.
 """
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
-from tunewise.engine.anatomy import features
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
@@ -48,6 +48,7 @@ class Adapter(Technique):
     )
     equation = "y = x + s + U phi(D s + b_D) + b_U"
     sides = frozenset({"adapters", "norms"})
+    differs = "starts as the base"
     reference_rate = 3e-4
     width_exponent = 0.5
 
@@ -76,22 +77,21 @@ class _Adapters(Attachment):
         self.generator = generator
         anatomy = base.anatomy
         for index, block in enumerate(anatomy.blocks):
-            path = anatomy.block_path(index)
-            linears = {role: (name, module) for name, role, module in anatomy.linears() if name.startswith(f"{path}.")}
             if recipe.variant == "houlsby":
                 for role in ("o", "down"):
-                    name, module = linears[role]
-                    self._serial(name, module, features(module)[1])
+                    self._serial(*anatomy.sublayer(index, role))
             elif recipe.variant == "pfeiffer":
-                self._serial(path, block, anatomy.width)
+                self._serial(anatomy.block_path(index), block)
             else:
-                self._parallel(*linears["up" if "up" in linears else "gate_up"], *linears["down"])
+                entry = anatomy.linear(index, "up" if "up" in anatomy.roles else "gate_up")
+                self._parallel(entry, *anatomy.sublayer(index, "down"))
         if recipe.norms == "train" or (recipe.norms == "auto" and recipe.variant == "houlsby"):
             for name, parameter in anatomy.norms().items():
                 self.train_existing(name, parameter)
 
-    def _network(self, name: str, width: int) -> Any:
+    def _network(self, name: str) -> Any:
         """Add a new adapter's parameters and return its function."""
+        width = self.base.anatomy.width
         r = max(1, round(width / self.recipe.reduction_factor))
         bound = width**-0.5
         down = self.add(f"{name}.down.weight", (torch.rand(r, width, generator=self.generator) * 2 - 1) * bound)
@@ -106,9 +106,9 @@ class _Adapters(Attachment):
 
         return network
 
-    def _serial(self, name: str, module: nn.Module, width: int) -> None:
+    def _serial(self, name: str, module: nn.Module) -> None:
         """Add the adapter to a module's output: s becomes s + A(s)."""
-        network = self._network(name, width)
+        network = self._network(name)
 
         def add(module: nn.Module, args: Any, output: Any) -> Any:
             if isinstance(output, tuple):
@@ -117,9 +117,9 @@ class _Adapters(Attachment):
 
         self.hook(module.register_forward_hook(add))
 
-    def _parallel(self, _: str, entry: nn.Module, name: str, exit: nn.Module) -> None:
+    def _parallel(self, entry: nn.Module, name: str, exit: nn.Module) -> None:
         """Add the adapter beside a feed-forward: its output s becomes s + scale * A(x'), x' its input."""
-        network, inputs = self._network(name, features(entry)[0]), list[Tensor]()
+        network, inputs = self._network(name), list[Tensor]()
 
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             inputs[:] = [args[0]]

@@ -3,11 +3,17 @@
     s_0 = D_0 E(x),   u_i = mu_i s_{i-1} + (1 - mu_i) (D_i b_i + c_i),   s_i = side_block_i(u_i)
     mu_i = sigmoid(alpha_i / 0.1),   hidden = U norm(s_last)
 
-b_i is the output of the base's block i. No gradient enters the base: its activations are never kept. The side blocks
-are the base's own kind, `reduction_factor` times narrower, and start from the base's own weights, structurally pruned
-(`tunewise.techniques.building.structured_pruning`). `output="side"` predicts from the side network alone, as published;
-`output="mix"` adds it to the base, hidden = gamma b_L + (1 - gamma) U norm(s_last) with gamma = 1 at the start (QST,
-Zhang et al. 2024), so that a language model starts as itself; the label says so.
+b_i is the output of the base's block i. No gradient enters the base: of its activations only what D_i reads is kept,
+and only for a step, since the outputs of all blocks for all rows would be larger than all else. The side blocks are the
+base's own kind, `reduction_factor` times narrower, and start from the base's own weights, structurally pruned
+(`tunewise.techniques.building.structured_pruning`). `output` says what is predicted from:
+
+    side    hidden = U norm(s_last)                              as published: a language model starts from nothing
+    sum     hidden = b_L + U norm(s_last),  U = 0 at first       the start is the base itself; the default
+    mix     hidden = gamma b_L + (1 - gamma) U norm(s_last)      gamma = 1 at first (QST, Zhang et al. 2024)
+
+In `mix` the side network's gradient carries 1 - gamma, which is 0 at first, so that it learns little in short runs.
+Differs from the paper by default: the side network's output is added to the base's.
 
 In shapes: B rows, T tokens a row, d the base's width, s the side network's.
 """
@@ -20,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
@@ -33,6 +38,10 @@ if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
 _TEMPERATURE = 0.1
+_LABELS = {
+    "sum": "lst-sum (adaptation: side added to the base's output)",
+    "mix": "lst-mix (adaptation: side mixed into the base's output)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,29 +58,36 @@ class LST(Technique):
         "https://arxiv.org/abs/2206.06522",
         "section 3",
     )
-    equation = "s_i = side_i(mu_i s_{i-1} + (1 - mu_i) D_i b_i), hidden = gamma b_L + (1 - gamma) U norm(s)"
+    equation = "s_i = side_i(mu_i s_{i-1} + (1 - mu_i) D_i b_i), hidden = b_L + U norm(s)"
     sides = frozenset({"side network"})
-    reference_rate = 3e-3
+    reference_rate = 1.4e-4  # 3e-3, as in the paper, at width 192; 1e-3 at 576, where 3e-3 loses all other text
+    width_exponent = 1.0
 
     reduction_factor: float = setting(
         8.0, "Width of the base over width of the side network.", low=1.0, high=256.0, search=(4.0, 16.0)
     )
     layers: tuple[str, ...] = setting((), "Numbers of the base's blocks that have a side block; default: all.")
     output: str = setting(
-        "mix", "Predict from base and side together, or from the side alone.", choices=("mix", "side")
+        "sum",
+        "Predict from the side network alone, as published, from the sum of base and side, or from a learned mix.",
+        choices=("sum", "side", "mix"),
     )
     init: str = setting(
-        "fisher",
-        "Side blocks start from the base's weights, pruned by Fisher information or by size, or from noise.",
-        choices=("fisher", "magnitude", "random"),
+        "magnitude",
+        "Side blocks start from the base's weights, pruned by size or by Fisher information, or from noise.",
+        choices=("magnitude", "fisher", "random"),
     )
     num_samples: int = setting(128, "Training examples of init=fisher.", low=1, high=100_000)
     learning_rate: float | None = learning_rate()
 
     @fact(default=True)
     def identity_at_start(self) -> bool:
-        """Say whether the base's own output is mixed in, which is all of it at first."""
-        return self.output == "mix"
+        """Say whether the base's own output is added, which is all of it at first."""
+        return self.output != "side"
+
+    def rows_before_training(self, available: int) -> float:
+        """Count the examples that the Fisher information is taken on."""
+        return min(self.num_samples, available) if self.init == "fisher" else 0.0
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put the ladder beside the base.
@@ -93,8 +109,7 @@ class _Ladder(Attachment):
             self.read_blocks = [-1]
         if not 0 <= self.read_blocks[0] <= self.read_blocks[-1] < len(blocks):
             raise SettingError(f"lst.layers must be numbers of blocks, 0 to {len(blocks) - 1}")
-        if recipe.output == "mix":
-            self.label = "lst-mix (adaptation: side added to the base's output)"
+        self.label = _LABELS.get(recipe.output, "")
         factor, count = recipe.reduction_factor, len(self.read_blocks)
         side: Any = self.adopt("side", lambda: base.anatomy.shrunk(factor, count), generator)
         self.side = side
@@ -106,58 +121,74 @@ class _Ladder(Attachment):
         self.exit = self.adopt("exit", lambda: nn.Linear(narrow, width), generator)
         self.alpha = self.add("alpha", torch.zeros(len(self.read_blocks)))
         self.gamma = self.add("gamma", torch.ones(())) if recipe.output == "mix" else None
-        self.embedded, self.states = torch.empty(0), [torch.empty(0)] * len(self.read_blocks)
+        if recipe.output == "sum":
+            nn.init.zeros_(self.exit.weight)
+            nn.init.zeros_(self.exit.bias)
+        self.entered, self.reads = torch.empty(0), [torch.empty(0)] * len(self.read_blocks)  # of the last pass
         self._connect()
 
     def prepare(self, study: Study) -> None:
         if self.recipe.init == "random":
             return
+        start = study.once("side network", lambda: self._pruned(study))
+        with torch.no_grad():
+            for name, parameter in self.side.named_parameters():
+                parameter.copy_(start[name])
+
+    def _pruned(self, study: Study) -> dict[str, Tensor]:
+        """Fill the side network with weights of the base, and return a copy of what it holds."""
         from tunewise.fitting.scoring import encoder_for
 
         rows = None
         if self.recipe.init == "fisher":
             examples = [self.render(example) for example in study.task.train[: self.recipe.num_samples]]
             encoded = encoder_for(self, study.task).encode(examples)
+            study.allowance.count(sum(len(sequence.ids) for sequence in encoded))
             rows = study.counted("taking the Fisher information", encoded)
         prune(self.base, self.side, self.read_blocks, importance(self.base, rows))
+        return {name: parameter.detach().clone() for name, parameter in self.side.named_parameters()}
 
     def prepare_shapes(self, study: Study) -> None:
         """Do nothing: the size does not depend on the initial values."""
-
-    def trunk(self) -> list[int]:
-        """Return all blocks that the ladder reads, and the last one, which the mix reads."""
-        return sorted({*self.read_blocks, len(self.base.anatomy.blocks) - 1})
 
     def _connect(self) -> None:
         anatomy = self.base.anatomy
         self.hook(anatomy.embedding.register_forward_hook(self._embed))
         for step, index in enumerate(self.read_blocks):
-            self.hook(anatomy.blocks[index].register_forward_hook(self._keep(step)))
+            self.hook(anatomy.blocks[index].register_forward_hook(self._read(step)))
         for step, block in enumerate(_blocks(self.side)):
             block.register_forward_pre_hook(self._climb(step), with_kwargs=True)
         self.hook(anatomy.inner.register_forward_hook(self._finish, with_kwargs=True))
 
     def _embed(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self.embedded = output.detach()
+        """Read the embeddings: s_0 = D_0 E(x)."""
+        self.entered = self.entry(output.detach().to(self.entry.weight.dtype))  # (B, T, d) to (B, T, s)
 
-    def _keep(self, step: int) -> Callable[..., None]:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self.states[step] = (output[0] if isinstance(output, tuple) else output).detach()
+    def _read(self, step: int) -> Callable[..., None]:
+        """Return the hook that reads block i's output as soon as it is there, so that only D_i b_i + c_i is kept."""
+        rung: Any = self.rungs[step]
 
-        return keep
+        def read(module: nn.Module, args: Any, output: Any) -> None:
+            state: Tensor = (output[0] if isinstance(output, tuple) else output).detach()
+            self.reads[step] = rung(state.to(rung.weight.dtype))  # (B, T, d) to (B, T, s)
+
+        return read
 
     def _climb(self, step: int) -> Callable[..., Any]:
         """Return the hook that gives side block i its input: u_i = mu_i s_{i-1} + (1 - mu_i) (D_i b_i + c_i)."""
-        rung: Any = self.rungs[step]
 
         def climb(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             mu = torch.sigmoid(self.alpha[step] / _TEMPERATURE).to(hidden.dtype)  # ()
-            read = rung(self.states[step].to(rung.weight.dtype))  # (B, T, d) to (B, T, s)
-            hidden = mu * hidden + (1 - mu) * read.to(hidden.dtype)  # (B, T, s)
+            hidden = torch.lerp(self._taken(step).to(hidden.dtype), hidden, mu)  # (B, T, s)
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         return climb
+
+    def _taken(self, step: int) -> Tensor:
+        """Return what was read from block i in this pass, and keep it no longer than the side network needs it."""
+        read, self.reads[step] = self.reads[step], torch.empty(0)
+        return read
 
     def _finish(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
         """Run the side network on the base's states and write its output into the last hidden states."""
@@ -168,15 +199,24 @@ class _Ladder(Attachment):
         cache = kwargs.get("past_key_values")
         if cache is not None:  # the ladder's key/value cache lives as long as the base's
             if not hasattr(cache, "ladder"):
+                from transformers import DynamicCache
+
                 cache.ladder = DynamicCache(config=self.side.config)
             side_arguments["past_key_values"] = cache.ladder
-        side_input = self.entry(self.embedded.to(self.entry.weight.dtype))  # (B, T, d) to (B, T, s)
+        side_input, self.entered = self.entered, torch.empty(0)
         side = self.side(inputs_embeds=side_input, use_cache=cache is not None, **side_arguments)
         side_states = self.exit(side.last_hidden_state.to(self.exit.weight.dtype))  # (B, T, s) to (B, T, d)
         base_states = output.last_hidden_state  # (B, T, d)
-        mixed = side_states if self.gamma is None else self.gamma * base_states + (1 - self.gamma) * side_states
-        output.last_hidden_state = mixed.to(base_states.dtype)
+        output.last_hidden_state = self._joined(base_states, side_states).to(base_states.dtype)
         return output
+
+    def _joined(self, base_states: Tensor, side_states: Tensor) -> Tensor:
+        """Return the hidden states (B, T, d) that the head reads."""
+        if self.recipe.output == "side":
+            return side_states
+        if self.gamma is None:
+            return base_states + side_states
+        return self.gamma * base_states + (1 - self.gamma) * side_states
 
 
 def _blocks(side: nn.Module) -> list[nn.Module]:

@@ -7,14 +7,18 @@
                    difference of last hidden states), at the answers' positions; some tasks per step, drawn anew
     3. target      P*, and u, v from the means of the sources', with two speeds
 
-The target stage is what a comparison's budget counts; the other two are part of `prepare`, `source_steps` each, and
-their time is in the measured seconds. u and v start at one, so a prompt starts as P* itself, which starts as the mean
-of the teachers.
+The target stage is what a comparison's budget counts; the other two are part of `prepare`, `source_steps` each, in the
+training loop and with the settings of the target stage; their tokens and time are figures of the row. u and v start at
+one, so a prompt starts as P* itself, which starts as the mean of the teachers. Each answer token of a step weighs the
+same, whichever source it is of.
+Differs from the paper: it is made from the paper's text alone, whose authors' code was not at hand, and m = 20 in place
+of 100.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from tunewise.data.task import Task
     from tunewise.engine.encoding import TokenSequence
     from tunewise.engine.model import Base
+    from tunewise.engine.packing import Batch
 
 _ROWS = 8  # sequences of a source task in one step
 
@@ -54,8 +59,10 @@ class MPT(Technique):
     equation = "P_k = P* x (u_k v_k^T), distilled from prompts of the source tasks"
     sides = frozenset({"virtual tokens"})
     needs = "source tasks (--sources), and room for the virtual tokens in the window"
+    differs = "from the paper's text alone"
     identity_at_start = False
     reference_rate = 3e-2
+    unread_settings = frozenset()  # the prompts of the sources are trained at the learning rate too
 
     sources: tuple[str, ...] = setting((), "Data of the source tasks, each as --data takes it.")
     num_virtual_tokens: int = setting(20, "Length m of the prompt.", low=1, high=2048, search=(50,))
@@ -68,6 +75,12 @@ class MPT(Technique):
         """Say that source tasks are missing, if they are."""
         message = "mpt needs source tasks to distil its prompt from; give --sources task1,task2, or use prompt_tuning"
         return "" if self.sources else message
+
+    def rows_before_training(self, available: int) -> float:
+        """Count the teachers' steps and those on all sources, with a third more for the teachers' forward passes."""
+        count = len(self.sources)
+        drawn = (min(2, count) + count) / 2
+        return self.source_steps * _ROWS * (count + drawn * 4 / 3)
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put the prompt before the input; it is made in `prepare`.
@@ -83,8 +96,8 @@ class _Multitask(Attachment):
         super().__init__(base, recipe)
         self.recipe: MPT = recipe
         self.virtual_tokens = m = recipe.num_virtual_tokens
-        self.shown_prompt: Tensor | None = None  # a teacher's or a source's prompt, in place of the target's
-        Placeholders(self, m, lambda: self.shown_prompt if self.shown_prompt is not None else self._prompt())
+        self.shown_prompt: Callable[[], Tensor] | None = None  # prompts of sources, in place of the target's
+        Placeholders(self, m, lambda: (self.shown_prompt or self._prompt)())
         self.add("prompt", torch.zeros(m, base.anatomy.width))
         self.add("u", torch.ones(m))
         self.add("v", torch.ones(base.anatomy.width))
@@ -99,13 +112,11 @@ class _Multitask(Attachment):
         return [{"params": [params["prompt"]], "lr": rate}, factors]
 
     def prepare(self, study: Study) -> None:
-        from tunewise.fitting.scoring import encoder_for
-
         tasks = self._sources(study)
-        sequences = [encoder_for(self, source).encode(source.train) for source in tasks]
-        teachers = [self._teacher(rows, study, index) for index, rows in enumerate(sequences)]
-        self._distil(sequences, teachers, study)
-        self.shown_prompt = None
+        start = study.once("sources", lambda: self._from_sources(tasks, study))
+        with torch.no_grad():
+            for name, values in start.items():
+                self._params[name].copy_(values)
 
     def _sources(self, study: Study) -> list[Task]:
         from tunewise.data.task import Task as Reader
@@ -118,65 +129,65 @@ class _Multitask(Attachment):
         """Check that the sources can be read; the size does not depend on them."""
         self._sources(study)
 
+    def _from_sources(self, tasks: Sequence[Task], study: Study) -> dict[str, Tensor]:
+        """Return the target's start: P*, and the means of the sources' u and v, after both stages on the sources."""
+        from tunewise.fitting.scoring import encoder_for
+
+        sequences = [encoder_for(self, source).encode(source.train) for source in tasks]
+        try:
+            teachers = [self._teacher(rows, study, index) for index, rows in enumerate(sequences)]
+            return self._distilled(sequences, torch.stack(teachers), study)
+        finally:
+            self.shown_prompt = None
+
     def _teacher(self, rows: list[TokenSequence], study: Study, index: int) -> Tensor:
         """Return the prompt that ordinary prompt tuning finds for one source task."""
-        from tunewise.fitting.loop import train
-        from tunewise.fitting.settings import TrainSettings
-
         teacher = _Teacher(self, stream(study.seed, "mpt", "teacher", index))
         try:
-            settings = TrainSettings(max_steps=self.recipe.source_steps, per_device_train_batch_size=_ROWS)
-            what = f"teaching source {index + 1} of {len(self.recipe.sources)}"
-            train(
+            steps, what = self.recipe.source_steps, f"teaching source {index + 1} of {len(self.recipe.sources)}"
+            taught = study.trains.run(
+                f"teacher-{index}",
                 teacher,
                 rows,
-                settings,
+                steps=steps,
+                rows=_ROWS,
                 seed=derive(study.seed, "mpt", index),
-                on_step=lambda step, loss: study.report(what, step, settings.max_steps),
+                on_step=lambda step, loss: study.report(what, step, steps),
             )
+            study.allowance.count(taught.tokens)
             return teacher.prompt.detach().clone()
         finally:
             teacher.detach()
 
-    def _distil(self, sequences: list[list[TokenSequence]], teachers: list[Tensor], study: Study) -> None:
-        """Train P*, u_k and v_k on all sources against their teachers; leave the target's start in the parameters."""
-        from tunewise.fitting.loop import order
+    def _distilled(self, sequences: list[list[TokenSequence]], teachers: Tensor, study: Study) -> dict[str, Tensor]:
+        """Train P*, u_k and v_k on all sources against their teachers (sources, m, d); return the target's start."""
+        from tunewise.fitting.loop import Objective
 
-        recipe, params, count = self.recipe, self._params, len(teachers)
-        with torch.no_grad():
-            params["prompt"].copy_(torch.stack(teachers).mean(0))
-        u = nn.Parameter(torch.ones(count, *params["u"].shape, device=self.base.device))  # (sources, m)
-        v = nn.Parameter(torch.ones(count, *params["v"].shape, device=self.base.device))  # (sources, d)
-        rate = recipe.learning_rate or 0.0
-        factors = {"params": [u, v], "lr": rate * recipe.factor_speed}
-        optimizer = torch.optim.AdamW([{"params": [params["prompt"]], "lr": rate}, factors], weight_decay=0.0)
-        for step in study.counted("distilling the sources", range(recipe.source_steps)):
-            random = stream(study.seed, "mpt", "sources", step)
-            drawn = int(torch.randint(min(2, count), count + 1, (), generator=random))  # K ~ U[2, number of sources]
-            for k in torch.randperm(count, generator=random)[:drawn].tolist():
-                rows = sequences[k]
-                batch = [rows[i] for i in order(len(rows), study.seed, step * _ROWS, _ROWS)]
-                student = prompt_of(params["prompt"], u[k], v[k])
-                (self._source_loss(batch, student, teachers[k]) / drawn).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            params["u"].copy_(u.mean(0))
-            params["v"].copy_(v.mean(0))
+        students = _Students(self, teachers, [len(rows) for rows in sequences], study.seed)
+        try:
+            steps = self.recipe.source_steps
+            trained = study.trains.run(
+                "sources",
+                students,
+                [row for index, rows in enumerate(sequences) for row in _with_prompt(rows, index, self)],
+                steps=steps,
+                rows=_ROWS,
+                seed=derive(study.seed, "mpt", "sources"),
+                objective=Objective(students.drawn, students.loss),
+                on_step=lambda step, loss: study.report("distilling the sources", step, steps),
+            )
+            study.allowance.count(2 * trained.tokens)  # by the teachers and by the students
+            params = students.params()
+            means = {"prompt": params["prompt"], "u": params["u"].mean(0), "v": params["v"].mean(0)}
+            return {name: values.detach().clone() for name, values in means.items()}
+        finally:
+            students.detach()
 
-    def _source_loss(self, rows: list[TokenSequence], student: Tensor, teacher: Tensor) -> Tensor:
-        from tunewise.engine.forward import answer_states, batch_of, layout
 
-        batch = batch_of(self.base, rows)
-        with layout(self.base, batch):
-            with torch.no_grad():
-                self.shown_prompt = teacher
-                # (N, d) and (N, V), at the N answer tokens
-                teacher_states, teacher_logits = answer_states(self.base, batch)
-            self.shown_prompt = student
-            states, logits = answer_states(self.base, batch)
-        loss = nn.functional.cross_entropy(logits, batch.targets)
-        return loss + self.recipe.distillation * distillation(states, logits, teacher_states, teacher_logits)
+def _with_prompt(rows: list[TokenSequence], index: int, owner: _Multitask) -> list[TokenSequence]:
+    """Return a source's sequences with virtual tokens of their own, so that one pass holds rows of several sources."""
+    first, shift = owner.base.anatomy.vocabulary, index * owner.virtual_tokens
+    return [replace(row, ids=[token + shift if token >= first else token for token in row.ids]) for row in rows]
 
 
 class _Teacher(Attachment):
@@ -190,7 +201,63 @@ class _Teacher(Attachment):
         owner.shown_prompt = None
         start = embed(self.base, ordinary_tokens(self.base, self.virtual_tokens, generator))
         self.prompt = self.add("prompt", start)
-        owner.shown_prompt = self.prompt
+        owner.shown_prompt = lambda: self.prompt
+
+
+class _Students(Attachment):
+    """Trains P* and each source's factors against the teachers' prompts, in the placeholders of its owner."""
+
+    def __init__(self, owner: _Multitask, teachers: Tensor, sizes: list[int], seed: int) -> None:
+        super().__init__(owner.base, owner.recipe)
+        self.recipe: MPT = owner.recipe
+        self.owner, self.teachers, self.sizes, self.seed = owner, teachers, sizes, seed
+        self.virtual_tokens = owner.virtual_tokens
+        count, m, width = teachers.shape
+        self.prompt = self.add("prompt", teachers.mean(0))
+        self.u, self.v = self.add("u", torch.ones(count, m)), self.add("v", torch.ones(count, width))
+        owner.shown_prompt = self._prompts
+
+    def param_groups(self) -> list[ParamGroup]:
+        rate = self.recipe.learning_rate or 0.0
+        factors = {"params": [self.u, self.v], "lr": rate * self.recipe.factor_speed}
+        return [{"params": [self.prompt], "lr": rate}, factors]
+
+    def _prompts(self) -> Tensor:
+        """Return the prompts of all sources below one another, (sources * m, d)."""
+        return torch.cat([prompt_of(self.prompt, u, v) for u, v in zip(self.u, self.v, strict=True)])
+
+    def drawn(self, step: int) -> list[int]:
+        """Return the sequences of a step: some of K sources, K ~ U[2, number of sources]."""
+        from tunewise.fitting.loop import order
+
+        random, count = stream(self.seed, "mpt", "sources", step), len(self.sizes)
+        drawn = int(torch.randint(min(2, count), count + 1, (), generator=random))
+        chosen: list[int] = []
+        for k in torch.randperm(count, generator=random)[:drawn].tolist():
+            first = sum(self.sizes[:k])
+            chosen += [first + place for place in order(self.sizes[k], self.seed, step * _ROWS, _ROWS)]
+        return chosen
+
+    def loss(self, batch: Batch, scale: float) -> Tensor:
+        """Return the task loss and the distillation losses of all answer tokens, times `scale`."""
+        from tunewise.engine.forward import answer_states
+
+        owner = self.owner
+        try:
+            with torch.no_grad():
+                owner.shown_prompt = lambda: self.teachers.flatten(0, 1)
+                # (N, d) and (N, V), at the N answer tokens
+                teacher_states, teacher_logits = answer_states(self.base, batch)
+        finally:
+            owner.shown_prompt = self._prompts
+        states, logits = answer_states(self.base, batch)
+        states, logits, teacher_states, teacher_logits = (
+            values.to(torch.promote_types(values.dtype, torch.float32))
+            for values in (states, logits, teacher_states, teacher_logits)
+        )
+        task = nn.functional.cross_entropy(logits, batch.targets)
+        distilled = distillation(states, logits, teacher_states, teacher_logits)
+        return (task + self.recipe.distillation * distilled) * len(batch.targets) * scale
 
 
 def prompt_of(shared: Tensor, u: Tensor, v: Tensor) -> Tensor:

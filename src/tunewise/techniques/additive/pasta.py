@@ -3,10 +3,10 @@
     h'_i = h_i + e^l_p   if token i is the p-th special token, else h_i;   l = 0 .. L-1
 
 In a decoder the special tokens are those of the tokenizer that stand in the task's sequences: the start mark, and the
-turn marks of a chat template; only marks before the answer can change it. A vector belongs to a token, however
-often it occurs (the paper's BERT counts occurrences). With the start mark alone the technique is exactly a learned
-key and value at one position, as the label says. Vectors start at zero (the paper: noise of 0.02), so the start is the
-base itself.
+turn marks of a chat template; only marks before the answer can change it. With the start mark alone the technique is
+exactly a learned key and value at one position, as the label says.
+Differs from the paper: a vector belongs to a token, however often it occurs (the paper's BERT counts occurrences);
+vectors start at zero (the paper: noise of 0.02), so the start is the base itself; there is no dropout.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Pasta(Technique):
     sides = frozenset({"special tokens"})
     needs = "special tokens in the sequences, such as a start mark or a chat template's marks"
     reference_rate = 3e-2
+    differs = "a vector for each token id"
 
     tokens: tuple[str, ...] = setting(
         (), "The special tokens; default: the tokenizer's own that the task's prompts hold."

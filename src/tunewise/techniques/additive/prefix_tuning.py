@@ -4,10 +4,11 @@
 
 G key/value heads of size c. The prefix takes positions 0..m-1. Virtual tokens stand for it in the sequence; what the
 layers' key and value projections make of them is replaced by P, so that grouped heads, rotary positions, packing,
-checkpointing and the cache see ordinary keys. `start` are keys and values that the model computes for real tokens,
-and the last layer of the MLP starts at zero: the paper's advice for little data, exactly instead of by a fit. After
-training the MLP is dropped and P alone is stored. Without `prefix_projection` P is trained itself (P-tuning v2, Liu et
-al. 2022). In a layer with a sliding window the prefix falls out of it as any token does.
+checkpointing and the cache see ordinary keys. After training the MLP is dropped and P alone is stored. Without
+`prefix_projection` P is trained itself (P-tuning v2, Liu et al. 2022). In a layer with a sliding window the prefix
+falls out of it as any token does.
+Differs from the paper by default: `start` are keys and values that the model computes for real tokens, and the last
+layer of the MLP starts at zero. This is the paper's advice for little data, exactly instead of by a fit.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 
 from tunewise.contract.attachment import Attachment, PeftConfig, strict
 from tunewise.contract.settings import learning_rate, setting
-from tunewise.contract.technique import Citation, Technique
+from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.core.errors import ArtifactError
 from tunewise.techniques.building.generated import GeneratedAttachment
-from tunewise.techniques.building.peft_lora import head
+from tunewise.techniques.building.peft_prefix import cached_prefix, prefix_config, prefix_of_cache
 from tunewise.techniques.building.virtual_tokens import Placeholders, ordinary_tokens, text_tokens
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class PrefixTuning(Technique):
     sides = frozenset({"virtual tokens"})
     needs = "room for the virtual tokens in the window"
     identity_at_start = False
-    reference_rate = 1e-3
+    reference_rate = 3e-4
 
     num_virtual_tokens: int = setting(20, "Length m of the prefix.", low=1, high=2048, search=(5, 50))
     prefix_projection: bool = setting(True, "Train an MLP that makes the prefix, and drop it after training.")
@@ -61,6 +62,13 @@ class PrefixTuning(Technique):
     )
     init_text: str = setting("", "The text of init=text; repeated or truncated to the length of the prefix.")
     learning_rate: float | None = learning_rate()
+
+    @fact(default="starts at real tokens")
+    def differs(self) -> str:
+        """Name the start, unless it is the MLP's own or there is no MLP, and the technique without one."""
+        if not self.prefix_projection:
+            return "without an MLP"
+        return "" if self.init == "random" else "starts at real tokens"
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put the prefix into every layer.
@@ -159,43 +167,17 @@ class _Prefix(GeneratedAttachment):
 
         return replace
 
-    @torch.no_grad()
     def peft(self) -> tuple[PeftConfig, dict[str, Tensor]]:
-        _, groups, size = self.base.anatomy.heads
-        config = head(self.base, "PREFIX_TUNING") | {
-            "num_virtual_tokens": self.virtual_tokens,
-            "token_dim": groups * size,
-            "num_transformer_submodules": 1,
-            "num_attention_heads": groups,
-            "num_layers": len(self.places),
-            "encoder_hidden_size": groups * size,
-            "prefix_projection": False,
-        }
-        return config, {"prompt_embeddings": self._cached()}
+        cached = cached_prefix(self.base, self.virtual_tokens)
+        return prefix_config(self.base, self.virtual_tokens), {"prompt_embeddings": cached}
 
-    def _cached(self) -> Tensor:
-        """Return the prefix as the model's cache holds it, keys normalised and rotated: PEFT's (m, L * 2 * G * c)."""
-        first = self.base.anatomy.vocabulary
-        ids = torch.arange(first, first + self.virtual_tokens, device=self.base.device)[None]
-        layers = self.base.anatomy.inner(input_ids=ids, use_cache=True).past_key_values.layers
-        both = [half[0].transpose(0, 1) for layer in layers for half in (layer.keys, layer.values)]
-        return torch.stack(both, dim=1).flatten(1).float().contiguous()
-
-    @torch.no_grad()
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        current = self._cached()
+        current = cached_prefix(self.base, self.virtual_tokens)
         strict({"prompt_embeddings": current}, {name: tensor.float() for name, tensor in tensors.items()})
         stored = tensors["prompt_embeddings"].float().to(current.device)
-        _, groups, size = self.base.anatomy.heads
-        parts = stored.view(self.virtual_tokens, len(self.places), 2, groups, size).permute(1, 2, 0, 3, 4).clone()
-        rotation = self.base.anatomy.rotation(self.virtual_tokens)
-        if rotation is not None:  # undo the rotation of each position
-            cos, sin = (part[:, None] for part in rotation)
-            keys = parts[:, 0, :, :, : cos.shape[-1]]
-            first_half, second_half = keys.chunk(2, dim=-1)
-            keys.copy_(keys * cos - torch.cat([-second_half, first_half], dim=-1) * sin)
-        self.load({"prefix": parts.flatten(3).contiguous()})
-        if not torch.allclose(self._cached(), stored, atol=1e-3 * float(stored.abs().max())):
+        self.load({"prefix": prefix_of_cache(self.base, stored)})
+        again = cached_prefix(self.base, self.virtual_tokens)
+        if not torch.allclose(again, stored, atol=1e-3 * float(stored.abs().max())):
             raise ArtifactError(
                 "this model changes keys in a way that cannot be undone; the prefix cannot be taken over"
             )

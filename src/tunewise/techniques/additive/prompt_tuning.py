@@ -21,7 +21,7 @@ from torch import Tensor
 from tunewise.contract.attachment import Attachment, ParamGroup, PeftConfig, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.study import Study
-from tunewise.contract.technique import Citation, Technique
+from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.core.seeds import generator as stream
 from tunewise.engine.optimizers import build
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
 _ADAFACTOR_RATE = 0.3
+_PAPERS_LENGTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,13 @@ class PromptTuning(Technique):
         "adamw", "Optimiser; the paper's is Adafactor, at rate 0.3.", choices=("adamw", "adafactor")
     )
     learning_rate: float | None = learning_rate()
+
+    @fact(default="AdamW, m=20")
+    def differs(self) -> str:
+        """Name the optimiser and the length where they are not the paper's, Adafactor and 100."""
+        optimizer = "AdamW" if self.optimizer == "adamw" else ""
+        length = f"m={self.num_virtual_tokens}" if self.num_virtual_tokens != _PAPERS_LENGTH else ""
+        return ", ".join(filter(None, (optimizer, length)))
 
     def __post_init__(self) -> None:
         super().__post_init__()

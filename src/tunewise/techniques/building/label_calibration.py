@@ -8,11 +8,12 @@ batch           the same over the mean of many real inputs, without labels     (
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from tunewise.contract.study import AllowanceUsedUpError
 from tunewise.core.seeds import generator
 from tunewise.data.task import Example, Message, Task
 
@@ -53,9 +54,24 @@ def _question(pattern: Example, text: str) -> Example:
     return replace(pattern, messages=(*messages, Message("user", text)))
 
 
-def choose(task: Task, score: Scorer, seed: int) -> tuple[str, Tensor | None]:
-    """Return the method whose normalised label loss on validation is lowest, or "none"; and its bias."""
-    nll = score(task.validation)
+@dataclass(frozen=True)
+class Calibration:
+    """Holds the method that was chosen, or "none", with its bias, and the methods that were left untried."""
+
+    method: str
+    bias: Tensor | None
+    untried: tuple[str, ...] = ()
+
+
+def choose(task: Task, score: Scorer, seed: int) -> Calibration:
+    """Choose the method whose normalised label loss on validation is lowest, or none.
+
+    Cheap methods are tried first. Where `score` raises `AllowanceUsedUpError`, the method is left untried.
+    """
+    try:
+        nll = score(task.validation)
+    except AllowanceUsedUpError:
+        return Calibration("none", None, METHODS)
     gold = torch.tensor([task.labels.index(example.answer) for example in task.validation])
 
     def loss(shift: Tensor) -> float:
@@ -64,7 +80,10 @@ def choose(task: Task, score: Scorer, seed: int) -> tuple[str, Tensor | None]:
     shifts: dict[str, Tensor | None] = {"none": None}
     losses = {"none": loss(torch.zeros(len(task.labels), dtype=nll.dtype))}
     for method in METHODS:
-        shift = _mean_shift(method, nll) if method == "batch" else bias(method, task, score, seed)
+        try:
+            shift = _mean_shift(method, nll) if method == "batch" else bias(method, task, score, seed)
+        except AllowanceUsedUpError:
+            continue
         shifts[method], losses[method] = shift, loss(shift)
     best = min(losses, key=lambda method: losses[method])
-    return best, shifts[best]
+    return Calibration(best, shifts[best], tuple(method for method in METHODS if method not in losses))

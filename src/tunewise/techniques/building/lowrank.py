@@ -175,7 +175,7 @@ def targets(base: Base, names: Iterable[str], setting: str) -> dict[str, tuple[s
     """Return (role, linear) of the blocks' linears that `names` selects, by path.
 
     Raises:
-        SettingError: a name that is no role, no path and no end of a path.
+        SettingError: a name that is no role, no path and no end of a path, or no name at all.
     """
     linears_by_path: dict[str, tuple[str, nn.Module]] = {}
     linears = list(base.anatomy.linears())
@@ -188,6 +188,8 @@ def targets(base: Base, names: Iterable[str], setting: str) -> dict[str, tuple[s
             roles = f"{', '.join(last_names)} (roles {', '.join(base.anatomy.roles)})"
             raise SettingError(f'{setting} names "{name}", but the linears here are {roles}')
         linears_by_path |= matches
+    if not linears_by_path:
+        raise SettingError(f"{setting} is empty, so nothing would be adapted; name linears, or leave it out for all")
     return linears_by_path
 
 
@@ -214,11 +216,12 @@ def start(kind: str, weight: Tensor, update: Factors, generator: torch.Generator
     """Fill A, and with pissa and olora B too, of an update of this weight (out, in).
 
     kaiming: uniform within 1/sqrt(in), as the authors' code and PEFT; gaussian: with deviation 1/r, as PEFT;
-    orthogonal: columns at right angles; pissa: the largest singular vectors of W, the roots of their values on both
-    sides; olora: the first columns and rows of its QR factors.
+    orthogonal: columns at right angles; pissa: the largest singular vectors of W, with the roots of their values over
+    the scale on both sides; olora: the first columns and rows of its QR factors. Both are as in PEFT, which the authors
+    of both use.
 
     Raises:
-        SettingError: pissa or olora with a rank larger than the weight's smaller side.
+        SettingError: pissa or olora with a rank larger than the weight's smaller side, or with a scale of 0.
     """
     a, b, scale = update
     rank, size = a.shape
@@ -231,12 +234,14 @@ def start(kind: str, weight: Tensor, update: Factors, generator: torch.Generator
         a.copy_(torch.nn.init.orthogonal_(torch.empty(rank, size), generator=generator))
     elif rank > min(weight.shape):
         raise SettingError(f"init_lora_weights={kind} takes r up to {min(weight.shape)} for this model, not {rank}")
+    elif not scale:
+        raise SettingError(f"init_lora_weights={kind} needs lora_alpha above 0: the update takes over a part of W")
     elif kind == "pissa":
         u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
-        root = s[:rank].sqrt()
+        root = (s[:rank] / scale).sqrt()
         a.copy_(root[:, None] * v[:rank])
-        b.copy_(u[:, :rank] * root / scale)
+        b.copy_(u[:, :rank] * root)
     else:
         q, upper = torch.linalg.qr(weight.float())
         a.copy_(upper[:rank])
-        b.copy_(q[:, :rank] / scale)
+        b.copy_(q[:, :rank])

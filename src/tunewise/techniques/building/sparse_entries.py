@@ -12,7 +12,7 @@ In shapes: k_t entries of a tensor t of n_t numbers, whatever its own shape; pla
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,13 @@ def weights_of(base: Base, recipe: Technique, roles: tuple[str, ...], first_bloc
         for path, _, module in base.anatomy.linears(roles)
         if not path.startswith(below)
     }
+
+
+def rate_of_full(base: Base) -> float:
+    """Return the default learning rate of full fine-tuning on this base, for phases that train every entry."""
+    from tunewise.techniques.full import Full
+
+    return cast(float, Full().resolved(base).learning_rate)  # a resolved recipe that trains has one
 
 
 def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
@@ -141,6 +148,8 @@ class Sparse(Attachment):
 
     def drift(self) -> Tensor:
         """Return the squared norm of the values, which are differences from the base."""
+        if not self._places:  # an earlier phase trains the tensors themselves
+            return super().drift()
         return torch.stack([value.square().sum() for value in self.params().values()]).sum()
 
     def changed_entries(self) -> dict[str, Tensor]:

@@ -2,20 +2,22 @@
 
 Kept are the residual columns, the dimensions of the heads (in rotary pairs, the same in all heads of a block) and the
 feed-forward's rows that matter most. What matters is the size of the weights or their Fisher information
-(Sung, Cho, Bansal 2022, section 3.3); the reference chooses residual columns anew for every layer, here they are one
-set, so that the residual stream of the narrow network means what the wide one's does.
+(Sung, Cho, Bansal 2022, section 3.3). The reference chooses residual columns anew for every layer; here they are one
+set, so that the residual stream of the narrow network means what the wide one's does. It ranks rows by the columns that
+are left, and those of queries, keys and values by the product of their importances; here rows are ranked by sums over
+all columns, queries with keys, and values alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tunewise.engine.anatomy import features, is_transposed
-from tunewise.techniques.building.fisher import fisher
+from tunewise.engine.forward import batch_of, layout, loss_sum
 
 if TYPE_CHECKING:
     from tunewise.engine.encoding import TokenSequence
@@ -23,11 +25,63 @@ if TYPE_CHECKING:
 
 
 def importance(base: Base, rows: Iterable[TokenSequence] | None = None) -> dict[str, Tensor]:
-    """Return each parameter's Fisher information on the rows, by full name; without rows its absolute values."""
-    named = dict(base.model.named_parameters())
-    if rows is not None:
-        return fisher(base, named, rows)
-    return {name: parameter.detach().float().abs() for name, parameter in named.items()}
+    """Sum the importance of weights over what is kept or dropped as a whole: output rows, columns of embeddings.
+
+    The importance of a weight is its Fisher information on the rows; without rows it is its size. Beside these sums
+    there is one gradient at a time: the gradients of all weights would take as much memory as the model.
+
+    Returns:
+        By full name, a vector for the weight of each of the blocks' linears, (out,), and for the embeddings, (d,).
+    """
+    anatomy = base.anatomy
+    axes = {id(linear.weight): 0 if is_transposed(linear) else 1 for _, _, linear in anatomy.linears()}
+    axes[id(anatomy.embedding.weight)] = 0
+    summed = {name: (weight, axes[id(weight)]) for name, weight in base.model.named_parameters() if id(weight) in axes}
+    if rows is None:
+        return {
+            name: torch.linalg.vector_norm(weight.detach(), 1, axis, dtype=_summed_in(weight))
+            for name, (weight, axis) in summed.items()
+        }
+    return _fisher_sums(base, summed, rows)
+
+
+def _summed_in(values: Tensor) -> torch.dtype:
+    """Return the dtype for sums over many values: at least float32."""
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def _fisher_sums(
+    base: Base, summed: Mapping[str, tuple[Tensor, int]], rows: Iterable[TokenSequence]
+) -> dict[str, Tensor]:
+    """Sum the Fisher information of each weight on the rows, one row at a time, over the axis that stands with it."""
+    sums = {
+        name: weight.new_zeros(weight.shape[1 - axis], dtype=_summed_in(weight))
+        for name, (weight, axis) in summed.items()
+    }
+
+    def take(name: str, axis: int) -> Callable[[Tensor], None]:
+        def add(weight: Tensor) -> None:
+            gradient, weight.grad = cast(Tensor, weight.grad), None  # it has just been accumulated
+            sums[name] += torch.linalg.vector_norm(gradient, dim=axis, dtype=_summed_in(gradient)).square()
+
+        return add
+
+    handles = []
+    required_grad = {name: weight.requires_grad for name, (weight, _) in summed.items()}
+    try:
+        for name, (weight, axis) in summed.items():
+            weight.requires_grad_(True)
+            handles.append(weight.register_post_accumulate_grad_hook(take(name, axis)))
+        for row in rows:
+            batch = batch_of(base, [row])
+            with layout(base, batch):
+                loss_sum(base, batch).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, (weight, _) in summed.items():
+            weight.requires_grad_(required_grad[name])
+    return sums
 
 
 def best(scores: Tensor, count: int) -> Tensor:
@@ -41,7 +95,7 @@ def prune(base: Base, side: Any, block_indices: Sequence[int], scores: dict[str,
     anatomy = base.anatomy
     scores = {name: score.cpu() for name, score in scores.items()}  # only indices are taken from them
     names = {id(parameter): name for name, parameter in base.model.named_parameters()}
-    residual = best(scores[names[id(anatomy.embedding.weight)]].sum(0), side.config.hidden_size)
+    residual = best(scores[names[id(anatomy.embedding.weight)]], side.config.hidden_size)
     prefix = anatomy.layout.blocks.split(".")[-1]
     small = dict(side.named_modules())
     for step, index in enumerate(block_indices):
@@ -76,9 +130,7 @@ class _Block:
 
     def _score(self, role: str) -> Tensor:
         """Return the importance of a linear's output rows."""
-        linear = self.anatomy.linear(self.index, role)
-        scores = self.scores[self.names[id(linear.weight)]]
-        return scores.sum(0 if is_transposed(linear) else 1)
+        return self.scores[self.names[id(self.anatomy.linear(self.index, role).weight)]]
 
     def _copy(self, role: str, rows: Tensor, columns: Tensor, into: Tensor | None = None) -> None:
         """Copy the chosen rows and columns of a linear (out, in) into those of the narrow one."""

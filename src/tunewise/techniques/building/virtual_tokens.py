@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tunewise.core.errors import TechniqueError
+from tunewise.engine.vocabulary import require_embeddings
 
 if TYPE_CHECKING:
     from tunewise.contract.attachment import Attachment
@@ -35,6 +36,8 @@ class Placeholders:
                 f"{name} has {count} virtual tokens, more than half of the window of {self.base.window} tokens; use "
                 f"fewer ({name}.num_virtual_tokens)"
             )
+        # A token of the tokenizer's with such an id would be taken for a placeholder.
+        require_embeddings(self.base.name, self.base.tokenizer, self.base.vocabulary)
         self.mask = torch.zeros(1, 1, dtype=torch.bool)
         self.index = torch.zeros(0, dtype=torch.long)
         attachment.hook(self.base.anatomy.embedding.register_forward_pre_hook(self._clamp))

@@ -24,6 +24,7 @@ class Base(Technique):
     equation = "p(y | x)"
     trains = False
     seeded = False
+    adapts = False
     mergeable = True
 
     def attach(self, base: Model, generator: torch.Generator) -> Attachment:

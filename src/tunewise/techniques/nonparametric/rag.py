@@ -3,26 +3,33 @@
     p(y | d_1, ..., d_k, x)        d_1, ..., d_k: the passages that fit x best
 
 Documents are cut into passages at their structure; those found for a question (by words, by meaning, or both) are put
-before it whole, up to the room that question and answer leave, best last. k is chosen by the loss on validation.
-Without documents, the training examples are what is searched (Wang et al. 2022, REINA), and the row's label says so.
+before it whole, up to the room that question and answer leave, best last. k is chosen by the loss on validation, from
+none to many: the smallest that is as good as the best (`tunewise.techniques.building.count_choice`), within an
+allowance of tokens that a training of the same budget is worth.
+Without documents, the training examples are what is searched; for a chat model they are plain text, as what is searched
+for is, and never the markup of its template. What a chat model is asked to do with the passages follows from the task,
+or is the setting `request`; where nothing is found, the question stands alone.
+Differs from the paper without documents: the training examples are searched (Wang et al. 2022, REINA), and the row's
+label says so.
 This is retrieval in the prompt of a frozen model; Lewis et al. 2020 also train the retriever.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 
 from tunewise.contract.attachment import Attachment, StoredRow
+from tunewise.contract.places import not_followed
 from tunewise.contract.settings import setting
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.core.json_record import Check, Count, JsonRecord, Text
 from tunewise.core.progress import Progress
 from tunewise.core.text import show
 from tunewise.data.task import Example, Message, Task
@@ -30,15 +37,26 @@ from tunewise.engine.encoding import Encoder
 from tunewise.retrieval.embedder import DTYPES, loaded
 from tunewise.retrieval.index import FACTS
 from tunewise.retrieval.passage import Hit, Passage
-from tunewise.retrieval.prompt import holds_answer, with_passages
+from tunewise.retrieval.prompt import (
+    BARE,
+    FROM_DOCUMENTS,
+    check_request,
+    default_request,
+    example_text,
+    holds_answer,
+    with_passages,
+)
 from tunewise.retrieval.search import Passages, Retriever, Store
+from tunewise.techniques.building import count_choice
 from tunewise.techniques.building.text_search import TextSearchAttachment
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
     from tunewise.retrieval.embedder import Embedder
 
-_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_COUNTS = (0, 1, 2, 4, 8, 16, 32)
+_MOST_PASSAGES = 256  # that are shown
+_Shown = Annotated[int, Check(lambda value: 0 <= value <= _MOST_PASSAGES, f"from 0 to {_MOST_PASSAGES}")]
 _IN_MEMORY = 50_000  # passages that are searched one by one
 _NO_PROMPTS = "rag needs questions, and this task has plain text only"
 
@@ -59,8 +77,10 @@ class RAG(Technique):
     )
     equation = "p(y | d_1, ..., d_k, x), d_i found for x"
     sides = frozenset({"prompt"})
+    place_settings = frozenset({"knowledge", "embedder", "reranker"})
     needs = "documents (--knowledge); without them it searches the training examples"
     trains = False
+    chooses = True
     seeded = False
     identity_at_start = False
 
@@ -75,7 +95,7 @@ class RAG(Technique):
     embedder: str = setting("", "sentence-transformers model, id or folder, for dense and hybrid retrieval.")
     embedder_dtype: str = setting("float32", "What the embedder computes in.", choices=DTYPES)
     reranker: str = setting("", "Cross-encoder, id or folder, that orders what was found.")
-    k: int = setting(0, "Passages shown; 0 chooses their number on validation.", low=0, high=256)
+    k: int = setting(0, "Passages shown; 0 chooses their number on validation.", low=0, high=_MOST_PASSAGES)
     chunk_size: int = setting(0, "Tokens of a passage at most; 0: a fifth of the window, 32 to 256.", low=0, high=8192)
     chunk_overlap: float = setting(0.125, "Share of a passage that the next one repeats.", low=0.0, high=0.5)
     floor: float = setting(0.15, "What fits less is not shown; see `tunewise.retrieval.search`.", low=0.0, high=1.0)
@@ -83,9 +103,18 @@ class RAG(Technique):
     order: str = setting("best_last", "Where the best passage stands.", choices=("best_last", "best_first"))
     style: str = setting(
         "auto",
-        "Bare text, or numbered quotations with an instruction; auto: quoted for chat models.",
+        "Bare text, or numbered quotations; auto: documents are quoted for chat models.",
         choices=("auto", "bare", "quoted"),
     )
+    request: str = setting(
+        "",
+        "Text around {passages} and {question}; empty: what fits the task, and for bare style nothing.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.request:
+            check_request(self.request, "rag.request")
 
     def lacks(self, base: Base, task: Task) -> str:
         """Say that the task has no prompts, if it has none."""
@@ -94,6 +123,11 @@ class RAG(Technique):
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Attach without passages; `prepare` reads the documents."""
         return _Retrieving(base, self)
+
+    def places_to_answer(self) -> dict[str, str]:
+        """Return embedder and reranker; the documents are used only where an index holds them."""
+        used = {"embedder": "" if self.retrieval == "bm25" else self.embedder, "reranker": self.reranker}
+        return {name: value for name, value in used.items() if value}
 
     def files_fingerprint(self, task: Task) -> str:
         """Return a fingerprint of names, sizes and times of the documents' files."""
@@ -107,10 +141,11 @@ class _Retrieving(TextSearchAttachment):
         super().__init__(base, recipe)
         self.recipe: RAG = recipe
         self.k, self.room, self.quoted = 0, 0, False
-        self.embedder = recipe.embedder
         self.place = ""  # the index that holds the passages; empty: they are in memory
         self.searches_training = False  # whether the passages are training examples
+        self.request = BARE
         self.hits: dict[str, list[Hit]] = {}
+        self._sizes: dict[str, int] = {}  # tokens by text of a passage
 
     def prepare(self, study: Study) -> None:
         task = study.task
@@ -121,6 +156,11 @@ class _Retrieving(TextSearchAttachment):
         answers = sorted(len(sequence.ids) - sequence.prompt for sequence in encoder.encode(task.train))
         self.room = min(answers[-1], encoder.limit // 2)
         self._use(self._open(where, task, encoder, study.report), task)
+        style, chat = self.recipe.style, encoder.chat
+        self.quoted = style == "quoted" or (style == "auto" and chat and not self.searches_training)
+        says_what_to_do = style == "quoted" or (style == "auto" and chat)
+        default = default_request(task, training_examples=self.searches_training) if says_what_to_do else BARE
+        self.request = self.recipe.request or default
         if self.recipe.k:
             self.k = self.recipe.k
         else:
@@ -129,35 +169,39 @@ class _Retrieving(TextSearchAttachment):
         count = max(len(validation_passages), 1)
         self.facts["right passage found"] = sum(holds_answer(*pair) for pair in validation_passages) / count
         self.facts["passages shown"] = sum(len(passages) for _, passages in validation_passages) / count
+        self.describe_choices(study)
 
     def prepare_shapes(self, study: Study) -> None:
-        """Take as many passages as fit, found by words alone; the choice on validation may take fewer."""
-        self.recipe, first = replace(self.recipe, retrieval="bm25", reranker=""), itertools.count()
-        self.prepare(replace(study, validation_loss=lambda: -float(next(first))))
+        """Take as many passages as the allowance lets be tried, found by words; validation may take fewer."""
+        self.recipe = replace(self.recipe, retrieval="bm25", reranker="")
+        self.prepare(count_choice.unread(study))
 
     def _choose(self, study: Study) -> None:
-        losses: dict[int, float] = {}
+        choice = count_choice.from_few(self._counts_that_differ(study), study, "passages")
+        self.k = self.take_count(choice, "passages") if choice is not None else 0
+
+    def _counts_that_differ(self, study: Study) -> Iterator[int]:
+        """Set k to one number after the other, as long as more passages match and fit than before, and yield it."""
         previous = -1
-        for count in (0, *_COUNTS):
-            self.k = count
-            passage_count = sum(len(self.passages(example)) for example in study.task.validation[:64])
+        for self.k in _COUNTS:
+            passage_count = sum(len(self.passages(example)) for example in count_choice.questions_of(study))
             if passage_count <= previous:
-                break  # no more passages match, or fit
+                return
             previous = passage_count
-            study.report(f"trying {count} passages on validation", len(losses), 0)
-            losses[count] = study.validation_loss()
-        self.k = min(losses, key=lambda count: (losses[count], count))
-        self.facts["validation loss by passages"] = {str(count): value for count, value in losses.items()}
+            yield self.k
 
     # Opening the documents.
 
     def _open(self, where: str, task: Task, encoder: Encoder, report: Progress) -> Store:
         self.searches_training = not where
         if where.startswith("qdrant://") or (Path(where) / FACTS).is_file():
-            self.place = where
-            return self._reach()
+            return self._reach(where)
         if self.searches_training:
-            texts = ["".join(encoder.text(example)) for example in task.train if example.messages]
+            prompted = [example for example in task.train if example.messages]
+            if encoder.chat:
+                texts = [example_text(example, task) for example in prompted]
+            else:
+                texts = ["".join(encoder.text(example)) for example in prompted]
             passages = [Passage(f"train/{i}", 0, len(text), text) for i, text in enumerate(dict.fromkeys(texts))]
         else:
             passages = self._cut(where, report)
@@ -175,15 +219,18 @@ class _Retrieving(TextSearchAttachment):
     def _held(self, passages: list[Passage]) -> Store:
         return Passages(passages, self.vectors.float().numpy() if self.vectors is not None else None)
 
-    def _reach(self) -> Store:
+    def _reach(self, place: str) -> Store:
+        """Open an index that the user has named, and check that its embedder is the one that was given."""
         from tunewise.retrieval.index import Index
 
-        index = Index.open(self.place)
+        index = Index.open(place)
+        self.place = place
         self._undo.append(index.close)
-        self.embedder = self.recipe.embedder or str(index.facts["embedder"])
+        if not self.recipe.embedder and self.recipe.retrieval != "bm25":
+            raise index.needs_embedder("rag.retrieval=bm25")
         embedder = self._embedder()
-        if embedder is not None and embedder.fingerprint != index.facts["fingerprint"]:
-            raise SettingError(f"{self.place} was built with {index.facts['embedder']}; leave rag.embedder out")
+        if embedder is not None:
+            index.check_embedder(embedder.fingerprint)
         return index
 
     def _cut(self, where: str, report: Progress) -> list[Passage]:
@@ -203,29 +250,28 @@ class _Retrieving(TextSearchAttachment):
     def mode(self) -> str:
         """How passages are found: bm25, dense or hybrid."""
         retrieval = self.recipe.retrieval
-        return retrieval if retrieval != "auto" else "hybrid" if self.embedder else "bm25"
+        return retrieval if retrieval != "auto" else "hybrid" if self.recipe.embedder else "bm25"
 
     def _embedder(self) -> Embedder | None:
         if self.mode == "bm25":
             return None
-        if not self.embedder:
+        if not self.recipe.embedder:
             raise SettingError(f"rag.retrieval={self.mode} needs rag.embedder, a sentence-transformers model")
-        return loaded(self.embedder, self.recipe.embedder_dtype)
+        return loaded(self.recipe.embedder, self.recipe.embedder_dtype)
 
     def _use(self, store: Store, style: Task) -> None:
         recipe = self.recipe
-        self.store, self.encoder, self.hits = store, Encoder(self.base, style), {}
+        self.store, self.encoder, self.hits, self._sizes = store, Encoder(self.base, style), {}, {}
         self.retriever = Retriever(store, self.mode, self._embedder(), recipe.floor, recipe.diversity, recipe.reranker)
-        self.quoted = recipe.style == "quoted" or (recipe.style == "auto" and self.encoder.chat)
         self.label = "rag (training examples as documents)" if self.searches_training else ""
 
     # Showing.
 
     def passages(self, example: Example) -> list[Passage]:
         """Return up to k passages that fit whole beside the question and its answer, best first."""
-        if not self.k or not example.messages:
-            return []
         question = example.prompt
+        if not self.k or not question:
+            return []
         if question not in self.hits:
             self.hits[question] = self.retriever.find([question], max(_COUNTS[-1], self.k) + 1)[0]
         limit = self.encoder.limit - self.room
@@ -235,13 +281,18 @@ class _Retrieving(TextSearchAttachment):
                 break
             if self.searches_training and question in hit.passage.text:
                 continue  # the question itself, with its answer
-            size = self._size(Example((Message("user", hit.passage.indexed),), ""))
+            size = self._passage_size(hit.passage.indexed)
             if size <= remaining:
                 chosen.append(hit.passage)
                 remaining -= size
         while chosen and self._size(self._shown(example, chosen)) > limit:
             chosen.pop()  # quotation marks and numbers take room too
         return chosen
+
+    def _passage_size(self, text: str) -> int:
+        if text not in self._sizes:
+            self._sizes[text] = self._size(Example((Message("user", text),), ""))
+        return self._sizes[text]
 
     def _size(self, example: Example) -> int:
         return len(self.encoder.prompts([example], 0)[0].ids)
@@ -251,7 +302,7 @@ class _Retrieving(TextSearchAttachment):
 
     def _shown(self, example: Example, passages: Sequence[Passage]) -> Example:
         ordered = passages if self.recipe.order == "best_first" else passages[::-1]
-        return with_passages(example, ordered, quoted=self.quoted)
+        return with_passages(example, ordered, quoted=self.quoted, request=self.request)
 
     def citations(self, example: Example) -> list[str]:
         return [passage.id for passage in self.passages(example)]
@@ -259,17 +310,87 @@ class _Retrieving(TextSearchAttachment):
     # Storing.
 
     def stored_rows(self) -> list[StoredRow]:
-        choices = {"k": self.k, "room": self.room, "index": self.place, "own": self.searches_training}
+        choices = _Choices(
+            k=self.k,
+            room=self.room,
+            index=self.place,
+            own=self.searches_training,
+            request=self.request,
+            quoted=self.quoted,
+            embedder=self._embedder_fingerprint(),
+        )
         passages = self.store.passages if isinstance(self.store, Passages) else ()
-        return [choices, *(asdict(passage) for passage in passages)]
+        return [choices.to_json(), *(asdict(passage) for passage in passages)]
 
     def load_rows(self, rows: list[StoredRow], style: Task) -> None:
-        try:
-            choices, passages = rows[0], [Passage(**row) for row in rows[1:]]
-            self.k, self.room, self.place = int(choices["k"]), int(choices["room"]), str(choices["index"])
-            self.searches_training = bool(choices["own"])
-        except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"the adaptation's passages are not as rag writes them: {error!r}") from error
-        if not self.place and self.vectors is not None and len(self.vectors) != len(passages):
-            raise ArtifactError(f"the adaptation has {len(self.vectors)} embeddings of {len(passages)} passages")
-        self._use(self._reach() if self.place else self._held(passages), style)
+        unlike = "the adaptation's passages are not as rag writes them"
+        choices = _Choices.from_json(rows[0] if rows else None, "rows.jsonl line 1", unlike)
+        passages = [
+            _PassageRow.from_json(row, f"rows.jsonl line {number}", unlike).passage
+            for number, row in enumerate(rows[1:], 2)
+        ]
+        self.k, self.room, self.searches_training = choices.k, choices.room, choices.own
+        self.quoted, self.request = bool(choices.quoted), choices.request or ""
+        if choices.index and not self.recipe.knowledge:
+            raise not_followed("index", choices.index, "--knowledge")
+        if not choices.index:
+            self._check_vectors(len(passages), choices.embedder)
+        self._use(self._reach(self.recipe.knowledge) if choices.index else self._held(passages), style)
+        if not self.request:  # the adaptation is from before requests were stored, when there was one for all tasks
+            self.quoted = self.recipe.style == "quoted" or (self.recipe.style == "auto" and self.encoder.chat)
+            self.request = FROM_DOCUMENTS if self.quoted else BARE
+
+    def _embedder_fingerprint(self) -> str | None:
+        embedder = self._embedder()
+        return embedder.fingerprint if embedder is not None else None
+
+    def _check_vectors(self, passages: int, fingerprint: str | None) -> None:
+        """Refuse embeddings that are not one for each passage, or not of the embedder that is given.
+
+        `fingerprint` is that of the embedder that made them; adaptations from before it was stored have none.
+        """
+        if self.vectors is not None and len(self.vectors) != passages:
+            raise ArtifactError(f"the adaptation has {len(self.vectors)} embeddings of {passages} passages")
+        embedder = self._embedder()
+        if embedder is None:
+            return
+        size = self.vectors.shape[1] if self.vectors is not None else 0
+        if size != embedder.size or fingerprint not in (None, embedder.fingerprint):
+            raise SettingError(
+                f"the embedder {show(embedder.name)} is not the one that embedded the adaptation's passages (vectors "
+                f"of {embedder.size} and {size} numbers, fingerprints {embedder.fingerprint} and {fingerprint}); give "
+                "that one with --embedder"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choices(JsonRecord):
+    """What `prepare` chose; the first row of an adaptation.
+
+    `index` is the place of the passages; where it is empty, they are the rows that follow. `embedder` is the
+    fingerprint of the one that is used.
+    """
+
+    k: _Shown
+    room: Count
+    index: str
+    own: bool
+    request: Text | None = None
+    quoted: bool | None = None
+    embedder: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PassageRow(JsonRecord):
+    """A passage; the row of an adaptation that holds its documents itself."""
+
+    document: Text
+    start: Count
+    end: Count
+    text: Text
+    heading: Text = ""
+
+    @property
+    def passage(self) -> Passage:
+        """The passage that is searched."""
+        return Passage(self.document, self.start, self.end, self.text, self.heading)

@@ -2,10 +2,10 @@
 
     y = W x + b,   b trained, W frozen
 
-Llama, Mistral and Qwen3 have no biases, and the published method has nothing to train there. `source="add"` puts
-zero biases on the blocks' linears instead and is labelled BitFit-add, an adaptation of the paper; `auto` takes what
-the model allows and the label says which. Without rotary positions a key bias shifts all scores of a softmax alike
-and has no effect, so `add` leaves keys out there.
+`source="auto"` takes what the model allows, and the label says which. Without rotary positions a key bias shifts all
+scores of a softmax alike and has no effect, so `add` leaves keys out there.
+Differs from the paper by model: Llama, Mistral and Qwen3 have no biases, and the published method has nothing to train
+there. `source="add"` puts zero biases on the blocks' linears instead and is labelled bitfit-add, an adaptation.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from tunewise.engine.anatomy import features
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
-
-_ATTENTION = ("q", "k", "v", "o", "qkv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +104,11 @@ class _Biases(Attachment):
 
     def fold(self) -> None:
         """Put the biases into the linears, and into the configuration where it has a field: a standard checkpoint."""
-        model, config_names = self.base.model, {True: "attention_bias", False: "mlp_bias"}
+        model = self.base.model
         for module, bias in self.added:
             self.replace(module, "bias", nn.Parameter(bias.detach().to(model.dtype), requires_grad=False))
-        for attention, name in config_names.items():
-            linears = [m for _, role, m in self.base.anatomy.linears() if (role in _ATTENTION) == attention]
-            if hasattr(model.config, name) and any(module.bias is not None for module in linears):
+        for name, linears in self.base.anatomy.bias_settings():
+            if any(module.bias is not None for module in linears):
                 for module in linears:
                     if module.bias is None:
                         self.replace(module, "bias", nn.Parameter(module.weight.new_zeros(features(module)[1]), False))

@@ -3,8 +3,8 @@
     h = stop_gradient(blocks_{<L-k}(x));   logits = head(norm(blocks_{>=L-k}(h)))
 
 Nothing below the lowest trained block needs a graph, so backward and activation memory shrink to about k / L.
-Where the head is tied to the input embeddings, training it would train the embeddings and bring the whole graph
-back; `head` says what to do then.
+Differs from the paper where the head is tied to the input embeddings: training it would train the embeddings and bring
+the whole graph back, so it stays frozen, and the label says so; `head` chooses something else.
 """
 
 from __future__ import annotations
@@ -80,6 +80,10 @@ class _Top(Attachment):
                 f'last_layers.head is "{mode}", but the head of this model is {state} its embeddings; '
                 f"use {'frozen, untie or tied' if anatomy.tied else 'trained or frozen'}"
             )
+        if mode == "frozen":
+            self.label = "last_layers (head frozen)"
+        elif mode in ("untie", "tied"):
+            self.label = f"last_layers (head {'untied' if mode == 'untie' else 'trained with the embeddings'})"
         self.lowest = 0 if mode == "tied" else min(chosen, default=blocks)
         for index in chosen:
             for name, parameter in anatomy.blocks[index].named_parameters():
@@ -102,10 +106,10 @@ class _Top(Attachment):
 def _chosen(recipe: LastLayers, blocks: int) -> list[int]:
     """Return the numbers of the blocks to train, ascending."""
     if recipe.layers:
-        numbers = sorted({int(layer) if layer.isdigit() else blocks for layer in recipe.layers})
-        if numbers[-1] >= blocks:
+        numbers = {str(number): number for number in range(blocks)}
+        if any(layer not in numbers for layer in recipe.layers):
             raise SettingError(f"last_layers.layers must be numbers of blocks, 0 to {blocks - 1}")
-        return numbers
+        return sorted({numbers[layer] for layer in recipe.layers})
     count = -(-blocks * recipe.k // 1) if recipe.k < 1 else recipe.k
     if count > blocks or count != int(count):
         raise SettingError(f"last_layers.k is {recipe.k:g}, but the model has {blocks} blocks")

@@ -4,25 +4,28 @@
     2. mu = 1 on the K entries with the largest |theta_1 - theta_0|, over all tensors together
     3. back to theta_0; train with gradients mu * g:   phi = theta_2 - theta_0
 
-Half of the steps go to each phase. The paper also adds up the differences of several runs; here one run's difference is
-an adaptation of its own. Eligible are the blocks' linears, norms and embeddings stay frozen as in the reference
-scripts; an optional L1 term (the scripts use 0.1 for language differences, 0 for tasks) pulls both phases towards
-theta_0.
+Half of the steps go to each phase. The first runs at full fine-tuning's rate: at a higher one all entries move about as
+far, and the choice is left to noise. The paper also adds up the differences of several runs; here one run's difference
+is an adaptation of its own. Eligible are the blocks' linears alone: norms stay frozen as in the reference scripts, and
+embeddings too, which is the scripts' way for language differences only. An optional L1 term (the scripts use 0.1 for
+language differences, 0 for tasks) pulls both phases towards theta_0; it is a mean over the eligible entries, in the
+reference over all of the model's.
+Differs from the paper: biases stay frozen too, and half of the steps go to each phase.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, ParamGroup
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.engine.memory import release_pages
-from tunewise.techniques.building.sparse_entries import Sparse, largest, weights_of
+from tunewise.techniques.building.sparse_entries import Sparse, largest, rate_of_full, weights_of
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
@@ -48,13 +51,24 @@ class LTSFT(Technique):
     mergeable = True
     reference_rate = 4e-4  # few entries need larger steps than all: PEFT's comparison takes 3e-4 at width 3072 (SHiRA)
     width_exponent = 1.0
+    differs = "linears alone"
 
     density: float = setting(
         0.01, "Share of the eligible entries that is trained.", low=1e-6, high=1.0, search=(0.05, 0.002)
     )
     target_modules: tuple[str, ...] = setting((), "Roles of the eligible linears (q, k, v, ...); default: all.")
     l1: float = setting(0.0, "Weight of the mean |theta - theta_0| in the loss.", low=0.0, high=10.0)
+    dense_learning_rate: float | None = setting(
+        None, "Step size of the first phase, which trains all; default: that of full.", low=0.0, high=100.0
+    )
     learning_rate: float | None = learning_rate()
+
+    def resolved(self, base: Base) -> Self:
+        """Return the same recipe with both learning rates for this base filled in."""
+        recipe = super().resolved(base)
+        if recipe.dense_learning_rate is not None:
+            return recipe
+        return replace(recipe, dense_learning_rate=rate_of_full(base))
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Attach without parameters; the first phase adds them."""
@@ -77,6 +91,12 @@ class _Lottery(Sparse):
             return
         moved = {name: self._moved(parameter) for name, parameter in self.eligible.items()}
         self.choose(largest(moved, self.budget(self.recipe.density)))
+
+    def param_groups(self) -> list[ParamGroup]:
+        groups, rate = super().param_groups(), self.recipe.dense_learning_rate
+        if not self._whole:
+            return groups
+        return [{**group, "lr": rate_of_full(self.base) if rate is None else rate} for group in groups]
 
     def _moved(self, parameter: nn.Parameter) -> Tensor:
         original = self.original(parameter)

@@ -6,10 +6,11 @@
         I <- beta1 I + (1 - beta1) |w dL/dw|,   U <- beta2 U + (1 - beta2) | |w dL/dw| - I |
     budget:   b(t) = b_0 for t <= t_i;   int(b_T + (b_0 - b_T) (1 - (t - t_i) / (T - t_i - t_f))^3) until T - t_f;   b_T
 
-Every delta_t steps the ranks below the budget's, over all matrices together, have their lambda set to zero; from step
-T - t_f on the choice stays. The regulariser is the authors' code's (norms not squared, averaged). The budget is the
-code's too: equation 14, as printed, is not continuous. Importance is taken before the update, as in the paper. The
-artifact holds the surviving ranks alone.
+At every multiple of delta_t steps the ranks below the budget's, over all matrices together, have their lambda set to
+zero. From step T - t_f on the choice stays, and importance is of the steps before it. It is taken before the update, as
+in the paper's algorithm; the authors' trainer takes it after the update, of the new weights and the old gradient. The
+regulariser is the authors' code's (norms not squared, averaged). The budget is the code's too: equation 14, as printed,
+is not continuous. The artifact holds the surviving ranks alone.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class AdaLoRA(Technique):
     lora_alpha: float = setting(32.0, "The update is multiplied by lora_alpha / init_r.", low=0.0, high=1e6)
     tinit: float = setting(0.1, "Steps before ranks are removed, or below 1 a share of all.", low=0.0, high=1e9)
     tfinal: float = setting(0.3, "Steps after the last removal, or below 1 a share of all.", low=0.0, high=1e9)
-    delta_t: int = setting(1, "Steps between removals.", low=1, high=1_000_000)
+    delta_t: int = setting(1, "Ranks are removed at the multiples of so many steps.", low=1, high=1_000_000)
     beta1: float = setting(0.85, "Smoothing of the sensitivity I.", low=0.0, high=1.0)
     beta2: float = setting(0.85, "Smoothing of its uncertainty U.", low=0.0, high=1.0)
     orth_reg_weight: float = setting(0.1, "Weight of the orthogonality of P and Q.", low=0.0, high=1000.0)
@@ -116,6 +117,11 @@ class _Adaptive(GeneratedAttachment, LowRank):
         self.alive = {f"{path}.alive": torch.ones(recipe.init_r, dtype=torch.bool) for path in self.layers}
         self.final = torch.zeros((), dtype=torch.bool)  # whether the choice of ranks is final
 
+    @property
+    def complete(self) -> bool:
+        """Whether the ranks are chosen for good; before that, removed ones can still come back."""
+        return bool(self.final)
+
     def make(self) -> dict[str, Tensor]:
         """Return Lambda, P and Q of the surviving ranks."""
         tensors: dict[str, Tensor] = {}
@@ -147,7 +153,8 @@ class _Adaptive(GeneratedAttachment, LowRank):
 
     @torch.no_grad()
     def after_backward(self, step: int, total: int) -> None:
-        if self.final:
+        _, end = self.recipe.span(total)
+        if step + 1 >= end:
             return
         for name, parameter in self._params.items():
             if parameter.grad is None:
@@ -161,7 +168,7 @@ class _Adaptive(GeneratedAttachment, LowRank):
     def after_step(self, step: int, total: int) -> None:
         done = step + 1
         begin, end = self.recipe.span(total)
-        if not self.final and (done >= end or (done > begin and (done - begin) % self.recipe.delta_t == 0)):
+        if not self.final and (done >= end or (done > begin and done % self.recipe.delta_t == 0)):
             self._choose(self.recipe.budget(done, total, len(self.triplets)))
             self._zero_removed()
             self.final.fill_(done >= end)

@@ -2,8 +2,10 @@
 
     each step draws b from 1..r, one for all layers:   h = W x + s_b B[:, :b] A[:b] x,   s_b = lora_alpha / b
 
-`update=full` moves the first b rows of A and columns of B, `frozen` the b-th alone. What a step does not move keeps its
-bits: in the authors' code AdamW's momentum moves it on. Their script uses frozen, their best results are of full.
+`update=full` moves the first b rows of A and columns of B, `frozen` the b-th alone. The authors' script uses frozen,
+their best results are of full.
+Differs from the paper: what a step does not move keeps its bits (AdamW's momentum moves it on in the authors' code),
+and every linear of every block is adapted, not only queries and values.
 `scaling=constant` takes s = lora_alpha / r for every b; under lora_alpha / b the ranks disagree about what the first
 directions should be.
 
@@ -56,6 +58,7 @@ class DyLoRA(Technique):
     reference_rate = 2e-4
     width_exponent = 0.5
     late_settings = frozenset({"rank"})
+    differs = "no momentum outside the ranks of a step"
 
     r: int = setting(16, "Largest rank.", low=1, high=4096, search=(8, 32))
     lora_alpha: float = setting(32.0, "The update is multiplied by lora_alpha / b.", low=0.0, high=1e6)

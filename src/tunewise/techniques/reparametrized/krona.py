@@ -59,6 +59,11 @@ class KronA(Technique):
     export_rank: int = setting(0, "Rank of a LoRA for PEFT, by SVD, written beside; 0: none.", low=0, high=4096)
     learning_rate: float | None = learning_rate()
 
+    @fact(default="all linears")
+    def differs(self) -> str:
+        """Name the targets of the plain form, unless they are chosen."""
+        return "all linears" if self.form == "plain" and ALL_LINEAR in self.target_modules else ""
+
     @fact(default=True)
     def mergeable(self) -> bool:
         """Say whether the product is added to a weight; in the other forms it spans a feed-forward."""

@@ -13,7 +13,9 @@ Its variants are settings:
                         factors (Büyükakyüz 2024). W x + s (B A - B_0 A_0) x equals their form, in which W loses
                         s B_0 A_0, and leaves the base as it is; stored with the start, so it reloads exactly.
 
-The embeddings can be targeted too (embed_tokens, lm_head, by their module's name); of tied ones both sides are.
+The embeddings can be targeted too (embed_tokens, lm_head, by their module's name); of tied ones both sides are. The
+default learning rate is ten times full fine-tuning's; Qwen models have another than Llamas
+(`tunewise.contract.learning_rates`).
 """
 
 from __future__ import annotations
@@ -27,27 +29,28 @@ import torch
 from torch import Tensor
 
 from tunewise.contract.attachment import Attachment, ParamGroup, PeftConfig
+from tunewise.contract.learning_rates import LLAMA_EXPONENT, REFERENCE_WIDTH, lora_rate
 from tunewise.contract.settings import learning_rate, setting
-from tunewise.contract.technique import Citation, Technique
-from tunewise.core.errors import ArtifactError, SettingError
+from tunewise.contract.technique import Citation, Technique, fact
+from tunewise.core.errors import SettingError
+from tunewise.core.text import show
 from tunewise.engine.anatomy import features, oriented
 from tunewise.techniques.building.lowrank import ALL_LINEAR, STARTED, LowRank, ends, named, start, targets
-from tunewise.techniques.building.peft_lora import PEFT_PREFIX, Factors, load_portable, peft_names, portable
+from tunewise.techniques.building.peft_lora import (
+    PEFT_PREFIX,
+    Factors,
+    explicit_config,
+    load_portable,
+    needs_pefts_layers,
+    peft_names,
+    portable,
+)
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
-# Settings of a PEFT adapter that change its maths; anything but these values is another method than this one.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "layer_replication": (None, []),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None, []),
-    "alora_invocation_tokens": (None, []),
-    "use_qalora": (False, None),
-}
+
+_MOST_RANK, _MOST_ALPHA = 4096, 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +70,13 @@ class LoRA(Technique):
     equation = "h = W x + (lora_alpha / r) B A dropout(x)"
     sides = frozenset({"weights"})
     mergeable = True
-    reference_rate = 2e-4
-    width_exponent = 0.5
+    reference_rate = lora_rate("llama", REFERENCE_WIDTH)
+    width_exponent = LLAMA_EXPONENT
 
-    r: int = setting(16, "Rank of the update; memory and capacity grow with it.", low=1, high=4096, search=(4, 64))
-    lora_alpha: float = setting(32.0, "The update is multiplied by lora_alpha / r.", low=0.0, high=1e6)
+    r: int = setting(
+        16, "Rank of the update; memory and capacity grow with it.", low=1, high=_MOST_RANK, search=(4, 64)
+    )
+    lora_alpha: float = setting(32.0, "The update is multiplied by lora_alpha / r.", low=0.0, high=_MOST_ALPHA)
     lora_dropout: float = setting(0.0, "Dropout on the update's input, in training.", low=0.0, high=0.95)
     target_modules: tuple[str, ...] = setting(
         (ALL_LINEAR,), "What is adapted: all-linear, roles (q, k, v, o, gate, up, down), or ends of module names."
@@ -86,6 +91,15 @@ class LoRA(Technique):
     loraplus_lr_ratio: float = setting(1.0, "Learning rate of B over that of A.", low=0.001, high=1000.0)
     learning_rate: float | None = learning_rate()
 
+    def default_rate(self, base: Base) -> float:
+        """Return the rate by family and width."""
+        return lora_rate(base.model.config.model_type, base.anatomy.width)
+
+    @fact(default="all linears")
+    def differs(self) -> str:
+        """Name the targets, unless they are chosen."""
+        return "all linears" if ALL_LINEAR in self.target_modules else ""
+
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put updates on what is targeted.
 
@@ -96,23 +110,23 @@ class LoRA(Technique):
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LoRA | None:
-        """Return the recipe of a PEFT LoRA; refuse one with other maths than this file's.
+        """Return the recipe of a PEFT LoRA, or None for one that only PEFT's own layers compute.
 
         Raises:
-            ArtifactError: the adapter uses a variant that has no setting here (biases, saved modules, QA-LoRA).
+            ArtifactError: the adapter has a field that nothing here computes; it is named.
         """
         if config.get("peft_type") != "LORA":
             return None
-        for name, allowed in _PLAIN.items():
-            if config.get(name) not in allowed:
-                raise ArtifactError(f"the adapter is a LoRA with {name}={config[name]!r}, which is not supported here")
-        paths = sorted({key.removeprefix(PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
+        config = explicit_config(config, tensors)
+        if needs_pefts_layers(config, tensors):
+            return None
         settings: dict[str, Any] = {
-            name: tuple(f"{target}={value:g}" for target, value in (config.get(name) or {}).items())
+            name: tuple(f"{target}={value!r}" for target, value in (config.get(name) or {}).items())
             for name in ("rank_pattern", "alpha_pattern")
         }
         settings |= {name: bool(config.get(name)) for name in ("use_rslora", "use_dora")}
-        return cls(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=tuple(paths), **settings)
+        paths = tuple(config["target_modules"])
+        return cls(r=config["r"], lora_alpha=config["lora_alpha"], target_modules=paths, **settings)
 
 
 class Updates(LowRank):
@@ -127,7 +141,9 @@ class Updates(LowRank):
         embeddings = ends(base, recipe.target_modules)
         embedding_names = {end.rpartition(".")[2] for end in (base.anatomy.embedding_path, base.anatomy.head_path)}
         linear_names = tuple(name for name in recipe.target_modules if name.rpartition(".")[2] not in embedding_names)
-        for path, (role, module) in targets(base, linear_names, f"{recipe.name}.target_modules").items():
+        only_ends = embeddings and not linear_names
+        linears = {} if only_ends else targets(base, linear_names, f"{recipe.name}.target_modules")
+        for path, (role, module) in linears.items():
             size_in, size_out = features(module)
             self._add(path, role, size_in, size_out, generator)
             self.place(path, module)
@@ -137,8 +153,8 @@ class Updates(LowRank):
 
     def _add(self, path: str, role: str, size_in: int, size_out: int, generator: torch.Generator) -> None:
         recipe = self.recipe
-        rank = int(_pattern_value(recipe.rank_pattern, "rank_pattern", path, role, recipe.r))
-        alpha = _pattern_value(recipe.alpha_pattern, "alpha_pattern", path, role, recipe.lora_alpha)
+        rank = int(_pattern_value(recipe.rank_pattern, "rank_pattern", path, role, recipe.r, _MOST_RANK))
+        alpha = _pattern_value(recipe.alpha_pattern, "alpha_pattern", path, role, recipe.lora_alpha, _MOST_ALPHA)
         self.scales[path] = alpha / (math.sqrt(rank) if recipe.use_rslora else rank)
         a = self.add(f"{path}.lora_A", torch.zeros(rank, size_in))
         b = self.add(f"{path}.lora_B", torch.zeros(size_out, rank))
@@ -212,12 +228,17 @@ class Updates(LowRank):
         load_portable(current, tensors)
 
 
-def _pattern_value(patterns: tuple[str, ...], setting: str, path: str, role: str, default: float) -> float:
+def _pattern_value(patterns: tuple[str, ...], setting: str, path: str, role: str, default: float, most: float) -> float:
     """Return the number that the last matching target=number gives, or the default."""
     for pattern in patterns:
-        name, _, number = pattern.rpartition("=")
-        if not name or not number.replace(".", "", 1).isdigit() or not float(number):
-            raise SettingError(f'lora.{setting} holds "{pattern}" but must hold target=number')
+        name, _, text = pattern.rpartition("=")
+        try:
+            number = float(text)
+        except ValueError:
+            number = 0.0
+        if not name or not 0 < number <= most or (setting == "rank_pattern" and number != int(number)):
+            kind = "rank" if setting == "rank_pattern" else "alpha"
+            raise SettingError(f'lora.{setting} holds "{show(pattern)}" but must hold target={kind}, up to {most:,.0f}')
         if named(name, path, role):
-            default = float(number)
+            default = number
     return default

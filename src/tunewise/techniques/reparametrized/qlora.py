@@ -2,8 +2,9 @@
 
     h = dequant(c_FP32, c_8bit, W_NF4) x + (lora_alpha / r) B A x
 
-The targeted linears are quantised to NF4 with double quantisation (4.13 bits per weight,
-`tunewise.techniques.building.nf4`); each pass dequantises the weight again, the backward pass too, and no gradient
+Every linear of every block is quantised to NF4 with double quantisation (4.13 bits per weight,
+`tunewise.techniques.building.nf4`), whatever is targeted, as bitsandbytes and transformers do when they load a model in
+four bits; embeddings and head are not. Each pass dequantises the weight again, the backward pass too, and no gradient
 of it is formed. The full-precision weights wait in a temporary file until the base is given back. Merging adds the
 updates to the dequantised weights in the base's type; quantised again they would be mostly lost, which the report
 states. The adapter loads as a LoRA anywhere.
@@ -23,12 +24,13 @@ from torch import Tensor, nn
 
 from tunewise.contract.attachment import Attachment, Findings, ParamGroup
 from tunewise.contract.settings import setting
-from tunewise.contract.technique import Citation
+from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import TechniqueError
-from tunewise.engine.anatomy import is_transposed, oriented
+from tunewise.engine.anatomy import features, is_transposed, oriented
 from tunewise.engine.device import is_fake, on_gpu
 from tunewise.engine.memory import spill_to_disk
 from tunewise.engine.optimizers import build
+from tunewise.techniques.building.lowrank import frozen_linear
 from tunewise.techniques.building.nf4 import Foreign, Packed, dequantise, quantise, quantise_by_bitsandbytes
 from tunewise.techniques.reparametrized.lora import LoRA, Updates
 
@@ -51,6 +53,9 @@ class QLoRA(LoRA):
     )
     equation = "h = dequant(W_NF4) x + (lora_alpha / r) B A dropout(x)"
     identity_at_start = False
+    reference_rate = 2e-4
+    width_exponent = 0.5
+    differs = ""
 
     r: int = setting(64, "Rank of the update; memory and capacity grow with it.", low=1, high=4096, search=(16,))
     lora_alpha: float = setting(16.0, "The update is multiplied by lora_alpha / r.", low=0.0, high=1e6)
@@ -65,8 +70,12 @@ class QLoRA(LoRA):
         "adamw", "What moves the adapter.", choices=("adamw", "adamw8bit", "paged_adamw8bit", "paged_adamw")
     )
 
+    def default_rate(self, base: Base) -> float:
+        """Return the paper's rate, as its update is scaled by an eighth of LoRA's."""
+        return Technique.default_rate(self, base)
+
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
-        """Quantise the targeted linears and put updates on them.
+        """Quantise the blocks' linears and put updates on the targeted ones.
 
         Raises:
             SettingError: a target that names nothing in this model.
@@ -83,14 +92,31 @@ class QLoRA(LoRA):
 class _Quantised(Updates):
     def __init__(self, base: Base, recipe: QLoRA, generator: torch.Generator) -> None:
         self.packed: dict[str, Packed | Foreign] = {}
+        self.linears: dict[str, nn.Module] = {}  # all that are quantised; `layers` are those with an update
         self.quantised = recipe
         super().__init__(base, recipe, generator)
+        for path, _, module in base.anatomy.linears():
+            if path not in self.packed:
+                self._pack(path, module)
+                self._replace_forward(path, module)
 
     def place(self, path: str, module: nn.Module) -> None:
         """Quantise the weight, move it to disk, and put an update on the linear."""
+        self._pack(path, module)
+        super().place(path, module)
+
+    def _pack(self, path: str, module: nn.Module) -> None:
+        """Quantise the weight of a linear and move the original to disk."""
+        self.linears[path] = module
         self.packed[path] = self._quantise(oriented(module))
         self._move_to_disk(module)
-        super().place(path, module)
+
+    def _replace_forward(self, path: str, module: nn.Module) -> None:
+        """Compute a linear without an update from its four bits."""
+        size_out = features(module)[1]
+        matrix = lambda: self.matrix(path)  # noqa: E731
+        module.forward = lambda x: frozen_linear(x, matrix, cast("Tensor | None", module.bias), size_out)
+        self._undo.append(lambda: vars(module).pop("forward", None))
 
     def _quantise(self, weight: Tensor) -> Packed | Foreign:
         double, backend = self.quantised.bnb_4bit_use_double_quant, self.quantised.backend
@@ -125,7 +151,7 @@ class _Quantised(Updates):
 
     def replaced_weights(self) -> dict[str, Tensor]:
         """Return the weights that the four bits encode, in the modules' own orientation."""
-        transposed = {path: is_transposed(self.layers[path]) for path in self.packed}
+        transposed = {path: is_transposed(module) for path, module in self.linears.items()}
         return {
             f"{path}.weight": self.matrix(path).T if transposed[path] else self.matrix(path) for path in self.packed
         }
@@ -136,20 +162,31 @@ class _Quantised(Updates):
     def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
         return build(self.quantised.optimizer, groups, betas)
 
+    def fold(self) -> None:
+        """Add the updates to the dequantised weights, and dequantise the linears that have none."""
+        super().fold()
+        for path, module in self.linears.items():
+            if path not in self.layers:
+                vars(module).pop("forward", None)
+                self._write_weight(path, self.matrix(path))
+
     def add_delta(self, path: str, delta: Tensor) -> None:
         """Replace the weight by the dequantised one with its update; embeddings are not quantised."""
-        if path not in self.packed:
+        if path in self.packed:
+            self._write_weight(path, self.matrix(path).float() + delta)
+        else:
             super().add_delta(path, delta)
-            return
-        module: Any = self.layers[path]
-        merged = self.matrix(path).float() + delta
-        merged = (merged.T if is_transposed(module) else merged).to(module.weight.dtype).contiguous()
-        module.weight = nn.Parameter(merged, requires_grad=False)
+
+    def _write_weight(self, path: str, weight: Tensor) -> None:
+        """Give a quantised linear a weight (out, in) in the base's type."""
+        module: Any = self.linears[path]
+        weight = (weight.T if is_transposed(module) else weight).to(module.weight.dtype).contiguous()
+        module.weight = nn.Parameter(weight, requires_grad=False)
 
     def findings(self, validation_loss: Callable[[], float]) -> Findings:
         """Return the share of the updates that quantising the merged weights would keep (its projection on them)."""
         kept_product, squared_norm = 0.0, 0.0
-        for path in self.packed:
+        for path in self.packed.keys() & self.layers.keys():
             delta, weight = self.delta(path), self.matrix(path)
             requantised = dequantise(self._quantise(weight.float() + delta))
             kept_product += float(((requantised - weight.float()) * delta).sum())

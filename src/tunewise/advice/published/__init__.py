@@ -1,0 +1,1 @@
+"""Results from publications, with the source of every figure."""

@@ -1,0 +1,81 @@
+"""Keeps what a technique reads before its first step, and what that took, for the trainings of one search."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tunewise.contract.study import Readings
+from tunewise.core import artifact_writer, sealed_json
+from tunewise.core.json_record import Count, JsonRecord, NonNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparationCost(JsonRecord):
+    """Holds what a preparation took when it was first made: tokens that were read, and the peak of memory meanwhile.
+
+    `trial` is the name of the folder of the trial or stage that made it.
+    """
+
+    trial: str
+    tokens: Count
+    seconds: NonNegative
+    peak_memory_bytes: Count
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Holds what was read before a training; where a search was killed, its cost is still on disk.
+
+    `folder` is where trainings on other data than the task's keep their checkpoints, and where the cost is.
+    """
+
+    folder: Path
+    readings: Readings
+
+    def cost(self, made: PreparationCost) -> PreparationCost:
+        """Return what this preparation took when it was first made, which is just now if nothing is on disk."""
+        path = self.folder / "cost.json"
+        first = sealed_json.read_or_set_aside(
+            path, lambda value: PreparationCost.from_json(value, path), "the cost is that of the preparation just made"
+        )
+        if first is None and made.tokens:
+            sealed_json.write(path, made.to_json())
+        return first or made
+
+
+@dataclass
+class Preparations:
+    """Holds the preparations of the row that runs.
+
+    Trainings share a preparation where base, task, seed, training settings, and those settings of the recipe are the
+    same that what it reads depends on (`Technique.preparation`).
+    """
+
+    _of_row: dict[str, Preparation] = field(default_factory=dict, init=False)
+    _keeps: bool = field(default=False, init=False)
+
+    @contextmanager
+    def row(self, folder: Path, *, keeps: bool) -> Iterator[None]:
+        """Begin a row; when it is over, what was read is forgotten, and the folder with its checkpoints is removed.
+
+        Args:
+            folder: holds the folders of the preparations.
+            keeps: whether what is read is kept for further trainings, as a search has them.
+        """
+        self._of_row, self._keeps = {}, keeps
+        try:
+            yield
+            artifact_writer.remove_runs(folder)
+        finally:
+            self._of_row, self._keeps = {}, False
+
+    def of(self, facts: object, folder: Path) -> Preparation:
+        """Return the preparation, below this folder, of trainings to which these facts, in JSON's types, apply."""
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        new = Preparation(folder / key, Readings(self._keeps))
+        return self._of_row.setdefault(key, new) if self._keeps else new

@@ -1,0 +1,1 @@
+"""The programs whose configuration files are read, one module each."""
