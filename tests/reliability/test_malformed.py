@@ -29,7 +29,7 @@ from tunewise.data.task import Example, Task, check
 pytestmark = pytest.mark.figure("M1")
 
 MUTANTS = figures.of(200, 20_000)
-SECONDS = 5
+SECONDS = 10  # of the processor, which shows a hang on any machine
 
 # --- well-formed files to start from ---
 
@@ -351,7 +351,7 @@ def test_mutant(i: int, tmp_path: Path) -> None:
     ending, data = mutant(i)
     path = tmp_path / f"mutant.{ending}"
     path.write_bytes(data)
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         task = Task.read(path)
     except RequestError as error:
@@ -361,7 +361,7 @@ def test_mutant(i: int, tmp_path: Path) -> None:
         examples = Counter(loaded(e) for split in (task.train, task.validation, task.test) for e in split)
         rows = [deduplicated(task.format, expected(task.format, row)) for row in plain_rows(path)]
         assert examples == Counter(rows)
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 def test_mutants_cover_both_outcomes(tmp_path: Path) -> None:
@@ -483,10 +483,10 @@ NAMED: list[tuple[str, str, str | bytes, int | None, str]] = [
 def test_named(ending: str, content: str | bytes, line: int | None, words: str, tmp_path: Path) -> None:
     path = tmp_path / f"data.{ending}"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError) as caught:
         Task.read(path)
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     assert_sentence(caught.value, path)
     assert words in str(caught.value)
     assert caught.value.line == line
@@ -564,6 +564,6 @@ def test_a_big_good_file_is_read_in_linear_time(ending: str, tmp_path: Path) -> 
     else:
         lines = [json.dumps(row) for row in objects]
         path.write_text("\n".join(lines) if ending == "jsonl" else json.dumps(objects), encoding="utf-8")
-    start = time.perf_counter()
+    start = time.process_time()
     assert sum(Task.read(path).counts.values()) == len(rows)
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS

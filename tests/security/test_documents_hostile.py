@@ -22,9 +22,9 @@ def skipped(folder: Path, name: str, content: bytes) -> str:
     """Why a file is skipped beside a good one; given alone, it is refused for the same reason."""
     (folder / "good.txt").write_text("good")
     (folder / name).write_bytes(content)
-    start = time.monotonic()
+    start = time.process_time()
     reading = read(folder)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     assert [document.text for document in reading.documents] == ["good"]
     ((skipped_name, why),) = reading.skipped
     assert skipped_name == name and why.isprintable() and len(why) < 400
@@ -191,17 +191,17 @@ def test_deep_folders_end(tmp_path: Path) -> None:
 def test_deep_html_is_read(tmp_path: Path, tag: str) -> None:
     depth = 100_000
     (tmp_path / "a.html").write_text(f"<{tag}>" * depth + "found" + f"</{tag}>" * (depth if tag == "div" else 0))
-    start = time.monotonic()
+    start = time.process_time()
     assert "found" in read(tmp_path).documents[0].text
-    assert time.monotonic() - start < 60
+    assert time.process_time() - start < 60
 
 
 @pytest.mark.parametrize("open_end", ["<!--", "<![CDATA[", "<![if", "<!a", "<?", "</a", "<a b='", "<script>", "&#x"])
 def test_html_without_an_end_is_read_at_once(tmp_path: Path, open_end: str) -> None:
     (tmp_path / "a.html").write_text("<p>found</p>" + f"{open_end} {'x' * 200} " * 20_000)
-    start = time.monotonic()
+    start = time.process_time()
     assert read(tmp_path).documents[0].text.startswith("found")
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_html_of_too_many_tags_is_skipped(tmp_path: Path) -> None:
