@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tunewise.adaptation.artifact import load
 from tunewise.adaptation.fit import fit
 from tunewise.data.task import Message, Task
+from tunewise.engine.device import has_bf16_arithmetic
 from tunewise.engine.model import load_base
 from tunewise.export.export import export
 from tunewise.fitting.scoring import score
@@ -92,7 +93,7 @@ def of_plain_transformers(folder, conversations) -> list[str]:
 def test_the_same_answers_everywhere_and_all_of_them_end(real, instruct_model, tmp_path, kind):
     data = f"{real / 'tasks' / 'e2e_nlg'}#200" if kind == "e2e_nlg" else multi_turn(tmp_path)
     task, base = Task.read(data), load_base(instruct_model, device="cpu")
-    settings = TrainSettings(max_steps=12, per_device_train_batch_size=8, bf16=True)
+    settings = TrainSettings(max_steps=12, per_device_train_batch_size=8, bf16=has_bf16_arithmetic("cpu"))
     folder = tmp_path / "run" / "adaptation"
     fit(base, task, make("lora"), tmp_path / "run", settings=settings, validation_examples=8)
     base.release()

@@ -8,6 +8,7 @@ from dataclasses import fields
 import pytest
 
 from tunewise.data.task import Task, sample
+from tunewise.engine.device import has_bf16_arithmetic
 from tunewise.engine.model import load_base
 from tunewise.fitting.forgetting import Retention
 from tunewise.fitting.loop import train
@@ -19,6 +20,7 @@ from tunewise.testing import attach
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]
 TRAINED = [name for name, made in all_techniques().items() if made.trains]
 STEPS = 20
+BF16 = has_bf16_arithmetic("cpu")
 
 # The largest share of the base's validation loss that a technique may leave after the steps, and the most that the loss
 # on other text may rise, in nats per token. A ladder learns more slowly, and nothing holds it on other text.
@@ -65,7 +67,7 @@ def test_the_default_learns_and_forgets_little(real, bare, task, loss_before, re
         settings["sources"] = [f"{real / 'tasks' / other}#100" for other in ("trec6", "emotion")]
     attachment = attach(make(technique, {technique: settings}), bare, task)
     rows = encoder_for(attachment, task).encode([attachment.render(example) for example in task.train])
-    train(attachment, rows, TrainSettings(max_steps=STEPS, per_device_train_batch_size=4, bf16=True))
+    train(attachment, rows, TrainSettings(max_steps=STEPS, per_device_train_batch_size=4, bf16=BF16))
     after, rise = loss(attachment, task, held_out), retention.compare(attachment)["nll_rise"]
     share, most = SHARES.get(technique, SHARE), RISES.get(technique, RISE)
     assert after < share * loss_before, f"{technique}: {loss_before:.3f} before, {after:.3f} after"
@@ -76,6 +78,7 @@ _PEAK = """
 import json, sys
 import torch
 from tunewise.core.seeds import generator
+from tunewise.engine.device import has_bf16_arithmetic
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import why_not_packed
 from tunewise.engine.memory import peak_memory, release_unused_memory
@@ -95,7 +98,7 @@ with peak_memory(base.device) as bare:
 attachment = make(technique).resolved(base).attach(base, generator(0, "attach"))
 release_unused_memory()
 with peak_memory(base.device) as peak:
-    train(attachment, rows, TrainSettings(max_steps=2, bf16=True))
+    train(attachment, rows, TrainSettings(max_steps=2, bf16=has_bf16_arithmetic("cpu")))
 print(json.dumps(peak[0] - bare[0]))
 """
 

@@ -56,6 +56,19 @@ def is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+def has_bf16_arithmetic(kind: str) -> bool:
+    """Whether devices of this type here multiply matrices in bf16 at least as fast as in fp32.
+
+    CPUs without instructions for it compute bf16 through fp32, at a quarter of its rate.
+    """
+    import torch
+
+    if kind != "cpu":
+        return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
 def on_gpu(tensor: Tensor) -> bool:
     """Whether a tensor is on a GPU, or is fake and stands for one on a GPU."""
     return tensor.is_cuda or (bool(_simulated) and _simulated[-1] == "cuda" and is_fake(tensor))

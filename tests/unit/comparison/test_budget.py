@@ -225,7 +225,7 @@ def test_minutes_are_kept(tmp_path):
     )
     assert 0.5 * 24 < time.monotonic() - started < 1.5 * 24
     assert [row["status"] for row in result["rows"]] == ["ok"] * 4
-    assert all(row["training"]["steps"] > 20 for row in result["rows"] if row["technique"] != "base")
+    assert all(row["training"]["steps"] > 3 for row in result["rows"] if row["technique"] != "base")
 
 
 def test_what_trains_nothing_chooses_within_the_budget_and_its_row_says_so(tmp_path):
