@@ -21,7 +21,7 @@ from tunewise.testing import tiny_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.figure("R10"), pytest.mark.timeout(figures.of(600, 7200))]
 
-MOMENTS = figures.of(2, 50)
+MOMENTS = figures.of(1, 50)
 # Before the command line is there to answer, the signal itself ends the process, as it does any other.
 BY_ITSELF = {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: -signal.SIGTERM}
 
