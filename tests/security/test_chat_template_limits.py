@@ -116,8 +116,8 @@ REFUSED = {
     "random words": "{{ lipsum(10**9) }}",
     "links": "{{ 'a'|urlize }}",
     "nesting": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
-    "many operators": "{{ 1" + "+1" * 20_000 + " }}",
-    "many conditions": "{% if 0 %}" + "{% elif 0 %}" * 9000 + "{% endif %}",
+    "many operators": "{{ 1" + "+1" * 5000 + " }}",
+    "many conditions": "{% if 0 %}" + "{% elif 0 %}" * 3000 + "{% endif %}",
     "endless recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "files": "{% include '/etc/passwd' %}",
     "Python": "{{ ''.__class__.__mro__ }}",
@@ -248,7 +248,7 @@ FEATURES = {
     "{{ m.content.split(' ')[0].strip('H').rstrip().lower() }}"
     "{{ '{:>9}|{r!r}'.format(m.role, r=m.role) }}{{ m.content.startswith('Hi') }}{{ m.content.rfind('e') }}"
     "{% for k, v in m.items() %}{{ k }}{% endfor %}{{ ','.join(m.keys()) }}{{ m.content.removeprefix('Hi')[1:4] }}"
-    "{{ loop.cycle('a', 'b') }}{{ loop.changed(m.role) }}{{ 2 ** 8 // 3 % 7 }}{{ -m.content|length }}{% endfor %}",
+    "{{ loop.cycle('a', 'b') }}{{ loop.changed(m.role) }}{{ 2 ** 8 // 3 % 7 }}{{ -(m.content|length) }}{% endfor %}",
     "marks": "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ bos_token }}"
     "{% generation %}"
     "{{ m.content }}{{ eos_token }}{% endgeneration %}{% if loop.index > 20 %}{% break %}{% endif %}{% endfor %}"

@@ -12,7 +12,7 @@ from tunewise.techniques.registry import all_techniques
 
 pytestmark = [pytest.mark.figure("M2"), pytest.mark.timeout(figures.of(300, 3600))]
 
-TRIED = figures.of(2000, 20_000)
+TRIED = figures.of(500, 20_000)
 VALUES = (
     *(
         "0",

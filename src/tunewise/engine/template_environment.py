@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
-_LONGEST = 1 << 17  # characters of a template; those of large models have 20,000
+_LONGEST = 1 << 16  # characters of a template; those of large models have 20,000
 _DATE_FORMAT = 200  # characters
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # what a turn's reasoning is called
 _FILTERS = frozenset(
