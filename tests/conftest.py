@@ -37,9 +37,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     figures.gather(report)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if not hasattr(session.config, "workerinput"):  # a worker's reports are gathered by the process that started it
-        figures.write()
+        figures.write(to_the_end=exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

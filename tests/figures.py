@@ -1,7 +1,7 @@
 """Counts the cases of the tests of reliability and security, and gathers them in one file.
 
-Every test in these folders reports a figure: how many cases ran, how many passed, and in how many seconds. A test is
-one case, unless it counts the cases of its loop:
+Every test in these folders, and every other one with the marker below, reports a figure: how many cases ran, how many
+passed, and in how many seconds. A test is one case, unless it counts the cases of its loop:
 
     @pytest.mark.figure("R2")            # the promise that it belongs to
     def test_killed_at_every_event_of_an_export(cases):
@@ -10,12 +10,15 @@ one case, unless it counts the cases of its loop:
             cases.passed()
 
 Where `TUNEWISE_FIGURES` names a file, the figures are written there; those of tests that did not run now stay, if the
-versions are the same. `NIGHTLY` says whether everything runs, or a sample that takes a minute or two.
+versions are the same. `NIGHTLY` says whether everything runs, or a sample that takes a minute or two. A night is run in
+parts (`scripts/nightly`), files or single tests, and `TUNEWISE_PART` names the one that is under way; those that ran to
+their end are listed in the file. Run as a script, this module prints the others, those that take longest last.
 """
 
 import json
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +29,10 @@ NIGHTLY = os.environ.get("TUNEWISE_NIGHTLY") == "1"
 FOLDERS = ("reliability", "security")
 _FILE = os.environ.get("TUNEWISE_FIGURES")
 _PLACE = Path(_FILE).absolute() if _FILE else None  # tests may change the working directory
+_PART = os.environ.get("TUNEWISE_PART")
+_TESTS = Path(__file__).parent
+# Parts that take long, in the order of their cost; of these files each test is a part.
+_LONG = ("test_kill", "test_full_disk", "test_growth", "test_signals", "test_commands_stopped", "test_mutants")
 
 
 def of(sample, whole):
@@ -79,10 +86,10 @@ _seconds: dict[str, float] = {}
 
 
 def mark_items(items):
-    """Let every test of the two folders carry the id of its promise to where reports are gathered."""
+    """Let every test of a promise carry its id to where reports are gathered."""
     for item in items:
-        if item.path.parent.name in FOLDERS:
-            marker = item.get_closest_marker("figure")
+        marker = item.get_closest_marker("figure")
+        if marker or item.path.parent.name in FOLDERS:
             item.user_properties.append(("figure", marker.args[0] if marker else None))
 
 
@@ -105,20 +112,39 @@ def gather(report):
         figure.add(outcome, counted, note, _seconds.pop(name))
 
 
-def write():
-    """Write the figures of this session to the file that `TUNEWISE_FIGURES` names."""
+def write(to_the_end):
+    """Write the figures of this session to the file that `TUNEWISE_FIGURES` names; it may have been cut short."""
     if _PLACE is None or not _figures:
         return
-    gathered = {"nightly": NIGHTLY, "versions": _versions(), "figures": []}
-    figures = {test: asdict(figure) for test, figure in _figures.items()}
-    if _PLACE.is_file():
-        earlier = json.loads(_PLACE.read_text("utf-8"))
-        if {**earlier, "figures": []} == gathered:
-            figures = {figure["test"]: figure for figure in earlier["figures"]} | figures
+    figures, earlier = {test: asdict(figure) for test, figure in _figures.items()}, _earlier()
+    figures = {figure["test"]: figure for figure in earlier["figures"]} | figures
+    whole = sorted({*earlier["whole"], *([_PART] if _PART and to_the_end else [])})
+    gathered = {"nightly": NIGHTLY, "versions": _versions(), "whole": whole}
     in_order = sorted(figures.values(), key=lambda figure: (figure["id"] is None, _order(figure["id"]), figure["test"]))
     kept = [{name: value for name, value in figure.items() if value or name in _ALWAYS} for figure in in_order]
     _PLACE.parent.mkdir(parents=True, exist_ok=True)
     _PLACE.write_text(json.dumps({**gathered, "figures": kept}, indent=1) + "\n", "utf-8")
+
+
+def _earlier():
+    """What the file holds, if it was made with these versions."""
+    nothing = {"nightly": NIGHTLY, "versions": _versions(), "whole": [], "figures": []}
+    earlier = json.loads(_PLACE.read_text("utf-8")) if _PLACE is not None and _PLACE.is_file() else nothing
+    return earlier if {**earlier, "whole": [], "figures": []} == nothing else nothing
+
+
+def parts():
+    """The parts of a night that did not run to their end yet."""
+    texts = {path: path.read_text("utf-8") for path in sorted(_TESTS.rglob("test_*.py"))}
+    files = [path for path, text in texts.items() if path.parent.name in FOLDERS or "pytest.mark.figure(" in text]
+    files.sort(key=lambda path: _LONG.index(path.stem) if path.stem in _LONG else -1)
+    names = []
+    for path in files:
+        file = path.relative_to(_TESTS.parent).as_posix()
+        tests = re.findall(r"^def (test_\w+)", texts[path], re.MULTILINE)
+        names += [f"{file}::{test}" for test in tests] if path.stem in _LONG else [file]
+    whole = _earlier()["whole"]
+    return [name for name in names if name not in whole]
 
 
 _ALWAYS = ("id", "what", "test", "cases", "passed", "seconds")
@@ -131,3 +157,7 @@ def _order(promise):
 def _versions():
     names = ("tunewise", "torch", "transformers", "safetensors", "filelock")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+if __name__ == "__main__":
+    print("\n".join(parts()))

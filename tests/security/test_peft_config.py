@@ -76,6 +76,7 @@ def expressions(monkeypatch):
     return seen
 
 
+@pytest.mark.figure("S4")
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.timeout(120)
 def test_no_expression_of_a_file_is_run(name, changed, expressions):
@@ -129,6 +130,7 @@ def test_a_name_means_a_path_or_its_end():
 HUGE = [10**7, 2**62, -(10**9), 1e300]
 
 
+@pytest.mark.figure("S4")
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.timeout(200)
 def test_no_number_is_allocated_before_it_is_bounded(name, changed):
@@ -150,6 +152,7 @@ def test_no_number_is_allocated_before_it_is_bounded(name, changed):
             assert field in refused(folder), (field, value)
 
 
+@pytest.mark.figure("S4")
 @pytest.mark.parametrize(
     ("name", "fields"),
     [

@@ -4,14 +4,19 @@ The Hub's client is online in these tests, so that it is not its offline mode th
 """
 
 import json
+import os
 import socket
 import sys
+import tempfile
+from pathlib import Path
 
 import huggingface_hub
 import huggingface_hub.constants
 import pytest
 
 from tunewise.adaptation.artifact import base_of, load, save
+from tunewise.comparison.budget import Budget
+from tunewise.comparison.compare import compare
 from tunewise.contract.places import Places
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ModelError, SettingError
@@ -23,10 +28,13 @@ from tunewise.testing import attach, tiny_base, tiny_task
 
 HUB, INDEX = "attacker/model", "qdrant://192.0.2.1:6333/stolen"
 contacts: list[tuple[object, ...]] = []
+written: list[str] = []
 
 
 def _watch(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        written.append(os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes) else "")
+    elif event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
         contacts.append((event, *arguments[1:2]))
 
 
@@ -72,6 +80,21 @@ def test_the_watch_sees_a_connection_and_the_hubs_client_is_online():
     contacts.clear()
 
 
+@pytest.mark.figure("S14")
+def test_a_comparison_connects_to_nothing_writes_below_its_folder_and_tells_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_a-secret-of-the-user")
+    out = tmp_path / "out"
+    written.clear()
+    compare(tiny_base(), tiny_task(), [make("base"), make("bitfit")], out, budget=Budget(steps=2))
+    places = {Path(place) for place in written if place and not place.endswith(("/dev/null", ".lock"))}
+    strangers = {place for place in places if not place.is_relative_to(out) and "__pycache__" not in place.parts}
+    temporary = Path(tempfile.gettempdir())  # where originals of weights lie while they are trained
+    assert not {place for place in strangers if place.is_relative_to(tmp_path) or not place.is_relative_to(temporary)}
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) > 5 and not [path for path in files if b"a-secret" in path.read_bytes()]
+
+
+@pytest.mark.figure("S4")
 @pytest.mark.parametrize("address", [INDEX, "http://192.0.2.1/x", "/etc", "../index"])
 def test_an_index_that_the_rows_name_is_not_opened(address, tmp_path):
     folder = forged(saved(tmp_path / "a", k=1), lambda facts, rows: rows[0].update(index=address))
@@ -79,6 +102,7 @@ def test_an_index_that_the_rows_name_is_not_opened(address, tmp_path):
         load(folder, base=tiny_base())
 
 
+@pytest.mark.figure("S4")
 @pytest.mark.parametrize(
     ("technique", "settings", "place"),
     [
@@ -105,6 +129,7 @@ def test_what_is_named_and_not_used_is_not_asked_for(tmp_path):
     assert load(folder, base=tiny_base()).attachment.recipe.knowledge == ""
 
 
+@pytest.mark.figure("S4")
 @pytest.mark.parametrize("read", [lambda folder: load(folder), base_of], ids=["load", "base_of"])
 @pytest.mark.parametrize("name", [HUB, "model", "https://192.0.2.1/x", "//192.0.2.1/share", "hf://a/b"])
 def test_a_base_that_is_not_on_this_machine_is_not_downloaded(read, name, tmp_path):
@@ -191,6 +216,7 @@ def test_vllm_is_not_told_to_download_what_a_file_names(tmp_path):
     assert HUB in vllm_command({"mine": folder}, HUB, "127.0.0.1", 1)
 
 
+@pytest.mark.figure("S2")
 @pytest.mark.parametrize(
     ("file", "content", "problem"),
     [
@@ -224,6 +250,7 @@ def test_a_models_folder_names_no_code_and_no_other_file(file, content, problem,
             read_unloaded(folder)
 
 
+@pytest.mark.figure("S2")
 def test_a_tokenizer_names_no_code(tmp_path, save_tiny):
     folder = save_tiny(tmp_path / "model")
     file = folder / "tokenizer_config.json"

@@ -62,6 +62,7 @@ def test_a_forged_folder_without_an_attack_is_read(tmp_path: Path) -> None:
     assert artifact_writer.read(forge(tmp_path / "a", {"a.json": b"{}"})).json("a.json") == {}
 
 
+@pytest.mark.figure("S1")
 def test_an_archive_that_torch_would_unpickle_is_never_opened(tmp_path: Path) -> None:
     file = tmp_path / "w"
     torch.save({"w": torch.ones(3)}, file)
@@ -70,6 +71,7 @@ def test_an_archive_that_torch_would_unpickle_is_never_opened(tmp_path: Path) ->
         artifact_writer.read(folder)
 
 
+@pytest.mark.figure("S1")
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("name", ["w.safetensors", "rows.jsonl", "w.bin", "w.pt", "w.pkl", "W.CKPT", "w.npy"])
 def test_a_pickle_is_never_loaded(tmp_path: Path, name: str, protocol: int) -> None:
@@ -87,6 +89,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path, name: str, protocol: int) -> N
     assert not canary.exists()
 
 
+@pytest.mark.figure("S1")
 def test_torch_archives_under_other_names_are_refused(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "saved")
     for name in ("weights.safetensors", "rows.jsonl"):
@@ -109,6 +112,7 @@ OUTSIDE = [
 ]
 
 
+@pytest.mark.figure("S5")
 @pytest.mark.parametrize("name", [*OUTSIDE, "a/b", "./a.json", "a.json\n", "\x1b[2J", "x" * 5000, "manifest.json"])
 def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
@@ -125,6 +129,7 @@ def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
         artifact_writer.read(forge(tmp_path / "b", {"a.json": b"{}"})).text(name)
 
 
+@pytest.mark.figure("S5")
 def test_links_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"{}")
     folder = forge(tmp_path / "a", {"a.json": b"{}"})
@@ -152,6 +157,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert artifact_writer.latest(tmp_path) is None
 
 
+@pytest.mark.figure("S5")
 def test_a_link_exchanged_after_the_check_is_not_followed(tmp_path: Path) -> None:
     stored = artifact_writer.read(forge(tmp_path / "a", {"a.json": b"{}"}))
     (tmp_path / "a" / "a.json").rename(tmp_path / "moved")
@@ -160,6 +166,7 @@ def test_a_link_exchanged_after_the_check_is_not_followed(tmp_path: Path) -> Non
         stored.json("a.json")
 
 
+@pytest.mark.figure("S5")
 def test_what_is_no_plain_file_does_not_block(tmp_path: Path) -> None:
     folder = forge(tmp_path / "a", {"a.json": b"{}"})
     for name in ("a.json", "manifest.json"):
@@ -206,6 +213,7 @@ HOSTILE_JSON = {
 }
 
 
+@pytest.mark.figure("S6")
 @pytest.mark.parametrize("kind", HOSTILE_JSON)
 def test_hostile_json(tmp_path: Path, kind: str) -> None:
     folder = forge(tmp_path / "a", {"a.json": HOSTILE_JSON[kind]})
@@ -243,6 +251,7 @@ MANIFESTS: list[Any] = [
 ]
 
 
+@pytest.mark.figure("S6")
 @pytest.mark.parametrize("number", range(len(MANIFESTS)))
 def test_hostile_manifests(tmp_path: Path, number: int) -> None:
     folder = forge(tmp_path / "a", {"a.json": b"{}"})
@@ -278,6 +287,7 @@ HOSTILE_TENSORS = {
 }
 
 
+@pytest.mark.figure("S6")
 @pytest.mark.parametrize("kind", HOSTILE_TENSORS)
 def test_hostile_tensor_files(tmp_path: Path, kind: str) -> None:
     folder = forge(tmp_path / "a", {"w.safetensors": HOSTILE_TENSORS[kind]})
@@ -287,6 +297,7 @@ def test_hostile_tensor_files(tmp_path: Path, kind: str) -> None:
         artifact_writer.read_tensors(folder / "w.safetensors")
 
 
+@pytest.mark.figure("S6")
 def test_a_declared_header_of_100_megabytes(tmp_path: Path) -> None:
     folder = forge(tmp_path / "a", {}, {"w.safetensors": {"bytes": 200 << 20, "sha256": "0" * 64}})
     with (folder / "w.safetensors").open("wb") as file:
@@ -298,6 +309,7 @@ def test_a_declared_header_of_100_megabytes(tmp_path: Path) -> None:
         artifact_writer.read_tensors(folder / "w.safetensors")
 
 
+@pytest.mark.figure("S6")
 def test_random_bytes_never_raise_anything_else(tmp_path: Path) -> None:
     whole = safetensors(ENTRY, bytes(8))
     generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,8 @@ from tunewise.core.text import inert_markdown, visible
 from tunewise.results.report.page import render_html
 from tunewise.results.report.tables import markdown, picture
 
+pytestmark = pytest.mark.figure("S9")
+
 CODES = ["\x1b]0;owned\x07", "\x1b[2J", "\x9b2J", "\x08\x08", "\x7f", "\u202e", "\u2066", "\r"]
 HOSTILE = "a" + "".join(CODES) + "b"
 

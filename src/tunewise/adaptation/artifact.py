@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewise.adaptation.finite_outputs import require_finite_outputs
 from tunewise.adaptation.peft_adapter import PeftAdapter, attached, base_of_record
 from tunewise.adaptation.record import FORMAT, AdaptationRecord, RecordedBase, RecordedStyle
 from tunewise.adaptation.same_base import tell_of_other_text
@@ -33,7 +34,7 @@ from tunewise.engine.run_text import RunText
 from tunewise.fitting.scoring import encoder_for
 from tunewise.techniques.building.peft_lora import resized_embeddings
 
-FILE, ROWS = "adaptation.json", "rows.jsonl"
+FILE, ROWS, WEIGHTS = "adaptation.json", "rows.jsonl", "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def save(attachment: Attachment, task: Task, folder: Path, record: JsonObject | 
         record=record or {},
     )
     texts = {FILE: json.dumps(content.to_json(), indent=2, ensure_ascii=False, allow_nan=False)}
-    tensors = {"weights.safetensors": attachment.state()}
+    tensors = {WEIGHTS: attachment.state()}
     rows = attachment.stored_rows()
     if rows:
         texts[ROWS] = rows_text(rows)
@@ -126,8 +127,13 @@ def load(
     _require_same_base(folder, record.base, base)
     style = record.style.task
     with attached(record.recipe(settings or {}, places or Places(), folder), base) as attachment:
-        attachment.load(stored.tensors("weights.safetensors"))
+        tensors = stored.tensors(WEIGHTS)
+        try:
+            attachment.load(tensors)
+        except ArtifactError as error:
+            raise ArtifactError(f"{folder / WEIGHTS}: {error}") from error
         attachment.load_rows(stored.rows(ROWS) if ROWS in stored.names else [], style)
+        require_finite_outputs(folder / WEIGHTS, tensors, attachment)
     return Adaptation(attachment, style, record)
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tunewise.adaptation.finite_outputs import require_finite_outputs
 from tunewise.adaptation.same_base import TextRecord, tell_of_other_base, tell_of_other_text
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.technique import Technique
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CONFIG_FILE, _TOKENIZER_FILE = "adapter_config.json", "tokenizer.json"
+_WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class PeftAdapter:
         """
         config = read_config(folder)
         # The Hub's cache is a folder of links into its blob store, so links are followed here, for these two files.
-        return cls(folder, config, artifact_writer.read_tensors((folder / "adapter_model.safetensors").resolve()))
+        return cls(folder, config, artifact_writer.read_tensors((folder / _WEIGHTS_FILE).resolve()))
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -126,7 +128,7 @@ class PeftAdapter:
             tell_of_other_text(self.folder, TextRecord.of(self.tokenizer), base)
         try:
             return self._attached(base)
-        except (RequestError, KeyError, TypeError, ValueError) as error:
+        except (RequestError, LookupError, TypeError, ValueError) as error:
             raise ArtifactError(f"{self.folder}: the PEFT adapter is refused: {error}") from error
 
     @torch.no_grad()
@@ -136,9 +138,11 @@ class PeftAdapter:
         changes = self.config.get("peft_type") == "LORA" and changes_base(self.config)
         try:
             with attached(self._recipe(base), base) as attachment:
-                attachment.load_peft(self.tensors)
-                if changes:  # PEFT puts factors of the wrong shape on transposed weights, and fails only when it runs
-                    base.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=base.device))
+                try:
+                    attachment.load_peft(self.tensors)
+                except ArtifactError as error:
+                    raise ArtifactError(f"{_WEIGHTS_FILE}: {error}") from error
+                require_finite_outputs(Path(_WEIGHTS_FILE), self.tensors, attachment)
         except (RequestError, RuntimeError) as error:
             if not changes:
                 raise

@@ -13,12 +13,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunewise.core.errors import DataError
 from tunewise.data.examples import Example, Message
 from tunewise.data.tool_calls import Call, TurnFields, read_fields, with_calls
 from tunewise.engine.control_tokens import ControlTokens
+from tunewise.engine.template_environment import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,6 +84,7 @@ class ChatTemplate:
 
     Raises:
         DataError: the template cannot show a question and its answer.
+        ModelError: it takes more steps or memory than a conversation needs.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, generation_ends: Sequence[int] = ()) -> None:
@@ -200,6 +202,7 @@ class ChatTemplate:
 
         Raises:
             DataError: the template refuses the conversation.
+            ModelError: the template takes more steps or memory than the conversation needs.
         """
         tools = self._tools(example.tools)
         options = self._options(example.template_kwargs)
@@ -347,14 +350,7 @@ class ChatTemplate:
         tools: list[object] | None = None,
         options: Mapping[str, object] = {},
     ) -> str:
-        apply: Any = self._tokenizer.apply_chat_template
-        try:
-            return str(apply(list(turns), tools=tools, tokenize=False, add_generation_prompt=generate, **options))
-        except Exception as error:  # the template is the model's own code and may raise anything
-            raise DataError(
-                f"the model's chat template refuses a conversation: {' '.join(str(error).split())}",
-                remedy="check the roles and their order",
-            ) from error
+        return render(self._tokenizer, turns, tools=tools, generate=generate, options=options)
 
 
 _NO_PARAMETERS = {"type": "object", "properties": {}}

@@ -20,7 +20,7 @@ from tunewise.core.text import listed, show
 from tunewise.engine.anatomy import Anatomy
 from tunewise.engine.configuration import ends_of, on_this_machine, path_of, require_fast
 from tunewise.engine.label_tokens import LabelTokens
-from tunewise.engine.model_files import check_checkpoint, read_configuration
+from tunewise.engine.model_files import check_checkpoint, file_of, read_configuration, require_floats
 from tunewise.engine.vocabulary import require_embeddings, rows_requested
 
 if TYPE_CHECKING:
@@ -223,10 +223,12 @@ def load_base(
         raise ModelError(f"{name}: there is no such folder; give a model folder or a Hub id (org/name)")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: the folder has no config.json; give the folder of a Hugging Face model")
+    folder = path
     try:
         if not path.exists():  # pinned before anything is read, so that all parts come from one commit
             config_file = cached_file(source, "config.json", revision=revision)
             revision = extract_commit_hash(str(config_file), None) or revision
+            folder = Path(str(config_file)).parent
         config = read_configuration(name, source, revision)
         if path.is_dir():
             check_checkpoint(name, path, config)
@@ -246,7 +248,7 @@ def load_base(
     except Exception as error:  # transformers raises some ten types here; all of them mean "cannot be loaded"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{name}: cannot be loaded as a causal language model: {reason}") from error
-    _require_whole(name, model, loading)
+    _require_whole(name, folder, model, loading)
     require_fast(name, tokenizer)
     base = Base(model, tokenizer, str(name), revision, max_length)
     base.check_layout()
@@ -275,21 +277,26 @@ def _downloaded_before(name: str, revision: str | None) -> Path:
     return folder
 
 
-def _require_whole(name: str | Path, model: Any, loading: Mapping[str, Any]) -> None:
-    """Refuse weights that are not exactly those of the architecture, or are not all numbers.
+def _require_whole(name: str | Path, folder: Path, model: Any, loading: Mapping[str, Any]) -> None:
+    """Refuse weights that are not exactly those of the architecture, or are not all finite floats.
 
     transformers fills tensors that are missing with random numbers, and leaves out those that it does not know.
     """
-    for problem, keys in (
+    for problem, key in (
         ("lacks tensors of the architecture", "missing_keys"),
         ("holds tensors that the architecture does not have", "unexpected_keys"),
         ("holds tensors of other shapes than config.json says", "mismatched_keys"),
     ):
-        if found := sorted(map(str, loading.get(keys) or ())):
-            raise ModelError(f"{name}: the checkpoint {problem} ({listed(found[:3])}); download or save it again")
+        if found := sorted(map(str, loading.get(key) or ())):
+            file = "" if key == "missing_keys" else f" in {file_of(folder, found[0])}"
+            raise ModelError(f"{name}: the checkpoint {problem} ({listed(found[:3])}{file}); download or save it again")
+    require_floats(name, folder, model)
     for tensor_name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, _extremes(tensor))):
-            raise ModelError(f"{name}: the tensor {tensor_name} holds values that are not finite; save it again")
+            raise ModelError(
+                f'{name}: {file_of(folder, tensor_name)} holds values in "{tensor_name}" that are not finite; download '
+                "or save it again"
+            )
 
 
 def _extremes(tensor: torch.Tensor) -> tuple[float, float]:

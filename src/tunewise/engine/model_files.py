@@ -19,6 +19,8 @@ from tunewise.core.json_record import JsonObject
 from tunewise.core.text import show
 
 CONFIG_NAME, INDEX_NAME = "config.json", "model.safetensors.index.json"
+_WEIGHTS_NAME = "model.safetensors"
+_FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of types that become others without a scale
 CONFIG_BYTES, INDEX_BYTES = 1 << 24, 1 << 26
 _MOST_REPEATED = 1024  # layers, experts or blocks: each is a module, or a list of them in every layer
 _MOST_COUNTED = 1 << 20  # labels, heads, positions
@@ -99,6 +101,47 @@ def check_checkpoint(name: str | Path, folder: Path, config: Any) -> None:
             f"{name}: its {CONFIG_NAME} describes a model of {values:.3g} values, and its weights have {stored:,} "
             "bytes; download or save it again"
         )
+
+
+def require_floats(name: str | Path, folder: Path, model: Any) -> None:
+    """Refuse a checkpoint whose weights are no floats; transformers would take integers and float8 for their values.
+
+    The headers of the files are read, not the weights. A checkpoint that says how it is quantised is not looked at.
+
+    Raises:
+        ModelError: names the file, the tensor and its type.
+    """
+    if getattr(model.config, "quantization_config", None) is not None:
+        return
+    parameters = [parameter for parameter, _ in model.named_parameters()]
+    for file, tensor, kind in _stored_tensors(folder):
+        is_weight = tensor.endswith(".weight") or any(f".{known}".endswith(f".{tensor}") for known in parameters)
+        if kind not in _FLOATS and is_weight:
+            raise ModelError(
+                f'{name}: {file} holds "{show(tensor, 200)}" as {kind}, where a weight is one of '
+                f"{', '.join(_FLOATS)}; save the model again in one of them, or with its quantization_config"
+            )
+
+
+def file_of(folder: Path, tensor: str) -> str:
+    """Return which file of a checkpoint holds a tensor, for errors; that of a single file where it has another name."""
+    files = {stored: file for file, stored, _ in _stored_tensors(folder)}
+    return files.get(tensor) or (_WEIGHTS_NAME if not (folder / INDEX_NAME).is_file() else "its checkpoint")
+
+
+def _stored_tensors(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield file, name and type of every tensor of a checkpoint."""
+    from safetensors import safe_open
+
+    shards = {_WEIGHTS_NAME}
+    if (folder / INDEX_NAME).is_file():
+        index = artifact_reader.read_json((folder / INDEX_NAME).resolve(), limit_bytes=INDEX_BYTES)
+        shards = set(map(str, index["weight_map"].values()))
+    for shard in sorted(shards):
+        if (folder / shard).is_file():
+            with safe_open(folder / shard, framework="pt") as file:
+                for tensor in file.keys():  # noqa: SIM118 (it is no dictionary)
+                    yield shard, tensor, str(file.get_slice(tensor).get_dtype())
 
 
 def _content(name: str | Path, path: Path) -> JsonObject:

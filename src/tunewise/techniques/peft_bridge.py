@@ -30,11 +30,12 @@ from torch.nn.modules.module import (
 from tunewise.contract.attachment import Attachment, PeftConfig, strict
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
-from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
 from tunewise.core.progress import Progress, silent
 from tunewise.engine.forward import why_not_packed
 from tunewise.techniques.building.peft_config import NOT_SETTINGS, check_names, check_values
 from tunewise.techniques.building.peft_lora import explicit_config
+from tunewise.techniques.building.peft_tensors import fitted
 
 if TYPE_CHECKING:
     from tunewise.contract.study import Study
@@ -366,6 +367,7 @@ class _PeftAttachment(Attachment):
 
         self._embeddings = self._embeddings_among(state)
         strict(self.state(), state)
+        self._require_own_embeddings(state)
         set_peft_model_state_dict(self.wrapped, dict(state))
 
     def _embeddings_among(self, state: Mapping[str, Tensor]) -> frozenset[str]:
@@ -376,6 +378,21 @@ class _PeftAttachment(Attachment):
         both = self._stored(embeddings=True).keys() - self._stored(embeddings=False).keys()
         adapted = {name for name in both if name.endswith(".base_layer.weight")}
         return frozenset(added if added in (both, adapted) else ())
+
+    def _require_own_embeddings(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse embeddings of a base that was not resized, where they are not the base's own.
+
+        PEFT saves them beside an adapter to be safe; training changes them only under other names.
+        """
+        if self.base.embedding_rows is not None:
+            return
+        own = self._stored(embeddings=True)
+        for name in sorted(name for name in self._embeddings if name.endswith(".weight")):
+            if not torch.allclose(own[name].float(), state[name].float(), rtol=1e-2, atol=1e-4):  # bfloat16 rounds so
+                raise ArtifactError(
+                    f'the adapter holds "{name}", a weight of the base\'s, with other values than the base has; name '
+                    "the base that it was made on, or save the adapter with save_embedding_layers=False"
+                )
 
     def training_state(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self._params.items()}
@@ -404,8 +421,8 @@ class _PeftAttachment(Attachment):
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the state from PEFT's tensors, whatever type they are saved in."""
-        dtypes = {name: tensor.dtype for name, tensor in self._stored(embeddings=True).items()}
-        self.load({name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()})
+        self._embeddings = self._embeddings_among(tensors)
+        self.load(fitted(self.state(), tensors))
 
 
 @contextmanager

@@ -313,6 +313,7 @@ def test_remove_takes_only_what_commit_wrote(tmp_path: Path) -> None:
     assert names(tmp_path) == {"mine"}
 
 
+@pytest.mark.figure("R6")
 def test_space_is_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage(NamedTuple):
         free: int

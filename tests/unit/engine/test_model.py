@@ -52,19 +52,44 @@ def _altered(folder, change):
     return folder
 
 
+@pytest.mark.figure("M4")
 @pytest.mark.parametrize(
     ("change", "word"),
     [
         (lambda t: t.pop(sorted(t)[0]), "lacks tensors of the architecture"),
         (lambda t: t.update(more=torch.zeros(2)), "does not have"),
-        (lambda t: t[sorted(t)[1]].view(-1)[3:4].fill_(float("nan")), "not finite"),
+        (
+            lambda t: t[sorted(t)[1]].view(-1)[3:4].fill_(float("nan")),
+            r'model.safetensors holds values in "\S+" that are not finite',
+        ),
         (lambda t: t[sorted(t)[2]].view(-1)[:1].fill_(float("-inf")), "not finite"),
         (lambda t: t.update({sorted(t)[0]: torch.zeros(3, 3)}), "shape|size"),
+        *(
+            (
+                lambda t, d=d: t.update({sorted(t)[0]: t[sorted(t)[0]].float().to(d)}),
+                r'model.safetensors holds "\S+" as',
+            )
+            for d in (torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64)
+        ),
     ],
 )
 def test_a_checkpoint_is_whole_or_refused(tmp_path, save_tiny, change, word):
     folder = save_tiny(tmp_path / "tiny")
-    load_base(folder, device="cpu")
     with pytest.raises(ModelError, match=word) as refused:
         load_base(_altered(folder, change), device="cpu")
     assert str(folder) in str(refused.value)
+
+
+def test_a_checkpoint_of_several_files_names_the_one_at_fault(tmp_path):
+    folder = tmp_path / "tiny"
+    base = tiny_base()
+    base.model.save_pretrained(folder, max_shard_size="20KB")
+    base.tokenizer.save_pretrained(folder)
+    load_base(folder, device="cpu")
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 2
+    tensors = load_file(shards[1])
+    name = sorted(tensors)[0]
+    save_file({**tensors, name: tensors[name].to(torch.int16)}, shards[1], metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f'{shards[1].name} holds "{name}" as I16'):
+        load_base(folder, device="cpu")

@@ -23,6 +23,8 @@ from tunewise.serve.prompts import Question
 from tunewise.serve.scheduler import Ended, Engine, Failed, Job, Piece
 from tunewise.testing import tiny_base
 
+pytestmark = pytest.mark.figure("S10")
+
 TALK = {"model": "tiny", "messages": [{"role": "user", "content": "the cat"}], "max_tokens": 4}
 
 

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import Attachment, PeftConfig, strict
+from tunewise.contract.attachment import Attachment, PeftConfig
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.core.errors import ArtifactError
 from tunewise.techniques.building.generated import GeneratedAttachment
 from tunewise.techniques.building.peft_prefix import cached_prefix, prefix_config, prefix_of_cache
+from tunewise.techniques.building.peft_tensors import fitted, prompt_length
 from tunewise.techniques.building.virtual_tokens import Placeholders, ordinary_tokens, text_tokens
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ class PrefixTuning(Technique):
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PrefixTuning | None:
         """Return the recipe of a PEFT prefix-tuning adapter, which holds no MLP."""
-        if config.get("peft_type") != "PREFIX_TUNING" or "prompt_embeddings" not in tensors:
+        if config.get("peft_type") != "PREFIX_TUNING":
             return None
-        return cls(num_virtual_tokens=tensors["prompt_embeddings"].shape[0], prefix_projection=False, init="random")
+        return cls(num_virtual_tokens=prompt_length(tensors), prefix_projection=False, init="random")
 
 
 class _Prefix(GeneratedAttachment):
@@ -173,8 +174,7 @@ class _Prefix(GeneratedAttachment):
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
         current = cached_prefix(self.base, self.virtual_tokens)
-        strict({"prompt_embeddings": current}, {name: tensor.float() for name, tensor in tensors.items()})
-        stored = tensors["prompt_embeddings"].float().to(current.device)
+        stored = fitted({"prompt_embeddings": current}, tensors)["prompt_embeddings"].to(current.device)
         self.load({"prefix": prefix_of_cache(self.base, stored)})
         again = cached_prefix(self.base, self.virtual_tokens)
         if not torch.allclose(again, stored, atol=1e-3 * float(stored.abs().max())):

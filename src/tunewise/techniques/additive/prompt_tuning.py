@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from tunewise.contract.attachment import Attachment, ParamGroup, PeftConfig, strict
+from tunewise.contract.attachment import Attachment, ParamGroup, PeftConfig
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Citation, Technique, fact
-from tunewise.core.errors import ArtifactError, SettingError, TechniqueError
+from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.core.seeds import generator as stream
 from tunewise.engine.optimizers import build
 from tunewise.techniques.building.peft_lora import head
+from tunewise.techniques.building.peft_tensors import prompt_length, take_over
 from tunewise.techniques.building.virtual_tokens import Placeholders, embed, ordinary_tokens, text_tokens
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ class PromptTuning(Technique):
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PromptTuning | None:
         """Return the recipe of a PEFT prompt-tuning adapter."""
-        if config.get("peft_type") != "PROMPT_TUNING" or "prompt_embeddings" not in tensors:
+        if config.get("peft_type") != "PROMPT_TUNING":
             return None
-        return cls(num_virtual_tokens=tensors["prompt_embeddings"].shape[0])
+        return cls(num_virtual_tokens=prompt_length(tensors))
 
 
 class _Prompt(Attachment):
@@ -143,8 +144,4 @@ class _Prompt(Attachment):
         return config, {"prompt_embeddings": self.prompt.detach()}
 
     def load_peft(self, tensors: Mapping[str, Tensor]) -> None:
-        if set(tensors) != {"prompt_embeddings"}:
-            raise ArtifactError(f"a prompt-tuning adapter holds prompt_embeddings alone, not {', '.join(tensors)}")
-        strict({"prompt": self.prompt}, {"prompt": tensors["prompt_embeddings"].float()})
-        with torch.no_grad():
-            self.prompt.copy_(tensors["prompt_embeddings"])
+        take_over({"prompt_embeddings": self.prompt.detach()}, tensors)

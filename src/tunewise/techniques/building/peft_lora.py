@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tunewise.contract.attachment import PeftConfig, strict
+from tunewise.contract.attachment import PeftConfig
 from tunewise.core.errors import ArtifactError
 from tunewise.core.text import show
 from tunewise.engine.anatomy import is_transposed
@@ -190,18 +190,6 @@ def peft_names(base: Base, path: str, module: nn.Module, a: Tensor, b: Tensor) -
     if base.anatomy.tied:
         named |= peft_names(base, base.anatomy.head_path, base.anatomy.head, a.clone(), b.clone())
     return named
-
-
-def load_portable(current: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy the tensors of a PEFT adapter into the current ones of the same names.
-
-    Raises:
-        ArtifactError: a missing, extra, mis-shaped or non-finite tensor.
-    """
-    strict(current, {key: tensor.float() for key, tensor in tensors.items()})
-    with torch.no_grad():
-        for key, tensor in current.items():
-            tensor.copy_(tensors[key])
 
 
 class Factors(NamedTuple):

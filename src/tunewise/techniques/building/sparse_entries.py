@@ -172,10 +172,10 @@ class Sparse(Attachment):
             if name not in self.eligible or name + _VALUE not in state:
                 raise ArtifactError(f'the entries of "{name}" do not fit this technique and base')
             place, value = state[name + _INDEX], state[name + _VALUE]
-            strict({name: self._zeros(name, len(place))}, {name: value})
+            strict({name: self._zeros(name, place.numel())}, {name: value})
             size = self.eligible[name].numel()
             ordered = place.dim() == 1 and place.dtype == torch.int64 and bool((place.diff() > 0).all())
-            if not ordered or (len(place) and not 0 <= int(place[0]) <= int(place[-1]) < size):
+            if not ordered or (place.numel() and not 0 <= int(place[0]) <= int(place[-1]) < size):
                 raise ArtifactError(f'the places in "{name}" are not ascending integers below {size}')
             places[name], values[name] = place.to(self.base.device), value.to(self.base.device)
         extra = set(state) - {name + end for name in names for end in (_VALUE, _INDEX)}

@@ -194,7 +194,8 @@ class _Adaptive(GeneratedAttachment, LowRank):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore `state()`, with any number of ranks up to init_r for each matrix."""
         full = {name: parameter.detach() for name, parameter in self._params.items()}
-        ranks = {path: len(state.get(f"{path}.lora_E", ())) for path in self.triplets}
+        vectors = {path: state.get(f"{path}.lora_E") for path in self.triplets}
+        ranks = {path: vector.numel() if vector is not None else 0 for path, vector in vectors.items()}
         if max(ranks.values()) > self.recipe.init_r:
             raise ArtifactError(f"the weights hold ranks above init_r = {self.recipe.init_r}")
         expected: dict[str, Tensor] = {}

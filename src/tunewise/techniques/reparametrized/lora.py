@@ -40,11 +40,11 @@ from tunewise.techniques.building.peft_lora import (
     PEFT_PREFIX,
     Factors,
     explicit_config,
-    load_portable,
     needs_pefts_layers,
     peft_names,
     portable,
 )
+from tunewise.techniques.building.peft_tensors import take_over
 
 if TYPE_CHECKING:
     from tunewise.engine.model import Base
@@ -225,7 +225,7 @@ class Updates(LowRank):
             a, b = (self._params[f"{path}.lora_{letter}"].detach() for letter in "AB")
             current |= peft_names(self.base, path, module, a, b)
         current |= {PEFT_PREFIX + name: p.detach() for name, p in self._params.items() if name.endswith("vector")}
-        load_portable(current, tensors)
+        take_over(current, tensors)
 
 
 def _pattern_value(patterns: tuple[str, ...], setting: str, path: str, role: str, default: float, most: float) -> float:
