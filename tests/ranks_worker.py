@@ -43,6 +43,8 @@ def outcome(ranks: Ranks, technique: str, given: dict[str, Any]) -> dict[str, An
     if recipe.trains:
         rows = encoder_for(attachment, task).encode([attachment.render(example) for example in task.train[:7]])
         settings = replace(SETTINGS, max_steps=max(STEPS, attachment.phases))
+        if not attachment.accumulates:
+            settings = replace(settings, gradient_accumulation_steps=1)
         try:
             train(attachment, rows, settings, on_step=lambda step, value: losses.append(value))
         except SettingError as error:
