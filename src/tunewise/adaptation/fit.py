@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -76,10 +77,12 @@ def fit(
         settings = replace(settings, max_steps=settings.steps_for(num_train_epochs, len(task.train)))
     validation = sample(task.validation, validation_examples)
     recipe = technique.resolved(base)
-    with lock(folder):
-        remove_leftovers(folder)
-        require_free(folder, resume)
-        require_same_text(base, task, folder)
+    with lock(folder) if base.ranks.writes else nullcontext():
+        if base.ranks.writes:
+            remove_leftovers(folder)
+            require_free(folder, resume)
+            require_same_text(base, task, folder)
+        base.ranks.wait()
         label_list = label_list_choice(
             base, task, folder, has_results=any(folder.glob("checkpoint-*")), progress=progress
         )
@@ -129,10 +132,13 @@ def fit(
             }
             record["findings"] = attachment.findings(lambda: loss(attachment, task, validation))
             progress("saving", 0, 0)
-            artifact.save(attachment, task, folder / _ADAPTATION, record)
+            if base.ranks.writes:
+                artifact.save(attachment, task, folder / _ADAPTATION, record)
         finally:
             base.release()
-        remove_leftovers(folder)
+        if base.ranks.writes:
+            remove_leftovers(folder)
+        base.ranks.wait()
     return {**recipe.to_json(), "adaptation": str(folder / _ADAPTATION), **record}
 
 

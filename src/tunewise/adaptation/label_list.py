@@ -94,15 +94,16 @@ def label_list_choice(
     if task.label_list is None and (not base.tokenizer.chat_template or not task.validation):
         return None
     path = folder / FILE
-    predates = has_results and not path.exists()
-    choice = _earlier(path, base, task)
+    found = (has_results and not path.exists(), _earlier(path, base, task)) if base.ranks.writes else (False, None)
+    predates, choice = base.ranks.first(found)
     if task.label_list is not None and (choice is None or choice.listed != task.label_list):
         choice = _unmeasured(base, task, task.label_list)
     elif choice is None:
         if predates:
             return None
         choice = _choose(base, task, progress)
-    sealed_json.write(path, choice.to_json())
+    if base.ranks.writes:
+        sealed_json.write(path, choice.to_json())
     return choice
 
 

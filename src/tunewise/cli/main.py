@@ -25,6 +25,7 @@ from tunewise.cli.commands import (
     training,
 )
 from tunewise.cli.console import command_again, echo
+from tunewise.cli.devices import LOST, is_launched
 from tunewise.core.errors import RequestError, TunewiseError, out_of_space
 from tunewise.core.logs import configure_logging
 from tunewise.core.text import one_line
@@ -76,6 +77,8 @@ def main() -> None:
             error = TunewiseError(f"{one_line(error)}; free some space, and run it again")
         if not isinstance(error, TunewiseError):
             raise
+        if error.exit_code == LOST and is_launched():
+            sys.exit(LOST)
         kind = "wrong request" if isinstance(error, RequestError) else "failed"
         echo(f"{kind}: {error}", err=True)
         sys.exit(error.exit_code)

@@ -305,10 +305,13 @@ def _write_line(line: str) -> None:
 
 
 @contextmanager
-def progress_display() -> Iterator[ProgressDisplay]:
-    """Open a display on stderr: bars where it is a terminal, else plain lines."""
+def progress_display(*, shown: bool = True) -> Iterator[ProgressDisplay]:
+    """Open a display on stderr: bars where it is a terminal, else plain lines; nothing where it is not `shown`."""
     stderr = console(stderr=True)
-    if sys.stderr.isatty() and not stderr.is_dumb_terminal:
+    if not shown:
+        with PlainDisplay(Tracker(), lambda line: None) as hidden:
+            yield hidden
+    elif sys.stderr.isatty() and not stderr.is_dumb_terminal:
         with LiveDisplay(Tracker(), stderr) as live:
             yield live
     else:

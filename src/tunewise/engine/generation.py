@@ -83,7 +83,7 @@ def generate(
     stop: str | None = None,
     progress: Progress = silent,
 ) -> Generated:
-    """Generate greedy answers in left-padded batches with a key/value cache.
+    """Generate greedy answers in left-padded batches with a key/value cache; on several ranks each its share.
 
     A prefix that all prompts share is read once, and its key/value cache stands before the padding of every batch.
 
@@ -95,6 +95,17 @@ def generate(
         stop: text that ends an answer too; ignored for chat models, which end their turns with a control token.
         progress: called after every batch.
     """
+    own = _generate(base, encoder, base.ranks.mine(rendered), room, stop, progress)
+    if base.ranks.size == 1:
+        return own
+    every = base.ranks.gathered(list(zip(own.texts, own.prompts, own.tokens, own.ended, strict=True)))
+    texts, prompts, tokens, ended = (list(column) for column in zip(*every, strict=True))
+    return Generated(texts, prompts, tokens, ended)
+
+
+def _generate(
+    base: Base, encoder: Encoder, rendered: Sequence[Example], room: int, stop: str | None, progress: Progress
+) -> Generated:
     from transformers import GenerationConfig
 
     stop = None if encoder.chat else stop

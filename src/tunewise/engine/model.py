@@ -21,6 +21,7 @@ from tunewise.engine.anatomy import Anatomy
 from tunewise.engine.configuration import ends_of, on_this_machine, path_of, require_fast
 from tunewise.engine.label_tokens import LabelTokens
 from tunewise.engine.model_files import check_checkpoint, file_of, read_configuration, require_floats
+from tunewise.engine.ranks import Ranks
 from tunewise.engine.vocabulary import require_embeddings, rows_requested
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Base:
     once they were tried (`tunewise.engine.forward.why_not_packed`). Both are computed on the bare base when they are
     first needed. Code that builds a base without weights passes them, as neither can be computed there.
     `embedding_rows` is the number of rows that `resize_embeddings` gave the model, or None where it was not called.
-    `label_tokens` keeps what labels were tokenized to.
+    `label_tokens` keeps what labels were tokenized to. `ranks` says which share of the work is this process's.
     """
 
     model: PreTrainedModel
@@ -74,6 +75,7 @@ class Base:
     packing: PackingTrial | None = field(default=None, repr=False, compare=False)
     embedding_rows: int | None = field(default=None, repr=False)
     label_tokens: LabelTokens = field(default_factory=LabelTokens, repr=False, compare=False)
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
         self.model.requires_grad_(False).eval()

@@ -203,16 +203,26 @@ def shared_prefix(sequences: Sequence[TokenSequence]) -> int:
 def in_passes(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
     """Divide sequences into groups of about `budget` tokens, as equal as possible; return the groups' indices.
 
-    The longest come first, each put into the group with the fewest tokens. A prefix that all sequences share is read
-    again by each group, so groups are larger than `budget` where that prefix is long.
+    A prefix that all sequences share is read again by each group, so groups are larger than `budget` where that prefix
+    is long.
+    """
+    tokens = sum(len(sequence.ids) for sequence in sequences)
+    groups = max(round(tokens / max(budget, _PASS_PER_PREFIX * shared_prefix(sequences))), 1)
+    return [members for members in in_groups(sequences, groups) if members]
+
+
+def in_groups(sequences: Sequence[TokenSequence], groups: int) -> list[list[int]]:
+    """Divide sequences into so many groups of about as many tokens each; return their indices, ascending.
+
+    The longest come first, each put into the group with the fewest tokens. Groups are empty where there are fewer
+    sequences.
     """
     sizes = [len(sequence.ids) for sequence in sequences]
-    groups = max(round(sum(sizes) / max(budget, _PASS_PER_PREFIX * shared_prefix(sequences))), 1)
     heap = [(0, group, list[int]()) for group in range(groups)]
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         tokens, group, members = heap[0]
         heapreplace(heap, (tokens + sizes[index], group, [*members, index]))
-    return [sorted(members) for _, _, members in sorted(heap, key=lambda entry: entry[1]) if members]
+    return [sorted(members) for _, _, members in sorted(heap, key=lambda entry: entry[1])]
 
 
 def by_tokens(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:

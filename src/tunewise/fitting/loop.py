@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -25,13 +25,13 @@ from torch import Tensor
 
 from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
-from tunewise.core.errors import DivergedError, SettingError
+from tunewise.core.errors import DivergedError, SettingError, TunewiseError
 from tunewise.core.seeds import derive, generator, repeatable
 from tunewise.engine.device import on_gpu
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing
 from tunewise.engine.memory import keep_freed_memory
-from tunewise.engine.packing import Batch, in_passes
+from tunewise.engine.packing import Batch, in_groups, in_passes
 from tunewise.engine.run_text import RunText
 from tunewise.fitting import checkpoint
 from tunewise.fitting.frozen_trunk import Trunk, replaying, trunk_of
@@ -160,6 +160,7 @@ def train(
             `evaluate` and it is not there.
         DivergedError: a loss or gradient is no longer finite; the last good checkpoint stays.
         ArtifactError: the checkpoint belongs to another request.
+        TunewiseError: ranks no longer hold the same tensors.
     """
     if not any(any(sequence.labelled[1:]) for sequence in sequences):
         raise SettingError("no training sequence has a labelled token inside the window; raise --max-length")
@@ -186,6 +187,7 @@ def train(
         on_step(run.step, loss)
         if folder is not None and run.step % settings.save_steps == 0 and run.step < last:
             run.save()
+    run.require_agreement()
     if folder is not None and first < run.step and (run.step < settings.max_steps or until is not None):
         run.save()
     over = run.step == settings.max_steps or run.out_of_patience
@@ -216,6 +218,7 @@ class _Run:
     ) -> None:
         self.attachment, self.sequences, self.settings = attachment, sequences, settings
         self.seed, self.folder, self.base = seed, folder, attachment.base
+        self.ranks = attachment.base.ranks
         self.step = self.tokens = self.labelled = 0
         self.seconds = 0.0
         self.loss: float | None = None
@@ -240,7 +243,7 @@ class _Run:
         )
         if newest is None:
             self._start_phase(0)
-            if self.folder is not None:
+            if self.folder is not None and self.ranks.writes:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 weights = sum(tensor.nbytes for tensor in self.attachment.state().values())
                 best = self.settings.keeps_best and self.settings.evaluation_interval > 0
@@ -260,6 +263,11 @@ class _Run:
         self.phase = phase
         groups = [{"weight_decay": self.settings.weight_decay, **group} for group in self.attachment.param_groups()]
         self.optimizer = self.attachment.optimizer(groups, (self.settings.adam_beta1, self.settings.adam_beta2))
+        if not self.attachment.accumulates and self.ranks.size > 1:
+            raise SettingError(
+                f"{type(self.optimizer).__name__} moves weights inside the backward pass, before gradients could be "
+                "summed over devices; give one device, or another optimizer"
+            )
         if not self.attachment.accumulates and self.settings.gradient_accumulation_steps > 1:
             raise SettingError(
                 f"{type(self.optimizer).__name__} moves weights inside the backward pass, which cannot accumulate; "
@@ -274,14 +282,17 @@ class _Run:
         if self.step >= self.phase_ends[self.phase]:
             self._start_phase(self.phase + 1)
         torch.manual_seed(derive(self.seed, "step", self.step))
-        self.attachment.before_step(self.step, self.settings.max_steps)
+        self.attachment.before_step(self.step, self.settings.max_steps)  # draws the same on all ranks
+        if self.ranks.size > 1:
+            torch.manual_seed(derive(self.seed, "step", self.step, "rank", self.ranks.rank))
         chosen = self._chosen()
         size = self.settings.per_device_train_batch_size
-        micro_batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        micro_batches = [self._own(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+        micro_batches = [batch for batch in micro_batches if batch]
         groups = [group for batch in micro_batches for group in passes(self.attachment, self.sequences, batch)]
         share = self.trunk is None  # the trunk's states were recorded for whole sequences, without a shared prefix
         batches = [batch_of(self.base, [self.sequences[index] for index in group], share=share) for group in groups]
-        labelled = max(sum(len(batch.targets) for batch in batches), 1)
+        labelled, tokens = self._counts(batches)
         weight = 1 - self.settings.replay
         losses: list[Tensor] = []  # read after the backward passes, so that a GPU is not waited for in between
         for group, batch in zip(groups, batches, strict=True):
@@ -290,9 +301,10 @@ class _Run:
                 losses.append(loss.detach())
                 loss.backward()
         for term in self._further_terms():
-            term.backward()
+            (term / self.ranks.size).backward()  # all ranks compute the same
+        self._sum_gradients()
         self.attachment.after_backward(self.step, self.settings.max_steps)
-        norm, total = self._clip_gradients(), sum(float(loss) for loss in losses) / weight
+        norm, total = self._clip_gradients(), self.ranks.total(sum(float(loss) for loss in losses) / weight)[0]
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise DivergedError(
                 f"step {self.step + 1}: loss {total:g}, gradient norm {norm:g}; lower the learning rate "
@@ -304,13 +316,59 @@ class _Run:
         self.attachment.after_step(self.step, self.settings.max_steps)
         self.schedule.step()
         self.step += 1
-        self.tokens += sum(batch.tokens for batch in batches)
+        self.tokens += tokens
         self.labelled += labelled
         self.loss = total
-        if self.folder is not None and self.step % self.settings.logging_steps == 0:
-            line = {"step": self.step, "loss": total, "grad_norm": norm, "learning_rate": rate}
-            artifact_writer.append_line(self.folder / "metrics.jsonl", line)
+        if self._writes and self.step % self.settings.logging_steps == 0:
+            self._log({"loss": total, "grad_norm": norm, "learning_rate": rate})
         return total
+
+    def _own(self, rows: list[int]) -> list[int]:
+        """Return the rows of a micro-batch that this process computes."""
+        if self.ranks.size == 1:
+            return rows
+        share = in_groups([self.sequences[row] for row in rows], self.ranks.size)[self.ranks.rank]
+        return [rows[place] for place in share]
+
+    def _counts(self, batches: list[Batch]) -> tuple[int, int]:
+        """Return the labelled tokens, at least one, and all tokens of a step, on all ranks."""
+        labelled, tokens = sum(len(batch.targets) for batch in batches), sum(batch.tokens for batch in batches)
+        if self.ranks.size > 1:
+            labelled, tokens = map(int, self.ranks.total(labelled, tokens))
+        return max(labelled, 1), tokens
+
+    def _sum_gradients(self) -> None:
+        """Give every rank the gradients of all ranks' rows; a rank without rows of its own adds nothing."""
+        if self.ranks.size == 1:
+            return
+        params = list(self.attachment.params().values())
+        known = self.ranks.total(*(float(parameter.grad is not None) for parameter in params))
+        trained = [parameter for parameter, count in zip(params, known, strict=True) if count]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.ranks.sum([parameter.grad for parameter in trained if parameter.grad is not None])
+
+    def require_agreement(self) -> None:
+        """Refuse to go on with tensors that are not the same on all ranks.
+
+        Raises:
+            TunewiseError: says after which step they differ.
+        """
+        if not self.ranks.agree([p.detach() for p in self.attachment.params().values()]):
+            raise TunewiseError(
+                f"the {self.ranks.size} devices hold different weights after step {self.step}; they must run the same "
+                "software on the same kind of device, and one of them may be faulty"
+            )
+
+    @property
+    def _writes(self) -> bool:
+        return self.folder is not None and self.ranks.writes
+
+    def _log(self, line: Mapping[str, float | Tensor | None]) -> None:
+        """Append a line for this step to `metrics.jsonl`."""
+        assert self.folder is not None
+        artifact_writer.append_line(self.folder / "metrics.jsonl", {"step": self.step, **line})
 
     def _chosen(self) -> list[int]:
         """Return the indices of the sequences of the current step."""
@@ -336,9 +394,8 @@ class _Run:
         started = time.perf_counter()
         loss = self.evaluate()
         finite = math.isfinite(loss)
-        if self.folder is not None:
-            line = {"step": self.step, "validation_loss": loss if finite else None}
-            artifact_writer.append_line(self.folder / "metrics.jsonl", line)
+        if self._writes:
+            self._log({"validation_loss": loss if finite else None})
         counts = self.phase + 1 == len(self.phase_ends) and self.attachment.complete
         if self.settings.keeps_best and counts:
             if finite and (self.best is None or loss < self.best.loss):
@@ -381,7 +438,10 @@ class _Run:
         return RunRequest.of(self.attachment, self.sequences, self.settings, self.seed, rehearsed, self.text)
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, after making sure that all ranks hold the same."""
+        self.require_agreement()
+        if not self.ranks.writes:
+            return
         assert self.folder is not None
         position = checkpoint.Position(
             self.phase,
@@ -424,4 +484,5 @@ class _Run:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         assert self.folder is not None
-        checkpoint.trim_metrics(self.folder / "metrics.jsonl", self.step)
+        if self.ranks.writes:
+            checkpoint.trim_metrics(self.folder / "metrics.jsonl", self.step)

@@ -168,7 +168,8 @@ def _answer_nats(
 ) -> tuple[float, int, list[tuple[float, int]]]:
     """Return (total nats, number of tokens, the same two per sequence) over the answers' tokens."""
     per_sequence, done = [(0.0, 0)] * len(sequences), 0
-    for group in _groups(attachment.base, sequences):
+    own = attachment.base.ranks.mine(_groups(attachment.base, sequences))
+    for group in own:
         batch = batch_of(attachment.base, [_last_answer_only(sequences[index]) for index in group])
         values = nll(attachment.base, batch).double()
         sums = torch.zeros(len(group), dtype=torch.float64, device=values.device).index_add_(0, batch.owner, values)
@@ -176,7 +177,10 @@ def _answer_nats(
         for index, total, count in zip(group, sums.tolist(), counts.tolist(), strict=True):
             per_sequence[index] = total, count
         done += len(group)
-        progress(SCORING, done, len(sequences))
+        progress(SCORING, done, sum(map(len, own)))
+    if attachment.base.ranks.size > 1:
+        flat = attachment.base.ranks.total(*chain.from_iterable(per_sequence))
+        per_sequence = [(nats, int(count)) for nats, count in zip(flat[::2], flat[1::2], strict=True)]
     return sum(total for total, _ in per_sequence), sum(count for _, count in per_sequence), per_sequence
 
 
@@ -228,17 +232,17 @@ def label_table(
     passes = [([sequences[i] for i in group], [parts[i] for i in group]) for group in groups]
     if spend is not None:
         spend(sum(_computed_tokens(base, *each) for each in passes))
-    nats: list[list[float]] = [[]] * len(parts)
-    done = 0
-    progress(SCORING, 0, len(parts))
-    for group, each in zip(groups, passes, strict=True):
-        for index, row in zip(group, label_nll(base, *each), strict=True):
-            nats[index] = row
-        done += len(group)
-        progress(SCORING, done, len(parts))
+    nats: dict[int, list[float]] = {}
+    own = base.ranks.mine(list(zip(groups, passes, strict=True)))
+    total = sum(len(group) for group, _ in own)
+    progress(SCORING, 0, total)
+    for group, each in own:
+        nats.update(zip(group, label_nll(base, *each), strict=True))
+        progress(SCORING, len(nats), total)
+    nats = {index: row for share in base.ranks.gathered([nats]) for index, row in share.items()}
     table: list[list[float]] = [[] for _ in prompts]
-    for index, row in zip(owner, nats, strict=True):
-        table[index] += row
+    for part, index in enumerate(owner):
+        table[index] += nats[part]
     return LabelTable(table, [[len(ids) for ids in trie.answers] for trie in tries], prompts)
 
 

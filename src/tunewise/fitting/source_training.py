@@ -74,7 +74,7 @@ class SourceTraining:
             l2_sp=0.0,
         )
         folder = self.folder / name if self.folder is not None else None
-        if folder is not None and not self.resume:
+        if folder is not None and not self.resume and attachment.base.ranks.writes:
             artifact_writer.remove_runs(folder)
         return train(
             attachment,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunewise.cli.console import print_json, print_result, print_text
+from tunewise.cli.devices import run_on, signs_of_life
 from tunewise.cli.options import (
     AdaptationFolder,
     BaseLocation,
@@ -72,6 +73,7 @@ class FitOptions:
     ] = None
     steps: TrainOptions = field(default_factory=TrainOptions)
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0
+    devices: Annotated[int, typer.Option(help="Devices of this machine that share out the examples of a step.")] = 1
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a stopped run; the result is the same, bit for bit.")
     ] = False
@@ -101,19 +103,24 @@ def fit(
         raise SettingError("--max-steps and --epochs both say how long to train; give one of them")
     recipe = recipes_of(technique, recipes, learning_rate=training.learning_rate)[0]
     settings = train_settings(training.max_steps, training.steps, compute, remedies)
+    run_on(training.devices)
     quiet()
     from tunewise.adaptation.fit import fit
+    from tunewise.engine.ranks import joined_ranks
     from tunewise.engine.rows import fitted_to
 
-    with progress_display() as display:
+    with signs_of_life(), joined_ranks() as ranks, progress_display(shown=ranks.writes) as display:
         display(recipe.name, "loading the model", 0, 0)
         base = load_model(model, loading)
+        base.ranks = ranks
         fitted = fitted_to(base, task)
         for note in fitted.notes[len(task.notes) :]:
             display.message(note)
         task = fitted
         if training.max_steps is None and training.epochs is None and recipe.trains:
-            settings = _with_chosen_steps(base, task, settings, out, training.resume, display)
+            if ranks.writes:
+                settings = _with_chosen_steps(base, task, settings, out, training.resume, display)
+            settings = ranks.first(settings)
         record = fit(
             base,
             task,
@@ -126,6 +133,8 @@ def fit(
             remembered=remembered,
             progress=for_row(display, recipe.name),
         )
+    if not ranks.writes:
+        return
     if as_json:
         print_json(record)
         return

@@ -1,0 +1,166 @@
+"""One training on two processes of this machine, against the same training on one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ranks_worker
+from tunewise.engine.encoding import TokenSequence
+from tunewise.engine.packing import in_groups
+from tunewise.engine.ranks import Ranks
+from tunewise.techniques.registry import all_techniques
+
+WORKER = Path(ranks_worker.__file__)
+NAMES = [*all_techniques(), *ranks_worker.FORMS]
+CHOOSING = {"lt_sft", "diff_pruning"}  # which entries are kept hangs on the last bits of near ties
+
+
+def environment(rank=0, size=1, port=0):
+    """Return the variables that torchrun would set."""
+    named = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in named.items()}}
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def outcomes(path):
+    return dict(map(json.loads, path.read_text("utf-8").splitlines()))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What one process and each of two came to, by technique."""
+    alone, both = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("both")
+    port = free_port()
+    runs = [(alone, environment())] + [(both, environment(rank, 2, port)) for rank in range(2)]
+    processes = [subprocess.Popen([sys.executable, str(WORKER), str(out)], env=env) for out, env in runs]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    return outcomes(alone / "0.jsonl"), [outcomes(both / f"{rank}.jsonl") for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_learn_what_one_process_learns(trained, name):
+    alone, ranks = trained[0][name], [rank[name] for rank in trained[1]]
+    assert ranks[0] == ranks[1]  # to the last bit, and all answers
+    if name == "full-lomo":
+        assert "one device" in ranks[0]["refused"] and "losses" in alone
+        return
+    assert ranks[0]["losses"] == pytest.approx(alone["losses"], rel=2e-5, abs=1e-5)
+    for figure in ("validation", "nll"):
+        assert ranks[0][figure] == pytest.approx(alone[figure], rel=2e-3 if name in CHOOSING else 1e-4, abs=1e-5)
+    assert ranks[0]["predictions"] == alone["predictions"]
+    assert ranks[0]["answers"] == alone["answers"] or name in CHOOSING
+
+
+def test_rows_are_shared_out_by_their_tokens():
+    rows = [TokenSequence([1] * size, [True] * size, 0) for size in (9, 1, 5, 4, 1)]
+    shares = in_groups(rows, 3)
+    assert sorted(index for share in shares for index in share) == list(range(5))
+    assert max(sum(len(rows[index].ids) for index in share) for share in shares) == 9
+    assert in_groups(rows[:1], 3) == [[0], [], []]
+
+
+def test_alone_nothing_is_sent():
+    ranks = Ranks()
+    assert ranks.writes and ranks.total(1.5, 2) == [1.5, 2.0] and ranks.first("a") == "a"
+    assert ranks.mine([1, 2, 3]) == ranks.gathered([1, 2, 3]) == [1, 2, 3] and ranks.agree([])
+
+
+def fit_command(out, *further, steps=6):
+    words = ["fit", "lora", "--model", "world", "--data", "world:town", "--out", str(out)]
+    return [sys.executable, "-m", "tunewise.cli", *words, "--max-steps", str(steps), "--save-steps", "2", *further]
+
+
+def run(*command, **settings):
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment(), **settings
+    )
+
+
+def losses(out):
+    lines = map(json.loads, (out / "metrics.jsonl").read_text("utf-8").splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def started(out, *further, steps=2000):
+    """Start a fit on two devices, and return its launcher and the processes of its ranks once steps are taken."""
+    import psutil
+
+    command = fit_command(out, "--devices", "2", *further, steps=steps)
+    launcher = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("checkpoint-*")):
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    ranks = sorted(psutil.Process(launcher.pid).children(), key=lambda child: int(child.environ()["RANK"]))
+    return launcher, ranks
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
+    straight, moved = tmp_path / "straight", tmp_path / "moved"
+    for out, until, size in ((straight, 6, 1), (moved, 2, 2), (moved, 4, 1), (moved, 6, 2)):
+        port = free_port()
+        processes = [
+            subprocess.Popen([sys.executable, str(WORKER), str(out), str(until)], env=environment(rank, size, port))
+            for rank in range(size)
+        ]
+        assert [process.wait() for process in processes] == [0] * size
+    assert losses(moved) == pytest.approx(losses(straight), rel=1e-4) and len(losses(moved)) == 6
+    weights = [load_file(out / "checkpoint-6" / "weights.safetensors") for out in (straight, moved)]
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_the_run_with_a_sentence(tmp_path, rank):
+    launcher, ranks = started(tmp_path)
+    ranks[rank].kill()
+    stderr = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 1 and "Traceback" not in stderr
+    assert f"device {rank} was killed by SIGKILL" in stderr and "--resume" in stderr
+    assert not any(process.is_running() for process in ranks)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_run_with_a_sentence(tmp_path):
+    launcher, ranks = started(tmp_path)
+    ranks[1].suspend()
+    stderr = launcher.communicate(timeout=120)[1]
+    assert launcher.returncode == 1 and "device 1 gave no sign of life" in stderr and "--resume" in stderr
+    assert not any(process.is_running() for process in ranks)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_and_says_how_to_go_on(tmp_path):
+    launcher, ranks = started(tmp_path)
+    launcher.send_signal(signal.SIGINT)
+    stderr = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 130 and "interrupted; to continue" in stderr and "Traceback" not in stderr
+    assert not any(process.is_running() for process in ranks)
+
+
+def test_what_cannot_work_is_refused_once(tmp_path):
+    none = run(*fit_command(tmp_path, "--devices", "0"))
+    assert none.returncode == 2 and "devices is 0" in none.stderr
+    lomo = fit_command(tmp_path, "--devices", "2", "--set", "full.optimizer=lomo")
+    lomo[lomo.index("lora")] = "full"
+    refused = run(*lomo)
+    assert refused.returncode == 2 and refused.stderr.count("one device") == 1 and "Traceback" not in refused.stderr
