@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Annotated
 
 import typer
 
@@ -28,6 +29,7 @@ from tunewise.cli.console import command_again, echo
 from tunewise.core.errors import RequestError, TunewiseError, out_of_space
 from tunewise.core.logs import configure_logging
 from tunewise.core.text import one_line
+from tunewise.core.version import __version__
 
 app = typer.Typer(
     help="Every way to fine-tune a language model behind one interface, measured on your own task.",
@@ -40,6 +42,23 @@ app = typer.Typer(
         "token_normalize_func": lambda word: word.replace("_", "-"),  # --output_dir is --output-dir
     },
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        echo(f"tunewise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _tunewise(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("techniques")(inspection.techniques)
 app.command("check")(inspection.check)
 app.command("import")(importing.import_configuration)

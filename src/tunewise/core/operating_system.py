@@ -1,7 +1,7 @@
 """Asks of the operating system what POSIX and Windows do differently; nothing else calls what only one of them has.
 
-On Windows a lock is on a byte far behind the end of a file, since others cannot read a locked byte there; a folder cannot
-be flushed; and a process that is ended has no signal.
+On Windows a lock is on a byte far behind the end of a file, since others cannot read a locked byte there; a folder
+cannot be flushed; and a process that is ended has no signal.
 """
 
 from __future__ import annotations

@@ -83,8 +83,10 @@ def test_a_folder_is_not_flushed_on_windows(windows, tmp_path):
 
 def test_a_process_ends_with_its_children_on_windows_too(windows):
     """psutil does it there, and runs here."""
-    text = "import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']).pid"
-    process = subprocess.Popen([sys.executable, "-c", text + ", flush=True); time.sleep(99)"], stdout=-1, text=True)
+    sleep = "import time; time.sleep(99)"
+    starts = f"subprocess.Popen([sys.executable, '-c', '{sleep}'])"
+    text = f"import subprocess, sys; print({starts}.pid, flush=True); {sleep}"
+    process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
     operating_system.kill_with_children(process)
     assert process.wait() != 0
