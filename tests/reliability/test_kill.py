@@ -17,11 +17,13 @@ from pathlib import Path
 import pytest
 
 import figures
+from adaptation_files import weight_bytes
 
 SERVER = """
 import json, os, sys
 import torch
 torch.set_num_threads(1)
+
 from tunewise.adaptation.fit import fit
 from tunewise.engine.model import Base
 from tunewise.techniques.registry import make
@@ -51,7 +53,7 @@ for line in sys.stdin:
 
 
 def weights(folder):
-    return (folder / "adaptation" / "weights.safetensors").read_bytes()
+    return weight_bytes(folder / "adaptation")
 
 
 class Lives:

@@ -8,8 +8,8 @@ import peft
 import pytest
 from safetensors.torch import load_file, save_file
 
+from adaptation_files import contents, write_contents
 from tunewise.adaptation.artifact import load, save
-from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, RequestError, SettingError, TechniqueError
 from tunewise.engine.model import load_base
 from tunewise.techniques.building.peft_config import is_name, value_of
@@ -231,11 +231,9 @@ def test_an_adaptation_of_pefts_methods_is_checked_too(fields, tmp_path):
     base = tiny_base()
     save(attach(make("peft:loha"), base), tiny_task(), tmp_path / "a")
     base.release()
-    stored = artifact_writer.read(tmp_path / "a")
-    facts = stored.json("adaptation.json")
+    facts, tensors = contents(tmp_path / "a")
     facts["settings"] |= fields
-    tensors = {"weights.safetensors": stored.tensors("weights.safetensors")}
-    artifact_writer.commit(tmp_path / "a", texts={"adaptation.json": json.dumps(facts)}, tensors=tensors)
+    write_contents(tmp_path / "a", facts, tensors)
     assert next(iter(fields)) in refused(tmp_path / "a", base)
 
 

@@ -6,20 +6,24 @@ An adaptation, the result of a fit, is a folder of these files:
     weights.safetensors  the attachment's tensors
     rows.jsonl           the examples of techniques that show examples
     adapter_config.json, adapter_model.safetensors: the weights in PEFT's format, where PEFT can express them
+                         (what is bit for bit the same there is not in weights.safetensors; `peft_tensors` names it)
     manifest.json        size and sha256 of the other files
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from tunewise.adaptation.finite_outputs import require_finite_outputs
 from tunewise.adaptation.peft_adapter import PeftAdapter, attached, base_of_record
-from tunewise.adaptation.record import FORMAT, AdaptationRecord, RecordedBase, RecordedStyle
+from tunewise.adaptation.record import FORMAT, IN_PEFTS_FILE, AdaptationRecord, RecordedBase, RecordedStyle
 from tunewise.adaptation.same_base import tell_of_other_text
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.places import Places
@@ -34,7 +38,10 @@ from tunewise.engine.run_text import RunText
 from tunewise.fitting.scoring import encoder_for
 from tunewise.techniques.building.peft_lora import resized_embeddings
 
-FILE, ROWS, WEIGHTS = "adaptation.json", "rows.jsonl", "weights.safetensors"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE, ROWS, WEIGHTS, PEFT_WEIGHTS = "adaptation.json", "rows.jsonl", "weights.safetensors", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -62,27 +69,68 @@ class Adaptation:
 
 def save(attachment: Attachment, task: Task, folder: Path, record: JsonObject | None = None) -> None:
     """Write an adaptation, all or nothing; `record` is stored with it (metrics, budget)."""
-    base = attachment.base
+    base, state, peft_adapter = attachment.base, attachment.state(), attachment.peft()
+    theirs = peft_adapter[1] if peft_adapter is not None else {}
+    stored_there = _same_tensors(state, theirs)
     content = AdaptationRecord(
-        format=FORMAT,
+        format=IN_PEFTS_FILE if stored_there else FORMAT,
         tunewise=__version__,
         **attachment.recipe.to_json(),
         label=attachment.label or attachment.recipe.name,
         base=RecordedBase.of(base),
         style=RecordedStyle.of(task, stop_of(task)),
         text=RunText.of(base, task),
+        peft_tensors=stored_there or None,
         record=record or {},
     )
     texts = {FILE: json.dumps(content.to_json(), indent=2, ensure_ascii=False, allow_nan=False)}
-    tensors = {WEIGHTS: attachment.state()}
+    tensors = {}
+    if len(stored_there) < len(state) or not state:
+        tensors[WEIGHTS] = {name: tensor for name, tensor in state.items() if name not in stored_there}
     rows = attachment.stored_rows()
     if rows:
         texts[ROWS] = rows_text(rows)
-    peft_adapter = attachment.peft()
     if peft_adapter is not None:
         texts["adapter_config.json"] = json.dumps(peft_adapter[0], indent=2)
-        tensors["adapter_model.safetensors"] = peft_adapter[1] | resized_embeddings(base, peft_adapter[1])
+        tensors[PEFT_WEIGHTS] = theirs | resized_embeddings(base, theirs)
     artifact_writer.commit(folder, texts=texts, tensors=tensors)
+
+
+def _same_tensors(state: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map names of the attachment's tensors to those in PEFT's file that have their type, shape and bits."""
+    names = {_identity(tensor): name for name, tensor in theirs.items()}
+    return {name: names[key] for name, tensor in state.items() if (key := _identity(tensor)) in names}
+
+
+def _identity(tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return str(tensor.dtype), tuple(tensor.shape), hashlib.sha256(raw).hexdigest()
+
+
+def weights_of(stored: artifact_writer.Stored, record: AdaptationRecord) -> dict[str, Tensor]:
+    """Return the tensors of an attachment, those that are in PEFT's file alone among them.
+
+    Raises:
+        ArtifactError: a file or a tensor is missing, or a tensor is in both files.
+    """
+    if record.peft_tensors is None:
+        return stored.tensors(WEIGHTS)
+    tensors = stored.tensors(WEIGHTS) if WEIGHTS in stored.names else {}
+    theirs = stored.tensors(PEFT_WEIGHTS)
+    for name, there in record.peft_tensors.items():
+        if there not in theirs or name in tensors:
+            raise ArtifactError(
+                f"{stored.folder}: {PEFT_WEIGHTS} must hold {there[:200]!r}, and {WEIGHTS} must not hold {name[:200]!r}"
+            )
+        tensors[name] = theirs[there]
+    return tensors
+
+
+def size_on_disk(folder: Path) -> int:
+    """Return the bytes of the files that `load` reads."""
+    stored = artifact_writer.read(folder)
+    names = {FILE, WEIGHTS, ROWS} | ({PEFT_WEIGHTS} if stored.json(FILE).get("peft_tensors") else set())
+    return sum((stored.folder / name).stat().st_size for name in names & set(stored.names))
 
 
 def rows_text(rows: list[JsonObject]) -> str:
@@ -127,7 +175,7 @@ def load(
     _require_same_base(folder, record.base, base)
     style = record.style.task
     with attached(record.recipe(settings or {}, places or Places(), folder), base) as attachment:
-        tensors = stored.tensors(WEIGHTS)
+        tensors = weights_of(stored, record)
         try:
             attachment.load(tensors)
         except ArtifactError as error:

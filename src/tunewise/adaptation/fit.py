@@ -11,6 +11,7 @@ from pathlib import Path
 from tunewise.adaptation import artifact
 from tunewise.adaptation.label_list import FILE as LABEL_LIST
 from tunewise.adaptation.label_list import label_list_choice
+from tunewise.adaptation.run_files import TOKENIZER_FILES, write_tokenizer, write_trainer_state
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, SettingError
@@ -25,12 +26,13 @@ from tunewise.engine.run_text import RunText
 from tunewise.fitting.allowance import allowance
 from tunewise.fitting.loop import train
 from tunewise.fitting.rehearsal import Rehearsal
-from tunewise.fitting.run_request import RunRequest
+from tunewise.fitting.run_request import STATE, RunRequest
 from tunewise.fitting.scoring import encoder_for, loss, study
 from tunewise.fitting.settings import TrainSettings
 from tunewise.fitting.source_training import SourceTraining
 
 _ADAPTATION, _PREPARING = "adaptation", "preparing"
+CONFIG, CARD = "config.yaml", "README.md"  # the command line writes them beside the adaptation
 
 
 def fit(
@@ -49,8 +51,8 @@ def fit(
 ) -> JsonObject:
     """Fit a technique on a task and write `out/adaptation`; return its record.
 
-    Checkpoints and `metrics.jsonl` are written to `out`. `resume` continues from the newest complete checkpoint, to the
-    same bits as an uninterrupted run.
+    Checkpoints, `metrics.jsonl`, the tokenizer and `trainer_state.json` in Hugging Face's form are written to `out`.
+    `resume` continues from the newest complete checkpoint, to the same bits as an uninterrupted run.
 
     Args:
         base: the bare model; it is bare again afterwards.
@@ -133,6 +135,9 @@ def fit(
             record["findings"] = attachment.findings(lambda: loss(attachment, task, validation))
             progress("saving", 0, 0)
             if base.ranks.writes:
+                if "training" in record:
+                    write_trainer_state(folder, trained, settings, len(task.train))
+                write_tokenizer(folder, base.tokenizer)
                 artifact.save(attachment, task, folder / _ADAPTATION, record)
         finally:
             base.release()
@@ -144,7 +149,7 @@ def fit(
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a fit no longer needs once its adaptation is complete, and what killed ones left; hold the lock."""
-    names = (_ADAPTATION, "metrics.jsonl", "budget.json", LABEL_LIST)
+    names = (_ADAPTATION, "metrics.jsonl", "budget.json", LABEL_LIST, STATE, CONFIG, CARD, *TOKENIZER_FILES)
     artifact_writer.remove_leftovers(folder, *names, checkpoints=True)
     if (folder / _ADAPTATION).exists() and _needless(folder):
         try:

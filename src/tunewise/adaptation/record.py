@@ -23,6 +23,7 @@ from tunewise.engine.run_text import RunText
 from tunewise.techniques.registry import all_techniques, make
 
 FORMAT: Literal[1] = 1
+IN_PEFTS_FILE: Literal[2] = 2  # some weights are in PEFT's file alone, which readers of format 1 do not look into
 _MOST_REPEATS = 16  # of a placeholder in a template: each is as long as a prompt
 _Kind = Annotated[str, Check(lambda value: value in KINDS, f"one of {', '.join(KINDS)}")]
 _DType = Annotated[str, Check(lambda value: value in DTYPES, f"one of {', '.join(DTYPES)}")]
@@ -117,9 +118,13 @@ class RecordedStyle(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptationRecord(JsonRecord):
-    """What `adaptation.json` holds; `settings` are those of the technique, or of each part by its name."""
+    """What `adaptation.json` holds.
 
-    format: Literal[1]
+    `settings` are those of the technique, or of each part by its name. `peft_tensors` are the weights that are stored
+    in PEFT's file alone: their names there, by their names here.
+    """
+
+    format: Literal[1, 2]
     tunewise: str
     technique: _Techniques
     settings: dict[str, object]
@@ -127,6 +132,7 @@ class AdaptationRecord(JsonRecord):
     base: RecordedBase
     style: RecordedStyle
     text: RunText | None = None  # adaptations of earlier versions have none
+    peft_tensors: dict[str, str] | None = None
     record: dict[str, object]
 
     @classmethod
@@ -136,9 +142,10 @@ class AdaptationRecord(JsonRecord):
         Raises:
             ArtifactError: it is of another format, or not as tunewise writes it.
         """
-        if isinstance(written := content.get("format"), int) and written != FORMAT:
+        if isinstance(written := content.get("format"), int) and written not in (FORMAT, IN_PEFTS_FILE):
             raise ArtifactError(
-                f"{path}: has format {written}, this tunewise reads {FORMAT}; use the one that wrote it"
+                f"{path}: has format {written}, this tunewise reads {FORMAT} and {IN_PEFTS_FILE}; use the one that "
+                "wrote it"
             )
         return cls.from_json(content, path)
 

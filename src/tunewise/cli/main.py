@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Annotated
 
 import typer
 
@@ -29,14 +30,36 @@ from tunewise.cli.devices import LOST, is_launched
 from tunewise.core.errors import RequestError, TunewiseError, out_of_space
 from tunewise.core.logs import configure_logging
 from tunewise.core.text import one_line
+from tunewise.core.version import __version__
 
 app = typer.Typer(
     help="Every way to fine-tune a language model behind one interface, measured on your own task.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 110,
+        "token_normalize_func": lambda word: word.replace("_", "-"),  # --output_dir is --output-dir
+    },
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        echo(f"tunewise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _tunewise(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("techniques")(inspection.techniques)
 app.command("check")(inspection.check)
 app.command("import")(importing.import_configuration)
@@ -44,6 +67,7 @@ app.command("plan")(planning.plan)
 app.command("advise")(advising.advise)
 app.add_typer(advising.atlas, name="atlas")
 app.command("fit")(training.fit)
+app.command("train", help="The same as fit, by the name that other programs give it.")(training.fit)
 app.command("compare")(comparing.compare)
 app.command("eval")(training.evaluate)
 app.command("interpolate")(training.interpolate)
@@ -109,7 +133,8 @@ class _Signals:
 
 def _say_how_to_go_on(received: int) -> None:
     what = "interrupted" if received == signal.SIGINT else f"stopped by {signal.Signals(received).name}"
-    resume = [] if "fit" not in sys.argv[1:2] or "--resume" in sys.argv else ["--resume"]
+    fits = sys.argv[1:2] in (["fit"], ["train"])
+    resume = ["--resume"] if fits and "--resume" not in sys.argv else []
     echo(f"{what}; to continue: {command_again(*resume)}", err=True)
 
 

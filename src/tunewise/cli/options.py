@@ -20,12 +20,15 @@ from tunewise.core.errors import SettingError
 
 _OPTIONS: Mapping[str, ParameterInfo] = {
     "model": typer.Option(
-        "--model", "-m", help="Folder or Hub id of a causal language model; world is the shipped one."
+        "--model",
+        "--model-name-or-path",
+        "-m",
+        help="Folder or Hub id of a causal language model; world is the shipped one.",
     ),
     "data": typer.Option(
         "--data", "-d", help="File, folder of splits, Hub id or world:TASK; path#500 takes a sample of 500."
     ),
-    "out": typer.Option("--out", "-o", help="Folder for the results."),
+    "out": typer.Option("--out", "--output-dir", "-o", help="Folder for the results."),
     "techniques": typer.Option("--techniques", "-t", help="Technique names separated by commas, or all."),
     # DataOptions
     "columns": typer.Option(
@@ -78,12 +81,14 @@ _OPTIONS: Mapping[str, ParameterInfo] = {
         "--lr-scheduler-type", help="Learning-rate schedule: linear, cosine, constant, ..."
     ),
     "warmup_ratio": typer.Option(help="Share of the steps in which the learning rate rises from 0."),
+    "warmup_steps": typer.Option(help="Steps in which the learning rate rises from 0; 0: as --warmup-ratio says."),
     "weight_decay": typer.Option(help="AdamW's weight decay of what is trained."),
     "adam_beta1": typer.Option(help="AdamW's average of gradients."),
     "adam_beta2": typer.Option(help="AdamW's average of their squares."),
     "max_grad_norm": typer.Option(help="Gradients are clipped to this norm; 0: not at all."),
     "logging_steps": typer.Option(help="Optimiser steps between the lines of metrics.jsonl."),
     "save_steps": typer.Option(help="Optimiser steps between checkpoints."),
+    "save_total_limit": typer.Option(help="Checkpoints that are kept while it trains; a finished run needs none."),
     "eval_steps": typer.Option(
         help="Optimiser steps between validation losses; 0: a quarter of the run, or a tenth with --patience-evals."
     ),
@@ -114,7 +119,9 @@ _OPTIONS: Mapping[str, ParameterInfo] = {
     ),
     # BudgetOptions
     "budget_steps": typer.Option(
-        help="Optimiser steps per trial; default: three epochs, or as many as four minutes a row allow, at least 60."
+        "--budget-steps",
+        "--max-steps",
+        help="Optimiser steps per trial; default: three epochs, or as many as four minutes a row allow, at least 60.",
     ),
     "epochs": typer.Option(
         "--epochs", "--num-train-epochs", help="Passes over the training data per trial, instead of steps."
@@ -206,6 +213,20 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         defaults[key] = ",".join(map(str, value)) if isinstance(value, list) and key != "sets" else value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+def option_values(context: typer.Context) -> dict[str, object]:
+    """Return the values of a command's options by names that `--config` reads: Hugging Face's, where it has one.
+
+    Options without a value are left out, and so are those that say only how a command is run or printed.
+    """
+    values: dict[str, object] = {}
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if value is not None and parameter.name not in ("config", "as_json", "wide", "resume"):
+            name = max((word.lstrip("-") for word in parameter.opts), key=len)  # theirs are the longer ones
+            values[name.replace("-", "_")] = str(value) if isinstance(value, Path) else value
+    return values
 
 
 Config = Annotated[

@@ -7,7 +7,6 @@ one: finished trials are read from disk, and the trial that was running resumes 
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -34,6 +33,7 @@ from tunewise.comparison.trial_records import read_rung, write_record, write_run
 from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError, TunewiseError
 from tunewise.core.lock import lock, remove_unused_folders
+from tunewise.core.operating_system import kill_with_children, was_killed
 from tunewise.core.progress import RowProgress, RowStart, silent_row
 from tunewise.results.estimate import Estimate
 from tunewise.results.schema import Comparison, TrialIdentity, TrialRecord
@@ -226,9 +226,9 @@ class _Worker:
     def _exit_end(self) -> _WorkerEnd:
         """Say why a worker that closed its output has exited."""
         code = self._process.wait()
-        if code == -signal.SIGKILL and _kernel_oom_kills() > self._kills_before:
+        if was_killed(code) and _kernel_oom_kills() > self._kills_before:
             return _WorkerEnd("was killed by the operating system because memory ran out", again=True, memory=True)
-        if code == -signal.SIGKILL:
+        if was_killed(code):
             return _WorkerEnd(f"was killed from outside, {_MAX_KILLS} times", again=True)
         if code < 0:
             return _WorkerEnd(f"crashed ({signal.Signals(-code).name})")
@@ -236,8 +236,7 @@ class _Worker:
 
     def kill(self) -> None:
         """Kill the worker, if it is alive, and everything that it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        kill_with_children(self._process)
         self._process.wait()
 
 

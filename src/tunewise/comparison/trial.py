@@ -459,7 +459,6 @@ def _save(trial: Trial, context: ComparisonContext, fit: _Fit, folder: Path, pro
     progress("saving", 0, 0)
     artifact.save(attachment, context.task, folder / "adaptation", provenance)
     artifact_writer.prune(folder, keep=0)
-    files = [file for file in (folder / "adaptation").iterdir() if file.name in _ARTIFACT_FILES]
     cost = FitCost(
         train_seconds=fit.preparation.seconds + trained.seconds,
         preparing_seconds=fit.preparation.seconds if fit.preparation.tokens else None,
@@ -468,7 +467,7 @@ def _save(trial: Trial, context: ComparisonContext, fit: _Fit, folder: Path, pro
         peak_memory_bytes=fit.peak_memory_bytes,
         optimised_parameters=sum(p.numel() for p in attachment.params().values()),
         stored_parameters=sum(t.numel() for t in attachment.state().values()),
-        artifact_bytes=sum(file.stat().st_size for file in files),
+        artifact_bytes=artifact.size_on_disk(folder / "adaptation"),
         merges=trial.technique.mergeable,
         swappable=attachment.swappable,
     )
@@ -488,7 +487,6 @@ def _save(trial: Trial, context: ComparisonContext, fit: _Fit, folder: Path, pro
     )
 
 
-_ARTIFACT_FILES = ("adaptation.json", "weights.safetensors", "rows.jsonl")
 _CURVE_POINTS = 100  # at most, of a learning curve
 
 

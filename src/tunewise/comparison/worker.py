@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from typing import Any
 
 from tunewise.core.errors import TunewiseError
 from tunewise.core.logs import configure_logging
+from tunewise.core.operating_system import end_at_once
 from tunewise.core.progress import stage_of
 
 _PROGRESS_INTERVAL = 0.1  # seconds between two progress events
@@ -62,7 +62,7 @@ def _read_answers(answers: queue.SimpleQueue[str]) -> None:
     """Pass on the parent's lines, and die with the parent."""
     for line in sys.stdin:
         answers.put(line)
-    os.kill(os.getpid(), signal.SIGKILL)  # safe at any moment: files are written atomically
+    end_at_once()  # safe at any moment: files are written atomically
 
 
 def _run_request(message: Mapping[str, Any], send: Callable[..., None], answers: queue.SimpleQueue[str]) -> None:

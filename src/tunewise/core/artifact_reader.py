@@ -24,6 +24,7 @@ from safetensors import safe_open
 
 from tunewise.core.errors import ArtifactError
 from tunewise.core.json_record import JsonObject
+from tunewise.core.operating_system import read_only_flags
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +181,7 @@ def name_problem(name: str) -> str | None:
 
 def _open(path: Path) -> BufferedReader:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO must not block
+        descriptor = os.open(path, read_only_flags())  # a FIFO must not block
     except OSError as error:
         raise refusal(path, f"cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

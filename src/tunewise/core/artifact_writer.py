@@ -46,6 +46,7 @@ from tunewise.core.artifact_reader import (
 from tunewise.core.errors import ArtifactError, RequestError, TunewiseError
 from tunewise.core.json_record import JsonObject
 from tunewise.core.lock import LOCK_FILES, lock, remove_unused_folders
+from tunewise.core.operating_system import sync_folder
 
 if TYPE_CHECKING:
     import torch
@@ -254,7 +255,12 @@ def remove_runs(root: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write one file atomically: after a crash it holds the old or the new text; raises `TunewiseError`."""
-    content, stage = text.encode(), _hidden_sibling(path, "tmp")
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write one file atomically: after a crash it holds the old or the new bytes; raises `TunewiseError`."""
+    stage = _hidden_sibling(path, "tmp")
     with _explain_os_errors(path, f"be written, which takes {len(content)} bytes"):
         _make_folder(path.parent)
         try:
@@ -280,8 +286,10 @@ def append_line(path: Path, value: object) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                line = b"\n" + line  # a crash cut the last line short: keep this one apart from it
+            if size:
+                os.lseek(descriptor, size - 1, os.SEEK_SET)
+                if os.read(descriptor, 1) != b"\n":
+                    line = b"\n" + line  # a crash cut the last line short: keep this one apart from it
             _write(descriptor, line)
         finally:
             os.close(descriptor)
@@ -385,14 +393,11 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_folder(folder)
     except OSError as error:
         if error.errno != errno.EINVAL:  # some network file systems cannot flush a folder
             raise
-    finally:
-        os.close(descriptor)
 
 
 def _move_into_place(stage: Path, folder: Path) -> None:

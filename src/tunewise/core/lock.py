@@ -7,7 +7,6 @@ process. A file that is appended to is held itself, so that nothing is left besi
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tunewise.core.errors import RequestError
+from tunewise.core.operating_system import lock_descriptor
 
 LOCK_FILES = (".lock", ".lock-holder")
 _KERNEL_LOCKS = Path("/proc/locks")
@@ -69,7 +69,7 @@ def lock_file(path: Path) -> Iterator[int]:
         raise RequestError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_descriptor(descriptor)
         except BlockingIOError:
             raise _in_use(path, _holder_of(descriptor)) from None
         yield descriptor

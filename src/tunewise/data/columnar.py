@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewise.core.errors import DataError
+from tunewise.core.extras import OPTIONAL, install_command, installed
 from tunewise.core.text import first_line, listed, show
 from tunewise.data.table import Table
 from tunewise.data.text_files import MAX_UNPACKED
@@ -23,8 +24,19 @@ Row = dict[str, object]
 _SAVED = ("dataset_dict.json", "state.json")  # of a folder that `save_to_disk` wrote
 
 
+def _require(path: Path, files: str, package: str) -> None:
+    """Refuse a file whose reader is an optional package that is missing."""
+    if not installed(package):
+        raise DataError(
+            f"{files} are read by {OPTIONAL[package][1]}, which is not installed",
+            path=path,
+            remedy=f"{install_command(package)}, or save it as CSV or JSON Lines",
+        )
+
+
 def read_parquet(path: Path) -> Table:
     """Read a Parquet file."""
+    _require(path, "Parquet files", "pyarrow")
     import pyarrow.parquet
 
     try:
@@ -41,6 +53,7 @@ def read_parquet(path: Path) -> Table:
 
 def read_arrow(path: Path) -> Table:
     """Read an Arrow file, in the form of a stream (which `datasets` writes) or of a file."""
+    _require(path, "Arrow files", "pyarrow")
     import pyarrow
 
     try:
@@ -117,6 +130,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 def read_saved_dataset(folder: Path) -> dict[str, Table]:
     """Read a folder that `save_to_disk` wrote, by its own names of the splits; without splits, it is named "all"."""
+    _require(folder, "saved data sets", "datasets")
     try:
         import datasets
 
@@ -136,14 +150,9 @@ def read_saved_dataset(folder: Path) -> dict[str, Table]:
 
 def read_excel(path: Path) -> Table:
     """Read the first sheet of an Excel workbook, whose first row is the header; formulas are read by their values."""
-    try:
-        import openpyxl
-    except ImportError:
-        raise DataError(
-            "Excel files are read by openpyxl, which is not installed",
-            path=path,
-            remedy="pip install 'tunewise[excel]', or save it as CSV",
-        ) from None
+    _require(path, "Excel files", "openpyxl")
+    import openpyxl
+
     try:
         with zipfile.ZipFile(path) as packed:
             unpacked = sum(part.file_size for part in packed.infolist())

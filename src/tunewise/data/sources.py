@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunewise.core.addresses import path_at
 from tunewise.core.errors import DataError
+from tunewise.core.extras import install_command, installed
 from tunewise.core.text import first_line, listed, show
 from tunewise.data.columnar import dataset_table, is_saved_dataset, read_saved_dataset
 from tunewise.data.readers import is_data_file, read_file, read_splits, stem_of
@@ -249,6 +250,8 @@ def _hub_address(source: str) -> dict[str, Table]:
 
 def _hub_set(source: str) -> dict[str, Table]:
     name, _, config = source.partition(":")
+    if not installed("datasets"):
+        raise _without_datasets(source)
     try:
         import datasets
 
@@ -257,6 +260,14 @@ def _hub_set(source: str) -> dict[str, Table]:
     except Exception as error:  # network, authentication, cache and name errors all mean the same here
         raise _hub_error(source, error) from error
     return _named_splits(tables, source)
+
+
+def _without_datasets(source: str) -> DataError:
+    return DataError(
+        "no such file or folder here, and data sets of the Hugging Face Hub need datasets, which is not installed",
+        path=source,
+        remedy=f"{install_command('datasets')}, or give a local file",
+    )
 
 
 def _hub_error(source: str, error: Exception) -> DataError:

@@ -6,7 +6,6 @@ import ctypes
 import gc
 import math
 import mmap
-import os
 import platform
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from tunewise.core.operating_system import peak_resident_bytes, reserve
 from tunewise.engine.device import is_fake, on_gpu
 
 
@@ -78,10 +78,7 @@ def _high_water() -> int:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
-    import resource
-
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return peak_resident_bytes()
 
 
 # Parameters of mallopt, from <malloc.h>. Mapping is turned off altogether: glibc accepts no mapping threshold above
@@ -135,23 +132,13 @@ def allocate_on_disk(*shape: int) -> Tensor:
         return torch.zeros(shape)
     try:
         with tempfile.TemporaryFile(prefix="tunewise-") as file:
-            _reserve(file.fileno(), nbytes)
+            reserve(file.fileno(), nbytes)
             mapping = mmap.mmap(file.fileno(), nbytes)
     except OSError:
         return torch.zeros(shape)
     tensor = torch.frombuffer(mapping, dtype=torch.float32).view(shape)
     tensor.mapping = mapping  # type: ignore[attr-defined]
     return tensor
-
-
-def _reserve(file: int, nbytes: int) -> None:
-    """Give a file its size and its blocks, so that no later write to its mapping can find the disk full."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, nbytes)
-        return
-    block = bytes(1 << 20)
-    for start in range(0, nbytes, len(block)):
-        os.write(file, block[: nbytes - start])
 
 
 def release_pages(spilled: Tensor) -> None:

@@ -99,7 +99,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     best: Snapshot | None = None,
 ) -> None:
-    """Write `folder/checkpoint-<step>`, then remove older checkpoints.
+    """Write `folder/checkpoint-<step>`.
 
     Args:
         folder: the run's folder.
@@ -134,7 +134,6 @@ def save(
         }
         | (dict(zip(_BEST_FILES, (best.weights, best.training), strict=True)) if best is not None else {}),
     )
-    artifact_writer.prune(folder)
 
 
 def position_of(stored: artifact_writer.Stored, request: RunRequest) -> Position:

@@ -8,7 +8,6 @@ names an endpoint.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tunewise.core.errors import SettingError, TunewiseError
+from tunewise.core.extras import require
 from tunewise.core.progress import JUDGING, Progress, silent
 from tunewise.core.text import first_line, show
 
@@ -104,8 +104,7 @@ class Judge:
 
     def check_installed(self) -> None:
         """Raise `SettingError` where the client of the endpoint is missing."""
-        if importlib.util.find_spec("openai") is None:
-            raise SettingError("a judge needs openai, which is not installed: pip install 'tunewise[judge]'")
+        require("a judge", "openai")
 
     def scores(
         self,

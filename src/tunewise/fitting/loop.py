@@ -274,8 +274,8 @@ class _Run:
                 "give a larger batch instead of gradient_accumulation_steps"
             )
         steps = self.phase_ends[phase] - (self.phase_ends[phase - 1] if phase else 0)
-        warmup_steps = math.ceil(self.settings.warmup_ratio * steps)
-        self.schedule = schedule_of(self.settings.lr_scheduler_type, self.optimizer, warmup_steps, steps)
+        name = self.settings.lr_scheduler_type
+        self.schedule = schedule_of(name, self.optimizer, self.settings.warmup_of(steps), steps)
 
     def advance(self) -> float:
         """Take one optimiser step and return its loss in nats per labelled token."""
@@ -457,6 +457,7 @@ class _Run:
         )
         earlier = self.snapshot if self.best is not None and self.best.step < self.step else None
         checkpoint.save(self.folder, self._request, position, self.attachment, self.optimizer, earlier)
+        artifact_writer.prune(self.folder, self.settings.save_total_limit)
 
     def _restore(self, stored: artifact_writer.Stored) -> None:
         """Set attachment, optimiser and schedule to where the run of a checkpoint was."""

@@ -20,8 +20,10 @@ _FEWEST_EVALUATED = 32
 class TrainSettings:
     """Says how a technique is trained, in the names of Hugging Face's `TrainingArguments`.
 
-    `max_steps` counts optimiser steps over all phases. `save_steps` is the number of steps between checkpoints,
-    `eval_steps` that between validation losses; with 0, `evaluation_interval` says what is done. Training ends early
+    `max_steps` counts optimiser steps over all phases. In the first `warmup_steps` of each phase the learning rate
+    rises; with 0, `warmup_ratio` says their share. `save_steps` is the number of steps between checkpoints, of which
+    `save_total_limit` are kept, and `eval_steps` that between validation losses; with 0, `evaluation_interval` says
+    what is done. Training ends early
     when the validation loss has not fallen for `early_stopping_patience` evaluations (0: never). Then, and with
     `load_best_model_at_end`, the state with the lowest validation loss is the result. That is not the default: where
     answers are generated, they can go on getting better when their likelihood gets worse. With `gradient_checkpointing`
@@ -33,12 +35,14 @@ class TrainSettings:
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     warmup_ratio: float = 0.06
+    warmup_steps: int = 0
     lr_scheduler_type: str = "cosine"
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     max_grad_norm: float = 1.0
     save_steps: int = 500
+    save_total_limit: int = 2
     eval_steps: int = 0
     early_stopping_patience: int = 0
     load_best_model_at_end: bool = False
@@ -51,10 +55,10 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         positive = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "save_steps")
-        for name in (*positive, "logging_steps"):
+        for name in (*positive, "save_total_limit", "logging_steps"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)} but must be at least 1")
-        for name in ("eval_steps", "early_stopping_patience"):
+        for name in ("warmup_steps", "eval_steps", "early_stopping_patience"):
             if getattr(self, name) < 0:
                 raise SettingError(f"{name} is {getattr(self, name)} but must be at least 0")
         if self.lr_scheduler_type != TrainSettings.lr_scheduler_type:
@@ -81,6 +85,10 @@ class TrainSettings:
     def rows(self) -> int:
         """Sequences of one optimiser step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def warmup_of(self, steps: int) -> int:
+        """Return the steps in which the learning rate rises, of a phase of so many steps."""
+        return min(self.warmup_steps, steps) if self.warmup_steps else math.ceil(self.warmup_ratio * steps)
 
     @property
     def keeps_best(self) -> bool:
@@ -128,6 +136,9 @@ class TrainSettings:
         checkpoints of older versions are found again.
         """
         record = asdict(self)
+        del record["save_total_limit"]  # it changes no bits
+        if not self.warmup_steps:
+            del record["warmup_steps"]
         if not self.early_stopping_patience:
             del record["early_stopping_patience"]
         if not (self.keeps_best and self.evaluation_interval):

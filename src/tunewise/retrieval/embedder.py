@@ -16,6 +16,7 @@ import numpy as np
 
 from tunewise.core.addresses import path_at
 from tunewise.core.errors import ModelError, SettingError
+from tunewise.core.extras import require
 from tunewise.core.text import one_line
 
 if TYPE_CHECKING:
@@ -168,11 +169,10 @@ def _module_folders(folder: Path, name: str) -> list[Path]:
 
 def _load(folder: Path, name: str, dtype: str) -> Any:
     """Load a `SentenceTransformer` from a checked folder."""
-    try:
-        import torch
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise SettingError("embedding needs sentence-transformers: pip install tunewise[rag]") from error
+    require("an embedder", "sentence_transformers")
+    import torch
+    from sentence_transformers import SentenceTransformer
+
     try:
         model = SentenceTransformer(
             str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True}

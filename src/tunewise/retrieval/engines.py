@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
+from tunewise.core.extras import require
 
 Vectors: TypeAlias = dict[str, Any]  # by name: "dense" an array of floats, "words" indices and values
 Payload: TypeAlias = dict[str, Any]
@@ -260,17 +261,15 @@ def client_of(address: str) -> tuple[Any, str]:
         raise problem from error
     if parts.scheme != "qdrant" or not parts.hostname or not collection or "/" in collection:
         raise problem
-    try:
-        from qdrant_client import QdrantClient
-    except ImportError as error:
-        raise SettingError("an index on a server needs qdrant-client: pip install tunewise[rag]") from error
+    require("an index on a server", "qdrant_client")
+    from qdrant_client import QdrantClient
+
     return QdrantClient(host=parts.hostname, port=port, timeout=60, check_compatibility=False), collection
 
 
 def edge() -> Any:
     """Return the module of the embedded engine; raises `SettingError` if it is not installed."""
-    try:
-        import qdrant_edge
-    except ImportError as error:
-        raise SettingError("an index needs qdrant-edge-py: pip install tunewise[rag]") from error
+    require("an index", "qdrant_edge")
+    import qdrant_edge
+
     return qdrant_edge

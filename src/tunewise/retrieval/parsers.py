@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tunewise.core.errors import SettingError
+from tunewise.core.extras import require
 from tunewise.core.text import first_line
 
 MAX_BYTES = 100_000_000  # larger files are not opened
@@ -77,10 +77,9 @@ def _html(raw: bytes) -> str:
         raise UnusableFile(
             f"its {count:,} tags and entities are more than {MAX_MARKUP:,}", "split it into smaller files"
         )
-    try:
-        from bs4 import BeautifulSoup
-    except ImportError as error:
-        raise SettingError("HTML files need beautifulsoup4: pip install tunewise[rag]") from error
+    require("HTML files", "bs4")
+    from bs4 import BeautifulSoup
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -177,11 +176,10 @@ class _Blocks:
 
 def _pdf(raw: bytes) -> str:
     """Return the text of all pages, with a blank line between them."""
-    try:
-        from pypdf import PdfReader
-        from pypdf.errors import DependencyError
-    except ImportError as error:
-        raise SettingError("PDF files need pypdf: pip install tunewise[rag]") from error
+    require("PDF files", "pypdf")
+    from pypdf import PdfReader
+    from pypdf.errors import DependencyError
+
     deadline = time.monotonic() + MAX_SECONDS
     pages: list[str] = []
     characters = 0

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tunewise.core.errors import SettingError
+from tunewise.core.extras import require
 from tunewise.retrieval.passage import Hit, Passage
 
 if TYPE_CHECKING:
@@ -152,10 +153,9 @@ class Retriever:
     @cached_property
     def _cross_encoder(self) -> Any:
         """Return the reranker, loaded once."""
-        try:
-            from sentence_transformers import CrossEncoder
-        except ImportError as error:
-            raise SettingError("a reranker needs sentence-transformers: pip install tunewise[rag]") from error
+        require("a reranker", "sentence_transformers")
+        from sentence_transformers import CrossEncoder
+
         return CrossEncoder(self.reranker, trust_remote_code=False, model_kwargs={"use_safetensors": True})
 
 

@@ -1,12 +1,10 @@
 """What a fit leaves on disk: it comes back exactly, onto its own base alone, and nothing altered is accepted."""
 
-import json
-
 import pytest
 import torch
 
+from adaptation_files import contents, write_contents
 from tunewise.adaptation.artifact import load, save
-from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, SettingError
 from tunewise.data.task import Example, Message
 from tunewise.techniques.registry import make
@@ -34,7 +32,7 @@ def test_another_base_is_refused(saved):
         load(folder, base=tiny_base("gpt2"))
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "adaptation.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adaptation.json", "manifest.json"])
 def test_altered_missing_and_extra_files_are_refused(saved, name):
     folder, base = saved
     before = fingerprint(base)
@@ -56,10 +54,9 @@ def test_altered_missing_and_extra_files_are_refused(saved, name):
 
 def forged(folder, change):
     """The same folder with other content and a manifest that fits it."""
-    stored = artifact_writer.read(folder)
-    facts, tensors = stored.json("adaptation.json"), {"weights.safetensors": stored.tensors("weights.safetensors")}
-    change(facts, tensors["weights.safetensors"])
-    artifact_writer.commit(folder, texts={"adaptation.json": json.dumps(facts)}, tensors=tensors)
+    facts, tensors = contents(folder)
+    change(facts, tensors)
+    write_contents(folder, facts, tensors)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from adaptation_files import contents, write_contents
 from tunewise.adaptation.artifact import base_of, load, save
-from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, ModelError
 from tunewise.engine.model import load_base
 from tunewise.export.export import export
@@ -81,11 +81,9 @@ def test_peft_reads_the_rows_beside_the_adapter(folder, tmp_path):
 def test_rows_without_bound_are_not_allocated(rows, folder, tmp_path):
     base = load_base(folder, resize_embeddings=True)
     save(attach(make("lora"), base), tiny_task(), tmp_path / "adaptation")
-    stored = artifact_writer.read(tmp_path / "adaptation")
-    facts = stored.json("adaptation.json")
+    facts, tensors = contents(tmp_path / "adaptation")
     facts["base"]["embedding_rows"] = rows
-    tensors = {"weights.safetensors": stored.tensors("weights.safetensors")}
-    artifact_writer.commit(tmp_path / "adaptation", texts={"adaptation.json": json.dumps(facts)}, tensors=tensors)
+    write_contents(tmp_path / "adaptation", facts, tensors)
     with pytest.raises(ModelError, match=f"embeddings of {rows:,} rows are asked for"):
         load(tmp_path / "adaptation")
 

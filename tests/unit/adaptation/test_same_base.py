@@ -7,9 +7,9 @@ import logging
 import peft
 import pytest
 
+from adaptation_files import contents, write_contents
 from tunewise.adaptation.artifact import base_of, load, save
 from tunewise.adaptation.same_base import TextRecord, warn_once
-from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, ModelError
 from tunewise.engine.model import Base
 from tunewise.techniques.registry import make
@@ -76,18 +76,13 @@ def test_another_tokenizer_is_told(tmp_path, caplog):
 
 def test_an_adaptation_without_the_record_loads_without_a_word(tmp_path, caplog):
     folder = saved(tmp_path / "adaptation", based(TEMPLATE))
-    stored = artifact_writer.read(folder)
-    facts, tensors = stored.json("adaptation.json"), stored.tensors("weights.safetensors")
+    facts, tensors = contents(folder)
     del facts["base"]["text"]
-    artifact_writer.commit(
-        tmp_path / "old", texts={"adaptation.json": json.dumps(facts)}, tensors={"weights.safetensors": tensors}
-    )
+    write_contents(tmp_path / "old", facts, tensors)
     load(tmp_path / "old", base=based())
     assert not warnings(caplog)
     facts["base"]["text"] = {"chat_template": 3}
-    artifact_writer.commit(
-        tmp_path / "forged", texts={"adaptation.json": json.dumps(facts)}, tensors={"weights.safetensors": tensors}
-    )
+    write_contents(tmp_path / "forged", facts, tensors)
     with pytest.raises(ArtifactError, match="chat_template"):
         load(tmp_path / "forged", base=based())
 

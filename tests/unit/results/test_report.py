@@ -171,7 +171,7 @@ def test_pngs_of_a_hostile_result(tmp_path, monkeypatch):
     written = pngs(result, tmp_path / "pictures")
     assert [path.name for path in written] == ["score-cost.png", "forgetting.png", "curves.png", "costs.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SettingError, match=r"tunewise\[plots\]"):
         pngs(result, tmp_path)
 

@@ -108,5 +108,5 @@ def test_a_module_outside_the_folder_is_refused(copied):
 
 def test_without_the_extra_one_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(SettingError, match=r"pip install tunewise\[rag\]"):
+    with pytest.raises(SettingError, match=r"pip install 'tunewise\[rag\]'"):
         Embedder(get_model_path())

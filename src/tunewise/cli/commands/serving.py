@@ -17,6 +17,7 @@ from tunewise.cli.options import BaseLocation, Data, Device, Json, grouped_optio
 from tunewise.cli.progress_display import progress_display
 from tunewise.contract.places import Places
 from tunewise.core.errors import SettingError
+from tunewise.core.extras import require
 from tunewise.core.logs import quiet
 from tunewise.core.progress import for_row
 from tunewise.resolve import DataOptions, pairs
@@ -128,12 +129,16 @@ def _run_vllm(
     os.execve(program, command, {**os.environ, **({"VLLM_API_KEY": token} if token else {})})  # noqa: S606
 
 
-def _require_serving() -> None:
-    from importlib.util import find_spec
+def mcp() -> None:
+    """Serve tunewise's commands as tools of the Model Context Protocol, on stdin and stdout."""
+    require("an MCP server", "mcp")
+    from tunewise.cli.mcp_server import server
 
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        raise SettingError(f"serving needs {', '.join(missing)}; install tunewise[serve]")
+    server().run("stdio")
+
+
+def _require_serving() -> None:
+    require("a server", "fastapi", "pydantic", "uvicorn", "prometheus_client")
 
 
 @grouped_options

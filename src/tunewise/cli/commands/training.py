@@ -22,6 +22,7 @@ from tunewise.cli.options import (
     Retention,
     grouped_options,
     only,
+    option_values,
 )
 from tunewise.cli.progress_display import progress_display
 from tunewise.contract.places import Places
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tunewise.cli.progress_display import ProgressDisplay
+    from tunewise.core.json_record import JsonObject
     from tunewise.core.progress import Progress
     from tunewise.data.task import Example, Task
     from tunewise.engine.model import Base
@@ -71,6 +73,10 @@ class FitOptions:
     learning_rate: Annotated[
         float | None, typer.Option(help="Learning rate; default: the technique's own for this model.")
     ] = None
+    optim: Annotated[
+        str | None,
+        typer.Option(help="Optimiser by Hugging Face's name, e.g. adafactor; most techniques have AdamW only."),
+    ] = None
     steps: TrainOptions = field(default_factory=TrainOptions)
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0
     devices: Annotated[int, typer.Option(help="Devices of this machine that share out the examples of a step.")] = 1
@@ -81,6 +87,7 @@ class FitOptions:
 
 @grouped_options
 def fit(
+    context: typer.Context,
     technique: Annotated[str, typer.Argument(help="A technique, or several joined by + (icl+lora).")],
     model: Model,
     data: Data,
@@ -93,7 +100,7 @@ def fit(
     remedies: RemedyOptions,
     as_json: Json = False,
 ) -> None:
-    """Fit one technique and write its adaptation."""
+    """Fit one technique and write its adaptation, with the configuration that makes it again and a model card."""
     task, remembered = read_task(data, reading), read_texts(remedies.remember)
     if "," in technique or not technique.strip():
         raise SettingError(
@@ -101,7 +108,7 @@ def fit(
         )
     if training.max_steps is not None and training.epochs is not None:
         raise SettingError("--max-steps and --epochs both say how long to train; give one of them")
-    recipe = recipes_of(technique, recipes, learning_rate=training.learning_rate)[0]
+    recipe = recipes_of(technique, recipes, learning_rate=training.learning_rate, optim=training.optim)[0]
     settings = train_settings(training.max_steps, training.steps, compute, remedies)
     run_on(training.devices)
     quiet()
@@ -135,6 +142,7 @@ def fit(
         )
     if not ranks.writes:
         return
+    _write_run_files(out, option_values(context), record)
     if as_json:
         print_json(record)
         return
@@ -152,6 +160,34 @@ def fit(
         + "".join(f" --{name} {place}" for name, place in recipes.places.given().items())
         + (f" --judge-url {reading.judge_url} --judge-model {reading.judge_model}" if reading.judge_url else "")
     )
+
+
+def _write_run_files(out: Path, options: dict[str, object], record: JsonObject) -> None:
+    """Write `config.yaml`, which `--config` reads, with everything that was chosen; and the model card."""
+    import yaml
+
+    from tunewise.adaptation.fit import CARD, CONFIG
+    from tunewise.core import artifact_writer
+    from tunewise.export.card import card
+    from tunewise.export.provenance import facts_of
+
+    recipe = record["technique"]
+    parts = record["settings"] if "+" in recipe else {recipe: record["settings"]}
+    sets = [
+        f"{part}.{name}={json.dumps(value)}"
+        for part, settings in parts.items()
+        for name, value in settings.items()
+        if value is not None
+    ]
+    for settled in ("learning_rate", "optim", "num_train_epochs", "max_steps", "set"):
+        options.pop(settled, None)
+    if "train_settings" in record:
+        options["max_steps"] = record["train_settings"]["max_steps"]
+    options |= {"set": sets} if sets else {}
+    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True, width=120)
+    artifact_writer.write_text(out / CONFIG, text)
+    folder = Path(record["adaptation"])
+    artifact_writer.write_text(out / CARD, card(facts_of(folder), None, out.resolve().name, None))
 
 
 def _with_chosen_steps(

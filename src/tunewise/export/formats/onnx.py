@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tunewise.core.errors import SettingError
-from tunewise.export.format import ExportOptions, Format, Written, not_in_weights, require_package
+from tunewise.core.extras import require
+from tunewise.export.format import ExportOptions, Format, Written, not_in_weights
 from tunewise.export.formats.merged import write_ends
 from tunewise.export.readers import Reader
 
@@ -50,8 +51,7 @@ class OnnxFormat(Format):
         Raises:
             SettingError: the type is not float32; ONNX Runtime lacks operators in half precision on some CPUs.
         """
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            require_package(package, "onnx")
+        require("the format onnx", "onnx", "onnxscript", "onnxruntime")
         if options.dtype != torch.float32 or loaded.attachment.base.model.dtype != torch.float32:
             raise SettingError("an ONNX graph is written in float32 only; use --dtype float32, on a base in float32")
         base = loaded.attachment.base

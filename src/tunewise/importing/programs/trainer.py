@@ -59,15 +59,11 @@ def max_steps(entry: Entry, context: Context) -> Outcome:
 
 
 def warmup_steps(entry: Entry, context: Context) -> Outcome:
-    """Compare the steps of the warm-up with the share of all steps that it takes here; below 1 they are a share."""
+    """Take the steps of the warm-up; below 1 they are a share of all steps."""
     count = values.number(entry)
     if count == 0 and context.source.value("warmup_ratio") is not None:
         return same("warmup_ratio says it")
-    limit = values.number(context.source.entry("max_steps", default=-1))
-    if count < 1 or limit > count:
-        share = count if count < 1 else count / limit
-        return took({"warmup_ratio": share})
-    return left(f"the first 6 % of the steps here; warmup_ratio sets another share of them, {count:g} / steps")
+    return took({"warmup_ratio": count} if count < 1 else {"warmup_steps": int(count)})
 
 
 def evaluation_steps(entry: Entry, context: Context) -> Outcome:
@@ -163,6 +159,7 @@ TRAINER: dict[str, Rule] = {
     "lr_scheduler_kwargs": leaves("schedules take no arguments here"),
     "warmup_ratio": takes("warmup_ratio", values.number),
     "warmup_steps": warmup_steps,
+    "save_total_limit": takes("save_total_limit", values.whole),
     "weight_decay": takes("weight_decay", values.number),
     "adam_beta1": takes("adam_beta1", values.number),
     "adam_beta2": takes("adam_beta2", values.number),
@@ -217,9 +214,7 @@ TRAINER |= dict.fromkeys(
     needless("how the validation loss is computed changes nothing"),
 )
 TRAINER |= dict.fromkeys(("logging_steps", "logging_strategy", "logging_first_step", "logging_dir"), needless(_LOGGED))
-TRAINER |= dict.fromkeys(
-    ("save_total_limit", "save_only_model", "save_safetensors", "overwrite_output_dir"), needless()
-)
+TRAINER |= dict.fromkeys(("save_only_model", "save_safetensors", "overwrite_output_dir"), needless())
 TRAINER |= dict.fromkeys(("dataloader_*", "ddp_*", "remove_unused_columns", "local_rank"), needless(_ARRANGED))
 TRAINER |= dict.fromkeys(
     (

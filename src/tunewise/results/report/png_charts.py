@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewise.core import artifact_writer
-from tunewise.core.errors import SettingError
+from tunewise.core.extras import require
 from tunewise.results.report.charts import Chart, Series, View, charts
 from tunewise.results.report.label_placement import placed
 from tunewise.results.report.plotly_charts import COLOURS, OTHER
@@ -25,10 +25,9 @@ def pngs(result: Comparison, folder: Path) -> list[Path]:
         SettingError: matplotlib is not installed.
         RequestError: the folder cannot be created.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SettingError("PNG files need matplotlib: pip install 'tunewise[plots]'") from error
+    require("PNG files", "matplotlib")
+    from matplotlib.figure import Figure
+
     out, written = artifact_writer.output_folder(folder), []
     for chart in charts(result):
         view = chart.views[0]

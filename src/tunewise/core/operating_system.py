@@ -1,0 +1,106 @@
+"""Asks of the operating system what POSIX and Windows do differently; nothing else calls what only one of them has.
+
+On Windows a lock is on a byte far behind the end of a file, since others cannot read a locked byte there; a folder
+cannot be flushed; and a process that is ended has no signal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+WINDOWS = os.name == "nt"
+_FAR = (1 << 31) - 2  # the byte that stands for a file in a lock on Windows
+
+
+def lock_descriptor(descriptor: int) -> None:
+    """Lock an open file for this process, without waiting; the lock ends with the descriptor.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    if WINDOWS:
+        import msvcrt
+
+        os.lseek(descriptor, _FAR, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise BlockingIOError(error.errno, error.strerror) from error
+        finally:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        return
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def read_only_flags() -> int:
+    """Return the flags to open a file that may be hostile: no link is followed, and a pipe does not block.
+
+    Where the system has no such flags, 0 takes their place, and what was opened is checked all the same.
+    """
+    flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
+    return os.O_RDONLY | sum(getattr(os, name, 0) for name in flags)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder, so that names in it survive a power failure; Windows writes them through by itself."""
+    if WINDOWS:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reserve(descriptor: int, nbytes: int) -> None:
+    """Give a file its size and its blocks, so that no later write to its mapping can find the disk full."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, nbytes)
+        return
+    block = bytes(1 << 20)
+    for start in range(0, nbytes, len(block)):
+        os.write(descriptor, block[: nbytes - start])
+
+
+def peak_resident_bytes() -> int:
+    """Return the largest resident memory that this process has had, in bytes."""
+    if WINDOWS:
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def end_at_once() -> None:
+    """End this process as if the power had failed: nothing is cleaned up."""
+    os.kill(os.getpid(), signal.SIGTERM if WINDOWS else signal.SIGKILL)
+
+
+def was_killed(exit_code: int) -> bool:
+    """Return whether a child's exit code says that SIGKILL ended it; Windows has no such thing."""
+    return not WINDOWS and exit_code == -signal.SIGKILL
+
+
+def kill_with_children(process: subprocess.Popen[str]) -> None:
+    """End a process that was started in a session of its own, and everything that it started."""
+    if WINDOWS:
+        import psutil
+
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        process.kill()
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
