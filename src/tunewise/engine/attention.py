@@ -72,7 +72,48 @@ class _Call:
     prefixes: tuple[slice, ...] = ()
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Says which of K kept tokens n tokens of a row attend to: `keys` (K,) numbers those, `mask` (n, K) is Boolean."""
+
+    keys: Tensor
+    mask: Tensor
+
+
+class Past:
+    """Keeps keys and values of the tokens of one row after the other, so that later rows attend to earlier ones.
+
+    A first row is read as any other. What the tokens of later rows attend to is set in `reaches`, in the order of the
+    row, and `positions` (S,) holds the position ids of all tokens, those of the row that is read included.
+    """
+
+    def __init__(self) -> None:
+        self.reaches: tuple[Reach, ...] = ()
+        self.positions = torch.empty(0, dtype=torch.long)
+        self._layers: dict[torch.nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def extended(self, layer: torch.nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a row's keys and values of one attention layer, and return all that are kept of it."""
+        if layer in self._layers:
+            kept = self._layers[layer]
+            key, value = torch.cat([kept[0], key], dim=2), torch.cat([kept[1], value], dim=2)
+        self._layers[layer] = key, value
+        return key, value
+
+
 _row: tuple[Segment, ...] = ()  # the row on which the model runs now; set by `packed`
+_past: Past | None = None  # what it attends to besides; set by `keeping`
+
+
+@contextmanager
+def keeping(past: Past) -> Iterator[None]:
+    """Keep the keys and values of packed rows that are run inside, and let these attend to what is kept already."""
+    global _past
+    before, _past = _past, past
+    try:
+        yield
+    finally:
+        _past = before
 
 
 @contextmanager
@@ -108,6 +149,10 @@ def _attend(
     if (gpu or device_type != "cpu") and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)  # as torch's own attention does: rotary returns float32
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if _past is not None:
+        kept_keys, kept_values = _past.extended(module, key, value)
+        if _past.reaches:
+            return _attend_to_past(query, kept_keys, kept_values, _past, scale, sliding_window), None
     if gpu and same_size and _supports_flash(query):
         return _varlen(query, key, value, _row, scale, sliding_window), None
     if device_type == "cpu" and same_size:
@@ -139,6 +184,28 @@ def _attend(
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _attend_to_past(query: Tensor, key: Tensor, value: Tensor, past: Past, scale: float, window: int | None) -> Tensor:
+    """Return the output (1, T, H, D) of a row that attends to kept tokens, whose keys and values are (1, G, S, D)."""
+    exact = torch.promote_types(query.dtype, torch.float32)  # as where a row is read at once
+    outputs, positions = list[Tensor](), past.positions[-query.shape[2] :]
+    rows = [len(reach.mask) for reach in past.reaches]
+    for reach, queries, own in zip(past.reaches, query.split(rows, dim=2), positions.split(rows), strict=True):
+        mask = reach.mask
+        if window is not None:
+            mask = mask & (own[:, None] - past.positions[reach.keys] < window)
+        outputs.append(
+            scaled_dot_product_attention(
+                queries.to(exact),
+                key.index_select(2, reach.keys).to(exact),
+                value.index_select(2, reach.keys).to(exact),
+                attn_mask=mask,
+                scale=scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).to(value.dtype)
 
 
 def _supports_flash(query: Tensor) -> bool:

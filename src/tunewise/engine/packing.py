@@ -6,7 +6,7 @@ A batch is one packed row without padding, or padded rows where a model cannot r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapreplace
 from itertools import takewhile
 
@@ -31,7 +31,8 @@ class Batch:
     `targets` (N,) are predicted, and `sources` (N,) says which of these P each target is predicted from, in ascending
     order; there is one target for each unless sequences have several answers. `owner` (N,) says which sequence each
     target belongs to, in the order of the sequences, and `branch` (N,) which of its answers. `tokens` counts the
-    sequences' tokens: no padding, and a shared prefix once per sequence.
+    sequences' tokens: no padding, and a shared prefix once per sequence. `spans` says where the tokens of each sequence
+    stand in a packed row: those that it shares, and its own.
     """
 
     ids: Tensor
@@ -44,6 +45,7 @@ class Batch:
     owner: Tensor
     branch: Tensor
     tokens: int
+    spans: tuple[tuple[range, range], ...] = ()
 
 
 def packed_batch(
@@ -67,7 +69,7 @@ def packed_batch(
     rows = [sequence.ids for sequence in sequences]
     shareable = [_unlabelled_prefix(sequence) for sequence in sequences]
     groups = shared_prefixes(rows, shareable) if share else [(0, [index]) for index in range(len(rows))]
-    segments = []
+    segments, spans = [], [(range(0), range(0))] * len(rows)
     for shared, members in groups:
         prefix_start = row.append(rows[members[0]][:shared], range(shared))
         branches = []
@@ -75,6 +77,7 @@ def packed_batch(
             # Token i of this sequence stands at `prefix_start + i` in the row if it is shared, else at `start + i`.
             sequence, end = sequences[index], len(rows[index])
             start = row.append(rows[index][shared:], range(shared, end)) - shared
+            spans[index] = range(prefix_start, prefix_start + shared), range(start + shared, start + end)
             for place, labelled in enumerate(sequence.labelled[1:]):
                 if labelled:
                     position = place + (prefix_start if place < shared else start)
@@ -86,7 +89,7 @@ def packed_batch(
                     row.predict(index, number, start + end - 1 if node == PROMPT else first + node, target)
             branches.append(Segment(end - shared, trie.segments))
         segments += [Segment(shared, tuple(branches))] if shared else branches
-    return row.batch(tuple(segments), sum(map(len, rows)), device)
+    return replace(row.batch(tuple(segments), sum(map(len, rows)), device), spans=tuple(spans))
 
 
 def row_tokens(sequences: Sequence[TokenSequence], answers: Sequence[TokenTrie] = ()) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from tunewise.engine.attention import Segment
@@ -26,6 +27,7 @@ class TokenTrie:
         answers: token ids of each answer.
         ids: the tokens of the nodes, depth first.
         depths: how many tokens stand between the prompt and each node.
+        parents: the node before each, or `PROMPT`.
         sources: for each answer the nodes that its tokens are predicted from, the first from `PROMPT`.
         segments: the nodes as branches of a packed row.
     """
@@ -33,6 +35,7 @@ class TokenTrie:
     answers: tuple[tuple[int, ...], ...]
     ids: list[int]
     depths: list[int]
+    parents: list[int]
     sources: list[list[int]]
     segments: tuple[Segment, ...]
 
@@ -56,7 +59,24 @@ class TokenTrie:
                     ids.append(token)
                     depths.append(depth)
             sources[number] = [PROMPT, *path[: len(answers[number]) - 1]]
-        return cls(tuple(map(tuple, answers)), ids, depths, sources, _segments(parents))
+        return cls(tuple(map(tuple, answers)), ids, depths, parents, sources, _segments(parents))
+
+    @cached_property
+    def following(self) -> dict[int, list[int]]:
+        """The tokens that are predicted from each node, and from `PROMPT`, in ascending order."""
+        tokens: dict[int, set[int]] = {}
+        for answer, nodes in zip(self.answers, self.sources, strict=True):
+            for node, token in zip(nodes, answer, strict=True):
+                tokens.setdefault(node, set()).add(token)
+        return {node: sorted(after) for node, after in tokens.items()}
+
+    def path(self, node: int) -> list[int]:
+        """Return a node and those before it, the last first."""
+        nodes = list[int]()
+        while node != PROMPT:
+            nodes.append(node)
+            node = self.parents[node]
+        return nodes
 
     def parts(self, most: int) -> list[TokenTrie]:
         """Divide the answers, in their order, into as few tries as have about `most` nodes each."""

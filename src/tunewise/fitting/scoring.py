@@ -24,7 +24,7 @@ from tunewise.engine.generation import Generated, answer_room, generate, stop_of
 from tunewise.engine.model import Base
 from tunewise.engine.packing import PASS_TOKENS, by_shared_prefix, by_tokens, packed_batch, row_tokens
 from tunewise.engine.token_trie import TokenTrie
-from tunewise.fitting import metrics
+from tunewise.fitting import label_search, metrics
 from tunewise.fitting.allowance import allowance as allowance_of
 from tunewise.fitting.settings import TrainSettings
 from tunewise.fitting.source_training import SourceTraining
@@ -216,28 +216,36 @@ def label_table(
     rendered: Sequence[Example],
     progress: Progress = silent,
     spend: Callable[[int], None] | None = None,
+    expected: Sequence[int] = (),
 ) -> LabelTable:
     """Compute each label's likelihood after each prompt.
 
     A prompt is computed once for all its labels, a prefix that prompts share once for all of them, and what labels
-    begin with alike once for these. `spend` is told beforehand how many tokens will be computed, and may raise to
-    prevent it.
+    begin with alike once for these. `spend` is told beforehand how many tokens will be computed at most, and may raise
+    to prevent it. With the number of each prompt's `expected` label, labels that cannot be the likeliest one need not
+    be computed to their end, and have an infinite negative log-likelihood then.
     """
     base = attachment.base
     prompts, tries = base.label_tokens.prompts(encoder_for(attachment, task), rendered)
-    divided = [trie.parts(PASS_TOKENS) for trie in tries]
+    searched = bool(expected) and label_search.is_worth_it(base, tries)
+    divided = [[trie] if searched else trie.parts(PASS_TOKENS) for trie in tries]
     owner = [index for index, parts in enumerate(divided) for _ in parts]
     sequences, parts = [prompts[index] for index in owner], list(chain.from_iterable(divided))
     groups = _groups(base, sequences, parts)
     passes = [([sequences[i] for i in group], [parts[i] for i in group]) for group in groups]
     if spend is not None:
         spend(sum(_computed_tokens(base, *each) for each in passes))
+    bias = attachment.label_bias()
     nats: dict[int, list[float]] = {}
     own = base.ranks.mine(list(zip(groups, passes, strict=True)))
     total = sum(len(group) for group, _ in own)
     progress(SCORING, 0, total)
     for group, each in own:
-        nats.update(zip(group, label_nll(base, *each), strict=True))
+        if searched:
+            rows = label_search.search(base, *each, [expected[index] for index in group], bias)
+        else:
+            rows = label_nll(base, *each)
+        nats.update(zip(group, rows, strict=True))
         progress(SCORING, len(nats), total)
     nats = {index: row for share in base.ranks.gathered([nats]) for index, row in share.items()}
     table: list[list[float]] = [[] for _ in prompts]
@@ -250,11 +258,11 @@ def _score_labels(
     attachment: Attachment, task: Task, examples: Sequence[Example], rendered: list[Example], progress: Progress
 ) -> Scores:
     started = time.perf_counter()
-    table, bias = label_table(attachment, task, rendered, progress), attachment.label_bias()
+    gold = [task.labels.index(example.answer) for example in examples]
+    table, bias = label_table(attachment, task, rendered, progress, expected=gold), attachment.label_bias()
     seconds = (time.perf_counter() - started) / len(examples)
     nats = torch.tensor(table.nll, dtype=torch.float64)  # (examples, labels)
     predictions = [task.labels[index] for index in (nats if bias is None else nats - bias).argmin(1).tolist()]
-    gold = [task.labels.index(example.answer) for example in examples]
     tokens = sum(row[label] for row, label in zip(table.tokens, gold, strict=True))
     return Scores(
         metric=task.metric,
