@@ -1,11 +1,11 @@
-"""The way back from each figure of advice to its source; see `tunewise.advice.wording` for what a link holds."""
+"""The way back from each figure of advice to its source; see `tunewise.advice.sentences` for what a link holds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tunewise.advice.atlas.published import Table
 from tunewise.advice.atlas.schema import Record
-from tunewise.advice.wording import ALL
+from tunewise.advice.observations import PublishedComparison
+from tunewise.advice.published.publications import publications
 from tunewise.core.errors import ArtifactError
 
 
@@ -13,7 +13,7 @@ def follow(
     link: Mapping[str, Any],
     advice: Mapping[str, Any],
     records: Mapping[str, Record],
-    tables: Mapping[str, Table],
+    comparisons: Mapping[str, PublishedComparison],
 ) -> Any:
     """What stands at a link's source.
 
@@ -21,7 +21,7 @@ def follow(
         link: one of a sentence's `evidence`.
         advice: the whole of what `tunewise advise --json` printed.
         records: the atlas's, by name.
-        tables: the published ones, by id.
+        comparisons: the published ones, by name.
 
     Raises:
         ArtifactError: it leads nowhere.
@@ -30,15 +30,15 @@ def follow(
     try:
         if kind in ("atlas", "paper") and path == "similarity":
             return advice["similarity"][f"{kind}:{ref}"]
-        if kind == "atlas" and ref == ALL:
-            technique = path.partition(".")[0]
-            gains = [record.gain(technique) for record in records.values() if technique in record.scored]
-            return sum(gains) / len(gains)
         if kind == "atlas":
             return _recorded(records[ref], path)
         if kind == "paper":
-            technique, _, rest = path.partition(".")
-            return _walk(tables[ref].scored[technique], rest.split("."))
+            technique, _, rest = path.rpartition(".")
+            return (
+                comparisons[ref].gain(technique) if rest == "gain" else getattr(comparisons[ref].rows[technique], rest)
+            )
+        if kind == "constant":
+            return next(each.value for each in publications()[ref].constants if each.name == path)
         if kind == "plan":
             return _walk(_row(advice["plan"], ref), path.split("."))
         if kind == "forecast":

@@ -104,7 +104,7 @@ def test_commands_run(path, work, monkeypatch, capfd):
         ("README.md", "recommended"),
         ("docs/world.md", "lives in"),
         ("docs/forgetting.md", "alpha"),
-        ("docs/advice.md", "is advised"),
+        ("docs/advice.md", "Use "),
         ("docs/switching.md", "saved to"),
     ],
 )

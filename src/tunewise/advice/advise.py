@@ -18,7 +18,7 @@ from tunewise.advice.features import Features, measure, texts_of
 from tunewise.advice.forecast import Forecast
 from tunewise.advice.question import Planner, Question, Situation
 from tunewise.advice.ranking import Ranking, rank
-from tunewise.advice.wording import Sentence
+from tunewise.advice.sentences import Sentence
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import RequestError
 from tunewise.core.seeds import generator
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
 SCHEMA = 1
+WITH_DOCUMENTS = ("rag+lora",)  # compositions that are candidates where documents are given
 SCORED = 32  # validation examples that the base's loss is measured on
 
 
@@ -50,20 +51,32 @@ def advise(
         question: the user's needs beside a good score.
         knowledge: folder, file or address of the documents; default: the task's.
         examples: training examples that a technique may see, repeated ones counted again.
-        planner: says what fits; without one, memory and time cannot be limited.
+        planner: says what each candidate takes; default: a plan is made, without times.
 
     Raises:
         SettingError: something is asked for that cannot be predicted.
         ArtifactError: a file of the atlas is damaged.
     """
-    from tunewise.techniques.registry import all_techniques, make
+    from tunewise.techniques.registry import make
 
-    recipes = [make(name) for name in all_techniques()] if recipes is None else recipes
+    if recipes is None:
+        recipes = [make(name) for name in candidate_names(documents=bool(knowledge or task.knowledge))]
+    if planner is None:
+        from tunewise.advice.planning import planner_for
+
+        planner = planner_for(base, task, recipes, examples)
     refused, swappable = check_candidates(base, task, recipes)
     features = features_of(base, task, knowledge=knowledge, examples=examples)
     candidates = {recipe.name: recipe for recipe in recipes}
     evidence = Evidence.collect(candidates, refused=refused, swappable=swappable, planner=planner)
     return advice_for(evidence, features, question or Question(), model=base.name, task=task.name)
+
+
+def candidate_names(*, documents: bool) -> list[str]:
+    """Return every technique, and with documents the composition of searching them and of what is trained on top."""
+    from tunewise.techniques.registry import all_techniques
+
+    return [*all_techniques(), *(WITH_DOCUMENTS if documents else ())]
 
 
 def advice_for(
@@ -83,17 +96,15 @@ def advice_for(
     """
     situation = Situation.planned(features, question, evidence.planner)
     ranking = rank(evidence, situation)
+    changed = [(change, rank(evidence, change.situation)) for change in changes(evidence, situation)]
     return Advice(
         model=model,
         task=task,
         situation=situation,
         evidence=evidence,
-        summary=tuple(wording.summary(ranking)),
+        summary=tuple(wording.summary(ranking, evidence, changed)),
         rows=tuple(AdviceRow.of(name, ranking, evidence) for name in (*ranking.order, *ranking.refused)),
-        changes=tuple(
-            ChangedAdvice.of(change, ranking, rank(evidence, change.situation))
-            for change in changes(evidence, situation)
-        ),
+        changes=tuple(ChangedAdvice.of(change, ranking, then) for change, then in changed),
     )
 
 
@@ -230,13 +241,12 @@ class Advice:
             "request": self.situation.question.to_json(),
             "atlas": {
                 "records": len(self.evidence.records),
-                "tables": len(self.evidence.tables),
-                "reach": recommender.reach,
-                "share": recommender.share,
-                "width": recommender.width,
+                "published": len(self.evidence.comparisons),
+                "variances": recommender.variances.to_json(),
             },
             "similarity": {
-                f"{gains.kind}:{gains.ref}": similarity for gains, similarity in recommender.neighbours(features)
+                f"{gains.kind}:{gains.ref}": similarity
+                for gains, similarity in recommender.neighbours(features.conditions)
             },
             "plan": [row.to_json() for row in self.situation.plan.values()],
             "advised": self.advised,
@@ -246,14 +256,15 @@ class Advice:
         }
 
 
-def features_of(base: Base, task: Task, *, knowledge: str | None, examples: float) -> Features:
-    """Measure the features of a task for a model; the base's loss is measured if the model has weights.
+def features_of(base: Base, task: Task, *, knowledge: str | None, examples: float, with_loss: bool = True) -> Features:
+    """Measure the features of a task for a model.
 
     Args:
         base: the model, bare.
         task: the data.
         knowledge: folder, file or address of the documents; default: the task's.
         examples: training examples that one trial will see.
+        with_loss: whether the base's loss is measured, if the model has weights.
     """
     where = knowledge or task.knowledge
     return measure(
@@ -262,7 +273,7 @@ def features_of(base: Base, task: Task, *, knowledge: str | None, examples: floa
         documents=texts_of(where),
         given=bool(where),
         examples=examples,
-        base_loss=loss_of(base, task) if _has_weights(base) else None,
+        base_loss=loss_of(base, task) if with_loss and _has_weights(base) else None,
     )
 
 

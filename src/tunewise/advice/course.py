@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,16 +83,21 @@ class Course:
         )
         if begun is not None:
             return begun
-        refused, swappable = check_candidates(base, task, recipes)
         candidates = {recipe.name: recipe for recipe in recipes}
-        evidence = Evidence.collect(candidates, refused=refused, swappable=swappable)
+        evidence = Evidence.collect(candidates)
         certain = tuple(need for need in needs if Need.read(need).quantity in _CERTAIN)
-        features = features_of(base, task, knowledge=knowledge, examples=examples)
+        # What records say of swapping need not be tried; what does not attach is a failed row, which costs nothing.
+        unknown = [recipe for recipe in recipes if "swappable" in certain and not evidence.is_recorded(recipe.name)]
+        lacking = {recipe.name: recipe.lacks(base, task) for recipe in recipes if recipe not in unknown}
+        refused, swappable = check_candidates(base, task, unknown)
+        refused |= {name: reason for name, reason in lacking.items() if reason}
+        evidence = replace(evidence, refused=refused, swappable=swappable)
+        features = features_of(base, task, knowledge=knowledge, examples=examples, with_loss=False)
         situation = Situation(features, Question(needs=certain))
         expected = forecasts(evidence, situation)
         reasons = {name: refusal(forecast, situation) for name, forecast in expected.items()}
         course = cls(
-            evidence.recommender.predict(features),
+            evidence.predict(features),
             {name: forecast.seconds for name, forecast in expected.items()},
             {name: reason.text for name, reason in reasons.items() if reason is not None},
         )

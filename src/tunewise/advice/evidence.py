@@ -1,18 +1,25 @@
-"""The evidence that advice is drawn from: the candidates, recorded comparisons and published tables."""
+"""The evidence that advice is drawn from: the candidates, recorded comparisons and published ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tunewise.advice.atlas.published import Table
-from tunewise.advice.atlas.published import tables as published_tables
 from tunewise.advice.atlas.records import all_records
 from tunewise.advice.atlas.schema import Record
 from tunewise.advice.features import Features
-from tunewise.advice.gains import Recommender, observed_gains
-from tunewise.advice.question import Candidate, Planner, reads_documents
-from tunewise.advice.wording import Link
+from tunewise.advice.gains import Belief, Recommender, Variances, learned, likeness
+from tunewise.advice.observations import (
+    ObservedGains,
+    PublishedComparison,
+    observed_gains,
+    observed_name,
+    published_comparisons,
+)
+from tunewise.advice.question import Candidate, Planner
+from tunewise.advice.sentences import Link
+
+_KIN = 0.5  # likeness from which what is known of a composition is quoted for another one
 
 
 @dataclass(frozen=True)
@@ -24,22 +31,39 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Quoted:
+    """Holds an observed gain that is quoted for a candidate.
+
+    Attributes:
+        observed: the comparison.
+        technique: the technique's name there.
+        similarity: of its conditions.
+        same: whether it is the candidate itself, or else a composition like it.
+    """
+
+    observed: ObservedGains
+    technique: str
+    similarity: float
+    same: bool
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Holds everything that advice is drawn from.
 
     Attributes:
         candidates: the techniques to choose from, by name, the base not among them.
         records: the recorded comparisons, by name.
-        tables: the published tables, by id.
-        recommender: predicts gains from the records and the tables.
+        comparisons: the published comparisons, by name.
+        recommender: predicts gains from both.
         refused: why candidates cannot work on this model or task, by technique.
         swappable: whether a candidate leaves the model's own weights unchanged, as attaching it showed, by technique.
-        planner: says what fits; without one, memory and time cannot be limited.
+        planner: says what each candidate takes; without one, sizes, memory and time are not known.
     """
 
     candidates: Mapping[str, Candidate]
     records: Mapping[str, Record]
-    tables: Mapping[str, Table]
+    comparisons: Mapping[str, PublishedComparison]
     recommender: Recommender
     refused: Mapping[str, str] = field(default_factory=dict)
     swappable: Mapping[str, bool] = field(default_factory=dict)
@@ -54,33 +78,59 @@ class Evidence:
         swappable: Mapping[str, bool] | None = None,
         planner: Planner | None = None,
         records: Mapping[str, Record] | None = None,
-        without: str | None = None,
+        comparisons: Mapping[str, PublishedComparison] | None = None,
+        variances: Variances | None = None,
     ) -> Evidence:
-        """Read the atlas and fit the recommender to it.
+        """Read the atlas and the publications.
 
         Args:
             candidates: the techniques to choose from, by name; `base` is left out.
             refused: why candidates cannot work on this model or task.
             swappable: whether techniques that no record has are swappable.
-            planner: says what fits.
+            planner: says what each candidate takes.
             records: recorded comparisons; default: those of the package and the user.
-            without: a task to leave out of the evidence, for measuring how good advice is.
+            comparisons: published comparisons; default: all.
+            variances: how gains vary; default: as learned from the package's evidence.
 
         Raises:
-            ArtifactError: a file of the atlas is damaged.
+            ArtifactError: a file of the atlas or of the publications is damaged.
         """
         records = all_records() if records is None else records
-        records = {name: record for name, record in records.items() if record.task.name != without}
-        tables = {name: table for name, table in published_tables().items() if table.task != without}
+        comparisons = published_comparisons() if comparisons is None else comparisons
         candidates = {name: candidate for name, candidate in candidates.items() if name != "base"}
-        readers = [name for name, candidate in candidates.items() if reads_documents(candidate)]
-        recommender = Recommender.fit(observed_gains(records.values(), tables.values()), list(candidates), readers)
-        return cls(candidates, records, tables, recommender, refused or {}, swappable or {}, planner)
+        recommender = Recommender(observed_gains(records.values(), comparisons.values()), variances or learned())
+        return cls(candidates, records, comparisons, recommender, refused or {}, swappable or {}, planner)
+
+    def predict(self, features: Features) -> Belief:
+        """Return the belief over the candidates' gains in a situation."""
+        names = [observed_name(name, reading=features.searchable) for name in self.candidates]
+        return self.recommender.predict(features.conditions, names, names=tuple(self.candidates))
 
     def nearest_records(self, features: Features) -> list[tuple[Record, float]]:
         """Return the recorded comparisons with their similarity to a situation, nearest first."""
-        neighbours = self.recommender.neighbours(features)
-        return [(self.records[gains.ref], similarity) for gains, similarity in neighbours if gains.kind == "atlas"]
+        pairs = (
+            (record, self.recommender.similarity(record.features.features().conditions, features.conditions))
+            for record in self.records.values()
+        )
+        return sorted(pairs, key=lambda pair: -pair[1])
+
+    def quoted(self, candidate: str, features: Features) -> list[Quoted]:
+        """Return the observed gains of a candidate, the most similar first; for a composition, of those like it too."""
+        name = observed_name(candidate, reading=features.searchable)
+        found = list[Quoted]()
+        for observed, similarity in self.recommender.neighbours(features.conditions):
+            if name in observed.gains:
+                found.append(Quoted(observed, name, similarity, same=True))
+            elif "+" in name:
+                others = [other for other in observed.gains if "+" in other]
+                alike = likeness((name, *others), self.recommender.variances.family)[0, 1:]
+                if others and alike.max() >= _KIN:
+                    found.append(Quoted(observed, others[int(alike.argmax())], similarity, same=False))
+        return found
+
+    def is_recorded(self, technique: str) -> bool:
+        """Tell whether a record has a technique."""
+        return any(technique in record.scored for record in self.records.values())
 
     def is_mergeable(self, technique: str) -> Fact:
         """Tell whether a technique can be merged into the model's weights."""

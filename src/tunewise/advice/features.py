@@ -1,9 +1,7 @@
-"""The features of a model, a task and a budget that advice is drawn from, and the distance between two situations.
+"""The features of a model, a task and a budget: what advice says of a task, and the conditions it is compared by.
 
-    d(a, b)^2 = sum_f ((u_f(a) - u_f(b)) / scale_f)^2        u_f: the feature, or its logarithm if it is a size
-
-`SCALES` gives, for every feature, the transform u_f and the difference that counts as 1. A feature that one of the two
-situations lacks is left out of the sum.
+Evidence is compared by three of them alone (`Conditions`): the size of the model, the number of training examples, and
+the kind of task. These are what publications give too.
 """
 
 from __future__ import annotations
@@ -12,15 +10,27 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from tunewise.data.task import Example, Task
     from tunewise.engine.model import Base
 
 SAMPLED = 200  # examples per split that lengths and shares are measured on
+Kind = Literal["a choice of labels", "short answers", "long answers", "answers in documents", "new text"]
+_LONG = 15.0  # tokens of an answer from which it counts as long
+_SOME = 0.2  # share of held-out answers in the documents from which a search can help
+_HELD = 0.5  # share of held-out answers in the documents from which these count as holding the answers
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Says under which conditions techniques are compared: parameters of the model, training examples, kind of task."""
+
+    parameters: float
+    train: float
+    kind: Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,63 +82,34 @@ class Features:
         return replace(self, **values)
 
     @property
+    def kind(self) -> Kind:
+        """Return the kind of task.
+
+        The answers are in documents if at least half of the held-out ones stand there word for word. New text has no
+        prompts: a domain's text that the model is trained on further.
+        """
+        if self.documents and self.in_documents >= _HELD:
+            return "answers in documents"
+        if not self.generation:
+            return "a choice of labels"
+        if self.prompt_tokens <= 2 and self.answer_tokens >= _LONG:
+            return "new text"
+        return "long answers" if self.answer_tokens >= _LONG else "short answers"
+
+    @property
+    def searchable(self) -> bool:
+        """Return whether documents are given that may hold answers: long ones rarely stand there word for word."""
+        return bool(self.documents) and (self.in_documents >= _SOME or self.kind == "long answers")
+
+    @property
+    def conditions(self) -> Conditions:
+        """Return what evidence is compared by."""
+        return Conditions(self.parameters, max(self.train, 1.0), self.kind)
+
+    @property
     def epochs(self) -> float:
         """Return how often a trial sees each training example."""
         return self.examples / max(self.train, 1.0)
-
-
-def _unchanged(name: str) -> Callable[[Features], float | None]:
-    return lambda features: getattr(features, name)
-
-
-def _log10(name: str) -> Callable[[Features], float | None]:
-    return lambda features: math.log10(max(getattr(features, name), 1e-3))
-
-
-def _log2_1p(name: str) -> Callable[[Features], float | None]:
-    return lambda features: math.log2(1 + getattr(features, name))
-
-
-# Of each feature its transform u_f, and the difference in it that counts as 1.
-SCALES: dict[str, tuple[Callable[[Features], float | None], float]] = {
-    "train": (_log10("train"), 1.0),
-    "generation": (_unchanged("generation"), 0.7),
-    "labels": (_log2_1p("labels"), 2.0),
-    "balance": (_unchanged("balance"), 0.3),
-    "prompt_tokens": (_log2_1p("prompt_tokens"), 2.0),
-    "answer_tokens": (_log2_1p("answer_tokens"), 2.0),
-    "copied": (_unchanged("copied"), 0.7),
-    "unseen": (_unchanged("unseen"), 0.7),
-    "documents": (_unchanged("documents"), 0.7),
-    "in_documents": (_unchanged("in_documents"), 0.5),
-    "special_tokens": (_unchanged("special_tokens"), 1.5),
-    "room": (_log2_1p("room"), 3.0),
-    "parameters": (_log10("parameters"), 1.0),
-    "biases": (_unchanged("biases"), 2.0),
-    "base_loss": (_unchanged("base_loss"), 3.0),
-    "epochs": (_log10("epochs"), 1.0),
-}
-MODEL = ("parameters", "biases")  # the features of the model alone, whatever the task
-
-
-@lru_cache(maxsize=1 << 16)
-def distance(one: Features, other: Features, names: tuple[str, ...] = ()) -> float:
-    """Return the distance d of two situations in all features, or in those named.
-
-    Two situations that differ only in that one model is ten times as large are 1 apart.
-    """
-    scaled = differences(one, other)
-    return math.sqrt(sum(scaled[name] ** 2 for name in names or scaled if name in scaled))
-
-
-def differences(one: Features, other: Features) -> dict[str, float]:
-    """Return (u_f(one) - u_f(other)) / scale_f by feature, without the features that one of the two lacks."""
-    scaled = {}
-    for name, (transform, scale) in SCALES.items():
-        first, second = transform(one), transform(other)
-        if first is not None and second is not None:
-            scaled[name] = (first - second) / scale
-    return scaled
 
 
 def measure(

@@ -1,7 +1,8 @@
 """The prediction for each candidate before anything runs: its gain, its forgetting, and what it costs.
 
 `forecasts` makes one `Forecast` per candidate from the evidence; rules, ranking and wording read nothing else about a
-candidate.
+candidate. Gains come from evidence. Sizes, memory, time and lengths of requests are the plan's, which counts them on
+the model itself; without a plan they are not known.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunewise.advice.atlas.schema import Record, Row
-from tunewise.advice.evidence import Evidence, Fact
+from tunewise.advice.evidence import Evidence, Fact, Quoted
 from tunewise.advice.features import Features
 from tunewise.advice.plan.plan_row import PlanRow
+from tunewise.advice.published.publications import publications
 from tunewise.advice.question import Candidate, Situation
 
+# The publication and the names of the constants that say how much trained parameters can hold.
+CAPACITY, STORED_BITS, NEEDED_BITS = "schulman-2025", "stored_bits_per_parameter", "bits_per_token_to_learn"
 DAYS = 30  # days of requests that are added to the cost of training
 _PASSES = 3.0  # cost of training on a token in forward passes: one forward, and a backward that counts twice
 _FAR_WEIGHT = 0.05  # weight of a record that has nothing in common with the situation
@@ -41,14 +45,15 @@ class Forecast:
         low: the lower end of the gain's 95 % interval.
         high: the upper end.
         rise: how much the loss on retention text rises, in nats per token.
-        prompt_tokens: length of a request.
-        artifact_bytes: size of the adaptation on disk.
+        prompt_tokens: length of a request; None without a plan.
+        artifact_bytes: size of the adaptation on disk; None without a plan.
         month_tokens: tokens that pass through the model in training and in a month of requests.
         seconds: run time of its row in a comparison, divided by that of a typical row.
         mergeable: whether it can be merged into the model's weights.
         swappable: whether its adaptations can be swapped on one loaded model.
         turned_down: why it cannot work on this model or task; None if it can.
-        nearest: its row in the most similar record that has it; None if no record has it.
+        capacity: bits that its trained parameters hold / bits of all answers; None if it is not trained or planned.
+        quoted: what was observed of it, the most similar first.
         plan: its row of the plan; None without a plan.
     """
 
@@ -58,14 +63,15 @@ class Forecast:
     low: float
     high: float
     rise: float
-    prompt_tokens: float
-    artifact_bytes: float
+    prompt_tokens: float | None
+    artifact_bytes: float | None
     month_tokens: float
     seconds: float
     mergeable: Fact
     swappable: Fact
     turned_down: str | None
-    nearest: RecordedRow | None
+    capacity: float | None
+    quoted: tuple[Quoted, ...]
     plan: PlanRow | None
 
 
@@ -76,17 +82,14 @@ def forecasts(evidence: Evidence, situation: Situation) -> dict[str, Forecast]:
         The forecasts by technique, in the order of the candidates.
     """
     features = situation.features
-    belief = evidence.recommender.predict(features)
+    belief = evidence.predict(features)
     records = evidence.nearest_records(features)
-    full = next(iter(_rows_of("full", records)), None)
     result = {}
     for name, candidate in evidence.candidates.items():
         rows, plan = _rows_of(name, records), situation.plan.get(name)
-        nearest = rows[0] if rows else None
         gain, low, high = belief.interval(name)
-        prompt_tokens = _prompt_tokens(features, plan, nearest)
-        served = situation.question.requests_per_day * DAYS * prompt_tokens
-        trained = _trained_tokens(features, nearest, full) if candidate.trains else 0.0
+        prompt_tokens = plan.prompt_tokens if plan is not None else None
+        served = features.prompt_tokens if prompt_tokens is None else prompt_tokens
         result[name] = Forecast(
             technique=name,
             candidate=candidate,
@@ -95,13 +98,15 @@ def forecasts(evidence: Evidence, situation: Situation) -> dict[str, Forecast]:
             high=high,
             rise=_rise(rows),
             prompt_tokens=prompt_tokens,
-            artifact_bytes=_artifact_bytes(features, plan, nearest),
-            month_tokens=served + trained,
+            artifact_bytes=plan.artifact_bytes if plan is not None else None,
+            month_tokens=situation.question.requests_per_day * DAYS * served
+            + (_trained_tokens(features) if candidate.trains else 0.0),
             seconds=_seconds(rows),
             mergeable=evidence.is_mergeable(name),
             swappable=evidence.is_swappable(name),
             turned_down=evidence.refused.get(name),
-            nearest=nearest,
+            capacity=_capacity(features, plan) if candidate.trains else None,
+            quoted=tuple(evidence.quoted(name, features)),
             plan=plan,
         )
     return result
@@ -116,32 +121,22 @@ def _rows_of(technique: str, records: Sequence[tuple[Record, float]]) -> list[Re
     ]
 
 
-def _prompt_tokens(features: Features, plan: PlanRow | None, nearest: RecordedRow | None) -> float:
-    """Tokens per request: from the plan, else the task's plus what the technique adds in the nearest record."""
-    if plan is not None and plan.prompt_tokens is not None:
-        return float(plan.prompt_tokens)
-    if nearest is None or nearest.row.cost is None:
-        return features.prompt_tokens
-    base_cost = nearest.record.scored["base"].cost
-    assert base_cost is not None, f"the record {nearest.record.name} has no costs of base, which reading it refuses"
-    return features.prompt_tokens + max(nearest.row.cost.prompt_tokens - base_cost.prompt_tokens, 0.0)
+def _trained_tokens(features: Features) -> float:
+    """Tokens that training passes through the model, a backward pass counted as two."""
+    return _PASSES * features.examples * (features.prompt_tokens + features.answer_tokens)
 
 
-def _artifact_bytes(features: Features, plan: PlanRow | None, nearest: RecordedRow | None) -> float:
-    """Bytes of the adaptation: from the plan, else bytes per model parameter in the nearest record x parameters."""
-    if plan is not None and plan.artifact_bytes is not None:
-        return float(plan.artifact_bytes)
-    if nearest is None or nearest.row.cost is None:
-        return features.parameters
-    return nearest.row.cost.artifact_bytes * features.parameters / max(nearest.record.model.parameters, 1)
+def _capacity(features: Features, plan: PlanRow | None) -> float | None:
+    """Bits that the trained parameters hold / bits of the answers, by the constants of a publication."""
+    if plan is None or not plan.optimised_parameters:
+        return None
+    stored, needed = (constant(CAPACITY, name) for name in (STORED_BITS, NEEDED_BITS))
+    return plan.optimised_parameters * stored / max(features.train * features.answer_tokens * needed, 1.0)
 
 
-def _trained_tokens(features: Features, nearest: RecordedRow | None, full: RecordedRow | None) -> float:
-    """Tokens that training passes through the model, scaled by the recorded training time relative to `full`."""
-    passes = _PASSES
-    if nearest is not None and full is not None and nearest.row.cost is not None and full.row.cost is not None:
-        passes *= nearest.row.cost.train_seconds / max(full.row.cost.train_seconds, 1e-9)
-    return passes * features.examples * (features.prompt_tokens + features.answer_tokens)
+def constant(publication: str, name: str) -> float:
+    """Return a constant of a publication; raises `KeyError` if it has none of this name."""
+    return {each.name: each.value for each in publications()[publication].constants}[name]  # type: ignore[index]
 
 
 def _rise(rows: Sequence[RecordedRow]) -> float:

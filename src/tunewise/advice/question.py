@@ -16,9 +16,8 @@ Candidate = Technique | type[Technique]  # a recipe, or a technique with its def
 # Makes the rows of a plan for a device of so many bytes; None is this machine's memory.
 Planner = Callable[[float | None], Sequence[PlanRow]]
 
-ALIKE = 0.02  # candidates whose expected gains differ by less are ordered by cost
 _PREDICTED = ("memory", "artifact", "train", "prompt", "parameters", "forgot", "mergeable", "swappable", "retain")
-_PLANNED = ("memory", "artifact", "train", "parameters")
+_PLANNED = ("memory", "artifact", "train", "parameters", "prompt")
 
 
 def reads_documents(candidate: Candidate) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tunewise.advice.forecast import Forecast
 from tunewise.advice.question import Question, Situation, reads_documents
-from tunewise.advice.wording import Link, Sentence, say
+from tunewise.advice.sentences import Link, Sentence, say
 from tunewise.core.units import size
 from tunewise.results.needs import Measured
 

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from tunewise.advice.atlas import records
-from tunewise.advice.atlas.published import tables
 from tunewise.advice.atlas.schema import read, record_of
+from tunewise.advice.atlas.staleness import REMEDY, remarks, stale_rows
 from tunewise.cli.views.advice import record_page
 from tunewise.core.errors import ArtifactError
 from tunewise.techniques.registry import all_techniques
@@ -91,11 +91,28 @@ def test_what_is_no_json_object_is_refused(tmp_path, text):
         read(path)
 
 
-def test_published_tables_name_their_sources():
-    for table in tables().values():
-        assert table.url.startswith("https://") and table.title in table.cited
-        assert set(table.scored) <= set(all_techniques())
-        assert max(table.gain(name) for name in table.scored) == 1.0
+def test_rows_of_before_the_defaults_changed_are_stale(capsys):
+    old, new = records.shipped()["world.town"], records.shipped()["smollm2-135m.emotion"]
+    stale = stale_rows(old)
+    assert {"prefix_tuning", "fish_mask", "lst", "threshold_mask", "lt_sft", "diff_pruning", "lora", "full"} <= {*stale}
+    assert "mix" in stale["lst"] and "reach" in stale["threshold_mask"]  # found from the settings themselves
+    assert not {"base", "adapter", "bitfit"} & {*stale}
+    assert stale_rows(new) == {} and remarks(new) == []
+    Console(width=300).print(record_page(old))
+    assert REMEDY in capsys.readouterr().out
+
+
+def test_a_setting_that_a_search_chose_or_that_is_given_is_not_stale(home, value):
+    for row in value["rows"]:
+        if row["technique"] == "lora":
+            row["settings"]["r"] = 64  # one of the values that are searched
+        if row["technique"] == "mpt":
+            row["settings"]["sources"] = ["anything"]
+        if row["technique"] == "bitfit":
+            row["settings"]["source"] = "odd"
+    value["provenance"]["created"] = "2027-01-01T00:00:00+00:00"
+    stale = stale_rows(record_of(value, home))
+    assert not {"lora", "mpt", "full"} & {*stale} and "odd" in stale["bitfit"]
 
 
 def test_records_whose_intervals_are_too_wide_say_so():

@@ -36,6 +36,7 @@ Kind = Literal[
     "arithmetic reasoning",
     "code",
     "instruction following",
+    "continued pretraining",
 ]
 Comparable = Literal["tuned alike", "partly tuned", "untuned", "quoted", "other models", "own budgets"]
 ConstantName = Literal[
@@ -137,6 +138,8 @@ class Table(JsonRecord):
         metric: how answers were scored; more is better.
         scale: the largest possible score, as printed.
         train: examples that were learnt from, or null where it is not known or differs between rows.
+        about: where `train` is null, about how many examples each budget has ("" where there is none), for finding
+            tables that are similar: from a range, or from tokens, counted in sequences of 4,096.
         comparable: how far it is comparable with our own records, which tune every technique's rate on validation
             examples under one budget and test it with several seeds.
         because: why, in a sentence.
@@ -154,6 +157,7 @@ class Table(JsonRecord):
     because: Sentence
     read: Slug
     rows: tuple[Row, ...]
+    about: dict[str, PositiveCount] | None = None
 
     def groups(self, *, across_models: bool = False) -> Iterator[tuple[Row, ...]]:
         """Yield the rows that can be compared with one another: those of one model, unless told, and one budget."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,10 +26,10 @@ from tunewise.resolve import (
 
 if TYPE_CHECKING:
     from tunewise.advice.atlas.schema import Record
-    from tunewise.advice.plan.plan_row import PlanRow
     from tunewise.advice.question import Planner, Question
     from tunewise.contract.technique import Technique
     from tunewise.data.task import Task
+    from tunewise.engine.model import Base
     from tunewise.fitting.settings import TrainSettings
 
 
@@ -92,18 +91,20 @@ def advise(
     """Advise which technique to choose, why, on what evidence, and what would change it; nothing is trained."""
     question = needs.question()
     task = read_task(data, reading)
-    candidates = recipes_of("all", replace(recipes, places=Places(knowledge=needs.knowledge)))
     quiet()
     from tunewise.advice.advise import advise as draw_up_advice
+    from tunewise.advice.advise import candidate_names
     from tunewise.advice.plan.weightless import consulted
     from tunewise.cli.views.advice import render_advice
 
-    planner = read_plan(plan) if plan is not None else None
+    names = candidate_names(documents=bool(needs.knowledge or task.knowledge))
+    candidates = recipes_of(",".join(names), replace(recipes, places=Places(knowledge=needs.knowledge)))
     with progress_display() as display:
-        if planner is None and question.limits_for_a_plan:
-            planner = _planned(model, task, candidates, train_settings(budget_steps, training), loading, display)
         display(model, "loading", 0, 0)
         base = consulted(model, loading.revision, loading.max_length, resize_embeddings=loading.resize_embeddings)
+        planner = read_plan(plan) if plan is not None else None
+        if planner is None:
+            planner = _planned(base, task, candidates, train_settings(budget_steps, training), display)
         display(model, "measuring the task", 0, 0)
         advice = draw_up_advice(
             base,
@@ -118,34 +119,23 @@ def advise(
 
 
 def _planned(
-    model: str,
-    task: Task,
-    recipes: list[Technique],
-    settings: TrainSettings,
-    loading: ModelOptions,
-    display: ProgressDisplay,
+    base: Base, task: Task, recipes: list[Technique], settings: TrainSettings, display: ProgressDisplay
 ) -> Planner:
-    """Make a planner for the memory that is asked for, by default this machine's."""
-    import psutil
-
-    from tunewise.advice.plan import planner as plans
+    """Make a planner that reports which candidate it plans."""
     from tunewise.advice.plan.machine_rates import Rates
-    from tunewise.advice.plan.weightless import sketch
+    from tunewise.advice.planning import planner_for
 
-    display(model, "measuring this machine's rates", 0, 0)
-    base = sketch(
-        model,
-        revision=loading.revision,
-        max_length=loading.max_length,
-        resize_embeddings=loading.resize_embeddings,
+    name = model_name(base.name)
+    display(name, "measuring this machine's rates", 0, 0)
+    return planner_for(
+        base,
+        task,
+        recipes,
+        float(settings.max_steps * settings.rows),
+        settings=settings,
+        rates=Rates.measured(),
+        report=lambda technique, done, total: display(name, f"planning {technique}", done, total),
     )
-    planner = plans.Planner(base, task, recipes, settings, "cpu", Rates.measured())
-
-    def rows(memory: float | None) -> Sequence[PlanRow]:
-        planner.report = lambda name, done, total: display(model_name(model), f"planning {name}", done, total)
-        return planner.rows(memory or float(psutil.virtual_memory().total))
-
-    return rows
 
 
 def read_plan(path: Path) -> Planner:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tunewise.advice.advise import Advice, AdviceRow
 from tunewise.advice.atlas.schema import Record
+from tunewise.advice.atlas.staleness import remarks, stale_rows
 from tunewise.core.text import model_name
 from tunewise.core.units import count, duration, size
 from tunewise.results.report.layout import Column, FittedTable, TableRow, decimals_of_intervals, with_interval
@@ -27,7 +28,7 @@ def render_advice(advice: Advice, *, wide: bool = False) -> RenderableType:
     evidence = advice.evidence
     parts.append(
         Text(
-            f"\nDrawn from {len(evidence.records)} recorded comparisons and {len(evidence.tables)} published tables; "
+            f"\nDrawn from {len(evidence.records)} recorded and {len(evidence.comparisons)} published comparisons; "
             "--json links every figure to its source.",
             style="dim",
         )
@@ -46,8 +47,8 @@ def _ranking(rows: Sequence[AdviceRow], wide: bool) -> RenderableType:
             with_interval(forecast.gain, forecast.low, forecast.high, form=".2f"),
             duration(plan.train_seconds) if plan is not None and plan.train_seconds is not None else "",
             size(plan.peak) if plan is not None and plan.peak is not None else "",
-            size(forecast.artifact_bytes),
-            f"{forecast.prompt_tokens:.0f}",
+            size(forecast.artifact_bytes) if forecast.artifact_bytes is not None else "",
+            f"{forecast.prompt_tokens:.0f}" if forecast.prompt_tokens is not None else "",
         ]
         cells = [
             "" if ruled_out else str(row.rank),
@@ -57,8 +58,12 @@ def _ranking(rows: Sequence[AdviceRow], wide: bool) -> RenderableType:
         ]
         style = "green" if row.verdict == "advised" else "dim" if ruled_out else ""
         table_rows.append(TableRow(cells, style))
-    planned = {name for place, name in ((3, "time"), (4, "memory")) if any(row.cells[place] for row in table_rows)}
-    places = [place for place, column in enumerate(_RANKING) if column.name not in {"time", "memory"} - planned]
+    planned = {"time", "memory", "artifact", "request"}
+    places = [
+        place
+        for place, column in enumerate(_RANKING)
+        if column.name not in planned or any(row.cells[place] for row in table_rows)
+    ]
     chosen = [TableRow([row.cells[place] for place in places], row.style) for row in table_rows]
     return FittedTable([_RANKING[place] for place in places], chosen, wide)
 
@@ -93,6 +98,7 @@ def atlas_table(records: Iterable[Record], own: Path, *, wide: bool = False) -> 
                     f"{record.base:.3f}",
                     f"{score:.3f}",
                     best,
+                    str(len(stale_rows(record)) or ""),
                 ]
             )
         )
@@ -108,6 +114,7 @@ _RECORDS = (
     Column("base", rank=1, meaning="its score"),
     Column("best", meaning="the best row's score"),
     Column("technique", kind="words", meaning="of the best row"),
+    Column("stale", rank=4, meaning="rows recorded before the technique's defaults changed"),
 )
 
 
@@ -126,7 +133,7 @@ def record_page(record: Record, *, wide: bool = False) -> RenderableType:
             f"{provenance.created}"
         ),
         Text(provenance.command, style="dim"),
-        *(Text(remark, style="yellow") for remark in provenance.remarks or ()),
+        *(Text(remark, style="yellow") for remark in [*(provenance.remarks or ()), *remarks(record)]),
         Text(
             ", ".join(f"{name} {value:.4g}" for name, value in record.features.to_json().items() if value is not None)
         ),
