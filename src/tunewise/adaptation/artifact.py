@@ -104,7 +104,7 @@ def _same_tensors(state: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> 
 
 def _identity(tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return str(tensor.dtype), tuple(tensor.shape), hashlib.sha256(raw).hexdigest()
+    return str(tensor.dtype), tuple(tensor.shape), hashlib.sha256(raw.data).hexdigest()
 
 
 def weights_of(stored: artifact_writer.Stored, record: AdaptationRecord) -> dict[str, Tensor]:

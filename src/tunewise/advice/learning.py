@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def _variances(theta: np.ndarray) -> Variances:
     values = dict(zip(_NAMES, theta.tolist(), strict=True))
     logarithmic = {name: math.exp(values[name]) for name in _LOGARITHMIC}
     family = 1 / (1 + math.exp(-values["family"]))
-    return Variances(**logarithmic, family=family, mean=values["mean"], width=1.0)
+    return Variances(**cast("dict[str, Any]", logarithmic), family=family, mean=values["mean"], width=1.0)
 
 
 def _cost(theta: np.ndarray, observed: tuple[ObservedGains, ...]) -> tuple[float, np.ndarray]:
@@ -151,7 +152,7 @@ def _slopes(recommender: Recommender, weights: np.ndarray) -> list[float]:
             continue
         else:
             farther = replace(variances, **{name: getattr(variances, name) * math.exp(_STEP)})
-            change = (sum(parts(farther).values()) - related) / _STEP
+            change = np.asarray((sum(parts(farther).values()) - related) / _STEP)
         slopes.append(0.5 * float((summed * change).sum()))
     odds = math.log(variances.family / (1 - variances.family)) + _STEP
     closer = likeness(recommender._techniques, 1 / (1 + math.exp(-odds)))[np.ix_(columns, columns)]

@@ -54,8 +54,7 @@ def _because(top: Forecast, ranking: Ranking, evidence: Evidence) -> Sentence:
     quoted = quotations(top, evidence)
     others = [name for name in ranking.tied if name != top.technique]
     if not others:
-        reason = quoted[0]
-        return Sentence(f"Because {_lower(reason.text)}", reason.links)
+        return Sentence(f"Because {_lower(quoted[0].text)}", quoted[0].links)
     rival = max(others, key=lambda name: ranking.forecasts[name].gain)
     named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
     links = [Link("forecast", name, "technique", name, "") for name in others]

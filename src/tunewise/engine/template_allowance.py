@@ -97,12 +97,12 @@ def _entries(value: object) -> list[object]:
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
     if isinstance(value, (list, tuple, range, *_VIEWS)):
-        return list(value)
+        return list(cast("Iterable[object]", value))
     return []
 
 
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
-_SIZED = (str, list, tuple, dict, range, *_VIEWS)
+_VIEWS: tuple[type[Any], ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_SIZED: tuple[type[Any], ...] = (str, list, tuple, dict, range, *_VIEWS)
 _current: ContextVar[Allowance] = ContextVar("allowance")
 
 

@@ -113,7 +113,7 @@ def _step(node: nodes.Node, cost: int) -> nodes.ExprStmt:
 def _step_cost(body: Sequence[nodes.Node]) -> int:
     """Return what one pass costs: a step, and the text that stands in the template."""
     literals = [literal for node in body for literal in node.find_all(_LITERALS)]
-    texts = (literal.data if isinstance(literal, nodes.TemplateData) else literal.value for literal in literals)
+    texts = (getattr(literal, "data", None) or getattr(literal, "value", None) for literal in literals)
     return allowance.STEP + sum(len(text) for text in texts if isinstance(text, str))
 
 
@@ -223,9 +223,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
-        filters = {**self.filters, "tojson": _to_json}
+        filters: dict[str, Any] = {**self.filters, "tojson": _to_json}
+        tests: dict[str, Any] = {**self.tests}
         self.filters = {name: _counted(name, filters[name], allowance.SHALLOW_FILTERS) for name in sorted(_FILTERS)}
-        self.tests = {name: _counted(name, test, allowance.SHALLOW_TESTS) for name, test in self.tests.items()}
+        self.tests = {name: _counted(name, test, allowance.SHALLOW_TESTS) for name, test in tests.items()}
         kept = {name: self.globals[name] for name in ("cycler", "joiner", "range")}
         functions = {"dict": _Dictionaries(), "namespace": _Namespace, "raise_exception": _raise, "strftime_now": _now}
         self.globals = {**kept, **functions}
@@ -260,7 +261,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
         return formatted
 
-    def call(self, context: Context, obj: Any, /, *args: Any, **named: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, obj: Any, /, *args: Any, **named: Any) -> Any:
         """Call an object of a template, once it is paid for."""
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, _BUILT_IN):
