@@ -101,7 +101,7 @@ def _entries(value: object) -> list[object]:
     return []
 
 
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _SIZED = (str, list, tuple, dict, range, *_VIEWS)
 _current: ContextVar[Allowance] = ContextVar("allowance")
 
