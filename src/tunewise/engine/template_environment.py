@@ -223,9 +223,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
+        tests: dict[str, Callable[..., Any]] = cast(Any, self.tests)
         filters: dict[str, Callable[..., Any]] = {**self.filters, "tojson": _to_json}
         self.filters = {name: _counted(name, filters[name], allowance.SHALLOW_FILTERS) for name in sorted(_FILTERS)}
-        self.tests = {name: _counted(name, test, allowance.SHALLOW_TESTS) for name, test in self.tests.items()}
+        self.tests = {name: _counted(name, test, allowance.SHALLOW_TESTS) for name, test in tests.items()}
         kept = {name: self.globals[name] for name in ("cycler", "joiner", "range")}
         functions = {"dict": _Dictionaries(), "namespace": _Namespace, "raise_exception": _raise, "strftime_now": _now}
         self.globals = {**kept, **functions}
