@@ -11,8 +11,8 @@ passed, and in how many seconds. A test is one case, unless it counts the cases 
 
 Where `TUNEWISE_FIGURES` names a file, the figures are written there; those of tests that did not run now stay, if the
 versions are the same. `NIGHTLY` says whether everything runs, or a sample that takes a minute or two. A night is run in
-parts (`scripts/nightly`), files or single tests, and `TUNEWISE_PART` names the one that is under way; those that ran to
-their end are listed in the file. Run as a script, this module prints the others, those that take longest last.
+parts (`scripts/nightly`), files or single tests, and `TUNEWISE_PARTS` names those of this session; what ran to its end
+is listed in the file. Run as a script, this module prints the others, those that take longest last.
 """
 
 import json
@@ -29,7 +29,7 @@ NIGHTLY = os.environ.get("TUNEWISE_NIGHTLY") == "1"
 FOLDERS = ("reliability", "security")
 _FILE = os.environ.get("TUNEWISE_FIGURES")
 _PLACE = Path(_FILE).absolute() if _FILE else None  # tests may change the working directory
-_PART = os.environ.get("TUNEWISE_PART")
+_PARTS = os.environ.get("TUNEWISE_PARTS", "").split()
 _TESTS = Path(__file__).parent
 # Parts that take long, in the order of their cost; of these files each test is a part.
 _LONG = ("test_kill", "test_full_disk", "test_growth", "test_signals", "test_commands_stopped", "test_mutants")
@@ -118,7 +118,7 @@ def write(to_the_end):
         return
     figures, earlier = {test: asdict(figure) for test, figure in _figures.items()}, _earlier()
     figures = {figure["test"]: figure for figure in earlier["figures"]} | figures
-    whole = sorted({*earlier["whole"], *([_PART] if _PART and to_the_end else [])})
+    whole = sorted({*earlier["whole"], *(_PARTS if to_the_end else [])})
     gathered = {"nightly": NIGHTLY, "versions": _versions(), "whole": whole}
     in_order = sorted(figures.values(), key=lambda figure: (figure["id"] is None, _order(figure["id"]), figure["test"]))
     kept = [{name: value for name, value in figure.items() if value or name in _ALWAYS} for figure in in_order]

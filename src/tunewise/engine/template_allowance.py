@@ -97,12 +97,12 @@ def _entries(value: object) -> list[object]:
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
     if isinstance(value, (list, tuple, range, *_VIEWS)):
-        return list(cast("Iterable[object]", value))
+        return list(cast(Iterable[object], value))
     return []
 
 
-_VIEWS: tuple[type[Any], ...] = (type({}.keys()), type({}.values()), type({}.items()))
-_SIZED: tuple[type[Any], ...] = (str, list, tuple, dict, range, *_VIEWS)
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_SIZED = (str, list, tuple, dict, range, *_VIEWS)
 _current: ContextVar[Allowance] = ContextVar("allowance")
 
 
@@ -150,7 +150,11 @@ def _spent(value: Any, cost: int) -> Any:
 def _length(value: object) -> int:
     if isinstance(value, str):
         return len(value)
-    return _ENTRY * len(cast(Sized, value)) if isinstance(value, _SIZED) else 0
+    return _ENTRY * _count(value)
+
+
+def _count(value: object) -> int:
+    return len(cast(Sized, value)) if isinstance(value, _SIZED) else 0
 
 
 def counted(items: Iterator[Any]) -> Iterator[Any]:
@@ -241,7 +245,7 @@ def _replace(value: Any, old: Any = "", new: Any = "", count: Any = None, *_: An
 
 
 def _join(values: Any, d: Any = "", *_: Any, **__: Any) -> None:
-    spend(len(str(d)) * (len(values) if isinstance(values, _SIZED) else 0))
+    spend(len(str(d)) * _count(values))
 
 
 def _indent(value: Any, width: Any = 4, *_: Any, **__: Any) -> None:
@@ -270,7 +274,7 @@ def _json(
 
 def _squared(values: Any, *_: Any, **__: Any) -> None:
     """Pay for entries whose hashes may all be the same, or that are added up list by list."""
-    spend(len(values) * (len(values) + _current.get().size(values)) // 16 if isinstance(values, _SIZED) else 0)
+    spend(_count(values) * (_count(values) + _current.get().size(values)) // 16)
 
 
 def _sorted(values: Any, *_: Any, **__: Any) -> None:

@@ -112,9 +112,9 @@ def _step(node: nodes.Node, cost: int) -> nodes.ExprStmt:
 
 def _step_cost(body: Sequence[nodes.Node]) -> int:
     """Return what one pass costs: a step, and the text that stands in the template."""
-    literals = [literal for node in body for literal in node.find_all(_LITERALS)]
-    texts = (getattr(literal, "data", None) or getattr(literal, "value", None) for literal in literals)
-    return allowance.STEP + sum(len(text) for text in texts if isinstance(text, str))
+    texts = [len(text.data) for node in body for text in node.find_all(nodes.TemplateData)]
+    texts += [len(c.value) for node in body for c in node.find_all(nodes.Const) if isinstance(c.value, str)]
+    return allowance.STEP + sum(texts)
 
 
 class _CountingGenerator(CodeGenerator):
@@ -223,8 +223,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
-        filters: dict[str, Any] = {**self.filters, "tojson": _to_json}
-        tests: dict[str, Any] = {**self.tests}
+        tests: dict[str, Callable[..., Any]] = cast(Any, self.tests)
+        filters: dict[str, Callable[..., Any]] = {**self.filters, "tojson": _to_json}
         self.filters = {name: _counted(name, filters[name], allowance.SHALLOW_FILTERS) for name in sorted(_FILTERS)}
         self.tests = {name: _counted(name, test, allowance.SHALLOW_TESTS) for name, test in tests.items()}
         kept = {name: self.globals[name] for name in ("cycler", "joiner", "range")}

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
-from tunewise.core.errors import ArtifactError
+from tunewise.core.errors import ArtifactError, DivergedError
 from tunewise.engine.memory import spill_to_disk
 from tunewise.fitting.run_request import STATE, RunRequest
 
@@ -108,7 +108,12 @@ def save(
         attachment: the attachment that is trained.
         optimizer: the optimiser of its parameters.
         best: the state at the step of `position.best`, where that is an earlier one.
+
+    Raises:
+        DivergedError: a weight is not finite; the older checkpoints stay.
     """
+    weights = attachment.state()
+    require_finite(weights, position.step)
     state = {
         **request.to_json(),
         "phase": position.phase,
@@ -128,12 +133,23 @@ def save(
         folder / f"checkpoint-{position.step}",
         texts={STATE: json.dumps(state, indent=2)},
         tensors={
-            "weights.safetensors": attachment.state(),
+            "weights.safetensors": weights,
             "optimizer.safetensors": _optimizer_state(attachment, optimizer),
             "training.safetensors": attachment.training_state(),
         }
         | (dict(zip(_BEST_FILES, (best.weights, best.training), strict=True)) if best is not None else {}),
     )
+
+
+def require_finite(weights: Mapping[str, Tensor], step: int) -> None:
+    """Refuse weights that an update has made infinite or NaN, which the loss of the next step would tell too late.
+
+    Raises:
+        DivergedError: names the tensor.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise DivergedError(f'step {step}: "{name}" holds a value that is not finite; lower the learning rate')
 
 
 def position_of(stored: artifact_writer.Stored, request: RunRequest) -> Position:

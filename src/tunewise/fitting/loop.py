@@ -158,7 +158,7 @@ def train(
     Raises:
         SettingError: no token is labelled, there are fewer steps than phases, or a setting needs `rehearsal` or
             `evaluate` and it is not there.
-        DivergedError: a loss or gradient is no longer finite; the last good checkpoint stays.
+        DivergedError: a loss, gradient or weight is no longer finite; the last good checkpoint stays.
         ArtifactError: the checkpoint belongs to another request.
         TunewiseError: ranks no longer hold the same tensors.
     """
@@ -193,6 +193,7 @@ def train(
     over = run.step == settings.max_steps or run.out_of_patience
     if over and run.best is not None and run.best.step < run.step and run.snapshot is not None:
         run.snapshot.restore(attachment)
+    checkpoint.require_finite(attachment.state(), run.step)
     return Trained(
         run.step,
         run.tokens,

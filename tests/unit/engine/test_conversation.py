@@ -140,6 +140,7 @@ def test_a_generated_answer_stops_at_every_end_of_the_model(layout):
     assert encoder.until_stop([5, 6, end, 7]) == 2
 
 
+@pytest.mark.figure("S7")
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "none"])
 def test_control_tokens_in_text_stay_text(layout):
     """No control token is added by a text that spells them, and what the template does with text is done to it too."""

@@ -93,6 +93,7 @@ def test_earlier_labelled_turns_are_learnt_and_others_not():
         assert not any(word in text for word in ("kind", "one", "two", "shown", "three"))
 
 
+@pytest.mark.figure("S7")
 @pytest.mark.parametrize("make", [tiny_base, chat_base])
 @settings(max_examples=60, deadline=None)
 @given(st.data())
