@@ -15,7 +15,6 @@ from tunewise.techniques.building.structured_pruning import best, importance, pr
 from tunewise.techniques.building.virtual_tokens import text_tokens
 from tunewise.techniques.registry import make
 from tunewise.testing import (
-    ARCHITECTURES,
     _sequences,
     attach,
     check_learns,
@@ -232,7 +231,7 @@ def test_the_ladder_keeps_no_wide_states_between_passes():
     base = tiny_base("llama")
     attachment = attach(make("lst"), base)
     held = []
-    base.anatomy.final_norm.register_forward_hook(
+    base.anatomy.blocks[1].register_forward_hook(
         lambda *_: held.append([tuple(read.shape) for read in attachment.reads])
     )
     logits(attachment)
@@ -274,31 +273,12 @@ def test_the_side_alone_is_the_published_output_and_is_labelled():
         added = attach(make("lst", {"lst": {"output": output}}), base)
         assert f"lst-{output} (adaptation" in added.label
         added.detach()
-    recipe = make("lst", {"lst": {"output": "side", "read": "state"}})
+    recipe = make("lst", {"lst": {"output": "side"}})
     assert not recipe.identity_at_start
     before = logits(attach(make("base"), base))
     alone = attach(recipe, base)
     assert not alone.label and "gamma" not in alone.params()
     assert not torch.equal(before, logits(alone))
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_ladder_sees_more_than_a_column_that_is_alike_for_all_tokens(architecture):
-    """Real models have a few such columns, far larger than the rest, and norms with small weights for them."""
-    shares = {}
-    for read in ("norm", "state"):
-        base, column = tiny_base(architecture), 3
-        with torch.no_grad():
-            base.anatomy.embedding.weight[:, column] += 50.0
-            for weight in base.anatomy.norms().values():
-                weight[column] = 0.001 - ("gemma" in architecture)  # Gemma's norms add 1 to theirs
-        attachment = attach(make("lst", {"lst": {"read": read}}), base)
-        seen = []
-        attachment.rungs[0].register_forward_hook(lambda rung, args, output, seen=seen: seen.append(output[0]))
-        logits(attachment)
-        states = seen[0] - attachment.rungs[0].bias  # (T, s)
-        shares[read] = float(states.var(0).sum() / states.square().mean(0).sum())
-    assert shares["norm"] > 20 * shares["state"], shares
 
 
 def test_dropped_layers_have_no_side_block():

@@ -24,7 +24,7 @@ def ladder():
     """Attach a ladder with the authors' weights; the base's blocks give fixed states, and side block i tanh(u M_i)."""
     seeds, tokens, width, narrow = LST["seeds"], LST["tokens"], LST["width"], LST["side_width"]
     base = tiny_base("llama")
-    settings = {"output": "side", "read": "state", "init": "random", "reduction_factor": width / narrow}
+    settings = {"output": "side", "init": "random", "reduction_factor": width / narrow}
     attachment = attach(make("lst", {"lst": settings}), base)
     assert attachment.side.config.hidden_size == narrow
     weights = {name: getattr(attachment, name) for name in ("entry", "exit", "rungs")}

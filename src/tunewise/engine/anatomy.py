@@ -25,17 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ArchitectureLayout:
-    """Names the paths of one model family.
+    """Names the paths of one model family: `blocks` and `final_norm` from the model, `roles` from a block.
 
-    `blocks` and `final_norm` are paths from the model, `input_norm` and `roles` from a block. A fused `qkv` holds
-    queries, keys and values one after the other, or interleaved by head.
+    A fused `qkv` holds queries, keys and values one after the other, or interleaved by head.
     """
 
     name: str
     blocks: str
     final_norm: str
     roles: tuple[tuple[str, str], ...]
-    input_norm: str = "input_layernorm"
     interleaved: bool = False
 
     @property
@@ -77,7 +75,6 @@ _LAYOUTS = (
         "transformer.h",
         "transformer.ln_f",
         _roles("attn", "qkv=c_attn o=c_proj", "up=mlp.c_fc down=mlp.c_proj"),
-        input_norm="ln_1",
     ),
     ArchitectureLayout(
         "GPT-NeoX",
@@ -91,14 +88,12 @@ _LAYOUTS = (
         "transformer.h",
         "transformer.ln_f",
         _roles("attn.attention", f"{_QKV} o=out_proj", "up=mlp.c_fc down=mlp.c_proj"),
-        input_norm="ln_1",
     ),
     ArchitectureLayout(
         "OPT",
         "model.decoder.layers",
         "model.decoder.final_layer_norm",
         _roles("self_attn", f"{_QKV} o=out_proj", "up=fc1 down=fc2"),
-        input_norm="self_attn_layer_norm",
     ),
 )
 # Norms between a sublayer and its residual, by the role of the sublayer's last linear. Llama too calls the norm before
@@ -238,17 +233,6 @@ class Anatomy:
             if all(hasattr(block, norm) for norm in norms.values()):
                 path = norms[role]
         return f"{self.block_path(index)}.{path}", block.get_submodule(path)
-
-    def next_norm(self, index: int) -> nn.Module | None:
-        """Return the norm through which block `index + 1`, or the head, reads block `index`'s output.
-
-        It is None where it is read as it is: OLMo 2 and OPT-350m put their norms behind the sublayers.
-        """
-        if index + 1 == len(self.blocks):
-            return _find(self.model, self.layout.final_norm)
-        if not getattr(self.model.config, "do_layer_norm_before", True):
-            return None
-        return _find(self.blocks[index + 1], self.layout.input_norm)
 
     def block_path(self, index: int) -> str:
         """Return the full name of a block, e.g. `model.layers.3`."""

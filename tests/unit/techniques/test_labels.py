@@ -37,7 +37,7 @@ def test_a_row_has_the_name_that_its_page_gives(name):
         ("krona", {"form": "block"}),
         ("prefix_tuning", {"init": "random"}),
         ("prompt_tuning", {"optimizer": "adafactor", "num_virtual_tokens": 100}),
-        ("lst", {"output": "side", "read": "state"}),
+        ("lst", {"output": "side"}),
     ],
 )
 def test_the_papers_own_settings_take_the_label_away(name, settings):

@@ -1,23 +1,19 @@
 """Ladder side-tuning: a narrow network beside the frozen one reads its states (Sung, Cho, Bansal 2022).
 
-    s_0 = D_0 E(x),   u_i = mu_i s_{i-1} + (1 - mu_i) (D_i r(b_i) + c_i),   s_i = side_block_i(u_i)
+    s_0 = D_0 E(x),   u_i = mu_i s_{i-1} + (1 - mu_i) (D_i b_i + c_i),   s_i = side_block_i(u_i)
     mu_i = sigmoid(alpha_i / 0.1),   hidden = U norm(s_last)
 
-b_i is the output of the base's block i, and r what `read` says: r(b) = b as published, or the norm through which the
-base's next block reads it, the default. In the T5 of the paper the states are of one size; in today's language models a
-few of their columns are some fifty times larger than the others and alike for all tokens, and D_i would see little
-else: the ladder then learns slowly, and what it learns changes all text alike. No gradient enters the base: of its
-activations only what D_i reads is kept, and only for a step, since the outputs of all blocks for all rows would be
-larger than all else. The side blocks are the base's own kind, `reduction_factor` times narrower, and start from the
-base's own weights, structurally pruned (`tunewise.techniques.building.structured_pruning`). `output` says what is
-predicted from:
+b_i is the output of the base's block i. No gradient enters the base: of its activations only what D_i reads is kept,
+and only for a step, since the outputs of all blocks for all rows would be larger than all else. The side blocks are the
+base's own kind, `reduction_factor` times narrower, and start from the base's own weights, structurally pruned
+(`tunewise.techniques.building.structured_pruning`). `output` says what is predicted from:
 
     side    hidden = U norm(s_last)                              as published: a language model starts from nothing
     sum     hidden = b_L + U norm(s_last),  U = 0 at first       the start is the base itself; the default
     mix     hidden = gamma b_L + (1 - gamma) U norm(s_last)      gamma = 1 at first (QST, Zhang et al. 2024)
 
 In `mix` the side network's gradient carries 1 - gamma, which is 0 at first, so that it learns little in short runs.
-Differs from the paper by default: the side network's output is added to the base's, and it reads normed states.
+Differs from the paper by default: the side network's output is added to the base's.
 
 In shapes: B rows, T tokens a row, d the base's width, s the side network's.
 """
@@ -42,7 +38,10 @@ if TYPE_CHECKING:
     from tunewise.engine.model import Base
 
 _TEMPERATURE = 0.1
-_OUTPUTS = {"sum": "side added to the base's output", "mix": "side mixed into the base's output"}
+_LABELS = {
+    "sum": "lst-sum (adaptation: side added to the base's output)",
+    "mix": "lst-mix (adaptation: side mixed into the base's output)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +58,10 @@ class LST(Technique):
         "https://arxiv.org/abs/2206.06522",
         "section 3",
     )
-    equation = "s_i = side_i(mu_i s_{i-1} + (1 - mu_i) D_i norm(b_i)), hidden = b_L + U norm(s)"
+    equation = "s_i = side_i(mu_i s_{i-1} + (1 - mu_i) D_i b_i), hidden = b_L + U norm(s)"
     sides = frozenset({"side network"})
-    reference_rate = 3e-3  # as in the paper
+    reference_rate = 1.4e-4  # 3e-3, as in the paper, at width 192; 1e-3 at 576, where 3e-3 loses all other text
+    width_exponent = 1.0
 
     reduction_factor: float = setting(
         8.0, "Width of the base over width of the side network.", low=1.0, high=256.0, search=(4.0, 16.0)
@@ -71,11 +71,6 @@ class LST(Technique):
         "sum",
         "Predict from the side network alone, as published, from the sum of base and side, or from a learned mix.",
         choices=("sum", "side", "mix"),
-    )
-    read: str = setting(
-        "norm",
-        "Read each state through the norm of the base's next block, or as the block gives it, as published.",
-        choices=("norm", "state"),
     )
     init: str = setting(
         "magnitude",
@@ -114,7 +109,7 @@ class _Ladder(Attachment):
             self.read_blocks = [-1]
         if not 0 <= self.read_blocks[0] <= self.read_blocks[-1] < len(blocks):
             raise SettingError(f"lst.layers must be numbers of blocks, 0 to {len(blocks) - 1}")
-        self.label = _label(recipe)
+        self.label = _LABELS.get(recipe.output, "")
         factor, count = recipe.reduction_factor, len(self.read_blocks)
         side: Any = self.adopt("side", lambda: base.anatomy.shrunk(factor, count), generator)
         self.side = side
@@ -160,8 +155,7 @@ class _Ladder(Attachment):
         anatomy = self.base.anatomy
         self.hook(anatomy.embedding.register_forward_hook(self._embed))
         for step, index in enumerate(self.read_blocks):
-            norm = anatomy.next_norm(index) if self.recipe.read == "norm" else None
-            self.hook((norm or anatomy.blocks[index]).register_forward_hook(self._read(step)))
+            self.hook(anatomy.blocks[index].register_forward_hook(self._read(step)))
         for step, block in enumerate(_blocks(self.side)):
             block.register_forward_pre_hook(self._climb(step), with_kwargs=True)
         self.hook(anatomy.inner.register_forward_hook(self._finish, with_kwargs=True))
@@ -171,7 +165,7 @@ class _Ladder(Attachment):
         self.entered = self.entry(output.detach().to(self.entry.weight.dtype))  # (B, T, d) to (B, T, s)
 
     def _read(self, step: int) -> Callable[..., None]:
-        """Return the hook that reads block i's state as soon as it is there, so that only D_i r(b_i) + c_i is kept."""
+        """Return the hook that reads block i's output as soon as it is there, so that only D_i b_i + c_i is kept."""
         rung: Any = self.rungs[step]
 
         def read(module: nn.Module, args: Any, output: Any) -> None:
@@ -181,7 +175,7 @@ class _Ladder(Attachment):
         return read
 
     def _climb(self, step: int) -> Callable[..., Any]:
-        """Return the hook that gives side block i its input: u_i = mu_i s_{i-1} + (1 - mu_i) (D_i r(b_i) + c_i)."""
+        """Return the hook that gives side block i its input: u_i = mu_i s_{i-1} + (1 - mu_i) (D_i b_i + c_i)."""
 
         def climb(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
@@ -223,13 +217,6 @@ class _Ladder(Attachment):
         if self.gamma is None:
             return base_states + side_states
         return self.gamma * base_states + (1 - self.gamma) * side_states
-
-
-def _label(recipe: LST) -> str:
-    """Return what differs from the paper, or nothing where nothing does."""
-    differences = [_OUTPUTS[recipe.output]] if recipe.output in _OUTPUTS else []
-    differences += ["states read through norms"] if recipe.read == "norm" else []
-    return f"lst-{recipe.output} (adaptation: {', '.join(differences)})" if differences else ""
 
 
 def _blocks(side: nn.Module) -> list[nn.Module]:
