@@ -15,6 +15,12 @@ base's own kind, `reduction_factor` times narrower, and start from the base's ow
 In `mix` the side network's gradient carries 1 - gamma, which is 0 at first, so that it learns little in short runs.
 Differs from the paper by default: the side network's output is added to the base's.
 
+Its purpose is to train in little memory. It learns more slowly than what changes the base: on SmolLM2-135M-Instruct,
+60 steps of 8 examples leave three quarters of the base's loss on answers to data (e2e_nlg), where `lora` leaves six
+tenths, and 11 % on a classification (sst2). Nothing holds it on other text, of which it loses much on a classification:
+the easiest way to the labels is to make them likelier everywhere. Reading the states through the base's norms, or other
+learning rates, did not change that.
+
 In shapes: B rows, T tokens a row, d the base's width, s the side network's.
 """
 
