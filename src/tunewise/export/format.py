@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.core.plug_ins import plug_ins, refuse_taken
 from tunewise.engine.configuration import path_of
 from tunewise.engine.model import DTYPES
 from tunewise.export.parity_record import FormatFigures
@@ -119,14 +120,21 @@ def checkpoint_dtype(base: Base) -> torch.dtype:
 
 @cache
 def formats() -> dict[str, Format]:
-    """Return every format by name."""
+    """Return every format by name: those of this package, and those that plug-ins add.
+
+    Raises:
+        SettingError: a plug-in cannot be imported, or has the name of another format.
+    """
     package = importlib.import_module("tunewise.export.formats")
     modules = [
         importlib.import_module(module.name)
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
         if not module.name.rpartition(".")[2].startswith("_")
     ]
-    return {module.FORMAT.name: module.FORMAT for module in modules}
+    own = {module.FORMAT.name: module.FORMAT for module in modules}
+    further = plug_ins("tunewise.export_formats", Format)  # type: ignore[type-abstract]
+    refuse_taken([each.name for each in further], "the export format", set(own))
+    return own | {each.name: each for each in further}
 
 
 def format_named(name: str) -> Format:
