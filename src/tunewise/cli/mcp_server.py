@@ -101,9 +101,15 @@ def tool(name: str, function: Callable[..., None]) -> Callable[..., Any]:
     parameters = []
     for option in options.values():
         kind = option.kind if option.required else option.kind | None
-        annotation = Annotated[kind, Field(description=option.help)]
         default = Parameter.empty if option.required else None
-        parameters.append(Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        parameters.append(
+            Parameter(
+                option.name,
+                Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=Annotated[kind, Field(description=option.help)],
+            )
+        )
     always = ["--json", *(["--yes"] if "yes" in signature(function).parameters else [])]  # nobody would answer
 
     def call(**values: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class FileFormat:
             DataError: the file cannot be read, or a row is not a mapping of names.
         """
         try:
-            rows = [dict(row) for row in self.rows(path)]
+            rows: list[Mapping[str, object]] = [dict(row) for row in self.rows(path)]
         except OSError:
             raise
         except Exception as error:  # the plug-in's own code
