@@ -17,7 +17,7 @@ def plug_ins(group: str, kind: type[_T]) -> list[_T]:
     Raises:
         SettingError: one of them cannot be imported, or is of another kind; it is named with its package.
     """
-    return cast(list[_T], _loaded(group, kind))
+    return cast(list[_T], _loaded(group, cast(type, kind)))
 
 
 @cache

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.core.plug_ins import plug_ins, refuse_taken
 from tunewise.engine.configuration import path_of
@@ -20,7 +22,6 @@ from tunewise.export.parity_record import FormatFigures
 _WIDELY_READ = ("merged", "peft")  # by transformers and what builds on it, without a further package
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from tunewise.adaptation.artifact import Adaptation
@@ -34,11 +35,19 @@ class ExportOptions:
     """How an export is written: the type of its weights, and how exact an approximation must be.
 
     `error` is the relative Frobenius error that each changed weight may have; a `rank` other than 0 is used instead.
+    `quantised` names a type of blocks with a scale each, such as "q8_0", for the weights that can have it; the others
+    are stored in `dtype`.
     """
 
     dtype: torch.dtype
     error: float = 0.01
     rank: int = 0
+    quantised: str = ""
+
+    @property
+    def type_name(self) -> str:
+        """Return the name of the weights' type, as `--dtype` takes it."""
+        return self.quantised or str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class Format(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     on_base: ClassVar[bool] = False  # whether it is read on the base, which it does not hold
+    quantised: ClassVar[tuple[str, ...]] = ()  # what it can quantise weights to
 
     @abstractmethod
     def why_not(self, attachment: Attachment) -> str | None:
@@ -91,6 +101,12 @@ class Format(ABC):
     def stored_dtype(self, name: str, tensor: Tensor, options: ExportOptions) -> torch.dtype:
         """Return the type that a whole model's tensor of this full name is stored in."""
         return options.dtype if tensor.is_floating_point() else tensor.dtype
+
+    def as_stored(self, base: Base, name: str, options: ExportOptions) -> Tensor:
+        """Return the values of a merged base's parameter after it was stored and read back, in its own type."""
+        tensor = base.model.get_parameter(name).detach()
+        dtype = self.stored_dtype(name, tensor, options)
+        return tensor if torch.promote_types(dtype, tensor.dtype) == dtype else tensor.to(dtype).to(tensor.dtype)
 
     @abstractmethod
     def read(self, folder: Path, base: Base) -> Reader:
@@ -181,13 +197,3 @@ def not_in_weights(attachment: Attachment) -> str | None:
     if all(part.recipe.sides <= {"prompt"} for part in parts):
         return f"{names} changes the prompt and no weight"
     return f"{names} adds to the model what its weights cannot hold"
-
-
-def require_package(package: str, extra: str) -> None:
-    """Refuse a format whose package is not installed.
-
-    Raises:
-        SettingError: names the extra of tunewise that installs it.
-    """
-    if importlib.util.find_spec(package) is None:
-        raise SettingError(f"this format needs {package}, which is not installed: pip install 'tunewise[{extra}]'")
