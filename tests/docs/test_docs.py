@@ -1,5 +1,6 @@
 """What the documents say is true: their commands run, their example works, their pages are current."""
 
+import contextlib
 import gc
 import importlib.util
 import json
@@ -24,12 +25,18 @@ from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import CHECKS, attach, fit, tiny_base
 
 ROOT = Path(__file__).parents[2]
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *TUTORIALS]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMPARED = ["--budget-steps", "2", "--search", "1", "--seeds", "1", "--test-examples", "12"]
 COMPARED += ["--validation-examples", "8"]
 SHORT = {"compare": COMPARED, "fit": ["--max-steps", "2"], "interpolate": ["--test-examples", "12"]}
-SHORT |= {"plan": ["--techniques", "base,lora"], "serve": ["--dry-run"], "generate": ["--max-new-tokens", "4"]}
+SHORT |= {
+    "train": SHORT["fit"],
+    "plan": ["--techniques", "base,lora"],
+    "serve": ["--dry-run"],
+    "generate": ["--max-new-tokens", "4"],
+}
 
 
 def blocks(path, language=""):
@@ -54,6 +61,12 @@ def work(tmp_path):
     (folder / "run.yaml").write_text(settings)
     for text in blocks(ROOT / "docs" / "switching.md", "yaml"):  # the first line of each names its file
         (folder / text.partition("\n")[0].removeprefix("# ")).write_text(text)
+    (task,) = blocks(ROOT / "docs" / "evaluation.md", "yaml")
+    (folder / "tasks").mkdir()
+    (folder / task.partition("\n")[0].removeprefix("# ")).write_text(task)
+    (chats,) = blocks(ROOT / "docs" / "tutorials" / "chat-data.md", "python")
+    with contextlib.chdir(folder):
+        exec(compile(chats, "make_chats.py", "exec"), {})
     (described,) = blocks(ROOT / "docs" / "switching.md", "json")
     (folder / "examples" / "dataset_info.json").write_text(described)
     (folder / "all-MiniLM-L6-v2").symlink_to(get_model_path())
@@ -70,10 +83,11 @@ def test_there_are_commands():
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_commands_parse(path, work, monkeypatch):
     monkeypatch.chdir(work)
-    subcommands = typer.main.get_command(main.app).commands
+    command = typer.main.get_command(main.app)
+    subcommands, parent = command.commands, command.make_context("tunewise", [], resilient_parsing=True)
     lines = re.findall(r"uv run tunewise (.+)", path.read_text("utf-8"))
     for words in [*commands(path), *map(shlex.split, lines)]:
-        context = subcommands[words[0]].make_context(words[0], words[1:])
+        context = subcommands[words[0]].make_context(words[0], words[1:], parent=parent)
         if words[0] == "import":  # the commands after it read what it writes
             subcommands["import"].invoke(context)
 
@@ -89,8 +103,8 @@ def test_commands_run(path, work, monkeypatch, capfd):
         if words[0] == "demo":
             continue
         fewer = ["--techniques", "base,icl,lora"] if "--advised" in words else []
-        if "--epochs" in words:  # one length is given
-            del words[words.index("--epochs") : words.index("--epochs") + 2]
+        for length in {"--epochs", "--num_train_epochs"} & {*words}:  # one length is given
+            del words[words.index(length) : words.index(length) + 2]
         monkeypatch.setattr(sys, "argv", ["tunewise", *words, *SHORT.get(words[0], []), *fewer])
         try:
             main.main()
@@ -106,6 +120,7 @@ def test_commands_run(path, work, monkeypatch, capfd):
         ("docs/forgetting.md", "alpha"),
         ("docs/advice.md", "Use "),
         ("docs/switching.md", "saved to"),
+        ("docs/evaluation.md", "accuracy"),
     ],
 )
 def test_python_examples_run(work, monkeypatch, capsys, path, output):

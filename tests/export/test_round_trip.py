@@ -330,13 +330,47 @@ def test_gguf_of_other_models(architecture, name, places, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "message"), [("mistral", "slides"), ("opt", "type opt"), ("gpt_neox", "type")]
+    ("architecture", "message"), [("mistral", "slides"), ("opt", "llama.cpp does not run .* opt"), ("gpt_neox", "type")]
 )
 def test_gguf_refuses_what_it_cannot_say(architecture, message, places, tmp_path):
     base = load_base(places(architecture))
     with pytest.raises(TechniqueError, match=message) as raised:
         export(fitted("lora", tmp_path / "a", base), "gguf", tmp_path / "out", base=base, task=tiny_task())
     assert "merged" in str(raised.value)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_gguf_in_eight_bits(architecture, places, tmp_path):
+    """The file holds what the package's own code makes of the merged weights, and the model that reads it agrees."""
+    import gguf
+
+    base = load_base(places(architecture))
+    folder = fitted("lora", tmp_path / "a", base)
+    record = export(folder, "gguf", tmp_path / "out", base=base, task=tiny_task(), dtype="q8_0")
+    assert record["same"] and record["tokenizer"] == "same" and record["dtype"] == "q8_0"
+    assert record["rounding"]["max_logit_difference"] > 0
+    reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
+    kinds = {str(tensor.name): tensor.tensor_type.name for tensor in reader.tensors}
+    assert kinds["token_embd.weight"] == kinds["blk.0.ffn_up.weight"] == kinds["blk.0.attn_output.weight"] == "Q8_0"
+    assert kinds["output_norm.weight"] == "F32" and int(reader.get_field("general.file_type").contents()) == 7
+    model = load(folder, base=base).attachment.merge()
+    name = {"llama": "model.layers.0.mlp.up_proj.weight", "gpt2": "transformer.h.0.mlp.c_fc.weight"}[architecture]
+    expected = model.get_parameter(name).detach().clone()
+    expected = expected.T if architecture == "gpt2" else expected
+    base.release()
+    (stored,) = [tensor for tensor in reader.tensors if tensor.name == "blk.0.ffn_up.weight"]
+    values = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type).copy())
+    largest = expected.reshape(-1, 32).abs().amax(1, keepdim=True).expand(-1, 32).reshape(expected.shape)
+    assert values.shape == expected.shape and not values.equal(expected)
+    assert ((values - expected).abs() <= largest / 254 + 1e-3 * largest).all(), (
+        "half of a step of 127, the scale in fp16"
+    )
+
+
+def test_only_gguf_is_quantised(places, tmp_path):
+    base = load_base(places("llama"))
+    with pytest.raises(SettingError, match=r'dtype "q8_0" is not one of float32'):
+        export(fitted("lora", tmp_path / "a", base), "merged", tmp_path / "out", base=base, dtype="q8_0")
 
 
 @pytest.mark.parametrize("form", ["merged", "gguf"])

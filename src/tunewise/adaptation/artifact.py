@@ -155,7 +155,7 @@ def load(
         path: the folder.
         base: the loaded base; default: it is loaded from `model`.
         model: folder or Hub id of the base; default: the one that the folder records, if it is on this machine.
-        settings: settings[technique][setting] to change, of those that can be changed after training (dylora's rank).
+        settings: `settings[technique][setting]` to change, of those that can be changed after training (dylora's rank).
         places: what the adaptation uses besides its base, for the techniques that use such a thing.
 
     Raises:

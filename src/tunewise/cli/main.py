@@ -18,6 +18,7 @@ from tunewise.cli.commands import (
     advising,
     comparing,
     documents,
+    harness,
     importing,
     inspection,
     planning,
@@ -70,10 +71,12 @@ app.command("fit")(training.fit)
 app.command("train", help="The same as fit, by the name that other programs give it.")(training.fit)
 app.command("compare")(comparing.compare)
 app.command("eval")(training.evaluate)
+app.command("lm-eval")(harness.lm_eval)
 app.command("interpolate")(training.interpolate)
 app.command("export")(shipping.export)
 app.command("push")(shipping.push)
 app.command("serve")(serving.serve)
+app.command("mcp")(serving.mcp)
 app.command("chat")(serving.chat)
 app.command("generate")(serving.generate)
 app.command("index")(documents.index)

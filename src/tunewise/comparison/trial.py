@@ -271,6 +271,8 @@ def _fit_stage(trial: Trial, context: ComparisonContext, folder: Path, progress:
     try:
         context.measure_bare(trial.settings, progress)
         fit = _fit_within_memory(trial, context, folder, progress)
+        if fit.trackers is not None:
+            fit.trackers.finish()  # nothing is saved
         attachment, retention, preparation = fit.attachment, context.retention, fit.preparation
         prepares = preparation.tokens > 0 and preparation.trial == folder.name
         return Stage(
@@ -301,6 +303,7 @@ class _Fit:
     validation: float
     findings: dict[str, Finding]
     peak_memory_bytes: int
+    trackers: Trackers | None = None  # still open, for what is saved
 
 
 def _fit_within_memory(trial: Trial, context: ComparisonContext, folder: Path, progress: Progress) -> _Fit:
@@ -384,6 +387,27 @@ def _fit_once(
     progress: Progress,
 ) -> _Fit:
     """Prepare, train and validate a trial with these settings, for its share of the steps."""
+    trackers = None
+    if trial.technique.trains:
+        logs = folder.parent.parent / "logs"
+        trackers = Trackers(context.report_to, logs, folder.name, _identity(trial).to_json())
+    try:
+        return _fit_tracked(trial, settings, context, attachment, folder, progress, trackers)
+    except BaseException:
+        if trackers is not None:
+            trackers.finish()
+        raise
+
+
+def _fit_tracked(
+    trial: Trial,
+    settings: TrainSettings,
+    context: ComparisonContext,
+    attachment: Attachment,
+    folder: Path,
+    progress: Progress,
+    trackers: Trackers | None,
+) -> _Fit:
     base, task = context.base, context.task
     preparation = _prepare(trial, settings, context, attachment, folder, progress)
     trained, truncated = Trained(0, 0, 0, 0.0, None), 0
@@ -392,32 +416,27 @@ def _fit_once(
             sequences = context.train_sequences(attachment, progress)
             truncated = sum(sequence.truncated for sequence in sequences)
             steps = _steps(trial, settings, sequences, attachment)
-            trackers = Trackers(
-                context.report_to, folder.parent.parent / "logs", folder.name, _identity(trial).to_json()
-            )
 
             def on_step(step: int, value: float) -> None:
                 progress(training_report(value), step, steps)
-                trackers.log({"loss": value}, step)
+                if trackers is not None:
+                    trackers.log({"loss": value}, step)
 
             scheduled = replace(settings, max_steps=steps)
             evaluated = context.validation[: scheduled.evaluated_examples(len(context.validation))]
             progress(TRAINING, 0, steps)
-            try:
-                trained = train(
-                    attachment,
-                    sequences,
-                    scheduled,
-                    seed=trial.seed,
-                    folder=folder,
-                    resume=True,
-                    on_step=on_step,
-                    evaluate=lambda: loss(attachment, task, evaluated),
-                    rehearsal=context.rehearsal,
-                    text=context.text,
-                )
-            finally:
-                trackers.finish()
+            trained = train(
+                attachment,
+                sequences,
+                scheduled,
+                seed=trial.seed,
+                folder=folder,
+                resume=True,
+                on_step=on_step,
+                evaluate=lambda: loss(attachment, task, evaluated),
+                rehearsal=context.rehearsal,
+                text=context.text,
+            )
         validation = loss(attachment, task, context.validation, progress)
         whole = trial.share == 1
         findings = attachment.findings(lambda: loss(attachment, task, context.validation, progress)) if whole else {}
@@ -430,6 +449,7 @@ def _fit_once(
         validation,
         findings,
         max(memory[0], preparation.peak_memory_bytes),
+        trackers,
     )
 
 
@@ -457,7 +477,13 @@ def _save(trial: Trial, context: ComparisonContext, fit: _Fit, folder: Path, pro
     )
     provenance = {"trial": identity.to_json(), "training": training.to_json()}
     progress("saving", 0, 0)
-    artifact.save(attachment, context.task, folder / "adaptation", provenance)
+    try:
+        artifact.save(attachment, context.task, folder / "adaptation", provenance)
+        if fit.trackers is not None:
+            fit.trackers.keep(folder / "adaptation")
+    finally:
+        if fit.trackers is not None:
+            fit.trackers.finish()
     artifact_writer.prune(folder, keep=0)
     cost = FitCost(
         train_seconds=fit.preparation.seconds + trained.seconds,

@@ -13,6 +13,7 @@ from pathlib import Path
 from tunewise.core.errors import DataError
 from tunewise.core.text import first_line, show
 from tunewise.data.columnar import read_arrow, read_excel, read_parquet
+from tunewise.data.file_formats import further_readers
 from tunewise.data.json_files import read_json, read_json_lines
 from tunewise.data.separated import read_separated
 from tunewise.data.table import Table, joined
@@ -30,6 +31,12 @@ _READERS = _TEXT_READERS | {f"{ending}.gz": reader for ending, reader in _TEXT_R
 _READERS |= {".parquet": read_parquet, ".arrow": read_arrow, ".xlsx": read_excel}
 
 
+def _reader_for(path: Path) -> Callable[[Path], Table | dict[str, Table]] | None:
+    """Return the reader for a file's ending, of tunewise's own or of a plug-in; None if there is none."""
+    ending = ending_of(path)
+    return _READERS.get(ending) or (further_readers(_READERS).get(ending) if ending else None)
+
+
 def ending_of(path: Path) -> str:
     """Return the ending that says what a file holds, such as ".jsonl" or ".jsonl.gz"."""
     return "".join(path.suffixes[-2:] if is_packed(path) else path.suffixes[-1:]).lower()
@@ -42,7 +49,7 @@ def stem_of(path: Path) -> str:
 
 def is_data_file(path: Path) -> bool:
     """Tell whether a path has the ending of a file that can be read."""
-    return ending_of(path) in _READERS
+    return _reader_for(path) is not None
 
 
 def read_splits(path: Path) -> dict[str, Table]:
@@ -54,12 +61,13 @@ def read_splits(path: Path) -> dict[str, Table]:
     Raises:
         DataError: the ending is unknown, or the file is empty, damaged, or not what its ending says.
     """
-    reader = _READERS.get(ending_of(path))
+    reader = _reader_for(path)
     if reader is None:
+        endings = [*_READERS, *further_readers(_READERS)]
         raise DataError(
             f'the ending "{show(ending_of(path))}" is not one that can be read',
             path=path,
-            remedy=f"save it as one of {' '.join(ending for ending in _READERS if not ending.endswith('.gz'))}",
+            remedy=f"save it as one of {' '.join(ending for ending in endings if not ending.endswith('.gz'))}",
         )
     if not path.is_file():
         raise DataError("not a regular file", path=path, remedy="give a file or a folder of files")

@@ -82,8 +82,8 @@ def export(
         model: where to load the base from, if not the name that the adaptation records.
         task: data whose prompts are compared; default: the shipped task that it was fitted on, else text that the
             model writes.
-        dtype: type of the stored weights; default: for a whole model that of the base's checkpoint, for what is read
-            on the base that of the loaded base.
+        dtype: type of the stored weights, also "q8_0" for gguf and ollama; default: for a whole model that of the
+            base's checkpoint, for what is read on the base that of the loaded base.
         error: for an approximation, the relative Frobenius error allowed to each weight's change.
         rank: for an approximation, its rank, whatever the error; 0: by `error`.
         settings: settings[technique][setting] that can still be changed after training (dylora's rank).
@@ -99,9 +99,9 @@ def export(
         SettingError: there is no such format or type, the folder is not empty, or no prompts are to be compared.
         TechniqueError: the format cannot express the technique; the message names those that can.
     """
-    format_named(to)
-    if dtype is not None and dtype not in DTYPES:
-        raise SettingError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
+    quantised = format_named(to).quantised
+    if dtype is not None and dtype not in (*DTYPES, *quantised):
+        raise SettingError(f'dtype "{dtype}" is not one of {", ".join((*DTYPES, *quantised))}')
     if not 0 <= error < 1 or rank < 0:
         raise SettingError(f"error is {error:g} and rank {rank}, but must be from 0 to below 1, and at least 0")
     if parity_prompts is not None and parity_prompts < 1:
@@ -118,8 +118,11 @@ def export(
             require_used(places or Places(), [loaded.attachment.recipe])
             provenance = facts_of(Path(path))
             chosen = format_for(to, loaded.attachment)
-            stored = DTYPES[dtype] if dtype else chosen.default_dtype(loaded_base)
-            exporting = _Export(loaded, provenance, chosen, stage, ExportOptions(stored, error, rank), progress)
+            if dtype in chosen.quantised:
+                options = ExportOptions(torch.float16, error, rank, dtype)
+            else:
+                options = ExportOptions(DTYPES[dtype] if dtype else chosen.default_dtype(loaded_base), error, rank)
+            exporting = _Export(loaded, provenance, chosen, stage, options, progress)
             return exporting.unproved() if parity_prompts is None else exporting.compared(task, parity_prompts)
         except Exception as full:  # of many types: each library that writes raises its own
             if not out_of_space(full):
@@ -217,7 +220,7 @@ class _Export:
             "schema": 1,
             "tunewise": __version__,
             "format": self.chosen.name,
-            "dtype": str(self.options.dtype).removeprefix("torch."),
+            "dtype": self.options.type_name,
             "adaptation": self.provenance.to_json(),
             "notes": [*written.notes, *notes],
             **written.figures,
@@ -233,11 +236,9 @@ class _Export:
         """Round the merged weights to the types that they are stored in; return those that this changes, by name."""
         rounded = {}
         for name, parameter in self.base.model.named_parameters():
-            dtype = self.chosen.stored_dtype(name, parameter, self.options)
-            if torch.promote_types(dtype, parameter.dtype) != dtype:
-                values = parameter.detach().to(dtype).to(parameter.dtype)
-                if not values.equal(parameter):
-                    rounded[name] = values
+            values = self.chosen.as_stored(self.base, name, self.options)
+            if not values.equal(parameter):
+                rounded[name] = values
         return rounded
 
     def _rounded(

@@ -11,7 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from tunewise.core.errors import SettingError, TechniqueError
+from tunewise.core.plug_ins import plug_ins, refuse_taken
 from tunewise.engine.configuration import path_of
 from tunewise.engine.model import DTYPES
 from tunewise.export.parity_record import FormatFigures
@@ -19,7 +22,6 @@ from tunewise.export.parity_record import FormatFigures
 _WIDELY_READ = ("merged", "peft")  # by transformers and what builds on it, without a further package
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from tunewise.adaptation.artifact import Adaptation
@@ -33,11 +35,19 @@ class ExportOptions:
     """How an export is written: the type of its weights, and how exact an approximation must be.
 
     `error` is the relative Frobenius error that each changed weight may have; a `rank` other than 0 is used instead.
+    `quantised` names a type of blocks with a scale each, such as "q8_0", for the weights that can have it; the others
+    are stored in `dtype`.
     """
 
     dtype: torch.dtype
     error: float = 0.01
     rank: int = 0
+    quantised: str = ""
+
+    @property
+    def type_name(self) -> str:
+        """Return the name of the weights' type, as `--dtype` takes it."""
+        return self.quantised or str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Format(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     on_base: ClassVar[bool] = False  # whether it is read on the base, which it does not hold
+    quantised: ClassVar[tuple[str, ...]] = ()  # what it can quantise weights to
 
     @abstractmethod
     def why_not(self, attachment: Attachment) -> str | None:
@@ -91,6 +102,12 @@ class Format(ABC):
         """Return the type that a whole model's tensor of this full name is stored in."""
         return options.dtype if tensor.is_floating_point() else tensor.dtype
 
+    def as_stored(self, base: Base, name: str, options: ExportOptions) -> Tensor:
+        """Return the values of a merged base's parameter after it was stored and read back, in its own type."""
+        tensor = base.model.get_parameter(name).detach()
+        dtype = self.stored_dtype(name, tensor, options)
+        return tensor if torch.promote_types(dtype, tensor.dtype) == dtype else tensor.to(dtype).to(tensor.dtype)
+
     @abstractmethod
     def read(self, folder: Path, base: Base) -> Reader:
         """Load the export back; the base is bare."""
@@ -119,14 +136,21 @@ def checkpoint_dtype(base: Base) -> torch.dtype:
 
 @cache
 def formats() -> dict[str, Format]:
-    """Return every format by name."""
+    """Return every format by name: those of this package, and those that plug-ins add.
+
+    Raises:
+        SettingError: a plug-in cannot be imported, or has the name of another format.
+    """
     package = importlib.import_module("tunewise.export.formats")
     modules = [
         importlib.import_module(module.name)
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
         if not module.name.rpartition(".")[2].startswith("_")
     ]
-    return {module.FORMAT.name: module.FORMAT for module in modules}
+    own = {module.FORMAT.name: module.FORMAT for module in modules}
+    further = plug_ins("tunewise.export_formats", Format)  # type: ignore[type-abstract]
+    refuse_taken([each.name for each in further], "the export format", set(own))
+    return own | {each.name: each for each in further}
 
 
 def format_named(name: str) -> Format:
@@ -173,13 +197,3 @@ def not_in_weights(attachment: Attachment) -> str | None:
     if all(part.recipe.sides <= {"prompt"} for part in parts):
         return f"{names} changes the prompt and no weight"
     return f"{names} adds to the model what its weights cannot hold"
-
-
-def require_package(package: str, extra: str) -> None:
-    """Refuse a format whose package is not installed.
-
-    Raises:
-        SettingError: names the extra of tunewise that installs it.
-    """
-    if importlib.util.find_spec(package) is None:
-        raise SettingError(f"this format needs {package}, which is not installed: pip install 'tunewise[{extra}]'")

@@ -12,13 +12,14 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tunewise.core.errors import SettingError
 from tunewise.core.numbers import final_number
+from tunewise.core.plug_ins import plug_ins, refuse_taken
 from tunewise.core.progress import Progress, silent
 from tunewise.core.text import show
 from tunewise.fitting import judge
@@ -204,6 +205,17 @@ def macro_f1(predictions: Sequence[str], answers: Sequence[str], labels: Sequenc
     return float(f1_score(answers, predictions, labels=list(labels), average="macro", zero_division=0))
 
 
+def all_metrics() -> dict[str, Metric]:
+    """Return every metric by name: tunewise's own, and those that entry points in `tunewise.metrics` add.
+
+    Raises:
+        SettingError: a plug-in cannot be imported, or has the name of another metric.
+    """
+    further = plug_ins("tunewise.metrics", Metric)
+    refuse_taken([metric.name for metric in further], "the metric", {*METRICS, judge.METRIC})
+    return METRICS | {metric.name: metric for metric in further}
+
+
 def find(name: str) -> Metric:
     """Return the metric of this name, or the user's own `path.py:function`, called as f(prediction, references).
 
@@ -212,6 +224,8 @@ def find(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
+    if name in (metrics := all_metrics()):
+        return _guarded(metrics[name])
     if name == judge.METRIC:
         raise SettingError(
             "a judge is a model at an endpoint: eval, compare and interpolate take --judge-url and --judge-model"
@@ -221,7 +235,7 @@ def find(name: str) -> Metric:
     path, _, function = name.rpartition(":")
     if not path.endswith(".py"):
         raise SettingError(
-            f'there is no metric "{name}"; there are {", ".join([*METRICS, judge.METRIC])}, or your own '
+            f'there is no metric "{name}"; there are {", ".join([*metrics, judge.METRIC])}, or your own '
             "path.py:function"
         )
     if not Path(path).is_file():
@@ -241,14 +255,25 @@ def _user_metric(path: str, function: str) -> Callable[[str, Sequence[str]], flo
     metric: Any = getattr(module, function, None)
     if not callable(metric):
         raise SettingError(f'{path}: has no function "{function}"; define {function}(prediction, references)')
+    return _checked(f"{path}:{function}", metric)
+
+
+@cache
+def _guarded(metric: Metric) -> Metric:
+    """Return a plug-in's metric whose faults become sentences."""
+    return replace(metric, score=_checked(f"the metric {metric.name}", metric.score))
+
+
+def _checked(name: str, metric: Callable[[str, Sequence[str]], Any]) -> Callable[[str, Sequence[str]], float]:
+    """Return a function of another's code that returns a finite number or raises `SettingError`."""
 
     def checked(prediction: str, references: Sequence[str]) -> float:
         try:
             value = float(metric(prediction, list(references)))
         except Exception as error:
-            raise SettingError(f"{path}:{function} failed on {prediction[:80]!r}: {error!r}") from error
+            raise SettingError(f"{name} failed on {prediction[:80]!r}: {error!r}") from error
         if not math.isfinite(value):
-            raise SettingError(f"{path}:{function} returned {value} for {prediction[:80]!r}; return a finite number")
+            raise SettingError(f"{name} returned {value} for {prediction[:80]!r}; return a finite number")
         return value
 
     return checked

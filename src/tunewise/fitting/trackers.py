@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunewise.core.errors import SettingError
+from tunewise.core.text import first_line
 
 PROJECT = "tunewise"
+_log = logging.getLogger("tunewise")
 
 # The keyword that names a run in each service, after the project; None: TensorBoard takes the run's name alone.
 _RUN_KEYWORD = {"tensorboard": None, "wandb": "name", "mlflow": "run_name", "trackio": "name"}
@@ -37,6 +40,7 @@ class Trackers:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         classes = {str(getattr(kind, "value", kind)): tracker for kind, tracker in LOGGER_TYPE_TO_CLASS.items()}
+        self._names, self._run = tuple(names), run
         self._trackers: list[Any] = []
         for name in names:
             keyword, make = _RUN_KEYWORD[name], classes[name]
@@ -49,6 +53,20 @@ class Trackers:
         """Send the values of one step."""
         for tracker in self._trackers:
             tracker.log(dict(values), step=step)
+
+    def keep(self, folder: Path) -> None:
+        """Keep a folder as an artifact of the run, at the services that have artifacts here: MLflow and Trackio.
+
+        One that fails is told in a warning: what was trained is on disk, and only its copy is missing.
+        """
+        for name, tracker in zip(self._names, self._trackers, strict=True):
+            try:
+                if name == "mlflow":
+                    tracker.log_artifacts(str(folder), folder.name)
+                elif name == "trackio":
+                    tracker.tracker.log_artifact(str(folder), name=self._run, type="model")
+            except Exception as error:  # of whatever kind the service's client raises
+                _log.warning("%s: could not be kept at %s (%s)", folder, name, first_line(error))
 
     def finish(self) -> None:
         """Close the runs at all services."""

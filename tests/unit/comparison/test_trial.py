@@ -267,6 +267,14 @@ def test_trackers_are_closed_where_training_fails(context, tmp_path, monkeypatch
     assert run(trial_of(), context, tmp_path, finish=True).status == "failed" and closed == [1]
 
 
+def test_the_adaptation_is_kept_by_the_trackers_before_they_close(context, tmp_path, monkeypatch):
+    events = []
+    kept = lambda self, folder: events.append((folder / "adaptation.json").is_file())  # noqa: E731
+    monkeypatch.setattr("tunewise.fitting.trackers.Trackers.keep", kept)
+    monkeypatch.setattr("tunewise.fitting.trackers.Trackers.finish", lambda self: events.append("closed"))
+    assert run(trial_of(), context, tmp_path, finish=True).status == "ok" and events == [True, "closed"]
+
+
 def test_costs_say_what_can_be_done_with_it(context, tmp_path):
     facts = {}
     for name in ("base", "full", "lora", "prompt_tuning"):

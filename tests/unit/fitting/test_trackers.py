@@ -30,6 +30,37 @@ def test_services_that_are_not_known_or_not_installed(monkeypatch):
         check(["wandb"])
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
+def test_an_adaptation_is_kept_where_there_are_artifacts(monkeypatch, tmp_path, caplog, name):
+    """Stand-ins of the trackers, with the calls that accelerate's and Trackio's own have."""
+    calls = []
+
+    class Fake:
+        def __init__(self, project, **keywords):
+            self.tracker = self
+
+        start = store_init_configuration = log = finish = lambda self, *given, **more: None
+
+        def log_artifacts(self, local_dir, artifact_path=None):
+            calls.append((local_dir, artifact_path))
+
+        def log_artifact(self, artifact_or_path, name=None, type=None):
+            calls.append((artifact_or_path, name, type))
+
+    import accelerate.tracking
+
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, name, Fake)
+    folder = tmp_path / "adaptation"
+    Trackers([name], tmp_path, "lora-seed0", {}).keep(folder)
+    expected = {"mlflow": [(str(folder), "adaptation")], "trackio": [(str(folder), "lora-seed0", "model")]}
+    assert calls == expected.get(name, [])
+    fails = lambda self, *given, **more: (_ for _ in ()).throw(ConnectionError("no server"))  # noqa: E731
+    monkeypatch.setattr(Fake, "log_artifacts", fails)
+    monkeypatch.setattr(Fake, "log_artifact", fails)
+    Trackers([name], tmp_path, "lora-seed0", {}).keep(folder)
+    assert [name in line and "no server" in line for line in caplog.messages] == [True] * (name in expected)
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_each_service_gets_one_run_a_trial(monkeypatch, tmp_path, name):
     calls = []

@@ -64,7 +64,10 @@ def export(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Type of the stored weights: float32, bfloat16, float16; default: the checkpoint's."),
+        typer.Option(
+            help="Type of the stored weights: float32, bfloat16, float16, for gguf and ollama also q8_0; default: the "
+            "checkpoint's."
+        ),
     ] = None,
     error: Annotated[float, typer.Option(help="For lora: largest relative error of each weight's change.")] = 0.01,
     rank: Annotated[int, typer.Option(help="For lora: the rank, whatever the error is; 0: chosen by --error.")] = 0,

@@ -1,8 +1,11 @@
-"""One GGUF file, for llama.cpp and what is built on it: weights, hyper-parameters and tokenizer, nothing quantised.
+"""One GGUF file, for llama.cpp and what is built on it: weights, hyper-parameters and tokenizer.
 
 Names of tensors are those of the `gguf` package. Architectures whose rotary pairs llama.cpp expects interleaved have
 the rows of queries and keys reordered; weights that are stored (in, out) are transposed. What the file cannot express,
 such as scaled rotary positions or a sliding window, is refused. It is read back by the reader of transformers.
+
+With `q8_0`, matrices are stored as blocks of 32 integers of eight bits with a scale each, as llama.cpp does it; norms,
+biases and position embeddings stay in float32, and matrices whose rows are no multiple of 32 are stored in float16.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import torch
 from torch import Tensor
 
 from tunewise.core.errors import TechniqueError
+from tunewise.core.extras import require
 from tunewise.engine.anatomy import is_transposed
-from tunewise.export.format import ExportOptions, Format, Written, not_in_weights, require_package
+from tunewise.export.format import ExportOptions, Format, Written, not_in_weights
 from tunewise.export.formats._gguf_tokens import add_tokens, vocabulary
 from tunewise.export.readers import CausalReader, Reader
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 FILE = "model.gguf"
 _POSITION_EMBEDDINGS = "wpe.weight"  # GPT-2's; the other models' positions are rotary
+_BLOCK = 32  # weights that share a scale
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -61,6 +66,7 @@ _FAMILIES = {
     "qwen3": _Family("qwen3", "silu", required=(("attention_bias", False),)),
     "gpt2": _Family("gpt2", "gelu_new", required=_GPT2_SETTINGS),
 }
+_NOT_IN_LLAMA_CPP = ("opt", "gpt_neo")  # it has no architecture for them
 
 
 class GgufFormat(Format):
@@ -68,6 +74,7 @@ class GgufFormat(Format):
 
     name = "gguf"
     summary = "one GGUF file, for llama.cpp and programs built on it"
+    quantised = ("q8_0",)
 
     def why_not(self, attachment: Attachment) -> str | None:
         """Refuse what does not merge, and models that the file cannot describe."""
@@ -78,7 +85,7 @@ class GgufFormat(Format):
 
     def write(self, loaded: Adaptation, folder: Path, options: ExportOptions) -> Written:
         """Merge, and write the merged model."""
-        require_package("gguf", "gguf")
+        require("the format gguf", "gguf")
         base = loaded.attachment.base
         model: Any = loaded.attachment.merge()
         if problem := _model_problem(model.config):  # merging can add what the base does not have
@@ -94,6 +101,26 @@ class GgufFormat(Format):
         # Everything else that is no half-precision type is written in float32.
         half = options.dtype in (torch.float16, torch.bfloat16)
         return options.dtype if half and not in_float32 else torch.float32
+
+    def kind_of(self, name: str, values: Tensor, options: ExportOptions) -> str:
+        """Return GGUF's name of the type of a tensor, whose `values` are as they stand in the file."""
+        in_blocks = values.dim() == 2 and values.shape[-1] % _BLOCK == 0 and not name.endswith(_POSITION_EMBEDDINGS)
+        if options.quantised and in_blocks:
+            return options.quantised.upper()
+        return _TYPES[self.stored_dtype(name, values, options)]
+
+    def as_stored(self, base: Base, name: str, options: ExportOptions) -> Tensor:
+        """Round as the file does: blocks lie along the rows of the file, which are a transposed weight's columns."""
+        if not options.quantised:
+            return super().as_stored(base, name, options)
+        import gguf
+
+        tensor, transposed = base.model.get_parameter(name).detach(), _is_transposed(base, name)
+        values = (tensor.T if transposed else tensor).cpu().float().contiguous()
+        kind = gguf.GGMLQuantizationType[self.kind_of(name, values, options)]
+        stored = gguf.quants.dequantize(gguf.quants.quantize(values.numpy(), kind), kind)
+        rounded = torch.from_numpy(stored.copy()).view(values.shape)
+        return (rounded.T if transposed else rounded).to(tensor)
 
     def read(self, folder: Path, base: Base) -> Reader:
         """Read with transformers, and pass on the two sizes that it does not take from the file itself."""
@@ -113,6 +140,8 @@ class GgufFormat(Format):
 def _model_problem(config: Any) -> str | None:
     """Return why GGUF cannot express a model of this configuration, or None."""
     family = _FAMILIES.get(config.model_type)
+    if config.model_type in _NOT_IN_LLAMA_CPP:
+        return f"llama.cpp does not run models of type {config.model_type}"
     if family is None:
         return f"models of type {config.model_type} are not supported, only {', '.join(_FAMILIES)}"
     activation = getattr(config, "hidden_act", None) or config.activation_function
@@ -150,19 +179,23 @@ def write_file(chosen: GgufFormat, model: PreTrainedModel, base: Base, path: Pat
         gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
             raise TechniqueError(f"the model cannot be exported to gguf: there is no name for {name}; use merged")
-        module, attribute = base.anatomy.owner(name)
         values = parameter.detach().cpu().float()
-        if attribute == "weight" and is_transposed(module):
+        if _is_transposed(base, name):
             values = values.T
         for part, count in (("attn_q.", heads), ("attn_k.", groups)):
             if family.interleaved and part in gguf_name:
                 values = _interleaved(values, count)
-        kind = gguf.GGMLQuantizationType[_TYPES[chosen.stored_dtype(name, parameter, options)]]
+        kind = gguf.GGMLQuantizationType[chosen.kind_of(name, values, options)]
         writer.add_tensor(gguf_name, gguf.quants.quantize(values.contiguous().numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _is_transposed(base: Base, name: str) -> bool:
+    module, attribute = base.anatomy.owner(name)
+    return attribute == "weight" and is_transposed(module)
 
 
 def _interleaved(weight: Tensor, heads: int) -> Tensor:
@@ -184,7 +217,10 @@ def _add_settings(writer: Any, base: Base, config: Any, options: ExportOptions) 
     writer.add_head_count(heads)
     writer.add_vocab_size(base.anatomy.vocabulary)
     file_type = {torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}.get(options.dtype, "ALL_F32")
+    file_type = f"MOSTLY_{options.quantised.upper()}" if options.quantised else file_type
     writer.add_file_type(gguf.LlamaFileType[file_type])
+    if options.quantised:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if not base.anatomy.rotary:
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
         return
