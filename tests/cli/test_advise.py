@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from tunewise.advice.atlas import records
+from tunewise.techniques.registry import all_techniques
 
 
 @pytest.fixture(autouse=True)
@@ -15,8 +16,20 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def advise_words(model, labels):
+def bare_words(model, labels):
     return ["advise", "--model", model, "--data", labels]
+
+
+@pytest.fixture
+def advise_words(bare_words, tmp_path):
+    """With a plan from a file, because making one takes long."""
+    rows = [
+        {"technique": name, "verdict": "fits", "artifact_bytes": 1000 + place, "request": {"prompt_tokens": 20.0}}
+        for place, name in enumerate(all_techniques())
+    ]
+    plan = tmp_path / "every.json"
+    plan.write_text(json.dumps({"rows": rows}))
+    return [*bare_words, "--plan", plan]
 
 
 def test_advice_is_shown_and_is_the_same_in_json(run, advise_words):
@@ -42,12 +55,23 @@ def test_documents_that_change_are_for_rag(run, advise_words, tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "one.txt").write_text("the old cat is small")
     advice = run(*advise_words, "--json", "--knowledge", tmp_path / "documents", "--documents-change").json()
-    assert advice["advised"] == "rag"
+    assert advice["advised"] in ("rag", "rag+lora")
+    assert {row["technique"] for row in advice["rows"] if row["verdict"] != "out"} == {"rag", "rag+lora"}
     assert advice["features"]["in_documents"] == 1.0
 
 
-def test_a_plan_from_a_file_decides_what_fits(run, advise_words, refused, tmp_path):
-    plan = tmp_path / "plan.json"
+@pytest.mark.slow
+def test_advice_plans_every_technique(run, bare_words):
+    advice = run(*bare_words, "--json").json()
+    planned = [row for row in advice["rows"] if row["verdict"] != "out"]
+    assert all(row["artifact_bytes"] > 0 and row["prompt_tokens"] > 0 for row in planned)
+    assert {row["technique"] for row in advice["plan"]} == {*all_techniques()}
+    page = run(*bare_words, "--memory", "1GB", "--time", "1d")
+    assert "memory" in page.out and page.code == 0
+
+
+def test_a_plan_from_a_file_decides_what_fits(run, bare_words, refused, tmp_path):
+    advise_words, plan = bare_words, tmp_path / "plan.json"
     rows = [
         {"technique": "full", "verdict": "does not fit", "reason": "it takes 12 GB", "memory": {"peak": 12e9}},
         {"technique": "lora", "verdict": "fits", "reason": None, "memory": {"peak": 3e9}, "time": {"seconds": 60.0}},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tunewise.advice.atlas.records import all_records
@@ -108,25 +108,35 @@ class Evidence:
 
     def nearest_records(self, features: Features) -> list[tuple[Record, float]]:
         """Return the recorded comparisons with their similarity to a situation, nearest first."""
-        pairs = (
-            (record, self.recommender.similarity(record.features.features().conditions, features.conditions))
-            for record in self.records.values()
-        )
-        return sorted(pairs, key=lambda pair: -pair[1])
+        records = list(self.records.values())
+        if not records:
+            return []
+        conditions = [record.features.features().conditions for record in records]
+        similarities = self.recommender.similarities(conditions, features.conditions)
+        return sorted(zip(records, similarities, strict=True), key=lambda pair: -pair[1])
 
-    def quoted(self, candidate: str, features: Features) -> list[Quoted]:
-        """Return the observed gains of a candidate, the most similar first; for a composition, of those like it too."""
-        name = observed_name(candidate, reading=features.searchable)
-        found = list[Quoted]()
-        for observed, similarity in self.recommender.neighbours(features.conditions):
+    def quotable(self, features: Features) -> dict[str, tuple[Quoted, ...]]:
+        """Return what was observed of each candidate, most similar first; of compositions, also of those like it."""
+        neighbours = self.recommender.neighbours(features.conditions)
+        return {
+            candidate: tuple(self._quoted(observed_name(candidate, reading=features.searchable), neighbours))
+            for candidate in self.candidates
+        }
+
+    def _quoted(self, name: str, neighbours: Sequence[tuple[ObservedGains, float]]) -> Iterator[Quoted]:
+        alike = self._compositions_like(name) if "+" in name else {}
+        for observed, similarity in neighbours:
             if name in observed.gains:
-                found.append(Quoted(observed, name, similarity, same=True))
-            elif "+" in name:
-                others = [other for other in observed.gains if "+" in other]
-                alike = likeness((name, *others), self.recommender.variances.family)[0, 1:]
-                if others and alike.max() >= _KIN:
-                    found.append(Quoted(observed, others[int(alike.argmax())], similarity, same=False))
-        return found
+                yield Quoted(observed, name, similarity, same=True)
+                continue
+            others = [other for other in observed.gains if alike.get(other, 0.0) >= _KIN]
+            if others:
+                yield Quoted(observed, max(others, key=alike.__getitem__), similarity, same=False)
+
+    def _compositions_like(self, name: str) -> dict[str, float]:
+        names = sorted({other for gains in self.recommender.observed for other in gains.gains if "+" in other})
+        row = likeness((name, *names), self.recommender.variances.family)[0, 1:]
+        return dict(zip(names, row.tolist(), strict=True))
 
     def is_recorded(self, technique: str) -> bool:
         """Tell whether a record has a technique."""

@@ -83,7 +83,7 @@ def forecasts(evidence: Evidence, situation: Situation) -> dict[str, Forecast]:
     """
     features = situation.features
     belief = evidence.predict(features)
-    records = evidence.nearest_records(features)
+    records, quotable = evidence.nearest_records(features), evidence.quotable(features)
     result = {}
     for name, candidate in evidence.candidates.items():
         rows, plan = _rows_of(name, records), situation.plan.get(name)
@@ -106,7 +106,7 @@ def forecasts(evidence: Evidence, situation: Situation) -> dict[str, Forecast]:
             swappable=evidence.is_swappable(name),
             turned_down=evidence.refused.get(name),
             capacity=_capacity(features, plan) if candidate.trains else None,
-            quoted=tuple(evidence.quoted(name, features)),
+            quoted=quotable[name],
             plan=plan,
         )
     return result

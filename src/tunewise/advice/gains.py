@@ -9,15 +9,15 @@ learns from its parts.
 **As equations.** The gain of technique t under the conditions x = (s, n, k), the logarithms to base 10 of the model's
 parameters and of the training examples, and the kind of task, is
 
-    g_t(x) = m + f_t(x) + rest                       Cov(f_t(x), f_u(x')) = L_tu R(x, x')
-    R(x, x') = v_overall + r(s) (v_size + v_kind [k = k'] + v_data exp(-|n - n'| / l_data)) + v_model [same model]
+    g_t(x) = m + f_t(x) + rest       Cov(f_t(x), f_u(x')) = L_tu S(x, x') + [t = u] v_model [same model]
+    S(x, x') = v_overall + r(s) (v_size + v_kind [k = k'] + v_data exp(-|n - n'| / l_data))
     r(s) = exp(-|s - s'| / l_size)                   L_tu = z_t . z_u
 
     in the code
     v_..., l_...  Variances           variances of the parts, and the distances at which a third of them is left
-    R             relation            covariance of one technique's gains under two sets of conditions
+    S + v_model   relation            covariance of one technique's gains under two sets of conditions
     L             likeness            1 for the same technique, `family` for two of the same family, else 0
-    z_t           _vectors            unit vector with an entry for each part's name and one for its family
+    z_t           _vector             unit vector with entries for each part's name and for its family
     rest          Variances.rest      variance that nothing explains
     noise         errors              of each observed gain, and `common_error` of all gains of one comparison
 
@@ -38,7 +38,7 @@ of 0.1. What will it gain with a model of a hundred times the size, all else equ
 >>> recommender = Recommender((seen,), variances)
 >>> large = Conditions(1e8, 1000, "short answers")
 
-1. The relation. The sizes are 2 decades apart: R = 0.02 + exp(-2 / 2) 0.06 = 0.042, and under the same conditions 0.08.
+1. The relation. The sizes are 2 decades apart: S = 0.02 + exp(-2 / 2) 0.06 = 0.042, and under the same conditions 0.08.
 
 >>> round(recommender.relation(small, large), 3)
 0.042
@@ -112,7 +112,7 @@ class Variances(JsonRecord):
 
     @property
     def total(self) -> float:
-        """Return R(x, x): the variance of what is explained."""
+        """Return the variance of what is explained."""
         return self.overall + self.size + self.kind + self.data + self.model
 
 
@@ -180,17 +180,24 @@ class Recommender:
     variances: Variances
 
     def relation(self, one: Conditions, other: Conditions) -> float:
-        """Return R(x, x')."""
+        """Return the covariance of one technique's gains under two sets of conditions."""
         return float(self._relations([one], [other])[0, 0])
 
     def similarity(self, one: Conditions, other: Conditions) -> float:
-        """Return R(x, x') / R(x, x): 1 under the same conditions, and 0 if what holds here says nothing there."""
+        """Return the relation, divided by that of equal conditions: 0 if what holds here says nothing there."""
         return self.relation(one, other) / max(self.variances.total, 1e-12)
+
+    def similarities(self, some: Sequence[Conditions], conditions: Conditions) -> list[float]:
+        """Return the similarity of each of some conditions to others."""
+        relations = self._relations(some, [conditions])[:, 0] / max(self.variances.total, 1e-12)
+        return [float(value) for value in relations]
 
     def neighbours(self, conditions: Conditions) -> list[tuple[ObservedGains, float]]:
         """Return the observed comparisons with the similarity of their conditions, most similar first."""
-        relations = self._relations([gains.conditions for gains in self.observed], [conditions])[:, 0]
-        pairs = zip(self.observed, (relations / max(self.variances.total, 1e-12)).tolist(), strict=True)
+        if not self.observed:
+            return []
+        similarities = self.similarities([gains.conditions for gains in self.observed], conditions)
+        pairs = zip(self.observed, similarities, strict=True)
         return sorted(pairs, key=lambda pair: -pair[1])
 
     def predict(
@@ -207,12 +214,16 @@ class Recommender:
 
         known, count = self._techniques, len(self._techniques)
         between = likeness((*known, *techniques), self.variances.family)
+        same = np.array([[one == other for other in known] for one in techniques])  # (techniques, known)
         mean = np.full(len(techniques), self.variances.mean)
-        covariance = between[count:, count:] * self.variances.total + self.variances.rest * np.eye(len(techniques))
+        alone = self.variances.model + self.variances.rest
+        shared = self.variances.total - self.variances.model
+        covariance = between[count:, count:] * shared + alone * np.eye(len(techniques))
         if self.observed:
             comparisons, columns, _ = self._points
-            relations = self._relations([gains.conditions for gains in self.observed], [conditions])[:, 0]
-            cross = between[count:][:, columns] * relations[comparisons]  # (techniques, N)
+            parts = relation_parts(self.variances, [gains.conditions for gains in self.observed], [conditions])
+            of_model, shared_with = parts["model"][comparisons, 0], shared_part(parts)[comparisons, 0]  # (N,)
+            cross = between[count:][:, columns] * shared_with + same[:, columns] * of_model  # (techniques, N)
             factor, solved = self._solved
             whitened = solve_triangular(factor, cross.T, lower=True)  # (N, techniques)
             mean, covariance = mean + cross @ solved, covariance - whitened.T @ whitened
@@ -222,8 +233,9 @@ class Recommender:
         """Return the covariance of the observed gains, with their noise, (N, N)."""
         comparisons, columns, noise = self._points
         conditions = [gains.conditions for gains in self.observed]
-        explained = self._relations(conditions, conditions)[np.ix_(comparisons, comparisons)]
-        explained = explained * likeness(self._techniques, self.variances.family)[np.ix_(columns, columns)]
+        parts, pairs = relation_parts(self.variances, conditions, conditions), np.ix_(comparisons, comparisons)
+        explained = shared_part(parts)[pairs] * likeness(self._techniques, self.variances.family)[columns][:, columns]
+        explained += parts["model"][pairs] * (columns[:, None] == columns)
         common = np.array([gains.common_error for gains in self.observed])[comparisons] ** 2
         same = comparisons[:, None] == comparisons
         covariance: np.ndarray = explained + same * common + np.diag(self.variances.rest + noise)
@@ -259,14 +271,15 @@ class Recommender:
         return factor, cho_solve((factor, True), self.residuals)
 
     def _relations(self, some: Sequence[Conditions], others: Sequence[Conditions]) -> np.ndarray:
-        """Return R for each pair, (some, others)."""
-        return sum(part for part in relation_parts(self.variances, some, others).values())  # type: ignore[return-value]
+        """Return the relation of each pair, (some, others)."""
+        parts = relation_parts(self.variances, some, others)
+        return shared_part(parts) + parts["model"]
 
 
 def relation_parts(
     variances: Variances, some: Sequence[Conditions], others: Sequence[Conditions]
 ) -> Mapping[str, np.ndarray]:
-    """Return the terms of R for each pair of conditions by the name of their variance, each (some, others)."""
+    """Return the parts of the relation of each pair of conditions by their variances' names, each (some, others)."""
 
     def apart(of: str) -> np.ndarray:
         one, other = (np.log10([getattr(each, of) for each in group]) for group in (some, others))
@@ -283,6 +296,12 @@ def relation_parts(
         "data": variances.data * near * np.exp(-apart("train") / variances.data_reach),
         "model": variances.model * np.exp(-sizes / _SAME_MODEL),
     }
+
+
+def shared_part(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return S: the sum of the parts that techniques like one another share."""
+    shared: np.ndarray = parts["overall"] + parts["size"] + parts["kind"] + parts["data"]
+    return shared
 
 
 def likeness(names: Sequence[str], family: float) -> np.ndarray:

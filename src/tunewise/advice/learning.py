@@ -15,11 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import numpy as np
 
-from tunewise.advice.gains import Recommender, Variances, likeness, relation_parts
+from tunewise.advice.gains import Recommender, Variances, likeness, relation_parts, shared_part
 from tunewise.advice.observations import ObservedGains
 
 START = Variances(
@@ -110,7 +109,7 @@ def _variances(theta: np.ndarray) -> Variances:
     values = dict(zip(_NAMES, theta.tolist(), strict=True))
     logarithmic = {name: math.exp(values[name]) for name in _LOGARITHMIC}
     family = 1 / (1 + math.exp(-values["family"]))
-    return Variances(**cast("dict[str, Any]", logarithmic), family=family, mean=values["mean"], width=1.0)
+    return Variances(**logarithmic, family=family, mean=values["mean"], width=1.0)
 
 
 def _cost(theta: np.ndarray, observed: tuple[ObservedGains, ...]) -> tuple[float, np.ndarray]:
@@ -137,25 +136,25 @@ def _slopes(recommender: Recommender, weights: np.ndarray) -> list[float]:
     alike = likeness(recommender._techniques, variances.family)[np.ix_(columns, columns)]  # (N, N)
     grouping = np.zeros((len(conditions), len(comparisons)))
     grouping[comparisons, np.arange(len(comparisons))] = 1.0
-    summed = grouping @ (weights * alike) @ grouping.T  # (C, C): what a change of R counts
+    same = columns[:, None] == columns
+    shared, alone = (grouping @ (weights * each) @ grouping.T for each in (alike, same))  # (C, C)
 
     def parts(changed: Variances) -> dict[str, np.ndarray]:
         return dict(relation_parts(changed, conditions, conditions))
 
     now, slopes = parts(variances), list[float]()
-    related = sum(now.values())
     for name in _LOGARITHMIC:
-        if name in now:
-            change = now[name]
-        elif name == "rest":
+        if name == "rest":
             slopes.append(0.5 * variances.rest * float(weights.trace()))
             continue
+        if name in now:
+            change = now[name]
         else:
             farther = replace(variances, **{name: getattr(variances, name) * math.exp(_STEP)})
-            change = np.asarray((sum(parts(farther).values()) - related) / _STEP)
-        slopes.append(0.5 * float((summed * change).sum()))
+            change = (shared_part(parts(farther)) - shared_part(now)) / _STEP
+        slopes.append(0.5 * float(((alone if name == "model" else shared) * change).sum()))
     odds = math.log(variances.family / (1 - variances.family)) + _STEP
     closer = likeness(recommender._techniques, 1 / (1 + math.exp(-odds)))[np.ix_(columns, columns)]
-    spread_out = np.asarray(related)[np.ix_(comparisons, comparisons)]
+    spread_out = shared_part(now)[np.ix_(comparisons, comparisons)]
     slopes.append(0.5 * float((weights * spread_out * (closer - alike)).sum()) / _STEP)
     return slopes

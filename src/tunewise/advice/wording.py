@@ -225,10 +225,6 @@ def changed(change: Change, now: Ranking, then: Ranking) -> Sentence:
 
 
 def _source(ranking: Ranking, about: Forecast | None) -> Link:
-    """Link to the nearest comparison behind a technique's forecast; to the technique itself if none has it."""
-    forecast = ranking.forecasts[about.technique] if about is not None else next(iter(ranking.forecasts.values()))
-    name = forecast.technique
-    nearest = next((quoted for quoted in forecast.quoted if quoted.same), None)
-    if about is None or nearest is None:
-        return Link("technique", name, "name", name, "")
-    return Link(nearest.observed.kind, nearest.observed.ref, "similarity", nearest.similarity, "")
+    """Link to the technique that a sentence is about; to the first candidate if it is about none."""
+    name = about.technique if about is not None else next(iter(ranking.forecasts))
+    return Link("technique", name, "name", name, "")

@@ -122,10 +122,11 @@ def test_the_first_three_lines_say_what_to_do_why_and_what_would_change_it(plann
 
 
 def test_what_the_evidence_cannot_order_is_ordered_by_cost_and_the_words_say_so(planned):
-    ranking = rank(planned, Situation.planned(SEVEN, Question(), plan))
-    assert len(ranking.tied) > 1 and ranking.order[0] == "lora" and "full" in ranking.tied
-    because = advise(planned, SEVEN, Question())["summary"][1]["text"]
-    assert "the evidence cannot order it and full" in because and "16 MB to keep, and 27 GB for full" in because
+    two = {name: planned.candidates[name] for name in ("full", "lora")}
+    advice = advise(replace(planned, candidates=two), SEVEN, Question())
+    because = advice["summary"][1]["text"]
+    assert advice["advised"] == "lora" and "the evidence cannot order it and full" in because
+    assert "16 MB to keep, and 27 GB for full" in because
 
 
 @pytest.mark.parametrize("features", [SEVEN, FAR, shipped()["world.reviews"].features.features()])
@@ -317,7 +318,7 @@ def test_sizes_and_requests_are_those_of_a_plan():
     advice = draw_up_advice(base, task, recipes=recipes, examples=80.0)
     for each in planner_for(base, task, recipes, 80.0)(None):
         forecast = next(row.forecast for row in advice.rows if row.forecast.technique == each.technique)
-        assert forecast.plan.peak == each.peak > 0
+        assert forecast.plan.peak == pytest.approx(each.peak, rel=0.02)
         assert (forecast.artifact_bytes, forecast.prompt_tokens) == (each.artifact_bytes, each.prompt_tokens)
     lora = next(row.forecast for row in advice.rows if row.forecast.technique == "lora")
     with fresh(base, "lora") as attachment:
