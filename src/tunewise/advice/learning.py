@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def _theta(variances: Variances) -> np.ndarray:
 
 def _variances(theta: np.ndarray) -> Variances:
     values = dict(zip(_NAMES, theta.tolist(), strict=True))
-    logarithmic = {name: math.exp(values[name]) for name in _LOGARITHMIC}
+    logarithmic: dict[str, Any] = {name: math.exp(values[name]) for name in _LOGARITHMIC}
     family = 1 / (1 + math.exp(-values["family"]))
     return Variances(**logarithmic, family=family, mean=values["mean"], width=1.0)
 
