@@ -87,6 +87,8 @@ def test_commands_parse(path, work, monkeypatch):
     subcommands, parent = command.commands, command.make_context("tunewise", [], resilient_parsing=True)
     lines = re.findall(r"uv run tunewise (.+)", path.read_text("utf-8"))
     for words in [*commands(path), *map(shlex.split, lines)]:
+        if "--config" in words and not Path(words[words.index("--config") + 1]).exists():
+            continue  # an earlier command of the page writes it: see `test_commands_run`
         context = subcommands[words[0]].make_context(words[0], words[1:], parent=parent)
         if words[0] == "import":  # the commands after it read what it writes
             subcommands["import"].invoke(context)
