@@ -23,7 +23,7 @@ from tunewise.core.errors import ArtifactError
 
 @contextmanager
 def refused(match: str | None = None) -> Iterator[None]:
-    start = time.monotonic()
+    start = time.process_time()
     tracemalloc.start()
     try:
         with pytest.raises(ArtifactError, match=match) as caught:
@@ -31,7 +31,7 @@ def refused(match: str | None = None) -> Iterator[None]:
         assert tracemalloc.get_traced_memory()[1] < 100 << 20
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
 
 
