@@ -146,6 +146,10 @@ def test_whatever_an_interruption_turns_into_it_is_one(monkeypatch, capsys, turn
 
     monkeypatch.setattr(sys, "argv", ["tunewise", "fit", "lora"])
     monkeypatch.setattr(main, "app", app)
-    with pytest.raises(SystemExit) as end:
-        main.main()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in the background of a shell
+    try:
+        with pytest.raises(SystemExit) as end:
+            main.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert end.value.code == 130 and capsys.readouterr().err == "interrupted; to continue: tunewise fit lora --resume\n"
