@@ -220,7 +220,9 @@ def main() -> None:
     parts = {"variances": variances(learned()), "measured": tables(result)}
     page = PAGE.read_text("utf-8")
     for name, text in parts.items():
-        page = re.sub(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", lambda _, text=text: text, page, flags=re.S)
+        page = re.sub(
+            rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", lambda _, text=text: text, page, count=1, flags=re.S
+        )
     PAGE.write_text(page, "utf-8")
     print(*parts.values())
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
