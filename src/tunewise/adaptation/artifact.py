@@ -102,7 +102,7 @@ def _same_tensors(state: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> 
 
 
 def _identity(tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    raw: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return str(tensor.dtype), tuple(tensor.shape), hashlib.sha256(raw).hexdigest()
 
 

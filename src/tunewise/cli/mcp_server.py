@@ -76,7 +76,7 @@ def options_of(function: Callable[..., None]) -> dict[str, OfferedOption]:
         if name in _NOT_OFFERED or hints[name] is Context or info is None:
             continue
         # Typer takes what stands first for a default value, before it looks at how the option is annotated.
-        words = [word for word in (info.default, *(info.param_decls or ())) if str(word).startswith("--")]
+        words = [str(word) for word in (info.default, *(info.param_decls or ())) if str(word).startswith("--")]
         word = "" if isinstance(info, ArgumentInfo) else words[0] if words else f"--{name.replace('_', '-')}"
         key = word.lstrip("-").replace("-", "_") or name
         required = parameter.default is Parameter.empty
