@@ -9,6 +9,7 @@ import pytest
 from mcp.client import Client
 
 from tunewise.cli import mcp_server
+from tunewise.cli.main import app
 from tunewise.core.errors import TunewiseError
 
 
@@ -16,7 +17,7 @@ def asked(call):
     """What a client of the server gets."""
 
     async def session():
-        async with Client(mcp_server.server()) as client:
+        async with Client(mcp_server.server(app)) as client:
             return await call(client)
 
     return anyio.run(session)
@@ -48,7 +49,7 @@ def test_a_wrong_request_is_told_in_the_command_s_own_words(tmp_path):
 
 @pytest.mark.parametrize("value", ["--help", "-m", "--out=/tmp/x"])
 def test_a_value_never_becomes_an_option(value):
-    options = mcp_server.options_of(mcp_server.command("fit"))
+    options = mcp_server.options_of(mcp_server.command(app, "fit"))
     with pytest.raises(TunewiseError, match="begins with a dash"):
         mcp_server.words_of(options, {"technique": value})
     assert mcp_server.words_of(options, {"technique": "lora", "data": value}) == ["lora", f"--data={value}"]

@@ -29,6 +29,7 @@ from tunewise.cli.commands import (
 from tunewise.cli.console import command_again, echo
 from tunewise.cli.devices import LOST, is_launched
 from tunewise.core.errors import RequestError, TunewiseError, out_of_space
+from tunewise.core.extras import require
 from tunewise.core.logs import configure_logging
 from tunewise.core.text import one_line
 from tunewise.core.version import __version__
@@ -76,13 +77,21 @@ app.command("interpolate")(training.interpolate)
 app.command("export")(shipping.export)
 app.command("push")(shipping.push)
 app.command("serve")(serving.serve)
-app.command("mcp")(serving.mcp)
 app.command("chat")(serving.chat)
 app.command("generate")(serving.generate)
 app.command("index")(documents.index)
 app.command("search")(documents.search)
 app.command("report")(comparing.report)
 app.command("demo")(comparing.demo)
+
+
+@app.command("mcp")
+def mcp() -> None:
+    """Serve tunewise's commands as tools of the Model Context Protocol, on stdin and stdout."""
+    require("an MCP server", "mcp")
+    from tunewise.cli.mcp_server import server
+
+    server(app).run("stdio")
 
 
 def main() -> None:

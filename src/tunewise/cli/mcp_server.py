@@ -15,7 +15,7 @@ from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
-from typer import Context
+from typer import Context, Typer
 from typer.models import ArgumentInfo, ParameterInfo
 
 from tunewise.core.errors import TunewiseError
@@ -48,21 +48,19 @@ class OfferedOption:
     help: str
 
 
-def server() -> MCPServer:
-    """Make the server, with a tool for each command."""
+def server(app: Typer) -> MCPServer:
+    """Make the server, with a tool for each command of the command line."""
     from mcp.server import MCPServer
 
     made: MCPServer = MCPServer("tunewise", version=__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
     for name in COMMANDS:
-        function = command(name)
+        function = command(app, name)
         made.add_tool(tool(name, function), name=name, description=(function.__doc__ or name).strip())
     return made
 
 
-def command(name: str) -> Callable[..., None]:
+def command(app: Typer, name: str) -> Callable[..., None]:
     """Return the function of a command."""
-    from tunewise.cli.main import app
-
     functions = {each.name: each.callback for each in app.registered_commands if each.callback is not None}
     return functions[name]
 

@@ -181,7 +181,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch, name, library, conten
     write(tmp_path, {name: content, "b.txt": "b"})
     monkeypatch.setitem(sys.modules, library, None)
     for path in (tmp_path, tmp_path / name):
-        with pytest.raises(SettingError, match=r"pip install tunewise\[rag\]"):
+        with pytest.raises(SettingError, match=r"pip install 'tunewise\[rag\]'"):
             read(path)
     assert read(tmp_path / "b.txt").documents
 

@@ -129,14 +129,6 @@ def _run_vllm(
     os.execve(program, command, {**os.environ, **({"VLLM_API_KEY": token} if token else {})})  # noqa: S606
 
 
-def mcp() -> None:
-    """Serve tunewise's commands as tools of the Model Context Protocol, on stdin and stdout."""
-    require("an MCP server", "mcp")
-    from tunewise.cli.mcp_server import server
-
-    server().run("stdio")
-
-
 def _require_serving() -> None:
     require("a server", "fastapi", "pydantic", "uvicorn", "prometheus_client")
 
