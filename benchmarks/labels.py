@@ -85,7 +85,7 @@ def rows(base: Base, options: argparse.Namespace) -> list[Row]:
             examples = rows_of_both[: options.prompts]
             for name in ("base", "lora"):
                 attachment = attach(make(name), base, task)
-                if name == "lora":
+                if attachment.recipe.trains:
                     settings = TrainSettings(max_steps=options.steps, per_device_train_batch_size=16)
                     train(attachment, scoring.encoder_for(attachment, task).encode(task.train), settings)
                 found.append({"technique": name, **measured(attachment, task, examples, options.repeats)})
