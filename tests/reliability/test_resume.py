@@ -3,10 +3,10 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from adaptation_files import weight_bytes
 from tunewise.adaptation.fit import fit
 from tunewise.comparison.budget import Budget
 from tunewise.comparison.compare import compare
@@ -115,8 +115,7 @@ def test_a_fit_with_another_request_is_not_resumed(stopped, tmp_path, change):
         name: raw for name, raw in before.items() if not name.name.startswith(".")
     }
     fitted(task, WINDOW, run)  # the same again continues, to the same bits
-    expected = files(root / "whole" / "adaptation")
-    assert files(run / "adaptation")[Path("weights.safetensors")] == expected[Path("weights.safetensors")]
+    assert weight_bytes(run / "adaptation") == weight_bytes(root / "whole" / "adaptation")
 
 
 def test_what_a_training_does_not_read_may_change(stopped, tmp_path):
@@ -173,8 +172,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed_with_a_warning(stopped, t
     without_fingerprints(run)
     fitted(task, WINDOW, run)
     assert any("earlier version" in line and "cannot be checked" in line for line in caplog.messages)
-    whole = root / "whole" / "adaptation" / "weights.safetensors"
-    assert (run / "adaptation" / "weights.safetensors").read_bytes() == whole.read_bytes()
+    assert weight_bytes(run / "adaptation") == weight_bytes(root / "whole" / "adaptation")
 
 
 def test_an_earlier_version_counted_its_rows_at_least(stopped, tmp_path):

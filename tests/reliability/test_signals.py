@@ -33,7 +33,7 @@ def given(tmp_path_factory, save_tiny):
     base = load_base(save_tiny(root / "model"))
     fit(base, tiny_task(), make("lora"), root / "fitted", settings=TrainSettings(max_steps=1))
     (root / "prompts.jsonl").write_text(
-        '{"text": "the cat", "label": "old"}\n{"text": "a dog", "label": "small"}\n' * 9
+        "".join(f'{{"text": "the cat {i}", "label": "{label}"}}\n' for i, label in enumerate(["old", "small"] * 9))
     )
     return root
 

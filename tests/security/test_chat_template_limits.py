@@ -103,7 +103,7 @@ HOSTILE = {
     "the same hashes": "{% set n = namespace(l=[]) %}{% for i in range(90000) %}"
     "{% set n.l = n.l + [i * 2305843009213693951] %}"
     "{% endfor %}{{ dict.fromkeys(n.l)|length }}",
-    "chained generators": LOOP + "{{ " + CHAINED + "|length }}{% endfor %}",
+    "chained generators": LOOP + "{{ " + CHAINED + "|list|length }}{% endfor %}",
     "sums of lists": "{{ ([[1] * 1000] * 100000)|sum(start=[])|length }}",
     "stripping": LONG + LOOP + "{% set t = s.strip(s) %}{% endfor %}",
     "searching from the end": "{{ ('a' * 1000000).rfind('b' + 'a' * 500000) }}",

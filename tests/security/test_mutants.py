@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import figures
-from tunewise.adaptation.artifact import load, save
+from tunewise.adaptation.artifact import PEFT_WEIGHTS, WEIGHTS, load, save
 from tunewise.core import artifact_writer
 from tunewise.core.artifact_reader import MANIFEST, manifest_bytes
 from tunewise.core.errors import RequestError, TunewiseError
@@ -311,14 +311,18 @@ def test_tensors_of_adapters(name, tmp_path, cases):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_tensors_of_adaptations(form, saved, tmp_path, cases):
-    folder = shutil.copytree(saved(form), tmp_path / "a")
-    tensors = artifact_writer.read(folder).tensors("weights.safetensors")
+    """Those of its own file, and those that lie where PEFT reads them too."""
+    wrong = []
+    for file in (WEIGHTS, PEFT_WEIGHTS):
+        if not (saved(form) / file).is_file():
+            continue
+        folder = shutil.copytree(saved(form), tmp_path / file)
 
-    def write(changed):
-        save_file(changed, folder / "weights.safetensors")
-        rewrite(folder, {}, ("weights.safetensors",))
+        def write(changed, folder=folder, file=file):
+            save_file(changed, folder / file)
+            rewrite(folder, {}, (file,))
 
-    wrong = wrong_outcomes(form, tensors, write, folder, cases)
+        wrong += wrong_outcomes(form, load_file(folder / file), write, folder, cases)
     assert not wrong, "\n".join(wrong)
 
 

@@ -124,17 +124,17 @@ def export(
                 options = ExportOptions(DTYPES[dtype] if dtype else chosen.default_dtype(loaded_base), error, rank)
             exporting = _Export(loaded, provenance, chosen, stage, options, progress)
             return exporting.unproved() if parity_prompts is None else exporting.compared(task, parity_prompts)
+        except _UnreadableError as unreadable:
+            refusal = TunewiseError(
+                f"{folder}: was written as {to}, but cannot be read back: {unreadable}; the folder is kept for "
+                "inspection and must not be used"
+            )
         except Exception as full:  # of many types: each library that writes raises its own
             if not out_of_space(full):
                 raise
             raise TunewiseError(
                 f"{folder}: could not be written ({one_line(full)}); free some space there or choose another place"
             ) from full
-        except _UnreadableError as unreadable:
-            refusal = TunewiseError(
-                f"{folder}: was written as {to}, but cannot be read back: {unreadable}; the folder is kept for "
-                "inspection and must not be used"
-            )
         finally:
             loaded_base.release()
     raise refusal

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -88,6 +88,15 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say that it serves only now that it also hears the signals."""
+        await super().startup(sockets)
+        self._ready()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Shut down on SIGTERM and SIGINT without raising them again, so that a drained server exits with 0."""
@@ -107,8 +116,11 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run(app: ASGIApp, listener: socket.socket, drain: int) -> None:
-    """Serve until a signal comes; requests that were accepted are then answered, for at most `drain` seconds."""
+def run(app: ASGIApp, listener: socket.socket, drain: int, ready: Callable[[], None]) -> None:
+    """Serve until a signal comes; requests that were accepted are then answered, for at most `drain` seconds.
+
+    `ready` is called when requests are answered and a signal ends the server in order.
+    """
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -118,4 +130,4 @@ def run(app: ASGIApp, listener: socket.socket, drain: int) -> None:
         timeout_graceful_shutdown=drain,
         limit_concurrency=_CONNECTIONS,
     )
-    _Server(config).run(sockets=[listener])
+    _Server(config, ready).run(sockets=[listener])

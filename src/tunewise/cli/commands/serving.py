@@ -104,9 +104,10 @@ def serve(
         echo(f"would serve {names}")
         return
     url_host = f"[{host}]" if ":" in host else host
-    echo(f"serving {names} at http://{url_host}:{listener.getsockname()[1]}/v1", err=True)
+    address = f"http://{url_host}:{listener.getsockname()[1]}/v1"
     hosts = {*LOOPBACK_NAMES, host} if loopback(host) else None
-    run(application(Engine(pool, queue=queue, rows=rows), token=token, hosts=hosts), listener, drain)
+    served = application(Engine(pool, queue=queue, rows=rows), token=token, hosts=hosts)
+    run(served, listener, drain, ready=lambda: echo(f"serving {names} at {address}", err=True))
     echo(f"stopped; to serve again: {command_again()}", err=True)
 
 
