@@ -1,6 +1,8 @@
 """One thread and no network: the same bits on every machine of a kind, and no surprise downloads."""
 
+import gc
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -8,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "real" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def disks_are_not_waited_for() -> Iterator[None]:
+    """A process that is killed loses nothing that it has written; only a machine without power could."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+_frozen_modules = 0
+
+
+@pytest.fixture(autouse=True)
+def libraries_are_not_collected() -> None:
+    """Leave what imports have made out of collections: a trial asks for several, of 0.3 seconds with all libraries."""
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules:
+        gc.collect()
+        gc.freeze()
+        _frozen_modules = len(sys.modules)
 
 
 @pytest.fixture(scope="session")
