@@ -18,6 +18,7 @@ import pytest
 import figures
 from figures import cases  # noqa: F401 (a fixture)
 
+UNITS, COMMAND_LINE = Path(__file__).parent / "unit", Path(__file__).parent / "cli"
 SHARED = Path(os.environ.get("TUNEWISE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 INSTRUCT = Path(os.environ.get("TUNEWISE_REAL_MODEL", Path.home() / ".cache" / "tunewise-tests" / "smollm2"))
 
@@ -47,6 +48,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     figures.mark_items(items)
+    for item in items:
+        if item.path.is_relative_to(UNITS) or item.path.is_relative_to(COMMAND_LINE):
+            if not item.keywords.keys() & {"slow", "real"}:
+                item.add_marker("fast")
     if SHARED.is_dir():
         return
     skip = pytest.mark.skip(reason=f"no real models and tasks at {SHARED} (set TUNEWISE_REAL_DATA)")
