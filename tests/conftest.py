@@ -49,9 +49,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     figures.mark_items(items)
     for item in items:
-        if item.path.is_relative_to(UNITS) or item.path.is_relative_to(COMMAND_LINE):
-            if not item.keywords.keys() & {"slow", "real"}:
-                item.add_marker("fast")
+        is_small = item.path.is_relative_to(UNITS) or item.path.is_relative_to(COMMAND_LINE)
+        if is_small and not item.keywords.keys() & {"slow", "real"}:
+            item.add_marker("fast")
     if SHARED.is_dir():
         return
     skip = pytest.mark.skip(reason=f"no real models and tasks at {SHARED} (set TUNEWISE_REAL_DATA)")

@@ -137,7 +137,8 @@ def check_only_its_own(technique: Technique, base: Base) -> None:
     fit(attachment, weight_decay=0.1)
     trained, entries = {id(parameter) for parameter in attachment.params().values()}, attachment.changed_entries()
     for name, parameter in base.model.named_parameters():
-        if id(parameter) in trained or parameter.is_meta:  # a quantised weight is kept elsewhere
+        rounded = attachment.trained(parameter) is not parameter  # from the float32 copy that is trained
+        if id(parameter) in trained or rounded or parameter.is_meta:  # a quantised weight is kept elsewhere
             continue
         changed = (parameter != original[name]).flatten()
         if name in entries:

@@ -12,10 +12,16 @@ from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import (
     CHECKS,
     check_best_state,
+    check_detach,
     check_documented,
     check_gradients,
+    check_learns,
+    check_only_its_own,
     check_recipe,
     check_resume,
+    check_same_seed_same_bits,
+    check_save_load,
+    check_strict_load,
     tiny_base,
 )
 
@@ -67,6 +73,25 @@ SEEN = [
 @pytest.mark.parametrize("name", [*all_techniques(), "icl+lora", "rag+lora", "lora+prompt_tuning", "lt_sft+adapter"])
 def test_contract(name, architecture, check):
     check(make(name, SETTINGS), tiny_base(architecture, device=DEVICE))
+
+
+# Those that compare bits; the others compare numbers closely, and half precision rounds them.
+EXACT_CHECKS = (
+    check_only_its_own,
+    check_learns,
+    check_same_seed_same_bits,
+    check_detach,
+    check_save_load,
+    check_strict_load,
+    check_resume,
+    check_best_state,
+)
+
+
+@pytest.mark.parametrize("check", EXACT_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", [*all_techniques(), "icl+lora", "lora+prompt_tuning", "lt_sft+adapter"])
+def test_contract_in_half_precision(name, check):
+    check(make(name, SETTINGS), tiny_base("llama-tied", torch.bfloat16, DEVICE))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

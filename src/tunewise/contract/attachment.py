@@ -36,6 +36,8 @@ class Building:
         self._undo: list[Callable[[], object]] = []
         self._hooks: list[Any] = []
         self._originals: dict[int, Tensor] = {}
+        # Half-precision parameters that are trained, each with its float32 copy, by the parameter's id.
+        self._copies: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
 
     def add(self, name: str, values: Tensor) -> nn.Parameter:
         """Add a trainable tensor, on the base's device, in at least fp32 and at least the base's precision.
@@ -70,18 +72,40 @@ class Building:
     def train_existing(self, name: str, parameter: nn.Parameter, rounds: bool = False) -> None:
         """Train a parameter of the base; `detach` restores its values.
 
-        `rounds` says that its optimiser loses no small updates in bfloat16, because it rounds stochastically.
+        One in half precision would lose small updates: a float32 copy of it is trained, and the parameter is the copy,
+        rounded (mixed precision as in Micikevicius et al. 2018, section 3.1). `rounds` says that the optimiser loses no
+        small updates in bfloat16, because it rounds stochastically; then the parameter itself is trained.
         """
         import torch
+        from torch import nn
 
-        if parameter.dtype in (torch.bfloat16, torch.float16) and not (rounds and parameter.dtype == torch.bfloat16):
-            raise TechniqueError(
-                f"{self.recipe.name} would train {name} in {parameter.dtype}, in which small updates are lost; "
-                "load the base in float32 (--dtype float32, with --bf16 for bf16 arithmetic)"
-            )
-        self._params[name] = parameter
         self.keep(parameter)
-        parameter.requires_grad_(True)
+        if parameter.dtype not in (torch.bfloat16, torch.float16) or (rounds and parameter.dtype == torch.bfloat16):
+            self._params[name] = parameter
+            parameter.requires_grad_(True)
+            return
+        copy = self._params[name] = nn.Parameter(parameter.detach().float())
+        self._copies[id(parameter)] = (parameter, copy)
+        self._originals[id(copy)] = self._originals[id(parameter)]
+        self.divert(parameter, lambda gradient: [(copy, gradient.float())])
+
+        def forget() -> None:
+            self._originals.pop(id(copy), None)
+            self._copies.pop(id(parameter), None)
+
+        self._undo.append(forget)
+
+    def trained(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Return what is trained in place of a base parameter that `train_existing` was given: it, or its copy."""
+        return self._copies.get(id(parameter), (parameter, parameter))[1]
+
+    def round_trained(self) -> None:
+        """Give half-precision parameters the values of the float32 copies that were trained in their place."""
+        import torch
+
+        with torch.no_grad():
+            for parameter, copy in self._copies.values():
+                parameter.copy_(copy)
 
     def keep(self, parameter: nn.Parameter) -> None:
         """Remember a base parameter's values, which `detach` restores."""
@@ -262,6 +286,7 @@ class Storing(Training):
         with torch.no_grad():
             for name, tensor in current.items():
                 tensor.copy_(state[name])
+        self.round_trained()
 
     def stored_rows(self) -> list[StoredRow]:
         """Return the JSON rows that the artifact holds, such as the examples that are put into the prompt."""

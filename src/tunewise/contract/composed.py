@@ -253,6 +253,10 @@ class _ComposedAttachment(Attachment):
                 return part.original(parameter)
         return super().original(parameter)
 
+    def trained(self, parameter: nn.Parameter) -> nn.Parameter:
+        copies = (part.trained(parameter) for part in self.parts)
+        return next((copy for copy in copies if copy is not parameter), parameter)
+
     @property
     def complete(self) -> bool:
         return all(part.complete for part in self.parts)
@@ -277,6 +281,10 @@ class _ComposedAttachment(Attachment):
     def after_backward(self, step: int, total: int) -> None:
         for part in self.parts:
             part.after_backward(step, total)
+
+    def round_trained(self) -> None:
+        for part in self.parts:
+            part.round_trained()
 
     def after_step(self, step: int, total: int) -> None:
         for part in self.parts:

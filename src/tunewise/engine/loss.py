@@ -78,9 +78,11 @@ class _LinearLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         total = total.to(hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        accumulate = scale is not None and needs_weight and _has_no_hooks(weight)
-        grad_weight = (_grad(weight) if accumulate else torch.zeros_like(weight)) if needs_weight else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
+        # In half precision, sums over many chunks would lose the small ones: they are taken in float32.
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        accumulate = scale is not None and needs_weight and weight.dtype == exact and _has_no_hooks(weight)
+        grad_weight = (_grad(weight) if accumulate else torch.zeros_like(weight, dtype=exact)) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and needs_bias else None
         matrix = weight.to(hidden.dtype)  # under autocast the states are bf16 over fp32 weights
         offset = bias.to(hidden.dtype) if bias is not None else None
         rows = max(16, _CHUNK_ELEMENTS // weight.shape[0])
@@ -100,9 +102,9 @@ class _LinearLoss(torch.autograd.Function):
                 torch.mm(slope, matrix, out=grad_hidden[start : start + rows])
                 grad_hidden[start : start + rows] *= factor
             if grad_weight is not None:
-                grad_weight.addmm_(slope.T.to(weight.dtype), (part * factor).to(weight.dtype))
+                grad_weight.addmm_(slope.T.to(exact), (part * factor).to(exact))
             if grad_bias is not None:
-                grad_bias += (slope.T.to(bias.dtype) @ factor.to(bias.dtype))[:, 0]
+                grad_bias += (slope.T.to(exact) @ factor.to(exact))[:, 0]
         ctx.save_for_backward(grad_hidden, None if accumulate else grad_weight, grad_bias)
         return total if scale is None else total * scale
 

@@ -314,6 +314,7 @@ class _Run:
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.attachment.round_trained()
         self.attachment.after_step(self.step, self.settings.max_steps)
         self.schedule.step()
         self.step += 1

@@ -21,7 +21,7 @@ from tunewise.contract.attachment import Attachment, ParamGroup
 from tunewise.contract.learning_rates import LLAMA_EXPONENT, REFERENCE_WIDTH, full_rate
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
-from tunewise.core.errors import SettingError
+from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.engine.optimizers import IN_BACKWARD, build
 
 if TYPE_CHECKING:
@@ -67,13 +67,18 @@ class Full(Technique):
 
         Raises:
             SettingError: more LISA layers than blocks, or LISA with an optimizer inside the backward pass.
-            TechniqueError: half-precision weights with an optimizer that would lose small updates.
+            TechniqueError: half-precision weights with an optimizer that moves them in the backward pass.
         """
         blocks = len(base.anatomy.blocks)
         if self.lisa_layers > blocks:
             raise SettingError(f"full.lisa_layers is {self.lisa_layers}, but the model has {blocks} blocks")
         if self.lisa_layers and self.optimizer in IN_BACKWARD:
             raise SettingError(f"full.lisa_layers and optimizer={self.optimizer} exclude each other")
+        if self.optimizer in IN_BACKWARD and base.model.dtype in (torch.bfloat16, torch.float16):
+            raise TechniqueError(
+                f"{self.optimizer} keeps no float32 copy of the weights, and small updates of {base.model.dtype} are "
+                "lost; load the base in float32 (--dtype float32), or choose adamw_bf16"
+            )
         return _Everything(base, self)
 
 
@@ -85,7 +90,7 @@ class _Everything(Attachment):
             self.train_existing(name, parameter, rounds=recipe.optimizer == "adamw_bf16")
         anatomy = base.anatomy
         self.blocks = [list(block.parameters()) for block in anatomy.blocks]
-        self.matrices = {id(module.weight) for _, _, module in anatomy.linears()}
+        self.matrices = {id(self.trained(module.weight)) for _, _, module in anatomy.linears()}
         self.mover: torch.optim.Optimizer | None = None
         self.active = torch.ones(len(self.blocks), dtype=torch.bool)
         forms = [] if recipe.optimizer == "adamw" else [recipe.optimizer]
@@ -129,7 +134,7 @@ class _Everything(Attachment):
             for parameter in block:
                 parameter.requires_grad_(on)
                 if not on and self.mover is not None:
-                    self.mover.state.pop(parameter, None)
+                    self.mover.state.pop(self.trained(parameter), None)
 
     def training_state(self) -> dict[str, Tensor]:
         return {"active": self.active} if self.recipe.lisa_layers else {}

@@ -181,14 +181,14 @@ def test_resuming_another_request_is_refused(tmp_path):
             train(attachment, sequences, settings, seed=seed, folder=tmp_path, resume=True)
 
 
-def test_half_precision_weights_are_not_trained_in_place():
-    base = tiny_base("llama", torch.bfloat16)
-    with pytest.raises(TechniqueError, match="--bf16"):
-        make("full").resolved(base).attach(base, generator(0))
-    assert not any(p.requires_grad for p in base.model.parameters())
-    attachment = attach(make("lora"), base)
+@pytest.mark.parametrize("name", ["full", "lora", "last_layers", "adapter", "lt_sft"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_trained_on_half_precision_weights_is_float32(name, dtype):
+    base = tiny_base("llama", dtype)
+    attachment = attach(make(name), base)
     fit(attachment)
     assert all(p.dtype == torch.float32 for p in attachment.params().values())
+    assert all(p.dtype == dtype for p in base.model.parameters())
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "bitfit", "prompt_tuning", "last_layers"])

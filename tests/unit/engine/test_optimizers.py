@@ -103,17 +103,45 @@ def test_small_updates_are_lost_by_nearest_rounding_and_not_here():
     assert moved("adamw_bf16") > moved("adamw")
 
 
-def test_bf16_weights_are_trained_by_the_optimiser_that_can():
+@pytest.mark.parametrize("name", ["lomo", "adalomo"])
+def test_what_moves_weights_in_the_backward_pass_refuses_bf16_weights(name):
     base = tiny_base("llama", torch.bfloat16)
-    with pytest.raises(TechniqueError, match="small updates are lost"):
-        attach(technique(), base)
-    base.release()
+    with pytest.raises(TechniqueError, match="small updates of"):
+        attach(technique(optimizer=name), base)
+
+
+def test_bf16_weights_are_trained_as_they_are_by_the_optimiser_that_can():
+    base = tiny_base("llama", torch.bfloat16)
     attachment = attach(technique(optimizer="adamw_bf16", learning_rate=1e-3), base)
     before = {name: p.detach().clone() for name, p in attachment.params().items()}
+    assert {p.dtype for p in before.values()} == {torch.bfloat16}
     fit(attachment)
     assert any(not torch.equal(p, before[name]) for name, p in attachment.params().items())
     states = attachment.mover.state.values()
     assert {s.dtype for slots in states for k, s in slots.items() if k != "step"} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "galore", "adafactor"])
+def test_bf16_weights_follow_a_float32_copy_that_loses_no_small_updates(optimizer):
+    base = tiny_base("llama", torch.bfloat16)
+    before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
+    attachment = attach(technique(optimizer=optimizer, learning_rate=1e-6, galore_rank=4), base)
+    fit(attachment, steps=3)
+    copies = attachment.params()
+    assert {p.dtype for p in copies.values()} == {torch.float32}
+    for name, parameter in base.model.named_parameters():
+        assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, copies[name].bfloat16())
+        assert not torch.equal(copies[name], before[name].float()), name  # far below the next bf16 number
+    assert (
+        0
+        < attachment.drift().item()
+        == pytest.approx(
+            sum(float((copies[name] - values).square().sum()) for name, values in before.items()), rel=1e-5
+        )
+    )
+    attachment.detach()
+    assert all(torch.equal(p, before[name]) for name, p in base.model.named_parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in base.model.parameters())
 
 
 def test_eight_bits_take_two_bytes_a_parameter():

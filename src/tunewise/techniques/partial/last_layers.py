@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
 from tunewise.contract.technique import Citation, Technique
@@ -92,8 +94,8 @@ class _Top(Attachment):
             self.train_existing(f"{anatomy.layout.final_norm}.{name}", parameter)
         if mode == "untie":
             self.replace(base.model.config, "tie_word_embeddings", False)
-            copy = self.add("head.weight", anatomy.head.weight.detach().clone())
-            self.replace(anatomy.head, "weight", copy)
+            self.replace(anatomy.head, "weight", nn.Parameter(anatomy.head.weight.detach().clone()))
+            self.train_existing("head.weight", anatomy.head.weight)
         elif mode != "frozen":
             for name, parameter in anatomy.head.named_parameters():
                 self.train_existing(f"head.{name}", parameter)

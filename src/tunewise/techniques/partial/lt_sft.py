@@ -86,6 +86,7 @@ class _Lottery(Sparse):
     def start_phase(self, phase: int) -> None:
         self._whole = phase == 0
         if self._whole:
+            self.rewind()
             for name, parameter in self.eligible.items():
                 self.train_existing(name, parameter)
             return
@@ -100,7 +101,7 @@ class _Lottery(Sparse):
 
     def _moved(self, parameter: nn.Parameter) -> Tensor:
         original = self.original(parameter)
-        distance = (parameter.detach().float() - original.float()).abs_()
+        distance = (self.trained(parameter).detach().float() - original.float()).abs_()
         release_pages(original)
         return distance
 
@@ -108,7 +109,8 @@ class _Lottery(Sparse):
         if not self.recipe.l1:
             return None
         if self._whole:
-            parts = [(parameter - self.original(parameter)).abs().sum() for parameter in self.eligible.values()]
+            eligible = self.eligible.values()
+            parts = [(self.trained(p) - self.original(p)).abs().sum() for p in eligible]
         else:
             parts = [value.abs().sum() for value in self.params().values()]
         return self.recipe.l1 * torch.stack(parts).sum() / self.size
