@@ -46,7 +46,7 @@ class ModelOptions:
 
     max_length: int | None = None
     revision: str | None = None
-    dtype: str = "float32"
+    dtype: str = "auto"
     device: str | None = None
     resize_embeddings: bool = False
 

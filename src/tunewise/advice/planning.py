@@ -41,17 +41,17 @@ def planner_for(
         rates: how fast the machine is; without them the plan has no times.
         report: is called with a candidate's name, how many are planned, and how many there are.
     """
-    import torch
-
     from tunewise.advice.plan import planner as plans
     from tunewise.advice.plan.weightless import Sketch
     from tunewise.engine.forward import why_not_packed
+    from tunewise.engine.model import AUTO, weights_dtype
     from tunewise.engine.tiny import ARCHITECTURES, tiny_base
     from tunewise.fitting.settings import TrainSettings
 
     kind = base.model.config.model_type
     unpacked = why_not_packed(tiny_base(kind)) if kind in ARCHITECTURES else None  # as `sketch` finds it
-    sketched = Sketch(base.name, base.model.config, base.tokenizer, torch.float32, base.max_length, unpacked)
+    dtype = weights_dtype(AUTO, base.model.config, "cpu")
+    sketched = Sketch(base.name, base.model.config, base.tokenizer, dtype, base.max_length, unpacked)
     settings = settings or TrainSettings(max_steps=max(math.ceil(examples / TrainSettings().rows), 1))
     planner = plans.Planner(sketched, task, recipes, settings, "cpu", rates)
     if report is not None:

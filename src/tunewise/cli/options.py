@@ -59,7 +59,10 @@ _OPTIONS: Mapping[str, ParameterInfo] = {
     # ModelOptions
     "max_length": typer.Option(help="Maximum sequence length in tokens; default: the model's context."),
     "revision": typer.Option(help="Hub branch, tag or commit of the model."),
-    "dtype": typer.Option(help="Type of the weights in memory: float32, bfloat16, float16."),
+    "dtype": typer.Option(
+        help="Type of the weights in memory: float32, bfloat16, float16, or auto: bfloat16 for a model that is stored "
+        "in half precision (and not tiny) where the device computes in it, else float32."
+    ),
     "device": typer.Option(help="cpu, cuda, cuda:1 or mps; default: the best available."),
     "resize_embeddings": typer.Option(
         "--resize-embeddings",
@@ -103,7 +106,7 @@ _OPTIONS: Mapping[str, ParameterInfo] = {
         help="Keep the state with the lowest validation loss, not the last one; --patience-evals does so too.",
     ),
     # ComputeOptions
-    "bf16": typer.Option("--bf16", help="Compute in bfloat16 (weights and updates stay float32)."),
+    "bf16": typer.Option("--bf16", help="Train in bfloat16 arithmetic also where the weights are float32."),
     "gradient_checkpointing": typer.Option(
         "--gradient-checkpointing",
         help="Recompute activations in the backward pass instead of storing them: less memory.",

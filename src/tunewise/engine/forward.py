@@ -214,8 +214,11 @@ def _probe(base: Base) -> str | None:
     except Exception as error:  # any failure means the same: this architecture cannot be packed
         return f"packed attention failed on {type(base.model).__name__}: {' '.join(str(error).split())[:200]}"
     padded_nll = torch.cat([nll(base, padded_batch([sequence], base.device)) for sequence in sequences])
-    difference = float((packed_nll - padded_nll).abs().max())
-    tolerance = 1e-3 if base.model.dtype in (torch.float32, torch.float64) else 0.2
-    if difference > tolerance:
+    differences = (packed_nll - padded_nll).abs()
+    # In half precision single tokens of random text differ by 0.3 nats, and by 0.1 on average, whichever way rows are
+    # laid; where a sequence sees another one, they differ by more than 1 on average.
+    exact = base.model.dtype in (torch.float32, torch.float64)
+    difference = float(differences.max() if exact else differences.mean())
+    if difference > (1e-3 if exact else 0.3):
         return f"{type(base.model).__name__} scores packed sequences differently (by {difference:.2g} nats per token)"
     return None

@@ -19,6 +19,7 @@ from tunewise.core.errors import ModelError
 from tunewise.core.text import listed, show
 from tunewise.engine.anatomy import Anatomy
 from tunewise.engine.configuration import ends_of, on_this_machine, path_of, require_fast
+from tunewise.engine.device import has_bf16_arithmetic
 from tunewise.engine.label_tokens import LabelTokens
 from tunewise.engine.model_files import check_checkpoint, file_of, read_configuration, require_floats
 from tunewise.engine.ranks import Ranks
@@ -33,6 +34,8 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+AUTO = "auto"  # the type that `weights_dtype` chooses
+_NARROW = 512  # widths below it gain nothing from bfloat16
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ def load_base(
     name: str | Path,
     *,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: str = AUTO,
     device: str | None = None,
     max_length: int | None = None,
     resize_embeddings: bool | int = False,
@@ -199,7 +202,7 @@ def load_base(
     Args:
         name: folder or Hub id, or "world" for the model that is shipped with the package.
         revision: Hub branch, tag or commit.
-        dtype: type of the weights in memory, one of `DTYPES`.
+        dtype: type of the weights in memory, one of `DTYPES`, or "auto": see `weights_dtype`.
         device: torch device; default: the one accelerate chooses.
         max_length: longest sequence in tokens; default: the model's context.
         resize_embeddings: give the model embeddings for tokens that were added to its tokenizer: True for as many rows
@@ -215,8 +218,8 @@ def load_base(
 
     if max_length is not None and max_length < 8:
         raise ModelError(f"max_length is {max_length}, and a window below 8 tokens leaves no room for examples")
-    if dtype not in DTYPES:
-        raise ModelError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
+    require_dtype(dtype)
+    kind = _kind_of(device)
     path = path_of(name)
     if not download and not path.exists():
         path = _downloaded_before(str(name), revision)
@@ -238,7 +241,7 @@ def load_base(
         model, loading = load(
             source,
             config=config,
-            dtype=DTYPES[dtype],
+            dtype=weights_dtype(dtype, config, kind),
             use_safetensors=True,
             revision=revision,
             trust_remote_code=False,
@@ -265,6 +268,33 @@ def load_base(
             f'the model cannot be put on device "{device}": {" ".join(str(error).split())[:200]}'
         ) from error
     return base
+
+
+def require_dtype(name: str) -> None:
+    """Refuse what is neither one of `DTYPES` nor "auto".
+
+    Raises:
+        ModelError: says what can be given.
+    """
+    if name not in (AUTO, *DTYPES):
+        raise ModelError(f'dtype "{name}" is not one of {", ".join((AUTO, *DTYPES))}')
+
+
+def weights_dtype(name: str, config: Any, kind: str) -> torch.dtype:
+    """Return the type of a model's weights in memory.
+
+    By "auto" a model that is stored in half precision is bfloat16 where devices of type `kind` compute in it at full
+    speed, and everything else is float32: also what is so narrow that bfloat16 would be no faster.
+    """
+    if name != AUTO:
+        return DTYPES[name]
+    is_half = str(getattr(config, "dtype", None)).removeprefix("torch.") in ("bfloat16", "float16")
+    is_wide = (getattr(config, "hidden_size", None) or _NARROW) >= _NARROW
+    return torch.bfloat16 if is_half and is_wide and has_bf16_arithmetic(kind) else torch.float32
+
+
+def _kind_of(device: str | None) -> str:
+    return str(device).partition(":")[0] if device else _default_device().type
 
 
 def _downloaded_before(name: str, revision: str | None) -> Path:

@@ -12,10 +12,10 @@ adafactor 8, lomo 4. Each optimizer has a default learning rate of its own, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunewise.contract.attachment import Attachment, ParamGroup
 from tunewise.contract.learning_rates import LLAMA_EXPONENT, REFERENCE_WIDTH, full_rate
@@ -90,7 +90,7 @@ class _Everything(Attachment):
             self.train_existing(name, parameter, rounds=recipe.optimizer == "adamw_bf16")
         anatomy = base.anatomy
         self.blocks = [list(block.parameters()) for block in anatomy.blocks]
-        self.matrices = {id(self.trained(module.weight)) for _, _, module in anatomy.linears()}
+        self.matrices = {id(self.trained(cast(nn.Parameter, module.weight))) for _, _, module in anatomy.linears()}
         self.mover: torch.optim.Optimizer | None = None
         self.active = torch.ones(len(self.blocks), dtype=torch.bool)
         forms = [] if recipe.optimizer == "adamw" else [recipe.optimizer]

@@ -16,10 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from tunewise.advice.plan.ledger import fake_tensors
-from tunewise.core.errors import ModelError
 from tunewise.engine.configuration import UnloadedModel, path_of, read_unloaded, readable
 from tunewise.engine.forward import why_not_packed
-from tunewise.engine.model import DTYPES, Base, PackingTrial, load_base
+from tunewise.engine.model import AUTO, Base, PackingTrial, load_base, require_dtype, weights_dtype
 from tunewise.engine.tiny import ARCHITECTURES, tiny_base
 from tunewise.engine.vocabulary import fit_configuration
 
@@ -53,7 +52,8 @@ def sketch(
     name: str | Path,
     *,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: str = AUTO,
+    device_kind: str = "cpu",
     max_length: int | None = None,
     resize_embeddings: bool = False,
 ) -> Sketch:
@@ -63,11 +63,11 @@ def sketch(
         ModelError: they cannot be read, need remote code, the layout of the model is not known, or the tokenizer has
             ids beyond the embeddings, which `resize_embeddings` adds rows for.
     """
-    if dtype not in DTYPES:
-        raise ModelError(f'dtype "{dtype}" is not one of {", ".join(DTYPES)}')
+    require_dtype(dtype)
     unloaded = _read(name, revision, resize_embeddings)
     config, tokenizer = unloaded.config, unloaded.tokenizer
-    model_sketch = Sketch(str(name), config, tokenizer, DTYPES[dtype], max_length, _unpacked(config.model_type))
+    weights = weights_dtype(dtype, config, device_kind)
+    model_sketch = Sketch(str(name), config, tokenizer, weights, max_length, _unpacked(config.model_type))
     with fake_tensors(), readable(name):
         model_sketch.build().check_layout()
     return model_sketch
@@ -100,9 +100,7 @@ def consulted(
     weightless = outline(name, revision, max_length, resize_embeddings=resize_embeddings)
     small = weightless.parameters < min(_MOST_LOADED, psutil.virtual_memory().available / 8)
     if small and _weights_are_local(name, revision):
-        return load_base(
-            name, revision=revision, dtype="float32", max_length=max_length, resize_embeddings=resize_embeddings
-        )
+        return load_base(name, revision=revision, max_length=max_length, resize_embeddings=resize_embeddings)
     return weightless
 
 

@@ -73,13 +73,14 @@ def plan(
         model,
         revision=loading.revision,
         dtype=loading.dtype,
+        device_kind=kind,
         max_length=loading.max_length,
         resize_embeddings=loading.resize_embeddings,
     )
     with progress_display() as display:
         display(model, "measuring this machine's rates", 0, 0)
         is_here = device.startswith(("cpu", "cuda"))  # not a GPU that is known only by its memory
-        rates = Rates.measured(torch.bfloat16 if compute.bf16 else torch.float32, device) if is_here else None
+        rates = Rates.measured(torch.bfloat16 if compute.bf16 else base_sketch.dtype, device) if is_here else None
 
         def report(name: str, done: int, total: int) -> None:
             display(model_name(model), f"planning {name}", done, total)

@@ -125,50 +125,40 @@ def frozen_linear(x: Tensor, matrix: Callable[[], Tensor], bias: Tensor | None, 
 
 
 class _Updated(torch.autograd.Function):
+    """Computes in one type: autocast's, or that of the states, to which the float32 factors are rounded."""
+
     @staticmethod
     def forward(ctx, x, a, b, bias, scale, matrix):  # type: ignore[no-untyped-def]
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        # over a half-precision base the factors stay fp32
-        factor_dtype = dtype if torch.is_autocast_enabled(kind) else a.dtype
         with torch.autocast(kind, enabled=False):
             rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, in)
             weight = matrix().to(dtype)  # (out, in)
             out = rows @ weight.T if bias is None else torch.addmm(bias.to(dtype), rows, weight.T)  # (N, out)
-            low = rows.to(factor_dtype) @ a.T.to(factor_dtype)  # (N, in) @ (in, r)
-            _add_product(out, low, b.T.to(factor_dtype), scale)  # += (N, r) @ (r, out)
+            low = rows @ a.T.to(dtype)  # (N, in) @ (in, r)
+            out.addmm_(low, b.T.to(dtype), alpha=scale)  # += (N, r) @ (r, out)
         keep = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         ctx.save_for_backward(*((rows, low) if keep else (None, None)), a, b)
-        ctx.scale, ctx.matrix, ctx.shape, ctx.dtypes = scale, matrix, x.shape, (x.dtype, factor_dtype)
+        ctx.scale, ctx.matrix, ctx.shape, ctx.dtypes = scale, matrix, x.shape, (x.dtype, dtype)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         rows, low, a, b = ctx.saved_tensors
-        dtype, factor_dtype = ctx.dtypes
+        x_dtype, dtype = ctx.dtypes
         needs_x, needs_a, needs_b, needs_bias, _, _ = ctx.needs_input_grad
         with torch.autocast(grad.device.type, enabled=False):
-            g = grad.reshape(-1, grad.shape[-1])  # (N, out)
-            up = g.to(factor_dtype)
-            down = (up @ b.to(factor_dtype)).mul_(ctx.scale)  # (N, out) @ (out, r)
+            g = grad.reshape(-1, grad.shape[-1]).to(dtype)  # (N, out)
+            down = (g @ b.to(dtype)).mul_(ctx.scale)  # (N, out) @ (out, r)
             grad_x = None
             if needs_x:
-                grad_x = g @ ctx.matrix().to(g.dtype)  # (N, out) @ (out, in)
-                _add_product(grad_x, down, a.to(factor_dtype), 1.0)  # += (N, r) @ (r, in)
-                grad_x = grad_x.to(dtype).view(ctx.shape)
-            grad_a = (down.T @ rows.to(factor_dtype)).to(a.dtype) if needs_a else None  # (r, N) @ (N, in)
-            grad_b = (up.T @ low).mul_(ctx.scale).to(b.dtype) if needs_b else None  # (out, N) @ (N, r)
-            grad_bias = g.sum(0) if needs_bias else None
+                grad_x = g @ ctx.matrix().to(dtype)  # (N, out) @ (out, in)
+                grad_x = grad_x.addmm_(down, a.to(dtype)).to(x_dtype).view(ctx.shape)  # += (N, r) @ (r, in)
+            grad_a = (down.T @ rows).to(a.dtype) if needs_a else None  # (r, N) @ (N, in)
+            grad_b = (g.T @ low).mul_(ctx.scale).to(b.dtype) if needs_b else None  # (out, N) @ (N, r)
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if needs_bias else None
         return grad_x, grad_a, grad_b, grad_bias, None, None
-
-
-def _add_product(out: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """Out += scale * left @ right, in place."""
-    if out.dtype == left.dtype:
-        out.addmm_(left, right, alpha=scale)
-    else:
-        out += (left @ right).mul_(scale).to(out.dtype)
 
 
 def targets(base: Base, names: Iterable[str], setting: str) -> dict[str, tuple[str, nn.Module]]:
