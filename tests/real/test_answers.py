@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tunewise.adaptation.artifact import load
 from tunewise.adaptation.fit import fit
 from tunewise.data.task import Message, Task
+from tunewise.engine.decoding import Sampling
 from tunewise.engine.device import has_bf16_arithmetic
 from tunewise.engine.model import load_base
 from tunewise.export.export import export
 from tunewise.fitting.scoring import score
 from tunewise.fitting.settings import TrainSettings
 from tunewise.serve.adaptation_pool import AdaptationPool
-from tunewise.serve.decoding import Sampling
 from tunewise.serve.prompts import Question
 from tunewise.serve.scheduler import Ended, Engine, Failed, Job, Piece
 from tunewise.techniques.registry import make

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from tunewise.cli.console import console, print_text
 from tunewise.data.task import Message
+from tunewise.engine.decoding import Sampling
 from tunewise.serve.client import Reply, ask
-from tunewise.serve.decoding import Sampling
 from tunewise.serve.scheduler import Engine
 
 if TYPE_CHECKING:

@@ -1,15 +1,14 @@
-"""Generates greedy answers, in left-padded batches with a key/value cache."""
+"""Generates greedy answers: rows of a batch that others join as soon as there is room."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from tunewise.core.progress import SCORING, Progress, silent
 from tunewise.data.task import Example, Task
@@ -19,10 +18,11 @@ from tunewise.engine.model import Base
 from tunewise.engine.packing import PASS_TOKENS, by_tokens, shared_prefix
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache
+    from tunewise.engine.decoding import Cohort
 
 _STOP_TOKENS = 4  # newest tokens that are searched for the text that ends an answer
-_MAX_ROWS = 64  # prompts per batch
+_MAX_ROWS = 64  # answers that are written at a time
+_WAITING = 0.125  # share of the rows of a batch that may wait, although they are over
 
 
 def answer_room(encoder: Encoder, task: Task) -> int:
@@ -61,19 +61,6 @@ class Generated:
     ended: list[bool]
 
 
-class _StopAtText:  # called as one of Hugging Face's stopping criteria
-    """Stops the rows of a batch whose newest text, after `width` tokens of prompt, contains `stop`."""
-
-    def __init__(self, encoder: Encoder, stop: str, width: int) -> None:
-        self.encoder, self.stop, self.width = encoder, stop, width
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        newest = input_ids[:, max(self.width, input_ids.shape[1] - _STOP_TOKENS) :].tolist()
-        return torch.tensor(
-            [self.stop in self.encoder.tokenizer.decode(row) for row in newest], device=input_ids.device
-        )
-
-
 @torch.no_grad()
 def generate(
     base: Base,
@@ -83,9 +70,9 @@ def generate(
     stop: str | None = None,
     progress: Progress = silent,
 ) -> Generated:
-    """Generate greedy answers in left-padded batches with a key/value cache; on several ranks each its share.
+    """Generate greedy answers with a key/value cache; on several ranks each its share.
 
-    A prefix that all prompts share is read once, and its key/value cache stands before the padding of every batch.
+    A prefix that all prompts share is read once. What is over leaves its batch, and other prompts take its place.
 
     Args:
         base: the model, with whatever is attached to it.
@@ -93,7 +80,7 @@ def generate(
         rendered: examples whose prompts are answered; their own answers are not looked at.
         room: the largest number of tokens in an answer.
         stop: text that ends an answer too; ignored for chat models, which end their turns with a control token.
-        progress: called after every batch.
+        progress: called when an answer is over.
     """
     own = _generate(base, encoder, base.ranks.mine(rendered), room, stop, progress)
     if base.ranks.size == 1:
@@ -106,46 +93,59 @@ def generate(
 def _generate(
     base: Base, encoder: Encoder, rendered: Sequence[Example], room: int, stop: str | None, progress: Progress
 ) -> Generated:
-    from transformers import GenerationConfig
-
     stop = None if encoder.chat else stop
     prompts = encoder.prompts(rendered, room)
-    config = GenerationConfig(
-        max_new_tokens=room,
-        do_sample=False,
-        eos_token_id=sorted(encoder.ends.stops) or None,
-        pad_token_id=encoder.ends.taught or 0,
-    )
-    texts, tokens, ended = [""] * len(prompts), [0] * len(prompts), [False] * len(prompts)
-    shared = shared_prefix(prompts) if prompts and not why_not_packed(base) else 0
-    cache = _prefix_cache(base, prompts[0].ids[:shared]) if shared else None
-    shared = shared if cache is not None else 0
+    answers = _answers(base, encoder, prompts, room, stop, progress) if prompts else []
+    ends = [encoder.until_stop(answer) for answer in answers]
+    kept = [answer[:end] for answer, end in zip(answers, ends, strict=True)]
+    tokens = [_tokens_before(encoder, ids, stop) if stop else len(ids) for ids in kept]
+    ended = [number < len(answer) for number, answer in zip(tokens, answers, strict=True)]
+    return Generated([encoder.decode(ids, stop) for ids in kept], prompts, tokens, ended)
+
+
+def _answers(
+    base: Base, encoder: Encoder, prompts: list[TokenSequence], room: int, stop: str | None, progress: Progress
+) -> list[list[int]]:
+    """Return the ids of each answer, with what ended it."""
+    from tunewise.engine.decoding import Cohort, DecodingRow, Prefix, Sampling  # loads transformers' caches
+
+    shared = shared_prefix(prompts) if not why_not_packed(base) else 0
+    prefix = Prefix(base, prompts[0].ids[:shared]) if shared else None
+    if prefix is not None and not prefix.joins:  # some layer drops a part of it
+        prefix, shared = None, 0
+    rows = [DecodingRow(prompt.ids, Sampling(), None) for prompt in prompts]
     rests = [TokenSequence(prompt.ids[shared:], [], 0) for prompt in prompts]
-    groups = [
+    groups = deque(
         group[s : s + _MAX_ROWS] for group in by_tokens(rests, 2 * PASS_TOKENS) for s in range(0, len(group), _MAX_ROWS)
-    ]
-    done = 0
-    for group in groups:
-        width = max(len(prompts[index].ids) for index in group)
-        pads = [width - len(prompts[index].ids) for index in group]
-        rows = [(prompts[index].ids, pad) for pad, index in zip(pads, group, strict=True)]
-        ids = torch.tensor([row[:shared] + [0] * pad + row[shared:] for row, pad in rows])
-        mask = torch.tensor([[1] * shared + [0] * pad + [1] * (width - shared - pad) for _, pad in rows])
-        output = base.generate(
-            input_ids=ids.to(base.device),
-            attention_mask=mask.to(base.device),
-            generation_config=config,
-            past_key_values=_repeat_cache(cache, len(group)),
-            stopping_criteria=[_StopAtText(encoder, stop, width)] if stop else [],
-        )
-        for index, row in zip(group, output[:, width:].tolist(), strict=True):
-            end = encoder.until_stop(row)
-            texts[index] = encoder.decode(row[:end], stop)
-            kept = _tokens_before(encoder, row[:end], stop) if stop else end
-            tokens[index], ended[index] = kept, kept < len(row)
-        done += len(group)
-        progress(SCORING, done, len(prompts))
-    return Generated(texts, prompts, tokens, ended)
+    )
+    cohort: Cohort | None = None
+    over = set[DecodingRow]()
+    while cohort is not None or groups:
+        if cohort is None:
+            cohort = Cohort(base, [rows[index] for index in groups.popleft()], prefix)
+        elif groups and cohort.joins and len(cohort.rows) + len(groups[0]) <= _MAX_ROWS:
+            cohort.join(Cohort(base, [rows[index] for index in groups.popleft()], prefix))
+        for row, token in zip(cohort.rows, cohort.logits.argmax(-1).tolist(), strict=True):
+            if row not in over:
+                row.drawn.append(token)
+                if len(row.drawn) == room or token in encoder.ends.stops or (stop and _says(stop, row.drawn, encoder)):
+                    over.add(row)
+                    progress(SCORING, len(over), len(rows))
+        going = [place for place, row in enumerate(cohort.rows) if row not in over]
+        if not going:
+            cohort = None
+            continue
+        # A row that leaves costs a copy of all others, so rows that are over wait for one another while they have room.
+        waiting = [place for place, row in enumerate(cohort.rows) if row in over]
+        full = any(cohort.lengths[place] == len(cohort.rows[place].prompt) + room for place in waiting)
+        if full or len(waiting) > len(cohort.rows) * _WAITING:
+            cohort.keep(going)
+        cohort.step([row.drawn[-1] for row in cohort.rows])
+    return [row.drawn for row in rows]
+
+
+def _says(stop: str, ids: list[int], encoder: Encoder) -> bool:
+    return stop in encoder.tokenizer.decode(ids[-_STOP_TOKENS:])
 
 
 def _tokens_before(encoder: Encoder, ids: list[int], stop: str) -> int:
@@ -153,24 +153,3 @@ def _tokens_before(encoder: Encoder, ids: list[int], stop: str) -> int:
     if stop not in encoder.tokenizer.decode(ids):
         return len(ids)
     return bisect_left(range(len(ids)), True, key=lambda last: stop in encoder.tokenizer.decode(ids[: last + 1]))
-
-
-def _prefix_cache(base: Base, ids: list[int]) -> DynamicCache | None:
-    """Return the key/value cache of a prefix, or None where some layer drops a part of it (a sliding window)."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    cache = DynamicCache(config=base.model.config)
-    base.anatomy.inner(input_ids=torch.tensor([ids], device=base.device), past_key_values=cache, use_cache=True)
-    return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None
-
-
-def _repeat_cache(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
-    """Copy a cache of one row for several rows, with any caches that a technique keeps as its attributes."""
-    from transformers import DynamicCache
-
-    copy = deepcopy(cache)
-    for part in (copy, *vars(copy).values()) if copy is not None else ():
-        if isinstance(part, DynamicCache):
-            part.batch_repeat_interleave(rows)
-    return copy

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 
 from tunewise.core.errors import RequestError
 from tunewise.data.task import Message
+from tunewise.engine.decoding import Sampling
 from tunewise.serve import openai_schema
-from tunewise.serve.decoding import Sampling
 from tunewise.serve.metrics import Metrics
 from tunewise.serve.middleware import Guard
 from tunewise.serve.openai_responses import Choice, CompletionResponse, Form

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tunewise.data.task import Message
-from tunewise.serve.decoding import Sampling
+from tunewise.engine.decoding import Sampling
 from tunewise.serve.prompts import Question
 from tunewise.serve.scheduler import Ended, Engine, Event, Job, Piece, Started
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NotRequired, TypedDict
 
+from tunewise.engine.decoding import Token
 from tunewise.fitting.structured_answers import Call, calls_of, text_before_calls
-from tunewise.serve.decoding import Token
 from tunewise.serve.openai_schema import Usage, usage
 
 

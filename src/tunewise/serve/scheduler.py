@@ -17,8 +17,8 @@ from typing import TypeAlias
 import torch
 
 from tunewise.core.errors import TunewiseError
+from tunewise.engine.decoding import Cohort, DecodingRow, Sampling, Token
 from tunewise.serve.adaptation_pool import AdaptationPool
-from tunewise.serve.decoding import Cohort, DecodingRow, Sampling, Token
 from tunewise.serve.detokenizer import Text
 from tunewise.serve.prompts import PromptReader, Question
 

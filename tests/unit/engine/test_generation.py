@@ -1,11 +1,15 @@
 """Where a generated answer ends."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import GenerationConfig
 
+from scripted_model import write
 from tunewise.data.task import Example, Message, Task
-from tunewise.engine.generation import _StopAtText, generate, stop_of
-from tunewise.engine.model import Base
+from tunewise.engine import generation
+from tunewise.engine.generation import generate, stop_of
 from tunewise.fitting.scoring import Scores, encoder_for, score
 from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base
@@ -22,12 +26,7 @@ def writes(monkeypatch):
     base = tiny_base("llama")
 
     def use(text):
-        ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-        def generate(self, *, input_ids, **_):
-            return torch.cat([input_ids, torch.tensor([ids] * len(input_ids))], dim=1)
-
-        monkeypatch.setattr(Base, "generate", generate)
+        write(monkeypatch, base.tokenizer(text, add_special_tokens=False)["input_ids"])
         return make("base").attach(base, torch.Generator())
 
     return use
@@ -40,7 +39,8 @@ def test_a_blank_line_ends_an_answer_where_no_training_answer_has_one(writes):
     attachment = writes(text)
     for task, expected in ((task_of("dog"), "the dog ran"), (task_of("a\n\nb"), text)):
         encoder = encoder_for(attachment, task)
-        assert generate(attachment.base, encoder, task.train, 8, stop_of(task)).texts == [expected] * len(task.train)
+        room = len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+        assert generate(attachment.base, encoder, task.train, room, stop_of(task)).texts == [expected] * len(task.train)
 
 
 def test_scores_see_the_shortened_answer(writes):
@@ -51,21 +51,45 @@ def test_scores_see_the_shortened_answer(writes):
     assert scores.mean == 1.0, scores.predictions
 
 
-def test_generation_stops_row_by_row():
-    base = tiny_base("llama")
-    encoder = encoder_for(make("base").attach(base, torch.Generator()), task_of("dog"))
-    rows = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the cat dog", "the cat\n\n")]
-    width = min(map(len, rows))
-    ids = torch.tensor([row[-width:] for row in rows])
-    assert _StopAtText(encoder, "\n\n", 0)(ids, None).tolist() == [False, True]
-    assert _StopAtText(encoder, "\n\n", width)(ids, None).tolist() == [False, False]  # all of it is prompt
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neo", "mistral"])
+@pytest.mark.parametrize("begins", ["", "once the cat and the dog ran to a town by the mat and sang " * 2])
+def test_answers_are_those_of_the_library_whoever_is_decoded_beside_them(architecture, begins, monkeypatch):
+    """More prompts than are decoded at a time, of many lengths, some of which end early and some at the limit."""
+    monkeypatch.setattr(generation, "_MAX_ROWS", 4)
+    base, room = tiny_base(architecture), 9
+    task = task_of("dog")
+    words = ("cat", "dog", "bird", "tree", "mat", "town")
+    texts = [f"{begins}{' '.join(words[: 1 + i % 6])} {words[i % 5]}" for i in range(14)]
+    examples = [Example((Message("user", text),), "dog") for text in texts]
+    encoder = encoder_for(make("base").attach(base, torch.Generator()), task)
+    first = [encoder.prompts([example], room)[0].ids for example in examples]
+
+    def library(ids):
+        config = GenerationConfig(
+            max_new_tokens=room, do_sample=False, eos_token_id=sorted(encoder.ends.stops), pad_token_id=0
+        )
+        row = torch.tensor([ids])
+        every = base.model.generate(row, attention_mask=torch.ones_like(row), generation_config=config)
+        return every[0, len(ids) :].tolist()
+
+    third = {library(ids)[3] for ids in first[:3]}  # so that some answers end before the limit
+    encoder.ends = replace(encoder.ends, stops=encoder.ends.stops | third)
+    found = generate(base, encoder, examples, room)
+    assert [prompt.ids for prompt in found.prompts] == first
+    expected = [library(ids) for ids in first]
+    kept = [encoder.until_stop(answer) for answer in expected]
+    assert found.tokens == kept
+    assert found.ended == [end < len(answer) for end, answer in zip(kept, expected, strict=True)]
+    assert found.texts == [encoder.decode(answer[:end]) for answer, end in zip(expected, kept, strict=True)]
+    assert any(found.ended)
 
 
 def test_answers_that_reach_the_limit_never_ended(writes):
     for text, ended in (("the dog ran", False), ("the dog</s>", True), ("dog\n\nQuestion: the cat", True)):
         attachment, task = writes(text), task_of("dog ran")
         encoder = encoder_for(attachment, task)
-        found = generate(attachment.base, encoder, task.train, 8, stop_of(task))
+        room = len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+        found = generate(attachment.base, encoder, task.train, room, stop_of(task))
         words = encoder.tokenizer(text.partition("\n")[0].removesuffix("</s>"), add_special_tokens=False)["input_ids"]
         assert found.ended == [ended], text
         assert len(words) <= found.tokens[0] <= len(words) + 1, text  # the stop text may be two tokens

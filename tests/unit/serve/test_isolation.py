@@ -14,10 +14,10 @@ import pytest
 import uvicorn
 
 from tunewise.data.examples import Message
+from tunewise.engine.decoding import Cohort, DecodingRow, Sampling
 from tunewise.serve import middleware, server
 from tunewise.serve.adaptation_pool import AdaptationPool
 from tunewise.serve.app import application
-from tunewise.serve.decoding import Cohort, DecodingRow, Sampling
 from tunewise.serve.loading import unadapted
 from tunewise.serve.prompts import Question
 from tunewise.serve.scheduler import Ended, Engine, Failed, Job, Piece

@@ -13,9 +13,9 @@ import uvicorn
 
 from tunewise.adaptation.artifact import load, save
 from tunewise.data.task import Message
+from tunewise.engine.decoding import Cohort, Sampling
 from tunewise.serve.adaptation_pool import AdaptationPool
 from tunewise.serve.app import application
-from tunewise.serve.decoding import Cohort, Sampling
 from tunewise.serve.detokenizer import Text
 from tunewise.serve.loading import unadapted
 from tunewise.serve.prompts import Question

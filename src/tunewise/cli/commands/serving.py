@@ -161,7 +161,7 @@ def chat(
         raise SettingError(f"top_p is {top_p} but must be more than 0 and at most 1")
     quiet()
     from tunewise.cli.chat import Chat
-    from tunewise.serve.decoding import Sampling
+    from tunewise.engine.decoding import Sampling
     from tunewise.serve.loading import adaptation_folders, load_pool
     from tunewise.serve.scheduler import Engine
 

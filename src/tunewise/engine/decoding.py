@@ -1,7 +1,7 @@
 """Rows that are decoded in one batch: a key/value cache of left-padded rows that others join and finished ones leave.
 
 Every row has its own positions, its own random generator and its own end, so its answer does not depend on the rows
-that are decoded beside it.
+that are decoded beside it. A prefix that all rows share is read once; its keys and values stand before the padding.
 
 Shapes: R rows of the batch, T positions of the cache, V entries of the vocabulary.
 """
@@ -9,9 +9,10 @@ Shapes: R rows of the batch, T positions of the cache, V entries of the vocabula
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -86,24 +87,82 @@ class DecodingRow:
         return int(ids[torch.multinomial(probabilities, 1, generator=self.generator)])
 
 
+class _RoomyLayer(DynamicLayer):
+    """Keys and values in tensors with room for more tokens, so that a further token copies none of those before it."""
+
+    _rooms: tuple[Tensor, ...] = ()  # which `keys` and `values` are the first positions of
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        used, news = self.get_seq_length(), (key_states, value_states)
+        length = used + key_states.shape[-2]
+        if not self._rooms or self._rooms[0].shape[-2] < length:
+            size = length + max(_ROOM, length // 4)
+            rooms = tuple(new.new_empty(*new.shape[:2], size, new.shape[3]) for new in news)
+            if used:
+                for room, kept in zip(rooms, (self.keys, self.values), strict=True):
+                    room[..., :used, :] = cast(Tensor, kept)
+            self._rooms = rooms
+        for room, new in zip(self._rooms, news, strict=True):
+            room[..., used:length, :] = new
+        keys, values = (room[..., :length, :] for room in self._rooms)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def replace(self, keys: Tensor, values: Tensor) -> None:
+        """Hold these in place of all before."""
+        self.keys, self.values, self._rooms = keys, values, ()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.replace(cast(Tensor, self.keys)[indices], cast(Tensor, self.values)[indices])
+
+
+_ROOM = 64  # further tokens that there is room for at least
+
+
+def new_cache(base: Base) -> DynamicCache:
+    """Return an empty cache for a model."""
+    cache = DynamicCache(config=base.model.config)
+    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class Prefix:
+    """The first tokens of several prompts, read once; `joins` is False where a layer's cache has a sliding window."""
+
+    def __init__(self, base: Base, ids: Sequence[int]) -> None:
+        self.length, self.cache = len(ids), new_cache(base)
+        base.anatomy.inner(input_ids=_ids_tensor(base, [list(ids)]), past_key_values=self.cache, use_cache=True)
+        self.joins = _keeps_all(self.cache)
+
+    def repeated(self, rows: int) -> DynamicCache:
+        """Return a copy of the cache for so many rows, with any caches that a technique keeps as its attributes."""
+        copy = deepcopy(self.cache)
+        for layer in _layers(copy):
+            keys, values = (tensor.expand(rows, *tensor.shape[1:]) for tensor in (layer.keys, layer.values))
+            _replace(layer, keys, values)
+        return copy
+
+
 class Cohort:
     """A batch of rows with one key/value cache; `logits` (R, V) predict each row's next token.
 
     `mask` (R, T) is 1 where a position of the cache holds a token and 0 where it is padding; `lengths` are the numbers
-    of tokens of each row.
+    of tokens of each row. With a `prefix`, every prompt begins with its tokens.
     """
 
-    def __init__(self, base: Base, rows: Sequence[DecodingRow]) -> None:
+    def __init__(self, base: Base, rows: Sequence[DecodingRow], prefix: Prefix | None = None) -> None:
         self.base, self.rows = base, list(rows)
+        self.shared = prefix.length if prefix is not None else 0
         self.lengths = [len(row.prompt) + len(row.drawn) for row in rows]
-        width = max(self.lengths)
-        self.mask = _ids_tensor(base, [[0] * (width - length) + [1] * length for length in self.lengths])  # (R, T)
-        self.cache = DynamicCache(config=base.model.config)
-        pads = [[0] * (width - length) for length in self.lengths]
-        ids = _ids_tensor(
-            base, [[*pad, *row.prompt, *row.drawn] for pad, row in zip(pads, rows, strict=True)]
-        )  # (R, T)
-        self.logits = self._forward(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
+        pads = [max(self.lengths) - length for length in self.lengths]
+        own = [[0] * pad + [*row.prompt, *row.drawn][self.shared :] for pad, row in zip(pads, rows, strict=True)]
+        mask = [[1] * self.shared + [0] * pad + [1] * (len(ids) - pad) for pad, ids in zip(pads, own, strict=True)]
+        self.mask = _ids_tensor(base, mask)  # (R, T)
+        self.cache = prefix.repeated(len(rows)) if prefix is not None else new_cache(base)
+        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, self.shared :]
+        self.logits = self._forward(_ids_tensor(base, own), positions)
 
     def draw(self) -> list[Token | Exception]:
         """Draw the next token of every row; a row for which that fails gets the error, and costs no other row."""
@@ -137,7 +196,7 @@ class Cohort:
     def join(self, other: Cohort) -> bool:
         """Take over the other cohort's rows; return False where a layer's cache has a sliding window, which forbids it.
 
-        The other cohort must not be used after it.
+        The other cohort must have the same prefix, and not be used after it.
         """
         if not (self.joins and other.joins):
             return False
@@ -146,7 +205,7 @@ class Cohort:
         other._resize(width)
         for mine, theirs in zip(_layers(self.cache), _layers(other.cache), strict=True):
             # (R, heads, T, head size) each
-            mine.keys, mine.values = torch.cat([mine.keys, theirs.keys]), torch.cat([mine.values, theirs.values])
+            _replace(mine, torch.cat([mine.keys, theirs.keys]), torch.cat([mine.values, theirs.values]))
         self.rows, self.lengths = self.rows + other.rows, self.lengths + other.lengths
         self.mask, self.logits = torch.cat([self.mask, other.mask]), torch.cat([self.logits, other.logits])
         return True
@@ -154,20 +213,34 @@ class Cohort:
     @property
     def joins(self) -> bool:
         """Tell whether rows of another length can be batched with these: no layer forgets keys and values."""
-        return all(type(layer) is DynamicLayer for layer in _layers(self.cache))
+        return _keeps_all(self.cache)
 
     def _resize(self, width: int) -> None:
-        """Make the cache `width` positions long, by adding padding on the left or by removing it."""
+        """Make the cache `width` positions long, by adding padding after the prefix or by removing it."""
         padding = width - self.mask.shape[1]  # negative where padding is removed
-        self.mask = torch.nn.functional.pad(self.mask, (padding, 0))
+        if not padding:
+            return
+        self.mask = self._padded(self.mask, padding, 1)
         for layer in _layers(self.cache):
-            layer.keys, layer.values = (
-                torch.nn.functional.pad(tensor, (0, 0, padding, 0)) for tensor in (layer.keys, layer.values)
-            )
+            _replace(layer, self._padded(layer.keys, padding, 2), self._padded(layer.values, padding, 2))
+
+    def _padded(self, tensor: Tensor, padding: int, dim: int) -> Tensor:
+        """Return a tensor with so many more positions after the prefix along `dim`, or fewer."""
+        before, after = (
+            tensor.narrow(dim, 0, self.shared),
+            tensor.narrow(dim, self.shared, tensor.shape[dim] - self.shared),
+        )
+        if padding < 0:
+            return torch.cat([before, after.narrow(dim, -padding, after.shape[dim] + padding)], dim)
+        shape = (*tensor.shape[:dim], padding, *tensor.shape[dim + 1 :])
+        return torch.cat([before, tensor.new_zeros(shape), after], dim)
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Run the model on ids at positions, both (R, new tokens), and return the last logits (R, V)."""
-        optional = {"position_ids": positions, "logits_to_keep": 1}  # not every architecture takes them
+        # Not every architecture takes them. The last position is named by a tensor, which copies its states: a slice of
+        # them would be multiplied by the head row by row.
+        last = torch.tensor([ids.shape[1] - 1], device=ids.device)
+        optional = {"position_ids": positions, "logits_to_keep": last}
         accepted = signature(type(self.base.model).forward).parameters
         output = self.base.model(
             input_ids=ids,
@@ -191,3 +264,15 @@ def _caches(cache: DynamicCache) -> Iterator[DynamicCache]:
 
 def _layers(cache: DynamicCache) -> list[Any]:
     return [layer for part in _caches(cache) for layer in part.layers]
+
+
+def _keeps_all(cache: DynamicCache) -> bool:
+    """Whether every layer keeps all keys and values: none has a sliding window."""
+    return all(type(layer) in (_RoomyLayer, DynamicLayer) for layer in _layers(cache))
+
+
+def _replace(layer: DynamicLayer, keys: Tensor, values: Tensor) -> None:
+    if isinstance(layer, _RoomyLayer):
+        layer.replace(keys, values)
+    else:
+        layer.keys, layer.values = keys, values
