@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,11 @@ def library(corpus: list[dict[str, str]], questions: list[str]) -> list[list[tup
 
 
 def measured(folder: Path, embedders: dict[str, Embedder]) -> dict[str, dict[str, float]]:
-    """Measures and milliseconds per question of every way to retrieve; seconds to embed the abstracts."""
+    """Measures and milliseconds per question of every way to retrieve; seconds to embed the abstracts.
+
+    The embedders are named by their type; the first one is used where no type is named.
+    """
+    first, *others = embedders
     corpus, queries = rows(folder / "corpus.jsonl"), rows(folder / "queries.jsonl")
     relevant = [
         ir_measures.Qrel(row["query"], row["doc"], max(5 - int(row["grade"]), 0) if int(row["grade"]) > 0 else 0)
@@ -62,7 +67,7 @@ def measured(folder: Path, embedders: dict[str, Embedder]) -> dict[str, dict[str
         stores[dtype] = Passages(passages, embedder.encode([passage.text for passage in passages]))
         seconds[dtype] = time.perf_counter() - started
 
-    def ours(dtype: str = "float32", **settings: Any) -> list[list[tuple[str, float]]]:
+    def ours(dtype: str = first, **settings: Any) -> list[list[tuple[str, float]]]:
         rankings = Retriever(stores[dtype], embedder=embedders[dtype], **settings).find(questions, DEPTH)
         return [[(hit.passage.document, hit.score) for hit in hits] for hits in rankings]
 
@@ -73,9 +78,9 @@ def measured(folder: Path, embedders: dict[str, Embedder]) -> dict[str, dict[str
         "hybrid": lambda: ours(mode="hybrid"),
         "hybrid, floor 0.15": lambda: ours(mode="hybrid", floor=0.15),
     }
-    if "bfloat16" in embedders:
-        methods["dense, bfloat16"] = lambda: ours("bfloat16", mode="dense")
-        methods["hybrid, bfloat16"] = lambda: ours("bfloat16", mode="hybrid")
+    for dtype in others:
+        for mode in ("dense", "hybrid"):
+            methods[f"{mode}, {dtype}"] = partial(ours, dtype, mode=mode)
     result = {}
     for name, retrieve in methods.items():
         started = time.perf_counter()

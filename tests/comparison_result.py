@@ -281,3 +281,14 @@ def timeless(result):
     result["verdict"].pop("break_even")
     result.pop("estimate", None)  # of what was left to do
     return {**result, "created": None, "command": None, "seconds": None, "process_peak_bytes": None}
+
+
+def differences(one, other, where=""):
+    """Where two results differ, as paths with both values; a comparison of the whole would not show which."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [found for key in one for found in differences(one[key], other[key], f"{where}/{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [
+            found for i, pair in enumerate(zip(one, other, strict=True)) for found in differences(*pair, f"{where}/{i}")
+        ]
+    return [] if one == other else [f"{where}: {one!r} is not {other!r}"]

@@ -27,7 +27,7 @@ BF16 = has_bf16_arithmetic("cpu")
 SHARE, RISE = 0.3, 1.0
 SHARES, RISES = {"lst": 0.5, "prefix_tuning": 0.5}, {"lst": 7.0}
 # Time before training is cut short.
-QUICK = {"fish_mask": {"num_samples": 64}, "mpt": {"source_steps": 10}}
+QUICK = {"fish_mask": {"num_samples": 16}, "mpt": {"source_steps": 5}}
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +103,11 @@ print(json.dumps(peak[0] - bare[0]))
 """
 
 
-@pytest.mark.parametrize("length", [40, 256])
-def test_the_ladder_trains_in_little_memory(instruct_model, length):
+def test_the_ladder_trains_in_little_memory(instruct_model):
     """Peak memory over that of the bare model: at most 35 % of full fine-tuning's, and well below lora's."""
     peaks = {}
     for technique in ("lst", "lora", "full"):
-        command = [sys.executable, "-c", _PEAK, str(instruct_model), technique, str(length)]
+        command = [sys.executable, "-c", _PEAK, str(instruct_model), technique, "128"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks[technique] = json.loads(done.stdout.splitlines()[-1])
     assert peaks["lst"] < 0.35 * peaks["full"], peaks

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import figures
-from comparison_result import timeless
+from comparison_result import differences, timeless
 
 METRIC = """
 import os, signal, time
@@ -31,7 +31,7 @@ def share(prediction, references):
 WAYS = {
     "abort": ("once os.abort()", "its process crashed (SIGABRT)"),
     "exit": ("once os._exit(3)", "its process ended with exit code 3"),
-    "hang": ("once time.sleep(600)", "its process gave no sign of life for 40 s and was stopped"),
+    "hang": ("once time.sleep(600)", "its process gave no sign of life for 25 s and was stopped"),
     "killed for good": ("os.kill(os.getpid(), signal.SIGKILL)", "its process was killed from outside, 3 times"),
 }
 
@@ -77,7 +77,7 @@ def test_a_lost_worker_costs_one_trial(tmp_path, words, way):
     mark.write_text(how)
     if way == "killed for good":
         words = [*words, "-t", "base"]
-    code, out, err = ended([*words, "--patience", "40"])
+    code, out, err = ended([*words, "--patience", "25"])
     assert out, err
     rows = json.loads(out)["rows"]
     assert rows[0]["status"] == "failed" and rows[0]["reason"] == reason
@@ -218,11 +218,13 @@ def test_killed_at_random_moments_the_result_is_the_same(words, tmp_path, cases)
     code, out, err = ended([*words, "--out", str(tmp_path / "whole")])
     assert code == 0, err
     whole = timeless(json.loads(out))
-    chance = random.Random(0)
+    chance, deaths = random.Random(0), 0
     for _ in range(figures.of(5, 50)):
         process = started(words)
         time.sleep(chance.uniform(3, 12))
-        if chance.random() < 0.5:
+        # On a slow machine all of these may be deaths of one trial, of which the third one is a failed row.
+        if chance.random() < 0.5 and deaths < figures.of(2, 50):
+            deaths += 1
             for child in workers(process) if process.poll() is None else []:
                 child.kill()
             time.sleep(chance.uniform(0, 6))
@@ -231,4 +233,4 @@ def test_killed_at_random_moments_the_result_is_the_same(words, tmp_path, cases)
         cases.passed()
     code, out, err = ended(words)
     assert code == 0, err
-    assert timeless(json.loads(out)) == whole
+    assert not differences(timeless(json.loads(out)), whole)

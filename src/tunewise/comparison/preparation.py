@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,22 +60,33 @@ class Preparations:
     _keeps: bool = field(default=False, init=False)
 
     @contextmanager
-    def row(self, folder: Path, *, keeps: bool) -> Iterator[None]:
-        """Begin a row; when it is over, what was read is forgotten, and the folder with its checkpoints is removed.
+    def row(self, trials: Path, technique: str, *, keeps: bool) -> Iterator[None]:
+        """Begin a row; when it is over, what was read is forgotten, and what is on disk of it is removed.
+
+        What belongs to other rows stays: one that was killed goes on after those before it have ended once more.
 
         Args:
-            folder: holds the folders of the preparations.
+            trials: the folder of the trials.
+            technique: the row's name.
             keeps: whether what is read is kept for further trainings, as a search has them.
         """
         self._of_row, self._keeps = {}, keeps
         try:
             yield
+            folder = _folder_of(trials, technique)
             artifact_writer.remove_runs(folder)
+            with suppress(OSError):  # another row's is there, or nothing
+                folder.parent.rmdir()
         finally:
             self._of_row, self._keeps = {}, False
 
-    def of(self, facts: object, folder: Path) -> Preparation:
-        """Return the preparation, below this folder, of trainings to which these facts, in JSON's types, apply."""
+    def of(self, facts: object, trials: Path, technique: str) -> Preparation:
+        """Return a row's preparation of trainings to which these facts, in JSON's types, apply."""
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-        new = Preparation(folder / key, Readings(self._keeps))
+        new = Preparation(_folder_of(trials, technique) / key, Readings(self._keeps))
         return self._of_row.setdefault(key, new) if self._keeps else new
+
+
+def _folder_of(trials: Path, technique: str) -> Path:
+    """Return the folder of a row's preparations, which is beside that of the trials."""
+    return trials.parent / "preparing" / technique.replace(":", "-")

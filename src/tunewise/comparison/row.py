@@ -13,7 +13,7 @@ import numpy as np
 from tunewise.comparison.budget import Budget, Clock
 from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.search import Outcome, find, preparations
-from tunewise.comparison.trial import PREPARING_FOLDER, Trial, run, run_stage
+from tunewise.comparison.trial import Trial, run, run_stage
 from tunewise.contract.technique import Technique
 from tunewise.core.json_record import JsonRecord
 from tunewise.core.progress import RowProgress, for_row
@@ -81,7 +81,7 @@ class Runs:
 
     def row_of(self, technique: Technique) -> tuple[Row, list[FinishedTrial]]:
         """Return the row of a technique, trained for the steps in the settings, and the records that finished."""
-        with self.context.preparations.row(self.trials.parent / PREPARING_FOLDER, keeps=self.budget.search > 1):
+        with self.context.preparations.row(self.trials, technique.name, keeps=self.budget.search > 1):
             return self._searched_row(technique)
 
     def _searched_row(self, technique: Technique) -> tuple[Row, list[FinishedTrial]]:

@@ -353,7 +353,7 @@ def _prepare(
         "tokens": trial.tokens,
         "label_list": task.label_list,
     }
-    preparation = context.preparations.of(facts, folder.parent.parent / PREPARING_FOLDER)
+    preparation = context.preparations.of(facts, folder.parent, trial.technique.name)
     allowed = allowance(base, task, settings, trial.tokens)
     with peak_memory(base.device) as memory:
         started = time.perf_counter()
@@ -373,9 +373,6 @@ def _prepare(
     return preparation.cost(
         PreparationCost(trial=folder.name, tokens=allowed.spent, seconds=seconds, peak_memory_bytes=memory[0])
     )
-
-
-PREPARING_FOLDER = "preparing"  # beside the folder of the trials; there is one only while a row is running
 
 
 def _fit_once(

@@ -133,6 +133,34 @@ def test_a_search_that_was_killed_counts_what_it_read_once(context, tmp_path, mo
     assert parts.validation_loss == whole.validation_loss
 
 
+def test_a_row_that_ends_once_more_leaves_what_a_later_one_has_read(context, tmp_path, monkeypatch):
+    """A search is killed in the second row; the next process comes through the first one before it goes on."""
+
+    class Killed(BaseException):
+        pass
+
+    first, second = make("lora"), make("fish_mask")
+    whole, _ = row_of(context, tmp_path / "whole", second, search=3)
+    row_of(context, tmp_path / "parts", first, search=3)
+    run_stage, stages = rows.run_stage, []
+
+    def killed(*given, **more):
+        if len(stages) == 2:
+            raise Killed
+        stages.append(run_stage(*given, **more))
+        return stages[-1]
+
+    monkeypatch.setattr(rows, "run_stage", killed)
+    with pytest.raises(Killed):
+        row_of(context, tmp_path / "parts", second, search=3)
+    monkeypatch.setattr(rows, "run_stage", run_stage)
+    for recipe in (first, second):
+        parts, _ = row_of(context, tmp_path / "parts", recipe, search=3)
+    assert [trial.preparing_tokens for trial in parts.search] == [trial.preparing_tokens for trial in whole.search]
+    assert parts.spent.preparing_tokens == whole.spent.preparing_tokens
+    assert not (tmp_path / "parts" / "preparing").exists()
+
+
 def test_readings_are_kept_only_where_they_are_asked_for_and_count_each_time():
     for keeps, calls in ((True, 1), (False, 2)):
         readings, allowance, made = Readings(keeps), Allowance(100), []
