@@ -18,6 +18,7 @@ from tunewise.engine.model import load_base
 from tunewise.engine.tiny import tiny_base, tiny_task
 from tunewise.export.export import export
 from tunewise.export.format import formats
+from tunewise.export.formats.gguf import model_problem
 from tunewise.fitting.scoring import encoder_for
 from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import attach, fit
@@ -321,7 +322,7 @@ def test_generated_answers_are_scored_as_the_trained_model_gives_them(form, plac
     assert record["score"]["metric"] == "rouge_l" and record["greedy_tokens"] >= 16
 
 
-@pytest.mark.parametrize("architecture", ["llama-tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", ["llama-tied", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("name", ["full", "lora"])
 def test_gguf_of_other_models(architecture, name, places, tmp_path):
     base = load_base(places(architecture))
@@ -337,6 +338,24 @@ def test_gguf_refuses_what_it_cannot_say(architecture, message, places, tmp_path
     with pytest.raises(TechniqueError, match=message) as raised:
         export(fitted("lora", tmp_path / "a", base), "gguf", tmp_path / "out", base=base, task=tiny_task())
     assert "merged" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changed", "message"),
+    [
+        ("gemma2", {"query_pre_attn_scalar": 12}, "scaled by 12 and not the size of a head"),
+        ("gemma2", {"layer_types": ["full_attention"] * 2}, "not one layer of 2 sees"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30"),
+        ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "a part of each head"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "scaled .longrope."),
+    ],
+)
+def test_gguf_refuses_settings_that_the_file_cannot_express(architecture, changed, message):
+    config = tiny_base(architecture).model.config
+    assert not model_problem(config)
+    for name, value in changed.items():
+        setattr(config, name, value)
+    assert re.search(message, model_problem(config))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

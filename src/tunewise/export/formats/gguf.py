@@ -44,13 +44,17 @@ class _Family:
     """How GGUF calls a kind of model, and the settings that a model must have because the file cannot express others.
 
     `interleaved` tells whether llama.cpp expects rotary pairs side by side; `required` are settings with the one value
-    that llama.cpp implements.
+    that llama.cpp implements. `norms_from_one` tells whether the model multiplies by 1 + w where llama.cpp multiplies
+    by what the file holds. `full_every` is for models whose attention slides over a window but in one of so many
+    layers, as llama.cpp knows by itself.
     """
 
     name: str
     activation: str
     interleaved: bool = False
     required: tuple[tuple[str, object], ...] = ()
+    norms_from_one: bool = False
+    full_every: int = 0
 
 
 _LLAMA_SETTINGS = (("attention_bias", False), ("mlp_bias", False))
@@ -59,12 +63,30 @@ _GPT2_SETTINGS = (
     ("scale_attn_by_inverse_layer_idx", False),
     ("add_cross_attention", False),
 )
+_GEMMA3_SETTINGS = (
+    ("attention_bias", False),
+    ("attn_logit_softcapping", None),
+    ("final_logit_softcapping", None),
+    ("use_bidirectional_attention", False),
+)
+_LOCAL_THETA = 10_000.0  # of Gemma 3's layers with a window, as llama.cpp has it
+_OVERLOOKED = {  # settings that the reader of transformers leaves at their defaults, and the keys of a file for them
+    "gpt2": {"n_positions": "context_length"},
+    "qwen3": {"head_dim": "attention.key_length"},
+    "gemma2": {"query_pre_attn_scalar": "attention.key_length"},
+    "gemma3": {"query_pre_attn_scalar": "attention.key_length"},
+}
 _FAMILIES = {
     "llama": _Family("llama", "silu", True, _LLAMA_SETTINGS),
     "mistral": _Family("llama", "silu", True),
     "qwen2": _Family("qwen2", "silu"),
     "qwen3": _Family("qwen3", "silu", required=(("attention_bias", False),)),
     "gpt2": _Family("gpt2", "gelu_new", required=_GPT2_SETTINGS),
+    "phi3": _Family("phi3", "silu"),
+    "gemma2": _Family(
+        "gemma2", "gelu_pytorch_tanh", required=(("attention_bias", False),), norms_from_one=True, full_every=2
+    ),
+    "gemma3_text": _Family("gemma3", "gelu_pytorch_tanh", required=_GEMMA3_SETTINGS, norms_from_one=True, full_every=6),
 }
 _NOT_IN_LLAMA_CPP = ("opt", "gpt_neo")  # it has no architecture for them
 
@@ -81,14 +103,14 @@ class GgufFormat(Format):
         if reason := not_in_weights(attachment):
             return reason
         base = attachment.base
-        return _model_problem(base.model.config) or vocabulary(base).problem
+        return model_problem(base.model.config) or vocabulary(base).problem
 
     def write(self, loaded: Adaptation, folder: Path, options: ExportOptions) -> Written:
         """Merge, and write the merged model."""
         require("the format gguf", "gguf")
         base = loaded.attachment.base
         model: Any = loaded.attachment.merge()
-        if problem := _model_problem(model.config):  # merging can add what the base does not have
+        if problem := model_problem(model.config):  # merging can add what the base does not have
             raise TechniqueError(
                 f"{loaded.attachment.recipe.name} cannot be exported to gguf: {problem}; use merged, or another format"
             )
@@ -123,39 +145,73 @@ class GgufFormat(Format):
         return (rounded.T if transposed else rounded).to(tensor)
 
     def read(self, folder: Path, base: Base) -> Reader:
-        """Read with transformers, and pass on the two sizes that it does not take from the file itself."""
+        """Read with transformers, and pass on what the file holds and its reader does not take from there."""
         from gguf import GGUFReader
 
         file: Any = GGUFReader(folder / FILE)
         architecture = str(file.get_field("general.architecture").contents())
-        ignored = {"gpt2": ("n_positions", "context_length"), "qwen3": ("head_dim", "attention.key_length")}
-        sizes: dict[str, int] = {}
-        if architecture in ignored:
-            setting, key = ignored[architecture]
-            sizes[setting] = int(file.get_field(f"{architecture}.{key}").contents())
+        overlooked: dict[str, Any] = {
+            setting: file.get_field(f"{architecture}.{key}").contents()
+            for setting, key in _OVERLOOKED.get(architecture, {}).items()
+        }
+        if architecture == "gemma3":
+            full = {"rope_type": "default", "rope_theta": float(file.get_field("gemma3.rope.freq_base").contents())}
+            window = {"rope_type": "default", "rope_theta": _LOCAL_THETA}
+            overlooked["rope_parameters"] = {"full_attention": full, "sliding_attention": window}
+        if architecture == "phi3":
+            overlooked["pad_token_id"] = base.model.config.pad_token_id  # else an id that a small vocabulary lacks
         with redirect_stderr(StringIO()):  # it shows a progress bar of its own
-            return CausalReader.from_folder(folder, base, {"gguf_file": FILE, **sizes}, {"gguf_file": FILE})
+            return CausalReader.from_folder(folder, base, {"gguf_file": FILE, **overlooked}, {"gguf_file": FILE})
 
 
-def _model_problem(config: Any) -> str | None:
+def model_problem(config: Any) -> str | None:
     """Return why GGUF cannot express a model of this configuration, or None."""
     family = _FAMILIES.get(config.model_type)
     if config.model_type in _NOT_IN_LLAMA_CPP:
         return f"llama.cpp does not run models of type {config.model_type}"
     if family is None:
         return f"models of type {config.model_type} are not supported, only {', '.join(_FAMILIES)}"
-    activation = getattr(config, "hidden_act", None) or config.activation_function
+    activation = next(
+        name
+        for key in ("hidden_activation", "hidden_act", "activation_function")
+        if (name := getattr(config, key, None))
+    )
     if activation != family.activation:
         return f"its activation is {activation}, not {family.activation}"
     for name, value in family.required:
         if getattr(config, name, value) != value:
             return f"{name} is {getattr(config, name)}, which the file cannot express"
+    for rope in _ropes(config):
+        if rope.get("rope_type", "default") != "default":
+            return f"its rotary positions are scaled ({rope['rope_type']}), which is not supported"
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            return "only a part of each head has rotary positions, which is not supported"
+    return _window_problem(config, family)
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """Return the settings of rotary positions: one set, or one for each kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") != "default":
-        return f"its rotary positions are scaled ({rope['rope_type']}), which is not supported"
+    return list(rope.values()) if all(isinstance(value, dict) for value in rope.values()) else [rope]
+
+
+def _window_problem(config: Any, family: _Family) -> str | None:
+    """Return why the file cannot express how far the layers look, or None."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if window and window < config.max_position_embeddings:
-        return f"its attention slides over {window} tokens, which the file cannot express"
+    if not family.full_every:
+        if window and window < config.max_position_embeddings:
+            return f"its attention slides over {window} tokens, which the file cannot express"
+        return None
+    full = [(number + 1) % family.full_every == 0 for number in range(config.num_hidden_layers)]
+    if [kind == "full_attention" for kind in config.layer_types] != full:
+        return f"not one layer of {family.full_every} sees everything, as the file would say"
+    if config.query_pre_attn_scalar != config.head_dim:
+        return f"its scores are scaled by {config.query_pre_attn_scalar} and not the size of a head ({config.head_dim})"
+    theta = (
+        (getattr(config, "rope_parameters", None) or {}).get("sliding_attention", {}).get("rope_theta", _LOCAL_THETA)
+    )
+    if theta != _LOCAL_THETA:
+        return f"the rotary base of its layers with a window is {theta:g}, which the file cannot express"
     return None
 
 
@@ -185,6 +241,8 @@ def write_file(chosen: GgufFormat, model: PreTrainedModel, base: Base, path: Pat
         for part, count in (("attn_q.", heads), ("attn_k.", groups)):
             if family.interleaved and part in gguf_name:
                 values = _interleaved(values, count)
+        if family.norms_from_one and gguf_name.endswith("norm.weight"):
+            values = values + 1
         kind = gguf.GGMLQuantizationType[chosen.kind_of(name, values, options)]
         writer.add_tensor(gguf_name, gguf.quants.quantize(values.contiguous().numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -229,7 +287,15 @@ def _add_settings(writer: Any, base: Base, config: Any, options: ExportOptions) 
     writer.add_rope_dimension_count(size)
     writer.add_key_length(size)
     writer.add_value_length(size)
-    writer.add_rope_freq_base(float((getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)))
+    writer.add_rope_freq_base(float(_ropes(config)[-1].get("rope_theta", 10_000.0)))  # that of layers without a window
+    if _FAMILIES[config.model_type].full_every:
+        writer.add_sliding_window(config.sliding_window)
+    for cap, add in (
+        ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
+        ("final_logit_softcapping", writer.add_final_logit_softcapping),
+    ):
+        if getattr(config, cap, None) is not None:
+            add(getattr(config, cap))
 
 
 FORMAT = GgufFormat()
