@@ -75,6 +75,7 @@ class TrainOptions:
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     logging_steps: int = 1
     save_steps: int = 500
@@ -304,6 +305,7 @@ def train_settings(
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,
         adam_beta2=train.adam_beta2,
+        adam_epsilon=train.adam_epsilon,
         max_grad_norm=train.max_grad_norm,
         logging_steps=train.logging_steps,
         save_steps=train.save_steps,

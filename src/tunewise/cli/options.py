@@ -88,6 +88,7 @@ _OPTIONS: Mapping[str, ParameterInfo] = {
     "weight_decay": typer.Option(help="AdamW's weight decay of what is trained."),
     "adam_beta1": typer.Option(help="AdamW's average of gradients."),
     "adam_beta2": typer.Option(help="AdamW's average of their squares."),
+    "adam_epsilon": typer.Option(help="What AdamW adds to the root of that average."),
     "max_grad_norm": typer.Option(help="Gradients are clipped to this norm; 0: not at all."),
     "logging_steps": typer.Option(help="Optimiser steps between the lines of metrics.jsonl."),
     "save_steps": typer.Option(help="Optimiser steps between checkpoints."),

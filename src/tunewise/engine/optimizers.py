@@ -28,7 +28,7 @@ def build(name: str, groups: Groups, betas: tuple[float, float]) -> torch.optim.
 
     Args:
         name: "adamw", "adafactor", one of the names above, or "adamw8bit", "paged_adamw8bit", "paged_adamw".
-        groups: torch's parameter groups, with their learning rates and weight decays.
+        groups: torch's parameter groups, with their learning rates, weight decays and Adam's `eps`.
         betas: decay rates of Adam's two moments; ignored by optimisers without them.
 
     Raises:
@@ -41,6 +41,7 @@ def build(name: str, groups: Groups, betas: tuple[float, float]) -> torch.optim.
     if name == "adafactor":
         from transformers.optimization import Adafactor
 
+        groups = [{key: value for key, value in group.items() if key != "eps"} for group in groups]  # it has two
         return Adafactor(groups, scale_parameter=False, relative_step=False, warmup_init=False)
     classes: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "adamw_bf16": StochasticAdamW,

@@ -262,8 +262,10 @@ class _Run:
     def _build_optimizer(self, phase: int) -> None:
         """Build the optimiser and schedule of a phase, over the parameters that the attachment has now."""
         self.phase = phase
-        groups = [{"weight_decay": self.settings.weight_decay, **group} for group in self.attachment.param_groups()]
-        self.optimizer = self.attachment.optimizer(groups, (self.settings.adam_beta1, self.settings.adam_beta2))
+        settings = self.settings
+        adam = {"weight_decay": settings.weight_decay, "eps": settings.adam_epsilon}
+        groups = [{**adam, **group} for group in self.attachment.param_groups()]
+        self.optimizer = self.attachment.optimizer(groups, (settings.adam_beta1, settings.adam_beta2))
         if not self.attachment.accumulates and self.ranks.size > 1:
             raise SettingError(
                 f"{type(self.optimizer).__name__} moves weights inside the backward pass, before gradients could be "

@@ -40,6 +40,7 @@ class TrainSettings:
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     save_steps: int = 500
     save_total_limit: int = 2
@@ -72,6 +73,8 @@ class TrainSettings:
         for name in ("kl_to_base", "l2_sp", "weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingError(f"{name} is {getattr(self, name)} but must be at least 0")
+        if not 0 < self.adam_epsilon < math.inf:
+            raise SettingError(f"adam_epsilon is {self.adam_epsilon} but must be more than 0")
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)} but must be at least 0 and below 1")
@@ -141,6 +144,8 @@ class TrainSettings:
             del record["warmup_steps"]
         if not self.early_stopping_patience:
             del record["early_stopping_patience"]
+        if self.adam_epsilon == TrainSettings.adam_epsilon:
+            del record["adam_epsilon"]
         if not (self.keeps_best and self.evaluation_interval):
             del record["load_best_model_at_end"]
         return record

@@ -181,6 +181,27 @@ def test_resuming_another_request_is_refused(tmp_path):
             train(attachment, sequences, settings, seed=seed, folder=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("name", ["full", "lora", "bitfit", "adalora"])
+def test_adams_epsilon_reaches_every_optimiser(name):
+    moved = {}
+    for epsilon in (1e-8, 1.0):
+        base = tiny_base()
+        attachment = attach(make(name), base)
+        before = {key: p.detach().clone() for key, p in attachment.params().items()}
+        fit(attachment, steps=2, adam_epsilon=epsilon)
+        moved[epsilon] = sum(float((p - before[key]).norm()) for key, p in attachment.params().items() if key in before)
+    assert moved[1.0] < 0.1 * moved[1e-8]
+
+
+def test_adafactor_has_epsilons_of_its_own():
+    moved = []
+    for epsilon in (1e-8, 1.0):
+        attachment = attach(make("full", {"full": {"optimizer": "adafactor"}}), tiny_base())
+        fit(attachment, steps=2, adam_epsilon=epsilon)
+        moved.append([p.detach().clone() for p in attachment.params().values()])
+    assert all(map(torch.equal, *moved))
+
+
 @pytest.mark.parametrize("name", ["full", "lora", "last_layers", "adapter", "lt_sft"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_what_is_trained_on_half_precision_weights_is_float32(name, dtype):

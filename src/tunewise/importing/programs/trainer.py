@@ -163,7 +163,7 @@ TRAINER: dict[str, Rule] = {
     "weight_decay": takes("weight_decay", values.number),
     "adam_beta1": takes("adam_beta1", values.number),
     "adam_beta2": takes("adam_beta2", values.number),
-    "adam_epsilon": leaves("it is 1e-8 here", 1e-8, "1e-8"),
+    "adam_epsilon": takes("adam_epsilon", values.number),
     "max_grad_norm": takes("max_grad_norm", values.number),
     "optim": optimizer,
     "optim_args": leaves("optimisers take no further arguments here"),
