@@ -11,6 +11,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from tunewise.adaptation.artifact import load, save
+from tunewise.comparison.budget import Budget
+from tunewise.comparison.compare import compare
+from tunewise.comparison.probe import HarnessProbe
 from tunewise.core.errors import SettingError, TechniqueError, TunewiseError
 from tunewise.engine.model import load_base
 from tunewise.export.lm_eval_model import evaluate_tasks, model_class
@@ -148,3 +151,26 @@ def test_tasks_are_scored_and_refused_by_name(folders, models, tmp_path, monkeyp
     (tmp_path / "bad.yaml").write_text(TASKS["animals.yaml"].replace("FOLDER", "/nowhere"))
     with pytest.raises(TunewiseError, match="could not run animals"):
         evaluate_tasks(loaded, ["animals"], include_path=tmp_path)
+
+
+def test_a_comparison_asks_its_tasks_after_each_row(folders, tmp_path):
+    """By the harness's own score of the adaptation; what is only written into the prompt changes nothing."""
+    base, task = load_base(str(folders / "model")), tiny_task()
+    recipes = [make("base"), make("lora", {"lora": {"learning_rate": 0.05}}), make("icl", {"icl": {"k": 2}})]
+    probe = HarnessProbe.read(f"lm-eval:animals,days@{folders / 'tasks'}")
+    result = compare(base, task, recipes, tmp_path, budget=Budget(steps=20, test_examples=4), probe=probe)
+    assert result["retention"]["probe"] == "lm-eval:animals,days"
+    kept = {row["technique"]: row["forgetting"]["probe"] for row in result["rows"]}
+    assert kept["icl"] == kept["base"]
+    scores = evaluate_tasks(
+        load(tmp_path / result["rows"][1]["adaptation"], base=base), ["animals", "days"], include_path=folders / "tasks"
+    )
+    assert kept["lora"] == pytest.approx(sum(next(iter(each["metrics"].values())) for each in scores) / 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("lm-eval:", "must name tasks"), ("lm-eval:animals@nowhere", "there is no folder nowhere")]
+)
+def test_a_probe_that_cannot_be_is_refused(text, message):
+    with pytest.raises(SettingError, match=message):
+        HarnessProbe.read(text)

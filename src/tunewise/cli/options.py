@@ -144,7 +144,10 @@ _OPTIONS: Mapping[str, ParameterInfo] = {
     "retention": typer.Option(
         "--retention", help="Text file that the model should not forget; default: text sampled from the base."
     ),
-    "probe": typer.Option(help="Data of a task that the model can do already and should not forget."),
+    "probe": typer.Option(
+        help="Data of a task that the model can do already and should not forget, or lm-eval:NAME,... for tasks of the "
+        "evaluation harness."
+    ),
     # CompareOptions
     "need": typer.Option(
         help="What the recommended technique must meet: memory<8GB, artifact<50MB, mergeable, retain, ..."

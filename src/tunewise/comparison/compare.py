@@ -29,6 +29,7 @@ from tunewise.comparison.budget import Budget, Clock, keep_choice, settled, trai
 from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.invocation import Invocation
 from tunewise.comparison.measured_base import retention_of
+from tunewise.comparison.probe import Probe, TaskProbe
 from tunewise.comparison.recorded_text import keep_text, require_same_text
 from tunewise.comparison.row import Runs, skipped
 from tunewise.comparison.spending import expected
@@ -92,7 +93,7 @@ def compare(
     budget: Budget | None = None,
     settings: TrainSettings | None = None,
     retention: Sequence[str] | None = None,
-    probe: Task | None = None,
+    probe: Task | Probe | None = None,
     remembered: Sequence[str] | None = None,
     needs: Sequence[str] = (),
     price: float | None = None,
@@ -110,7 +111,8 @@ def compare(
         budget: what each technique may spend.
         settings: batch size, schedule and other training settings; its `max_steps` is replaced by the budget's.
         retention: texts that forgetting is measured on; default: text sampled from the base.
-        probe: a task that the base can do; its score is taken again on up to 200 test examples after each trial.
+        probe: what the base can do; its score is taken again after each trial. Of a task, on up to 200 test examples;
+            `tunewise.comparison.probe.HarnessProbe` names tasks of the lm-evaluation-harness.
         remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: text from the base.
         needs: what is required of the recommended row, such as `memory<8GB`, `mergeable`, `retain`.
         price: US dollars per hour of this machine, from which the price of a thousand requests follows.
@@ -164,7 +166,7 @@ def compare(
             validation=budget.validation_examples,
             test=test_examples,
             retention=base_retention,
-            probe=probe,
+            probe=TaskProbe.of(probe) if isinstance(probe, Task) else probe,
             remembered=remembered,
             attempt_id=invocation.attempt_id or uuid4().hex,
             report_to=report_to,

@@ -11,6 +11,7 @@ import torch
 
 from tunewise.comparison.invocation import OnTrial, ignore_trial
 from tunewise.comparison.preparation import Preparations
+from tunewise.comparison.probe import Probe
 from tunewise.contract.attachment import Attachment
 from tunewise.core.progress import Progress, silent
 from tunewise.data.task import Task, sample
@@ -23,8 +24,6 @@ from tunewise.fitting.scoring import encoder_for
 from tunewise.fitting.settings import TrainSettings
 from tunewise.results.schema import TrialIdentity, TrialRecord
 
-_PROBED = 200  # examples of the probe that are scored at most
-
 
 class ComparisonContext:
     """Holds what the trials of one comparison share: the base, the task, its samples, and sequences tokenised once.
@@ -35,7 +34,7 @@ class ComparisonContext:
         validation: validation examples to sample.
         test: test examples to sample.
         retention: what forgetting is measured on; None measures none.
-        probe: a task that the base could do; its score is taken again after each trial.
+        probe: what the base could do; its score is taken again after each trial.
         remembered: text for the remedies for forgetting.
         attempt_id: identifies this run of the comparison; a trial that failed in it is retried only in the next one.
         report_to: services that follow training.
@@ -50,7 +49,7 @@ class ComparisonContext:
         validation: int,
         test: int,
         retention: Retention | None,
-        probe: Task | None = None,
+        probe: Probe | None = None,
         remembered: Sequence[str] | None = None,
         attempt_id: str = "",
         report_to: Sequence[str] = (),
@@ -60,7 +59,6 @@ class ComparisonContext:
         self.text = RunText.of(base, task)
         self.remembered, self.attempt_id, self._on_trial = remembered, attempt_id, on_trial
         self.report_to = tuple(report_to)
-        self.probed = sample(probe.test, _PROBED) if probe is not None else ()
         self.validation = sample(task.validation, validation)
         self.test = sample(task.test, test)
         self._encoded: dict[tuple[int, int], list[TokenSequence]] = {}

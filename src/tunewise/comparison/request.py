@@ -29,6 +29,7 @@ from tunewise.results.schema import Comparison
 
 if TYPE_CHECKING:
     from tunewise.comparison.budget import Budget
+    from tunewise.comparison.probe import Probe
     from tunewise.data.task import Task
     from tunewise.fitting.settings import TrainSettings
 
@@ -125,7 +126,7 @@ class Request:
         options = self.options
         task = read_task(options.data, options.reading)
         retention, remembered = read_texts(options.forgetting.retention), read_texts(options.remedies.remember)
-        probe = read_task(options.forgetting.probe) if options.forgetting.probe else None
+        probe = _probe(options.forgetting.probe) if options.forgetting.probe else None
         chosen = [
             f"{name}.{setting}" for name, settings in settings_of(options.recipes.sets).items() for setting in settings
         ]
@@ -227,3 +228,10 @@ def _has_type(kind: Any, value: object) -> bool:
     if kind in (int, float):
         return isinstance(value, int | kind) and not isinstance(value, bool)
     return isinstance(value, str if kind is Path else kind)
+
+
+def _probe(text: str) -> Task | Probe:
+    """Read `--probe`: data as `--data` takes them, or tasks of the evaluation harness."""
+    from tunewise.comparison.probe import HARNESS, HarnessProbe
+
+    return HarnessProbe.read(text) if text.startswith(HARNESS) else read_task(text)

@@ -13,6 +13,7 @@ import psutil
 from tunewise.comparison.budget import Budget
 from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.invocation import Invocation
+from tunewise.comparison.probe import TaskProbe
 from tunewise.comparison.search import Outcome, find, preparations
 from tunewise.comparison.trial import Trial
 from tunewise.comparison.trial_records import read_record, read_stage
@@ -64,8 +65,8 @@ def expected(
         seeds=budget.seeds,
         minutes=budget.minutes,
         retention=sum(len(row.ids) for row in context.retention.sequences) if context.retention is not None else 0,
-        probe=context.probe,
-        probed=context.probed,
+        probe=context.probe.task if isinstance(context.probe, TaskProbe) else None,
+        probed=context.probe.examples if isinstance(context.probe, TaskProbe) else (),
         device="cuda" if on_gpu else "cpu",
         held_bytes=max(process.memory_info().rss - (0 if on_gpu else weights), 0),
         spent=time.monotonic() - invocation.started if invocation.started is not None else 0.0,

@@ -575,14 +575,8 @@ def _measure_forgetting(
                 weight_change=weight_change,
             )
         if context.probe is not None:
-            probe = score(
-                attachment,
-                context.probe,
-                context.probed,
-                progress=as_stage(progress, PROBING),
-                as_given=True,
-            )
-            forgetting = replace(forgetting, probe=probe.mean)
+            probed = context.probe.score(attachment, context.task, as_stage(progress, PROBING))
+            forgetting = replace(forgetting, probe=probed)
     return forgetting, memory[0]
 
 

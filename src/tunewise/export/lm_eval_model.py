@@ -46,10 +46,12 @@ def model_class() -> Any:
     class TunewiseLM(TemplateLM):
         """Answers the harness's requests with an adaptation."""
 
-        def __init__(self, adaptation: str | Path | Adaptation, model: str | None = None, **_: Any) -> None:
+        def __init__(
+            self, adaptation: str | Path | Adaptation, model: str | None = None, as_given: bool = False, **_: Any
+        ) -> None:
             super().__init__()
             loaded = adaptation if isinstance(adaptation, Adaptation) else load(adaptation, model=model)
-            self.raw = RawText(loaded)
+            self.raw = RawText(loaded, as_given=as_given)
             self.tokenizer = self.raw.encoder.tokenizer
             self._device = self.raw.base.device
 
@@ -127,6 +129,7 @@ def evaluate_tasks(
     num_fewshot: int | None = None,
     include_path: Path | None = None,
     chat: bool = False,
+    as_given: bool = False,
 ) -> list[TaskScores]:
     """Score an adaptation by tasks of the harness.
 
@@ -139,12 +142,13 @@ def evaluate_tasks(
         num_fewshot: worked examples in each prompt; None: as each task says.
         include_path: a folder with definitions of further tasks.
         chat: write prompts in the model's chat template.
+        as_given: leave out what the technique would write into the prompt, instead of refusing it.
 
     Raises:
         SettingError: lm-eval is not installed, or there is no such task.
         TunewiseError: the harness failed, for example to download a data set.
     """
-    model = model_class()(loaded)
+    model = model_class()(loaded, as_given=as_given)
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 

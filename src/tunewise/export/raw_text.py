@@ -23,14 +23,16 @@ _SCORED_TOKENS = 512  # positions whose logits exist at once, unless one sequenc
 class RawText:
     """Holds an adaptation whose technique changes weights or adds virtual tokens, but no words of the prompt."""
 
-    def __init__(self, loaded: Adaptation) -> None:
+    def __init__(self, loaded: Adaptation, *, as_given: bool = False) -> None:
         """Take a loaded adaptation.
+
+        With `as_given`, what a technique would write into the prompt is left out.
 
         Raises:
             TechniqueError: the technique writes into the prompt, which others write here.
         """
         attachment = loaded.attachment
-        if "prompt" in attachment.recipe.sides:
+        if "prompt" in attachment.recipe.sides and not as_given:
             raise TechniqueError(
                 f"{attachment.recipe.name} writes into the prompt, and here the prompts are another program's; "
                 "score it with tunewise eval, or without icl and rag"
