@@ -33,11 +33,13 @@ print(json.dumps(answers))
 """
 
 
-def test_plain_transformers_answers_as_the_trained_model(instruct_model, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_plain_transformers_answers_as_the_trained_model(instruct_model, tmp_path, dtype):
+    """The comparison with the file is in float32 whatever the base was trained in."""
     rows = [{"prompt": question, "completion": "I do not know."} for question in QUESTIONS * 8]
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    base = load_base(instruct_model, device="cpu")
+    base = load_base(instruct_model, device="cpu", dtype=dtype)
     attachment = make("lora", {}).resolved(base).attach(base, torch.Generator().manual_seed(0))
     moved = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -49,6 +51,9 @@ def test_plain_transformers_answers_as_the_trained_model(instruct_model, tmp_pat
     assert record["same"] and record["dtype"] == "bfloat16" and record["moved_by_training"] > 1
     checkpoint = sum(path.stat().st_size for path in instruct_model.glob("*.safetensors"))
     assert (tmp_path / "out" / "model.safetensors").stat().st_size == pytest.approx(checkpoint, rel=0.01)
+    assert base.model.dtype == getattr(torch, dtype)
+    if dtype == "bfloat16":
+        return  # where near ties are settled by rounding
     loaded = load(tmp_path / "a", base=base)
     with torch.no_grad():  # what plain transformers reads are the rounded merged weights
         for parameter in loaded.attachment.merge().parameters():

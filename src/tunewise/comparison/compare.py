@@ -29,6 +29,7 @@ from tunewise.comparison.budget import Budget, Clock, keep_choice, settled, trai
 from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.invocation import Invocation
 from tunewise.comparison.measured_base import retention_of
+from tunewise.comparison.preparation import remove_all
 from tunewise.comparison.probe import Probe, TaskProbe
 from tunewise.comparison.recorded_text import keep_text, require_same_text
 from tunewise.comparison.row import Runs, skipped
@@ -231,6 +232,7 @@ def compare(
             )
             artifact_writer.write_json(folder / "compare.json", result.to_json())
             invocation.on_row(result)
+        remove_all(trials)
         progress("report", "writing", 0, 0)
         artifact_writer.write_text(folder / "report.md", markdown(result, out))
         artifact_writer.write_text(folder / "report.html", render_html(result, out))

@@ -87,6 +87,14 @@ class Preparations:
         return self._of_row.setdefault(key, new) if self._keeps else new
 
 
+def remove_all(trials: Path) -> None:
+    """Remove what preparations left on disk, once every row is over."""
+    artifact_writer.remove_runs(_folder(trials))
+
+
+def _folder(trials: Path) -> Path:
+    return trials.parent / "preparing"
+
+
 def _folder_of(trials: Path, technique: str) -> Path:
-    """Return the folder of a row's preparations, which is beside that of the trials."""
-    return trials.parent / "preparing" / technique.replace(":", "-")
+    return _folder(trials) / technique.replace(":", "-")

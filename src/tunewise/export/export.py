@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,11 +110,12 @@ def export(
             "with --no-parity, which marks the export as unproved"
         )
     folder = Path(out)
-    with artifact_writer.staged_folder(folder) as stage:
+    with artifact_writer.staged_folder(folder) as stage, ExitStack() as stack:
         progress("loading", 0, 0)
         loaded = load(path, base=base, model=model, settings=settings, places=places)
         loaded_base = loaded.attachment.base
         try:
+            stack.enter_context(_in_float32(loaded_base))
             require_used(places or Places(), [loaded.attachment.recipe])
             provenance = facts_of(Path(path))
             chosen = format_for(to, loaded.attachment)
@@ -138,6 +139,19 @@ def export(
         finally:
             loaded_base.release()
     raise refusal
+
+
+@contextmanager
+def _in_float32(base: Base) -> Iterator[None]:
+    """Hold half-precision weights in float32, so that no rounding of the arithmetic hides a fault of an export."""
+    before = [(p, p.dtype) for p in base.model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+    for parameter, _ in before:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in before:  # bare again, so that no value is rounded
+            parameter.data = parameter.data.to(dtype)
 
 
 class _UnreadableError(Exception):
