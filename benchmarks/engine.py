@@ -129,6 +129,8 @@ class Job(hf.TrainerCallback):
             self.base = Base(model, tiny_base().tokenizer, "bench")  # only for its padding: the rows are tokens already
             self.warm, self.timed = draw_rows(self.batch, "warm"), draw_rows(self.batch * steps, "timed")
         self.model, self.tokenizer = self.base.model, self.base.tokenizer
+        if tool != "tunewise" and PEFT[method] is None:  # a base is frozen
+            self.model.requires_grad_(True)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.rows = self.warm + self.timed
