@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,24 @@ def timed(run: Any) -> tuple[Any, float, float]:
     return result, time.process_time() - cpu, time.perf_counter() - wall
 
 
-def measure(base: Base, data: str, rows: int, new_tokens: int, repeats: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Measured:
+    """What both took for the same prompts; seconds are medians, `times_faster` the median of the CPU times' ratios."""
+
+    data: str
+    dtype: str
+    rows: int
+    prompt_tokens: int
+    answer_tokens: int
+    same_answers: int
+    cpu_seconds: float
+    wall_seconds: float
+    library_cpu_seconds: float
+    library_wall_seconds: float
+    times_faster: float
+
+
+def measure(base: Base, data: str, rows: int, new_tokens: int, repeats: int) -> Measured:
     """Let both answer the first test prompts of a task, in turn."""
     task = Task.read(data)
     encoder, examples = Encoder(base, task), list(task.test[:rows])
@@ -65,21 +83,19 @@ def measure(base: Base, data: str, rows: int, new_tokens: int, repeats: int) -> 
         ours.append((seconds[0], seconds[1]))
         answers, *seconds = timed(lambda: library(base, encoder, prompts, new_tokens))
         theirs.append((seconds[0], seconds[1]))
-    ratios = [their[0] / our[0] for our, their in zip(ours, theirs, strict=True)]
-    same = sum(encoder.decode(answer) == text for answer, text in zip(answers, generated.texts, strict=True))
-    return {
-        "data": Path(data).name,
-        "dtype": str(base.model.dtype).removeprefix("torch."),
-        "rows": len(prompts),
-        "prompt_tokens": sum(map(len, prompts)),
-        "answer_tokens": sum(generated.tokens),
-        "same_answers": same,
-        "cpu_seconds": statistics.median(cpu for cpu, _ in ours),
-        "wall_seconds": statistics.median(wall for _, wall in ours),
-        "library_cpu_seconds": statistics.median(cpu for cpu, _ in theirs),
-        "library_wall_seconds": statistics.median(wall for _, wall in theirs),
-        "times_faster": statistics.median(ratios),
-    }
+    return Measured(
+        data=Path(data).name,
+        dtype=str(base.model.dtype).removeprefix("torch."),
+        rows=len(prompts),
+        prompt_tokens=sum(map(len, prompts)),
+        answer_tokens=sum(generated.tokens),
+        same_answers=sum(encoder.decode(answer) == text for answer, text in zip(answers, generated.texts, strict=True)),
+        cpu_seconds=statistics.median(cpu for cpu, _ in ours),
+        wall_seconds=statistics.median(wall for _, wall in ours),
+        library_cpu_seconds=statistics.median(cpu for cpu, _ in theirs),
+        library_wall_seconds=statistics.median(wall for _, wall in theirs),
+        times_faster=statistics.median(their[0] / our[0] for our, their in zip(ours, theirs, strict=True)),
+    )
 
 
 def main() -> None:
@@ -94,7 +110,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "generation.json")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    results = []
+    results = list[Measured]()
     for dtype in options.dtypes:
         base = load_base(options.model, dtype=dtype, device="cpu")
         results += [measure(base, data, options.rows, options.new_tokens, options.repeats) for data in options.data]
@@ -102,12 +118,13 @@ def main() -> None:
         "task", "dtype", "prompt tokens", "answer tokens", "CPU s", "transformers' CPU s", "x", "same answers"
     )
     for row in results:
-        numbers = (row["cpu_seconds"], row["library_cpu_seconds"], row["times_faster"])
-        counts = (str(row["prompt_tokens"]), str(row["answer_tokens"]))
-        same = f"{row['same_answers']} of {row['rows']}"
-        table.add_row(row["data"], row["dtype"], *counts, *(f"{number:.2f}" for number in numbers), same)
+        numbers = (row.cpu_seconds, row.library_cpu_seconds, row.times_faster)
+        counts = (str(row.prompt_tokens), str(row.answer_tokens))
+        same = f"{row.same_answers} of {row.rows}"
+        table.add_row(row.data, row.dtype, *counts, *(f"{number:.2f}" for number in numbers), same)
     Console(width=120).print(table)
-    options.out.write_text(json.dumps({"model": Path(options.model).name, "results": results}, indent=2) + "\n")
+    written = {"model": Path(options.model).name, "results": [asdict(row) for row in results]}
+    options.out.write_text(json.dumps(written, indent=2) + "\n")
 
 
 if __name__ == "__main__":
