@@ -424,6 +424,12 @@ class _PerSegment(torch.autograd.Function):
         return *grads, None, None, None
 
 
+def forget_layouts() -> None:
+    """Forget masks and layouts that were kept for rows of the same structure, so that their memory is counted anew."""
+    _tree_mask.cache_clear()
+    _varlen_layout.cache_clear()
+
+
 def _share(part: Tensor, total: Tensor) -> Tensor:
     """Return the attention that each query gives to a part of its keys, (1, T, H, 1), from log-sum-exps (1, H, T)."""
     return (part - total).exp().transpose(1, 2)[..., None]

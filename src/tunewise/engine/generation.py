@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _STOP_TOKENS = 4  # newest tokens that are searched for the text that ends an answer
 _MAX_ROWS = 64  # answers that are written at a time
+_LONGEST = 32  # answers that are measured to find the longest
 _WAITING = 0.125  # share of the rows of a batch that may wait, although they are over
 
 
@@ -30,9 +32,13 @@ def answer_room(encoder: Encoder, task: Task) -> int:
 
     That is a quarter more than the longest answer of the training split has, at most half of the window.
     """
-    longest = sorted(task.train, key=lambda example: -len(example.answer))[:32]
-    sizes = [len(sequence.ids) - sequence.prompt for sequence in encoder.encode(longest)] if longest else [64]
-    return max(1, min(max(sizes) * 5 // 4 + 4, encoder.limit // 2))
+    return max(1, min((longest_answer(encoder, task.train) or 64) * 5 // 4 + 4, encoder.limit // 2))
+
+
+def longest_answer(encoder: Encoder, examples: Sequence[Example]) -> int:
+    """Return the tokens of the longest answer among those with the most characters; 0 where there is no example."""
+    longest = heapq.nlargest(_LONGEST, examples, key=lambda example: len(example.answer))
+    return max((len(sequence.ids) - sequence.prompt for sequence in encoder.encode(longest)), default=0)
 
 
 def stop_of(task: Task) -> str | None:

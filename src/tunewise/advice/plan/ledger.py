@@ -11,7 +11,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from tunewise.advice.plan.allocations import Allocation, Allocations
 from tunewise.advice.plan.fake_operations import described, rule_for
 from tunewise.engine.device import simulated
 from tunewise.engine.fake_tensor import FakeTensor, Storage, layout_of
@@ -34,6 +35,18 @@ _FLASH = (_aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_p
 _MEMORY_BOUND = 16  # FLOPs per byte below which a product, such as one of low rank, is as slow as its memory
 
 
+class Work(NamedTuple):
+    """Counts FLOPs of products, bytes that other operations move, and operations."""
+
+    flops: float = 0.0
+    moved: float = 0.0
+    calls: float = 0.0
+
+    def plus(self, other: Work, times: float = 1.0) -> Work:
+        """Return self + times x other."""
+        return Work(*(a + times * b for a, b in zip(self, other, strict=True)))
+
+
 class Ledger(TorchDispatchMode):
     """Counts memory and work while it is entered; enter it by `fake_tensors()`.
 
@@ -41,7 +54,6 @@ class Ledger(TorchDispatchMode):
         device: the simulated kind of device, "cpu" or "cuda"; the tensors themselves are on the CPU.
         live: bytes of the storages that are alive.
         peak: the maximum of `live` so far.
-        peaks: the maximum of `live` in each stretch of operations, forward and backward passes in turn.
         flops: floating-point operations of matrix products and attention.
         moved: bytes that all other operations read and write, and products whose speed is that of memory.
         calls: number of operations, among them torch's own questions for the device of a tensor.
@@ -51,18 +63,24 @@ class Ledger(TorchDispatchMode):
         super().__init__()
         self.device = device
         self.live = self.peak = self.flops = self.moved = self.calls = 0
-        self.peaks = [0]
-        self._backward = False
         self._sizes: dict[int, int] = {}  # of real tensors, by the address of their storage
+        self._operation: Any = None  # the one that runs now
+        self._allocations = [Allocation(None, 0, 0)]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled in here, and torch's guard against it takes as long as an operation
 
     @property
-    def counts(self) -> tuple[int, int, int]:
+    def work(self) -> Work:
         """Return the FLOPs, the bytes moved and the calls so far."""
-        return self.flops, self.moved, self.calls
+        return Work(self.flops, self.moved, self.calls)
+
+    def take_allocations(self) -> Allocations:
+        """Return what fake tensors allocated since this was last called, and since the beginning the first time."""
+        now = Allocation(None, 0, self.live)
+        taken, self._allocations = Allocations([*self._allocations, now]), [now]
+        return taken
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, on fake tensors unless all its inputs are integers or Booleans, and count what it takes."""
@@ -101,11 +119,12 @@ class Ledger(TorchDispatchMode):
         """Make a fake tensor of real numbers; a single one can still be read."""
         layout = layout_of(tuple(values.shape), values.stride(), values.dtype)
         self._charge((0, 0))
+        self._operation = _LIFTS
         return FakeTensor(layout, self._allocate(values.nbytes, values if values.numel() == 1 else None))
 
     def _on_fakes(self, func: Any, key: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
         """Run an operation on fake tensors, and on whatever real ones are among its inputs."""
-        rule = rule_for(key, func, args, kwargs, inputs)
+        rule, self._operation = rule_for(key, func, args, kwargs, inputs), func
         out = rule.outputs(inputs, self._allocate)
         if func._overloadpacket in _SORTS:  # fake values are sorted already: the order stays
             out = out[0], torch.arange(out[1].shape[-1]).expand(out[1].shape)
@@ -123,6 +142,7 @@ class Ledger(TorchDispatchMode):
     def _allocate(self, nbytes: int, constant: Tensor | None = None) -> Storage:
         """Count memory from now until it is freed."""
         self._grow(nbytes)
+        self._allocations.append(Allocation(self._operation, nbytes, self.live))
         return Storage(nbytes, self._free, constant)
 
     def _free(self, nbytes: int) -> None:
@@ -145,10 +165,6 @@ class Ledger(TorchDispatchMode):
     def _grow(self, nbytes: int) -> None:
         self.live += nbytes
         self.peak = max(self.peak, self.live)
-        if self._backward != (torch._C._current_graph_task_id() >= 0):  # -1 outside of backward passes
-            self._backward = not self._backward
-            self.peaks.append(0)
-        self.peaks[-1] = max(self.peaks[-1], self.live)
 
     def _charge(self, cost: tuple[int, int]) -> None:
         self.calls += 1
@@ -199,15 +215,16 @@ def _without_masks(indices: Any) -> list[Any]:
 
 
 @contextmanager
-def fake_tensors(device: str = "cpu") -> Iterator[Ledger]:
+def fake_tensors(device: str = "cpu", ledger: Ledger | None = None) -> Iterator[Ledger]:
     """Run code on fake floating-point tensors, as on a device of this kind, and yield the ledger that counts it.
 
-    Python's collector of cycles is off meanwhile: what is alive must not depend on when it happens to run.
+    A ledger that was left is entered again, with the tensors that it made, if it is passed. Python's collector of
+    cycles is off meanwhile: what is alive must not depend on when it happens to run.
     """
-    ledger, collects = Ledger(device), gc.isenabled()
+    ledger, collects = ledger or Ledger(device), gc.isenabled()
     gc.disable()
     try:
-        with simulated(device), ledger:
+        with simulated(ledger.device), ledger:
             yield ledger
     finally:
         if collects:

@@ -16,6 +16,8 @@ import torch
 _SIDE = {"cpu": 512, "cuda": 4096}  # rows and columns of the matrices that are multiplied
 _BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # size of the tensor that is overwritten
 _TOKENS = {"cpu": 768, "cuda": 8192}  # of the pass whose shapes are measured
+_PRODUCT = {"cpu": 4e9, "cuda": 1e12}  # FLOPs of the product that is measured, at most; a wider layer is cut
+_ROUND = 0.04  # seconds of a round of calls that are timed together
 # Modules, hooks and autograd start an operation; found by `benchmarks/plan.py --whole`.
 _LAYERS_OF_CALLS = 2.5
 
@@ -70,12 +72,13 @@ class Rates:
         inner = int(getattr(config, "intermediate_size", None) or 4 * width)
         tokens = _TOKENS[where.type]
         states = torch.randn(tokens, width, dtype=dtype, device=where)
-        weight = torch.randn(inner, width, dtype=dtype, device=where)
-        gate, up = torch.randn(2, tokens, inner, device=where).unbind()
+        columns = min(inner, max(int(_PRODUCT[where.type] / (2 * tokens * width)), 1))
+        weight = torch.randn(columns, width, dtype=dtype, device=where)
+        gate, up = torch.ones(2, tokens, inner, device=where).unbind()
         small = torch.zeros(8, device=where)
         moved = 5 * gate.nbytes  # read, written, and both factors read and the product written
         return cls(
-            2 * tokens * width * inner / _seconds(lambda: torch.nn.functional.linear(states, weight), where, 4),
+            2 * tokens * width * columns / _seconds(lambda: torch.nn.functional.linear(states, weight), where, 4),
             moved / _seconds(lambda: torch.nn.functional.silu(gate) * up, where, 4),
             _LAYERS_OF_CALLS * _seconds(lambda: small.add_(1), where, 1000),
             where.type == "cuda",
@@ -99,18 +102,23 @@ def forward_backward_seconds(parameters: int, tokens: float, rates: Rates) -> fl
 
 
 def _seconds(work: Callable[[], object], device: torch.device, count: int = 10) -> float:
-    """Return the seconds per call of the fastest of five rounds of `count` calls, after one call to warm up."""
+    """Return the seconds per call of the fastest of five rounds of up to `count` calls, after one call to warm up.
+
+    A round has fewer calls where they are slow, but at least one.
+    """
 
     def synchronized_time() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    work()
-    times = []
-    for _ in range(5):
+    def timed(calls: int) -> float:
         start = synchronized_time()
-        for _ in range(count):
+        for _ in range(calls):
             work()
-        times.append((synchronized_time() - start) / count)
-    return min(times)
+        return (synchronized_time() - start) / calls
+
+    work()
+    once = timed(1)
+    count = min(count, max(int(_ROUND / once), 1)) if once else count
+    return min(once, *(timed(count) for _ in range(5)))

@@ -3,43 +3,27 @@
     memory   peak bytes alive x SLACK (what the allocator adds) + RUNTIME (what the libraries take)
     time     FLOPs / rate of matrix products + bytes moved / bandwidth + operations x overhead
 
-The training loop itself runs for a few steps on fake tensors (see `tunewise.advice.plan.ledger`), on the largest
-micro-batch of the budget. So everything is counted that a real run does: weights, gradients, the optimizer's state,
-activations, and the temporary tensors of every operation.
+Bytes and work are those of a trace (`tunewise.advice.plan.tracing`) of training on the largest micro-batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, field
 
-from tunewise.adaptation.artifact import rows_text
-from tunewise.advice.plan.ledger import Ledger, fake_tensors
 from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.plan_row import Memory, Parameters, PlanRow, Request, Time
+from tunewise.advice.plan.tracing import Trace, Tracer
 from tunewise.advice.plan.weightless import Sketch
-from tunewise.contract.attachment import Attachment
 from tunewise.contract.technique import Technique
-from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError
-from tunewise.core.seeds import generator
 from tunewise.data.task import Task
-from tunewise.engine.encoding import TokenSequence
-from tunewise.engine.forward import why_not_packed
-from tunewise.fitting.allowance import allowance
-from tunewise.fitting.loop import PASS, order, passes, require_a_step_for_each_phase, train
-from tunewise.fitting.scoring import encoder_for, loss, study
 from tunewise.fitting.settings import TrainSettings, ever_lighter
 
 # Measured by `benchmarks/plan.py`; memory that torch's allocator reserves on a GPU is not counted.
 RUNTIME = {"cpu": 125e6, "cuda": 80e6}  # bytes that the libraries take at their first step
 SLACK = {"cpu": 1.16, "cuda": 1.0}  # memory of the allocator / bytes alive in it
-_MEASURED = 2000  # training examples whose lengths are measured
-_SEARCHED = 200  # steps that are searched for the largest micro-batch
-_SCORED = 64  # validation examples of the scoring pass, whose memory counts too
-_STEPS = 2  # per phase; the second has the optimizer's state from its start
 
 
 @dataclass(frozen=True)
@@ -56,6 +40,7 @@ class Requirements:
         prompt_tokens: mean tokens per prompt.
         request: seconds per request; None without rates.
         whole: rows up to which a micro-batch is one forward pass, so that its activations grow with its rows.
+        least: bytes that training takes at its peak however small its micro-batches are, at the least.
     """
 
     optimised: int
@@ -67,6 +52,7 @@ class Requirements:
     prompt_tokens: float
     request: float | None
     whole: float
+    least: float = 0.0
 
     @property
     def peak(self) -> float:
@@ -86,6 +72,7 @@ class Planner:
         device: "cpu" or "cuda", the kind of device that is simulated.
         rates: how fast the machine is; without them there are no times.
         report: is called with a technique's name, how many are done, and how many there are.
+        tracer: traces the techniques.
     """
 
     sketched: Sketch
@@ -95,7 +82,10 @@ class Planner:
     device: str = "cpu"
     rates: Rates | None = None
     report: Callable[[str, int, int], None] = lambda name, done, total: None
-    _measured: dict[tuple[Technique, TrainSettings], Requirements] = field(default_factory=dict, init=False, repr=False)
+    tracer: Tracer = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.tracer = Tracer(self.sketched, self.device)
 
     def rows(self, limit: float) -> list[PlanRow]:
         """Return one row per technique, in their order, for a device of `limit` bytes."""
@@ -110,10 +100,8 @@ class Planner:
         return rows
 
     def _need(self, technique: Technique, settings: TrainSettings) -> Requirements:
-        if (technique, settings) not in self._measured:
-            need = measure(self.sketched, self.task, technique, settings, self.device, self.rates)
-            self._measured[technique, settings] = need
-        return self._measured[technique, settings]
+        trace = self.tracer.trace(self.task, technique, settings)
+        return _requirements(trace, self.task, settings, self.device, self.rates)
 
     def _row(self, technique: Technique, limit: float) -> PlanRow:
         changed = dict[str, int]()
@@ -121,7 +109,8 @@ class Planner:
         largest = None
         if technique.trains:
             largest = _largest(need, self.settings.per_device_train_batch_size, limit, len(self.task.train))
-        for lighter in islice(ever_lighter(self.settings), 1, None) if technique.trains else ():
+        rungs = list(ever_lighter(self.settings))[1:] if technique.trains else []
+        for lighter in rungs[-1:] if need.least > limit else rungs:  # where none fits, the last one needs least
             if need.peak <= limit:
                 break
             changed = {
@@ -176,133 +165,51 @@ def measure(
     Raises:
         RequestError: the technique cannot work on this model or task; the message says why.
     """
-    with fake_tensors(device) as ledger:
-        base = sketched.build()
-        weights = ledger.live
-        recipe = technique.resolved(base)
-        attachment = recipe.attach(base, generator(0, "attach"))
-        allowed = allowance(base, task, settings)
-        attachment.prepare_shapes(study(attachment, task, task.validation, 0, allowance=allowed))
-        training, shares, whole = _TrainingCosts(), 0.0, math.inf
-        if recipe.trains:
-            require_a_step_for_each_phase(attachment, settings)
-            rows, mean_share = heaviest(attachment, task, settings)
-            if device == "cpu" and attachment.accumulates:
-                whole = 1.5 * PASS * len(rows) / sum(len(row.ids) for row in rows)
-            _train_on_fakes(attachment, rows, settings, ledger, training)
-            shares = mean_share * settings.gradient_accumulation_steps
-        optimised = sum(p.numel() for p in attachment.params().values())
-        state = attachment.state()
-        fit = ledger.peak
-        loss(attachment, task, task.validation[:_SCORED])
-        peak = int(max(fit, ledger.peak) * SLACK[device] + RUNTIME[device])
-        runtime = int(peak - max(fit, ledger.peak))
-        counted = weights + training.gradients + training.optimizer + runtime + training.technique
-        memory = Memory(
-            weights=weights,
-            gradients=training.gradients,
-            optimizer=training.optimizer,
-            runtime=runtime,
-            activations=max(peak - counted, 0),
-            technique=training.technique,
-            peak=peak,
-        )
-        step = training.seconds(rates, shares) if rates is not None and recipe.trains else None
-        rows_bytes = len(rows_text(attachment.stored_rows()).encode())
-        prompt, request = _request(attachment, task, ledger, weights, rates)
-        return Requirements(
-            optimised,
-            sum(tensor.numel() for tensor in state.values()),
-            artifact_writer.file_bytes(state) + rows_bytes,
-            memory,
-            step,
-            step * max(1, round(len(task.train) / settings.rows)) if step is not None else None,
-            prompt,
-            request,
-            whole,
-        )
+    return _requirements(Tracer(sketched, device).trace(task, technique, settings), task, settings, device, rates)
 
 
-def _request(
-    attachment: Attachment, task: Task, ledger: Ledger, weights: int, rates: Rates | None
-) -> tuple[float, float | None]:
-    """Return the mean tokens per prompt, and the seconds of the request of median length without batching.
+def _requirements(trace: Trace, task: Task, settings: TrainSettings, device: str, rates: Rates | None) -> Requirements:
+    """Draw what a technique needs from its trace."""
+    training, batch, requests = trace.training, trace.micro_batch, trace.requests
+    alive = max(trace.setup_peak, trace.training_peak, trace.scoring_peak)
+    peak = int(alive * SLACK[device] + RUNTIME[device])
+    runtime = int(peak - alive)
+    counted = training.weights + training.gradients + training.optimizer + runtime + training.technique
+    memory = Memory(
+        weights=training.weights,
+        gradients=training.gradients,
+        optimizer=training.optimizer,
+        runtime=runtime,
+        activations=max(peak - counted, 0),
+        technique=training.technique,
+        peak=peak,
+    )
+    step = None
+    if rates is not None and batch is not None:
+        shares = batch.share * settings.gradient_accumulation_steps
+        step = rates.seconds(training.step.flops * shares, training.step.moved * shares, training.step.calls)
+    return Requirements(
+        optimised=training.optimised,
+        stored=trace.stored,
+        artifact=trace.stored_bytes,
+        memory=memory,
+        step=step,
+        epoch=step * max(1, round(len(task.train) / settings.rows)) if step is not None else None,
+        prompt_tokens=requests.prompt_tokens,
+        request=_request_seconds(trace, rates) if rates is not None else None,
+        whole=batch.whole if batch is not None else math.inf,
+        least=max(trace.setup_peak, training.held) * SLACK[device] + RUNTIME[device],
+    )
+
+
+def _request_seconds(trace: Trace, rates: Rates) -> float | None:
+    """Return the seconds of the request of median length without batching; None where there is none.
 
     The prompt takes one forward pass, and each token of a generated answer another; each pass reads all weights.
     """
-    encoder, examples = encoder_for(attachment, task), task.validation[:_SCORED]
-    rendered = [attachment.render(example) for example in examples]
-    sizes = [len(prompt.ids) for prompt in encoder.prompts(rendered, 0)]
-    if not sizes or rates is None:
-        return sum(sizes) / max(len(sizes), 1), None
-    median = sorted(range(len(sizes)), key=sizes.__getitem__)[len(sizes) // 2]
-    before = ledger.counts
-    loss(attachment, task, [examples[median]])
-    flops, moved, calls = (now - then for now, then in zip(ledger.counts, before, strict=True))
-    sequence = encoder.encode([rendered[median]])[0]
-    generated = 0 if task.kind in ("classification", "text") else len(sequence.ids) - sequence.prompt
-    seconds = rates.seconds(flops, moved + weights, calls)
-    return sum(sizes) / len(sizes), seconds + generated * rates.seconds(flops / len(sequence.ids), weights, calls)
-
-
-def heaviest(attachment: Attachment, task: Task, settings: TrainSettings) -> tuple[list[TokenSequence], float]:
-    """Find the micro-batch with the largest forward pass among the first steps, in the order of seed 0.
-
-    Returns:
-        Its rows, and tokens of a mean micro-batch / tokens of this one.
-    """
-    rendered = [attachment.render(example) for example in task.train[:_MEASURED]]
-    sequences = encoder_for(attachment, task).encode(rendered)
-    size, count = settings.per_device_train_batch_size, min(settings.max_steps, _SEARCHED) * settings.rows
-    indices = order(len(sequences), 0, 0, count)
-    batches = [indices[start : start + size] for start in range(0, len(indices), size)]
-    padded = why_not_packed(attachment.base)
-    tokens = []  # per micro-batch, the tokens of each pass with padding
-    for batch in batches:
-        lengths = [[len(sequences[index].ids) for index in part] for part in passes(attachment, sequences, batch)]
-        tokens.append([max(part) * len(part) if padded else sum(part) for part in lengths])
-    heaviest_batch = max(range(len(batches)), key=lambda i: (max(tokens[i]), sum(tokens[i])))
-    mean = sum(map(sum, tokens)) / len(tokens)
-    return [sequences[index] for index in batches[heaviest_batch]], mean / sum(tokens[heaviest_batch])
-
-
-@dataclass
-class _TrainingCosts:
-    """Holds what training on fake tensors took: bytes by kind, and the ledger's counts per micro-batch."""
-
-    technique: int = 0
-    optimizer: int = 0
-    gradients: int = 0
-    counts: tuple[int, int, int] = (0, 0, 0)
-
-    def seconds(self, rates: Rates, shares: float) -> float:
-        """Return the seconds per mean step, which has `shares` times the tokens of the heaviest micro-batch."""
-        flops, moved, calls = self.counts
-        return rates.seconds(flops * shares, moved * shares, calls)
-
-
-def _train_on_fakes(
-    attachment: Attachment, rows: list[TokenSequence], settings: TrainSettings, ledger: Ledger, costs: _TrainingCosts
-) -> None:
-    """Run the training loop on one micro-batch, for a few steps of every phase, and fill in its costs."""
-    before, marks = ledger.live, list[tuple[int, int, int]]()
-    weights = sum(p.numel() * p.element_size() for p in attachment.base.model.parameters())
-    costs.technique = max(before - weights, 0)
-
-    def on_step(step: int, value: float) -> None:
-        if step == 1:
-            costs.optimizer = max(ledger.live - before, 0)
-            parameters = attachment.params().values()
-            costs.gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
-        marks.append(ledger.counts)
-
-    steps = _STEPS * attachment.phases
-    short = replace(
-        settings,
-        max_steps=steps,
-        per_device_train_batch_size=len(rows),
-        gradient_accumulation_steps=1 if settings.gradient_accumulation_steps == 1 else 2,
-    )
-    train(attachment, rows, replace(short, replay=0.0, kl_to_base=0.0), on_step=on_step, reuse_trunk=False)
-    count = short.gradient_accumulation_steps
-    costs.counts = tuple((after - start) // count for start, after in zip(marks[0], marks[1], strict=True))  # type: ignore[assignment]
+    requests, work, weights = trace.requests, trace.request, trace.training.weights
+    if requests.median is None:
+        return None
+    seconds = rates.seconds(work.flops, work.moved + weights, work.calls)
+    token = rates.seconds(work.flops / len(requests.median.ids), weights, work.calls)
+    return seconds + requests.generated * token

@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
+from tunewise.advice.plan.micro_batches import MEASURED, heaviest
 from tunewise.advice.plan.plan_row import Probe
-from tunewise.advice.plan.planner import heaviest
 from tunewise.contract.technique import Technique
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
@@ -16,7 +16,7 @@ from tunewise.engine.memory import peak_memory, release_unused_memory
 from tunewise.engine.model import Base
 from tunewise.fitting.allowance import allowance
 from tunewise.fitting.loop import train
-from tunewise.fitting.scoring import study
+from tunewise.fitting.scoring import encoder_for, study
 from tunewise.fitting.settings import TrainSettings
 
 _STEPS = 3  # per phase; the first one warms up and is not timed
@@ -38,7 +38,8 @@ def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings)
             attachment = technique.resolved(base).attach(base, generator(0, "attach"))
             allowed = allowance(base, task, settings)
             attachment.prepare_shapes(study(attachment, task, task.validation, 0, allowance=allowed))
-            rows, mean_share = heaviest(attachment, task, settings)
+            examples = [attachment.render(example) for example in task.train[:MEASURED]]
+            rows, mean_share = heaviest(attachment, encoder_for(attachment, task).encode(examples), settings)
             short = replace(
                 settings,
                 max_steps=_STEPS * attachment.phases,

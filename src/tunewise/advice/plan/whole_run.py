@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 
 import psutil
 import torch
 
+from tunewise.advice.plan.ledger import Work
 from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.planner import RUNTIME, SLACK
-from tunewise.advice.plan.tracing import Passes, Trace, Work, traced
+from tunewise.advice.plan.scored_passes import Passes
+from tunewise.advice.plan.tracing import Trace, Tracer
 from tunewise.advice.plan.weightless import Sketch
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import RequestError
@@ -128,21 +130,26 @@ class WholeRun:
         workload: what is done.
         rates: how fast the machine is in the type of the weights, which everything but training computes in.
         training_rates: how fast it trains, where that is another type; default: the same.
+        tracer: traces the techniques; default: one of its own.
     """
 
     sketched: Sketch
     workload: Workload
     rates: Rates
     training_rates: Rates | None = None
-    _traces: dict[tuple[str, Technique], Trace] = field(default_factory=dict, init=False, repr=False)
+    tracer: InitVar[Tracer | None] = None
+    _tracer: Tracer = field(init=False, repr=False)
+
+    def __post_init__(self, tracer: Tracer | None) -> None:
+        self._tracer = tracer or Tracer(self.sketched, self.workload.device)
 
     @classmethod
-    def here(cls, sketched: Sketch, workload: Workload) -> WholeRun:
+    def here(cls, sketched: Sketch, workload: Workload, tracer: Tracer | None = None) -> WholeRun:
         """Measure this machine at the model's shapes, in about a second for each type that is computed in."""
         rates = Rates.for_model(sketched.config, sketched.dtype, workload.device)
         mixed = workload.settings.bf16 and sketched.dtype != torch.bfloat16
         training = Rates.for_model(sketched.config, torch.bfloat16, workload.device) if mixed else None
-        return cls(sketched, workload, rates, training)
+        return cls(sketched, workload, rates, training, tracer)
 
     def estimate(
         self,
@@ -192,15 +199,9 @@ class WholeRun:
         )
 
     def trace(self, technique: Technique, task: Task | None = None) -> Trace:
-        """Trace a technique, once; default: on the workload's task."""
+        """Trace a technique on a task; default: the workload's task with its validation sample."""
         task = task or replace(self.workload.task, validation=tuple(self.workload.validation))
-        key = task.name, technique
-        if key not in self._traces:
-            base = make("base", {})
-            bare = self.trace(base, task) if technique != base else None
-            workload = self.workload
-            self._traces[key] = traced(self.sketched, task, technique, workload.settings, workload.device, bare)
-        return self._traces[key]
+        return self._tracer.trace(task, technique, self.workload.settings)
 
     def seconds(self, work: Work) -> float:
         """Return how long work takes on this machine."""
@@ -216,7 +217,7 @@ class WholeRun:
         trace = self.trace(make("base", {}))
         if self.workload.spent is not None:
             return self.workload.spent
-        loading, sampled = trace.weights / LOADING_BYTES, 0.0
+        loading, sampled = trace.training.weights / LOADING_BYTES, 0.0
         if self.workload.retention is None:
             rows, length = _OWN_TEXT
             sampled = self.decoding(trace.answers, rows, length)
@@ -237,13 +238,21 @@ class WholeRun:
 
     def step_seconds(self, trace: Trace) -> float:
         """Return the seconds of a mean training step."""
-        return (self.training_rates or self.rates).seconds(*trace.step)
+        share = (
+            trace.micro_batch.share * self.workload.settings.gradient_accumulation_steps if trace.micro_batch else 0.0
+        )
+        return (self.training_rates or self.rates).seconds(*Work().plus(trace.training.first_step, share))
+
+    def step_tokens(self, trace: Trace) -> float:
+        """Return the tokens of a mean training step."""
+        micro_batches = self.workload.settings.gradient_accumulation_steps
+        return trace.micro_batch.mean_tokens * micro_batches if trace.micro_batch else 0.0
 
     def steps(self, trace: Trace) -> float:
         """Return the steps of a trial: those of the budget, or tokens / tokens of a step."""
         if self.workload.tokens is None:
             return float(self.workload.settings.max_steps)
-        return max(math.ceil(self.workload.tokens / max(trace.step_tokens, 1.0)), 1)
+        return max(math.ceil(self.workload.tokens / max(self.step_tokens(trace), 1.0)), 1)
 
     def training(self, trace: Trace) -> float:
         """Return the seconds of one trial's steps.
@@ -254,7 +263,7 @@ class WholeRun:
         if not self.reuses(trace):
             return steps * step
         per_token = self.seconds(trace.answers.each) / max(trace.answers.tokens, 1.0)
-        saved = trace.reused_share * per_token * trace.step_tokens
+        saved = trace.reused_share * per_token * self.step_tokens(trace)
         return steps * max(step - saved, 0.1 * step) + self._train_tokens() * per_token
 
     def evaluating(self, trace: Trace) -> float:
@@ -314,7 +323,7 @@ class WholeRun:
         steps x (rows x work of a token + reading all weights + calls of a pass x DECODING_CALLS)
         """
         token = passes.each.flops / max(passes.tokens, 1.0), passes.each.moved / max(passes.tokens, 1.0)
-        weights = self.trace(make("base", {})).weights
+        weights = self.trace(make("base", {})).training.weights
         work = Work(rows * token[0], rows * token[1] + weights, DECODING_CALLS * passes.once.calls)
         return steps * self.seconds(work)
 
@@ -382,7 +391,7 @@ class WholeRun:
             peaks.append(trace.labels.peak_of(len(workload.test)))
         elif workload.task.kind != "text":
             room = self._answer_steps(workload.task, workload.test)
-            peaks.append(trace.weights + self._cache_bytes(2 * PASS_TOKENS + _ROWS * room))
+            peaks.append(trace.training.weights + self._cache_bytes(2 * PASS_TOKENS + _ROWS * room))
         return max(peaks)
 
     def _cache_bytes(self, tokens: float) -> float:

@@ -27,11 +27,14 @@ from tunewise.resolve import (
 
 if TYPE_CHECKING:
     from tunewise.advice.plan.plan_row import PlanRow
-    from tunewise.advice.plan.weightless import Sketch
+    from tunewise.advice.plan.planner import Planner
     from tunewise.contract.technique import Technique
     from tunewise.data.task import Task
     from tunewise.engine.model import Base
     from tunewise.fitting.settings import TrainSettings
+
+
+_VALIDATION = 128  # examples of the validation sample of a comparison, by default
 
 
 @grouped_options
@@ -65,8 +68,10 @@ def plan(
     from tunewise.advice.plan.machine_rates import Rates
     from tunewise.advice.plan.planner import Planner
     from tunewise.advice.plan.weightless import sketch
+    from tunewise.data.task import sample
     from tunewise.engine.device import device_of
 
+    task = replace(task, validation=sample(task.validation, _VALIDATION))
     kind, limit = device_of(device)
     settings = train_settings(budget_steps, training, compute)
     base_sketch = sketch(
@@ -85,13 +90,14 @@ def plan(
         def report(name: str, done: int, total: int) -> None:
             display(model_name(model), f"planning {name}", done, total)
 
-        rows = Planner(base_sketch, task, candidates, settings, kind, rates, report).rows(limit)
+        planner = Planner(base_sketch, task, candidates, settings, kind, rates, report)
+        rows = planner.rows(limit)
         if probe:
             display(model, "loading", 0, 0)
             base = load_model(model, replace(loading, device=device if kind == "cuda" else "cpu"))
             rows = _calibrated(rows, candidates, base, task, settings, display)
     if kind == "cpu" and rates is not None:
-        rows = _with_whole_runs(rows, candidates, base_sketch, task, settings)
+        rows = _with_whole_runs(rows, planner)
     result = {
         "model": model,
         "task": task.name,
@@ -128,26 +134,21 @@ def _calibrated(
     return calibrated
 
 
-def _with_whole_runs(
-    rows: Sequence[PlanRow],
-    recipes: Sequence[Technique],
-    base_sketch: Sketch,
-    task: Task,
-    settings: TrainSettings,
-) -> list[PlanRow]:
+def _with_whole_runs(rows: Sequence[PlanRow], planner: Planner) -> list[PlanRow]:
     """Add the time and memory of a comparison of one seed with the default samples to the rows that are possible."""
     from tunewise.advice.plan.whole_run import WholeRun, Workload
     from tunewise.data.task import default_test_examples, sample
 
+    task = planner.task
     workload = Workload(
         task=task,
-        validation=sample(task.validation, 128),
+        validation=task.validation,
         test=sample(task.test, default_test_examples(task.kind)),
-        settings=settings,
+        settings=planner.settings,
     )
-    run = WholeRun.here(base_sketch, workload)
+    run = WholeRun.here(planner.sketched, workload, planner.tracer)
     completed = []
-    for row, recipe in zip(rows, recipes, strict=True):
+    for row, recipe in zip(rows, planner.techniques, strict=True):
         if row.verdict != "not possible":
             estimate = run.row(recipe)
             row = replace(row, run=estimate.seconds, process=float(estimate.peak_memory_bytes))

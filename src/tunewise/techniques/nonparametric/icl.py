@@ -34,6 +34,7 @@ from tunewise.core.json_record import Check, Count, JsonRecord, Text
 from tunewise.core.seeds import generator as stream
 from tunewise.data.task import Example, Message, Task
 from tunewise.engine.encoding import Encoder
+from tunewise.engine.generation import longest_answer
 from tunewise.fitting.scoring import label_table
 from tunewise.retrieval.embedder import DTYPES, loaded
 from tunewise.techniques.building import count_choice, demonstration_turns, demonstrations, label_calibration
@@ -55,7 +56,7 @@ _ORDERS = 24  # permutations that are probed (Lu et al. 2022)
 _SHARES = {"gain": 2, "count": 2, "instruction": 1, "order": 1, "calibration": 1}  # of the allowance, as weights
 _FIXED = ("random", "balanced", "gain")
 _BY_EMBEDDING = ("embedding", "dpp")
-_LONGEST = 32  # training answers that are measured, those with the most characters
+_BLANK_LINE = 2  # tokens between examples without a chat template
 _NO_PROMPTS = "icl needs training examples with a prompt, and this task has plain text only"
 _NO_TURNS = (
     "icl shows a chat model training examples that are turns of user and assistant, and all examples of this task call "
@@ -133,6 +134,10 @@ class _ExamplesInPrompt(TextSearchAttachment):
         self.recipe: ICL = recipe
         self.pool: list[Example] = []
         self.candidates: dict[str, list[int]] = {}
+        self.sizes: dict[
+            int, int
+        ] = {}  # tokens that examples of the pool add to a prompt, as far as these were measured
+        self.question_sizes: dict[tuple[Message, ...], int] = {}  # tokens of a question alone
         self.k, self.order, self.instruction = 0, recipe.order, recipe.instruction
         self.permutation: list[int] = []  # of the chosen examples, best first; empty where `order` decides
         self.bias: Tensor | None = None
@@ -308,26 +313,26 @@ class _ExamplesInPrompt(TextSearchAttachment):
         self.pool, self.encoder, self.candidates = pool, Encoder(self.base, style), {}
         if not pool:
             return
-        self.sizes, longest_answer = self._turn_sizes() if self.shows_turns else self._plain_sizes(style)
-        self.room = min(longest_answer, self.encoder.limit // 2)
+        self.sizes, self.question_sizes = {}, {}
+        # A chosen list of labels stands in the question alone, so that the examples are measured without it.
+        self.measuring = Encoder(self.base, replace(style, label_list=False) if style.label_list else style)
+        self.room = min(longest_answer(self.encoder, pool), self.encoder.limit // 2)
         self.choose = self._chooser()
 
-    def _turn_sizes(self) -> tuple[list[int], int]:
-        """Return the tokens that each example adds to a conversation, and those of the longest answer."""
-        question = Message("user", "?")
-        alone = self.encoder.sizes([Example((question,), "")])[0][0]
-        shown = [Example((*demonstration_turns.shown_turns(example), question), "") for example in self.pool]
-        longest = sorted((example.answer for example in self.pool), key=len)[-_LONGEST:]
-        answers = [answer for _, answer in self.encoder.sizes([Example((question,), text) for text in longest])]
-        return [prompt - alone for prompt, _ in self.encoder.sizes(shown)], max(answers)
-
-    def _plain_sizes(self, style: Task) -> tuple[list[int], int]:
-        """Return the same for a model without a chat template."""
-        # A chosen list of labels stands in the question alone, so that the examples are measured without it.
-        shown_in = replace(style, label_list=False) if style.label_list else style
-        sequences = Encoder(self.base, shown_in).encode(self.pool)
-        sizes = [len(sequence.ids) + 2 for sequence in sequences]  # two more for the blank line between examples
-        return sizes, max(len(sequence.ids) - sequence.prompt for sequence in sequences)
+    def _measure(self, places: Sequence[int]) -> None:
+        """Note how many tokens examples of the pool add to a prompt, where that is not known yet."""
+        places = [place for place in places if place not in self.sizes]
+        if not places:
+            return
+        examples = [self.pool[place] for place in places]
+        if self.shows_turns:
+            question = Message("user", "?")
+            turns = [(question,), *((*demonstration_turns.shown_turns(example), question) for example in examples)]
+            alone, *counts = map(len, self.encoder.prompt_ids([Example(messages, "") for messages in turns]))
+            self.sizes |= {place: count - alone for place, count in zip(places, counts, strict=True)}
+        else:
+            sequences = self.measuring.encode(examples)
+            self.sizes |= {place: len(each.ids) + _BLANK_LINE for place, each in zip(places, sequences, strict=True)}
 
     def _chooser(self) -> demonstrations.Chooser:
         texts, selection = [example.prompt for example in self.pool], self.recipe.selection
@@ -368,16 +373,25 @@ class _ExamplesInPrompt(TextSearchAttachment):
         """Return up to k examples that fit whole into the window, best first; never the question itself."""
         if not self.k:
             return []
-        question = replace(example, messages=self._messages((), example), answer="", answer_fields="")
-        budget = self.encoder.limit - self.room - len(self.encoder.encode([question])[0].ids)
+        budget = self.encoder.limit - self.room - self._question_size(example)
         chosen: list[int] = []
-        for index in self._candidates(example.prompt, min(len(self.pool), 2 * self.k + 8)):
+        candidates = self._candidates(example.prompt, min(len(self.pool), 2 * self.k + 8))
+        self._measure(candidates)
+        for index in candidates:
             if self.sizes[index] <= budget and self.pool[index].messages != example.messages:
                 chosen.append(index)
                 budget -= self.sizes[index]
             if len(chosen) == self.k:
                 break
         return chosen
+
+    def _question_size(self, example: Example) -> int:
+        """Return the tokens of a question without examples."""
+        messages = self._messages((), example)
+        if messages not in self.question_sizes:
+            question = replace(example, messages=messages, answer="", answer_fields="")
+            self.question_sizes[messages] = len(self.encoder.encode([question])[0].ids)
+        return self.question_sizes[messages]
 
     def _candidates(self, question: str, count: int) -> list[int]:
         """Return the chooser's candidates, best first; caches the longest list, which begins with all shorter."""

@@ -34,6 +34,7 @@ from tunewise.core.progress import Progress
 from tunewise.core.text import show
 from tunewise.data.task import Example, Message, Task
 from tunewise.engine.encoding import Encoder
+from tunewise.engine.generation import longest_answer
 from tunewise.retrieval.embedder import DTYPES, loaded
 from tunewise.retrieval.index import FACTS
 from tunewise.retrieval.passage import Hit, Passage
@@ -148,13 +149,21 @@ class _Retrieving(TextSearchAttachment):
         self._sizes: dict[str, int] = {}  # tokens by text of a passage
 
     def prepare(self, study: Study) -> None:
+        self._prepare(study)
+        task = study.task
+        validation_passages = [(example, self.passages(example)) for example in task.validation]
+        count = max(len(validation_passages), 1)
+        self.facts["right passage found"] = sum(holds_answer(*pair) for pair in validation_passages) / count
+        self.facts["passages shown"] = sum(len(passages) for _, passages in validation_passages) / count
+        self.describe_choices(study)
+
+    def _prepare(self, study: Study) -> None:
         task = study.task
         if not any(example.messages for example in task.train):
             raise TechniqueError(_NO_PROMPTS)
         where = self.recipe.knowledge or task.knowledge or ""
         encoder = Encoder(self.base, task)
-        answers = sorted(len(sequence.ids) - sequence.prompt for sequence in encoder.encode(task.train))
-        self.room = min(answers[-1], encoder.limit // 2)
+        self.room = min(longest_answer(encoder, task.train), encoder.limit // 2)
         self._use(self._open(where, task, encoder, study.report), task)
         style, chat = self.recipe.style, encoder.chat
         self.quoted = style == "quoted" or (style == "auto" and chat and not self.searches_training)
@@ -165,16 +174,11 @@ class _Retrieving(TextSearchAttachment):
             self.k = self.recipe.k
         else:
             self._choose(study)
-        validation_passages = [(example, self.passages(example)) for example in task.validation]
-        count = max(len(validation_passages), 1)
-        self.facts["right passage found"] = sum(holds_answer(*pair) for pair in validation_passages) / count
-        self.facts["passages shown"] = sum(len(passages) for _, passages in validation_passages) / count
-        self.describe_choices(study)
 
     def prepare_shapes(self, study: Study) -> None:
         """Take as many passages as the allowance lets be tried, found by words; validation may take fewer."""
         self.recipe = replace(self.recipe, retrieval="bm25", reranker="")
-        self.prepare(count_choice.unread(study))
+        self._prepare(count_choice.unread(study))
 
     def _choose(self, study: Study) -> None:
         choice = count_choice.from_few(self._counts_that_differ(study), study, "passages")

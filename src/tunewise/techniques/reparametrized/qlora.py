@@ -133,12 +133,14 @@ class _Quantised(Updates):
     def _move_to_disk(self, module: nn.Module) -> None:
         """Move a module's weight to a temporary file, from which `detach` restores it, and leave one without values."""
         parameter = cast(nn.Parameter, module.weight)
-        if is_fake(parameter):
-            module.weight = nn.Parameter(
-                torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"), requires_grad=False
+        shape, dtype, device = parameter.shape, parameter.dtype, parameter.device
+        without_values = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+        if is_fake(parameter):  # nothing keeps it, so that its memory is free; another one like it takes its place
+            module.weight = without_values
+            self._undo.append(
+                lambda: setattr(module, "weight", nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False))
             )
             return
-        shape, dtype, device = parameter.shape, parameter.dtype, parameter.device
         spilled = spill_to_disk(parameter.cpu())
 
         def restore() -> None:
@@ -146,7 +148,7 @@ class _Quantised(Updates):
             module.weight = parameter
 
         parameter.data = torch.empty(0, dtype=dtype, device=device)
-        module.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+        module.weight = without_values
         self._undo.append(restore)
 
     def replaced_weights(self) -> dict[str, Tensor]:

@@ -1,0 +1,392 @@
+"""Runs a technique on fake tensors, on one copy of the model, and counts what it takes.
+
+The training loop itself runs for a few steps on the heaviest micro-batch, and some validation examples are scored. So
+everything is counted that a real run does: weights, gradients, the optimizer's state, activations, and the temporary
+tensors of every operation.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from tunewise.adaptation.artifact import rows_text
+from tunewise.advice.plan.allocations import Allocations
+from tunewise.advice.plan.ledger import Ledger, Work, fake_tensors
+from tunewise.advice.plan.micro_batches import MEASURED, heaviest
+from tunewise.advice.plan.scored_passes import TwoPasses, traced_passes
+from tunewise.advice.plan.shallow_copies import Shapes
+from tunewise.advice.plan.weightless import Sketch
+from tunewise.contract.attachment import Attachment
+from tunewise.contract.study import Allowance
+from tunewise.contract.technique import Technique
+from tunewise.core.seeds import generator
+from tunewise.data.task import Example, Task
+from tunewise.engine.attention import forget_layouts
+from tunewise.engine.encoding import TokenSequence
+from tunewise.engine.model import Base
+from tunewise.fitting.allowance import allowance
+from tunewise.fitting.loop import PASS, require_a_step_for_each_phase, train
+from tunewise.fitting.scoring import AnswerReading, encoder_for, study
+from tunewise.fitting.settings import TrainSettings
+
+_STEPS = 2  # per phase; the second has the optimizer's state from its start
+_SCORED = 64  # validation examples of the scoring pass, whose memory counts too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Counts what attaching and training a technique takes; sizes in bytes.
+
+    Attributes:
+        attached: parameters that it trains as soon as it is attached.
+        optimised: parameters that it has trained in the end.
+        weights: the bare model.
+        technique: what it adds before the first step.
+        gradients: of the parameters of the first step.
+        optimizer: what the first step leaves.
+        held: what is alive after the first step, whatever the size of a micro-batch.
+        resting: what is alive when training is over.
+        first_step: mean work of the first step of a phase, in a micro-batch.
+        step: work of the second step, in a micro-batch.
+    """
+
+    attached: int
+    optimised: int
+    weights: int
+    technique: int
+    gradients: int
+    optimizer: int
+    held: int
+    resting: int
+    first_step: Work
+    step: Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """Counts the work of a request alone, and what scoring answers takes, and labels where there are some."""
+
+    request: Work
+    answers: TwoPasses
+    labels: TwoPasses | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Holds the rows of the heaviest micro-batch.
+
+    `share` is the size of a mean one, in tokens of this one. `whole` is the number of rows up to which a micro-batch is
+    one forward pass, so that its activations grow with its rows.
+    """
+
+    rows: list[TokenSequence] = field(repr=False)
+    share: float
+    whole: float
+
+    @property
+    def mean_tokens(self) -> float:
+        """Return the tokens of a mean micro-batch."""
+        return sum(len(row.ids) for row in self.rows) * self.share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """Holds validation examples as they are scored, the one of median length, and the mean tokens of their prompts.
+
+    `generated` counts the tokens of the median answer, if it is generated.
+    """
+
+    scored: list[TokenSequence] = field(repr=False)
+    median: TokenSequence | None
+    prompt_tokens: float
+    generated: int
+
+
+class Texts:
+    """Encodes a task's examples; what techniques show as it is is encoded once for all of them."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._sequences: dict[tuple[str, int, int], list[TokenSequence]] = {}
+        self._allowances: dict[tuple[int, int], int] = {}
+
+    def training(self, attachment: Attachment) -> list[TokenSequence]:
+        """Return the first training examples."""
+        return self._encoded("train", attachment, self.task.train[:MEASURED])
+
+    def validation(self, attachment: Attachment) -> list[TokenSequence]:
+        """Return the first validation examples."""
+        return self._encoded("validation", attachment, self.task.validation[:_SCORED])
+
+    def _encoded(self, split: str, attachment: Attachment, examples: Sequence[Example]) -> list[TokenSequence]:
+        rendered, encoder = [attachment.render(example) for example in examples], encoder_for(attachment, self.task)
+        if any(shown is not example for shown, example in zip(rendered, examples, strict=True)):
+            return encoder.encode(rendered)
+        key = split, attachment.virtual_tokens, attachment.virtual_suffix
+        if key not in self._sequences:
+            self._sequences[key] = encoder.encode(rendered)
+        return self._sequences[key]
+
+    def allowance(self, base: Base, settings: TrainSettings) -> Allowance:
+        """Return what a technique may read before a training with these settings."""
+        key = settings.max_steps, settings.rows
+        if key not in self._allowances:
+            self._allowances[key] = allowance(base, self.task, settings).tokens
+        return Allowance(self._allowances[key])
+
+
+@dataclass
+class Subject:
+    """Says what is observed, and remembers what is the same on every copy of the model.
+
+    `prepared` is an attachment that trains nothing and has made its choices; `chosen_tokens` were read for them.
+    """
+
+    texts: Texts
+    technique: Technique
+    settings: TrainSettings
+    micro_batch: MicroBatch | None = None
+    requests: Requests | None = None
+    prepared: Attachment | None = None
+    chosen_tokens: int = 0
+    rows_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """Holds what was seen on one copy of the model.
+
+    Attributes:
+        training: what attaching and training took.
+        scoring: what scoring took; None where it takes what it takes without the technique, or was not asked for.
+        setup: the allocations until training begins.
+        steps: those of training; none if there was none.
+        scored: those of scoring the first validation examples.
+        shapes: the tensors of the adaptation.
+        rows_bytes: the size of its rows.
+        chosen_tokens: tokens that were read to make choices on validation before training.
+    """
+
+    training: Training
+    scoring: Scoring | None
+    setup: Allocations
+    steps: Allocations
+    scored: Allocations
+    shapes: Shapes
+    rows_bytes: int
+    chosen_tokens: int
+
+
+def observe(sketched: Sketch, subject: Subject, device: str, *, scores: bool, has_bare: bool) -> Observation:
+    """Run a technique on a model.
+
+    A run that imports modules is repeated: their frames, as long as they live, keep tensors alive.
+
+    Args:
+        sketched: the model, or a shallow copy of it.
+        subject: the technique, the task and the settings.
+        device: "cpu" or "cuda", the kind of device that is simulated.
+        scores: whether examples are scored.
+        has_bare: whether what scoring takes without a technique is known, so that it is not observed again.
+
+    Raises:
+        RequestError: the technique cannot work on this model or task; the message says why.
+    """
+    modules = len(sys.modules)
+    observation = _observe(sketched, subject, device, scores, has_bare)
+    if len(sys.modules) != modules:
+        gc.collect()
+        observation = _observe(sketched, subject, device, scores, has_bare)
+    return observation
+
+
+def _observe(sketched: Sketch, subject: Subject, device: str, scores: bool, has_bare: bool) -> Observation:
+    texts, settings = subject.texts, subject.settings
+    forget_layouts()
+    with fake_tensors(device) as ledger:
+        base = sketched.build()
+        weights, parts = ledger.live, parts_of(base)
+        recipe = subject.technique.resolved(base)
+        attachment, attached = _prepared(recipe, base, subject)
+        setup, costs = ledger.take_allocations(), _Costs()
+        if recipe.trains:
+            require_a_step_for_each_phase(attachment, settings)
+            if subject.micro_batch is None:
+                subject.micro_batch = _micro_batch(attachment, texts, settings, device)
+            costs = _trained(attachment, subject.micro_batch.rows, settings, ledger)
+        steps = ledger.take_allocations() if recipe.trains else Allocations()
+        state = attachment.state()
+        if subject.rows_bytes is None:
+            subject.rows_bytes = len(rows_text(attachment.stored_rows()).encode())
+        training = Training(
+            attached=attached,
+            optimised=count(attachment),
+            weights=weights,
+            technique=costs.technique,
+            gradients=costs.gradients,
+            optimizer=costs.optimizer,
+            held=costs.held,
+            resting=ledger.live,
+            first_step=costs.first_step,
+            step=costs.step,
+        )
+        if subject.requests is None:
+            subject.requests = _requests(attachment, texts)
+        scoring, scored = None, Allocations()
+        if scores and not (has_bare and recipe.trains and _is_bare(attachment, texts, parts)):
+            scoring, scored = _scored(attachment, texts.task, subject.requests, ledger)
+        return Observation(
+            training=training,
+            scoring=scoring,
+            setup=setup,
+            steps=steps,
+            scored=scored,
+            shapes={name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()},
+            rows_bytes=subject.rows_bytes,
+            chosen_tokens=subject.chosen_tokens,
+        )
+
+
+def _prepared(recipe: Technique, base: Base, subject: Subject) -> tuple[Attachment, int]:
+    """Attach a recipe and let it make its choices; those on texts alone are taken over from the copy before.
+
+    Returns:
+        The attachment, and how many parameters it trained before it made its choices.
+    """
+    if subject.prepared is not None:
+        attachment = copy(subject.prepared)
+        attachment.base = base
+        return attachment, 0
+    task, allowed = subject.texts.task, subject.texts.allowance(base, subject.settings)
+    attachment = recipe.attach(base, generator(0, "attach"))
+    attached = count(attachment)
+    attachment.prepare_shapes(study(attachment, task, task.validation, 0, allowance=allowed))
+    subject.chosen_tokens = allowed.spent
+    if not recipe.trains:
+        subject.prepared = attachment
+    return attachment, attached
+
+
+def count(attachment: Attachment) -> int:
+    """Count the parameters that an attachment trains now."""
+    return sum(parameter.numel() for parameter in attachment.params().values())
+
+
+def parts_of(base: Base) -> list[tuple[object, ...]]:
+    """List the modules of a model with what decides how they are called: types, parameters, hooks, replaced methods."""
+    return [
+        (
+            name,
+            type(module).__name__,
+            [(key, parameter.shape) for key, parameter in module.named_parameters(recurse=False)],
+            len(module._forward_hooks) + len(module._forward_pre_hooks),
+            "forward" in vars(module),
+        )
+        for name, module in base.model.named_modules()
+    ]
+
+
+def _is_bare(attachment: Attachment, texts: Texts, parts: list[tuple[object, ...]]) -> bool:
+    """Tell whether a forward pass over a task's examples is as without the technique."""
+    shown = all(attachment.render(example) is example for example in texts.task.validation[:1])
+    return shown and not attachment.virtual_tokens + attachment.virtual_suffix and parts_of(attachment.base) == parts
+
+
+def _micro_batch(attachment: Attachment, texts: Texts, settings: TrainSettings, device: str) -> MicroBatch:
+    rows, share = heaviest(attachment, texts.training(attachment), settings)
+    whole = math.inf
+    if device == "cpu" and attachment.accumulates:
+        whole = 1.5 * PASS * len(rows) / sum(len(row.ids) for row in rows)
+    return MicroBatch(rows=rows, share=share, whole=whole)
+
+
+def _requests(attachment: Attachment, texts: Texts) -> Requests:
+    task, encoder = texts.task, encoder_for(attachment, texts.task)
+    scored = texts.validation(attachment)
+    rendered = [attachment.render(example) for example in task.validation[:_SCORED]]
+    sizes = [len(prompt.ids) for prompt in encoder.prompts(rendered, 0)]
+    if not sizes:
+        return Requests(scored=scored, median=None, prompt_tokens=0.0, generated=0)
+    median = scored[sorted(range(len(sizes)), key=sizes.__getitem__)[len(sizes) // 2]]
+    generates = task.kind not in ("classification", "text")
+    return Requests(
+        scored=scored,
+        median=median,
+        prompt_tokens=sum(sizes) / len(sizes),
+        generated=len(median.ids) - median.prompt if generates else 0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Costs:
+    """Holds what training took, as `Training` says; nothing where nothing is trained."""
+
+    technique: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    held: int = 0
+    steps: tuple[Work, ...] = ()  # of a micro-batch in each step
+
+    @property
+    def first_step(self) -> Work:
+        """Return the mean of the first steps of the phases."""
+        first_steps, total = self.steps[::_STEPS], Work()
+        for work in first_steps:
+            total = total.plus(work, 1 / len(first_steps))
+        return total
+
+    @property
+    def step(self) -> Work:
+        """Return the second step."""
+        return self.steps[1] if self.steps else Work()
+
+
+def _trained(attachment: Attachment, rows: list[TokenSequence], settings: TrainSettings, ledger: Ledger) -> _Costs:
+    """Run the training loop on one micro-batch, or on two that add up, for a few steps of every phase."""
+    before, marks = ledger.live, [ledger.work]
+    weights = sum(p.numel() * p.element_size() for p in attachment.base.model.parameters())
+    held = gradients = 0
+
+    def on_step(step: int, value: float) -> None:
+        nonlocal held, gradients
+        if step == 1:
+            held = ledger.live
+            parameters = attachment.params().values()
+            gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+        marks.append(ledger.work)
+
+    micro_batches = min(settings.gradient_accumulation_steps, 2)
+    short = replace(
+        settings,
+        max_steps=_STEPS * attachment.phases,
+        per_device_train_batch_size=len(rows),
+        gradient_accumulation_steps=micro_batches,
+        replay=0.0,
+        kl_to_base=0.0,
+    )
+    train(attachment, rows, short, on_step=on_step, reuse_trunk=False)
+    return _Costs(
+        technique=max(before - weights, 0),
+        gradients=gradients,
+        optimizer=max(held - before, 0),
+        held=held,
+        steps=tuple(Work().plus(after.plus(start, -1), 1 / micro_batches) for start, after in pairwise(marks)),
+    )
+
+
+def _scored(attachment: Attachment, task: Task, requests: Requests, ledger: Ledger) -> tuple[Scoring, Allocations]:
+    """Score the first validation examples, then the one of median length, then a few for what passes take."""
+    ledger.take_allocations()
+    AnswerReading(attachment, requests.scored).losses()
+    scored, before = ledger.take_allocations(), ledger.work
+    if requests.median is not None:
+        AnswerReading(attachment, [requests.median]).losses()
+    request = ledger.work.plus(before, -1)
+    answers, labels = traced_passes(attachment, task, ledger)
+    return Scoring(request=request, answers=answers, labels=labels), scored
