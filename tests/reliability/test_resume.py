@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from adaptation_files import weight_bytes
 from tunewise.adaptation.fit import fit
@@ -222,6 +223,15 @@ def test_a_comparison_is_not_continued_with_another_model(comparison, tmp_path):
     base = tiny_base("gpt2")
     base.max_length = WINDOW
     with pytest.raises(ArtifactError, match="was begun with another model"):
+        compare(base, task, [make("base")], run, budget=Budget(steps=2))
+
+
+def test_weights_of_another_type_are_named_as_such(comparison, tmp_path):
+    task, folder = comparison
+    run = shutil.copytree(folder, tmp_path / "run")
+    base = small_base(WINDOW)
+    base.model.to(torch.bfloat16)
+    with pytest.raises(ArtifactError, match=r"was begun with --dtype float32 \(now bfloat16\); give the same again"):
         compare(base, task, [make("base")], run, budget=Budget(steps=2))
 
 

@@ -51,7 +51,7 @@ def require_same_text(base: Base, task: Task, folder: Path) -> None:
     """
     text, earlier = RunText.of(base, task), _recorded(folder)
     if earlier is not None:
-        other = ["another model"] if base.fingerprint != earlier.base else []
+        other = _other_base(base, folder / "compare.json") if base.fingerprint != earlier.base else []
         other += text.with_label_list_of(earlier.text).differences(earlier.text)
         refuse_other_run(str(folder), other)
     elif (folder / "compare.json").is_file():
@@ -85,12 +85,23 @@ def _recorded(folder: Path) -> RecordedText | None:
     )
 
 
+def _other_base(base: Base, path: Path) -> list[str]:
+    """Say how the base of an earlier result differs: by the type of its weights, or as another model."""
+    try:
+        earlier = Comparison.read(path).model
+    except ArtifactError:
+        return ["another model"]
+    dtype = str(base.model.dtype).removeprefix("torch.")
+    same = earlier.name == base.name and earlier.parameters == sum(p.numel() for p in base.model.parameters())
+    return [f"--dtype {earlier.dtype} (now {dtype})"] if same and earlier.dtype != dtype else ["another model"]
+
+
 def _differences_from_result(base: Base, task: Task, path: Path) -> list[str]:
     try:
         earlier = Comparison.read(path)
     except ArtifactError:
         return []  # it is written anew
-    other = ["another model"] if base.fingerprint != earlier.model.fingerprint else []
+    other = _other_base(base, path) if base.fingerprint != earlier.model.fingerprint else []
     if base.window != earlier.task.window:
         other.append(f"a window of {earlier.task.window} tokens (now {base.window})")
     if task.fingerprint != earlier.task.fingerprint:
