@@ -33,8 +33,8 @@ from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import attach
 
 MULTIPLES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-_TEXT = 16_000  # characters of the retention text, some 16 sequences
-KEY = ("model", "data", "technique", "given", "learning_rate", "steps", "batch_size", "seed")
+_TEXT = 8_000  # characters of the retention text, some 8 sequences
+KEY = ("model", "dtype", "data", "technique", "given", "learning_rate", "steps", "batch_size", "seed")
 Row = dict[str, Any]
 
 
@@ -86,7 +86,7 @@ def sweep(base: Base, data: str, options: argparse.Namespace) -> None:
     """Try everything on one task; append a line for each run that the file does not have."""
     model, done = Path(options.model).name, {key(row) for row in read(options.out)}
     head = {"model": model, "data": Path(data).name, "batch_size": options.batch_size, "seed": options.seed}
-    head |= {"bf16": options.bf16}
+    head |= {"dtype": str(base.model.dtype).removeprefix("torch."), "bf16": options.bf16}
     task = Task.read(data)
     wanted = runs(base, task, options)
     missing = [(steps, recipe, row) for steps, recipe, row in wanted if key({**head, **row}) not in done]

@@ -49,6 +49,13 @@ class Adaptation:
     """Holds a loaded adaptation: the attachment on its base, and the record of its folder.
 
     `style` is the task without its examples; it says how prompts are rendered. An adapter of PEFT's has no record.
+
+    Examples:
+        >>> base, task = load_base("world"), Task.read("world:reviews")
+        >>> _ = fit(base, task, make("lora"), "runs/reviews", settings=TrainSettings(max_steps=30))
+        >>> adaptation = load("runs/reviews/adaptation", base=base)
+        >>> adaptation.generate("At the inn everything was honest, even the music. We left early.")
+        'complaint'
     """
 
     attachment: Attachment
@@ -161,6 +168,12 @@ def load(
     Raises:
         SettingError: `settings` names one that is fixed by training, or the folder names a place that is not given.
         ArtifactError: a file is damaged, altered or foreign, or the adaptation was made on another base.
+
+    Examples:
+        >>> base, task = load_base("world"), Task.read("world:reviews")
+        >>> _ = fit(base, task, make("bitfit"), "runs/reviews", settings=TrainSettings(max_steps=2))
+        >>> load("runs/reviews/adaptation", base=base).attachment.recipe.name
+        'bitfit'
     """
     folder = Path(path)
     is_adaptation = (folder / FILE).exists() or (folder / "manifest.json").exists()

@@ -72,6 +72,12 @@ def fit(
         SettingError: `out` holds a finished adaptation already.
         ArtifactError: the run that is to be resumed was begun with other data, settings or another model.
         DivergedError: the loss is no longer finite.
+
+    Examples:
+        >>> base, task = load_base("world"), Task.read("world:reviews")
+        >>> record = fit(base, task, make("lora"), "runs/lora", settings=TrainSettings(max_steps=30))
+        >>> record["technique"]
+        'lora'
     """
     folder, settings = artifact_writer.output_folder(out), settings or TrainSettings()
     task = fitted_to(base, task)

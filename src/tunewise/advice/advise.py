@@ -56,6 +56,12 @@ def advise(
     Raises:
         SettingError: something is asked for that cannot be predicted.
         ArtifactError: a file of the atlas is damaged.
+
+    Examples:
+        >>> base, task = load_base("world"), Task.read("world:reviews")
+        >>> advice = advise(base, task, recipes=[make("base"), make("lora"), make("icl")])
+        >>> advice.advised
+        'lora'
     """
     from tunewise.techniques.registry import make
 

@@ -67,6 +67,13 @@ class Budget:
         validation_examples: size of the validation sample.
         test_examples: size of the test sample; default: 500 for classification, 200 for generation.
         chosen: the steps that were chosen, where none of the first four was given; see `settled`.
+
+    Examples:
+        >>> Budget(steps=100, search=3, seeds=3).seeds
+        3
+        >>> Budget(steps=100, minutes=10)
+        Traceback (most recent call last):
+        tunewise.core.errors.SettingError: ...
     """
 
     steps: int | None = None

@@ -124,6 +124,13 @@ def compare(
     Raises:
         SettingError: two techniques have the same name, there are none, or a need cannot be read.
         RequestError: another process uses `out`, or it holds a comparison of another model or other data.
+
+    Examples:
+        >>> base, task = load_base("world"), Task.read("world:reviews")
+        >>> recipes, budget = [make("base"), make("bitfit")], Budget(steps=2, test_examples=20)
+        >>> result = compare(base, task, recipes, "runs/both", budget=budget)
+        >>> [(row["technique"], row["status"]) for row in result["rows"]]
+        [('base', 'ok'), ('bitfit', 'ok')]
     """
     budget, invocation = budget or Budget(), invocation or Invocation()
     begun = invocation.started if invocation.started is not None else time.monotonic()

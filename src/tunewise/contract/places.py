@@ -28,6 +28,10 @@ class Places:
         knowledge: a folder or file of documents, an index, or `qdrant://host:port/collection`.
         embedder: a sentence-transformers model, a folder or a Hub id.
         reranker: a cross-encoder, a folder or a Hub id.
+
+    Examples:
+        >>> Places(knowledge="documents", embedder="sentence-transformers/all-MiniLM-L6-v2").knowledge
+        'documents'
     """
 
     knowledge: str | None = None

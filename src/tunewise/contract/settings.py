@@ -22,6 +22,13 @@ def setting(
     """Declare a hyper-parameter: default, one sentence of help, range or choices, and the values that a search tries.
 
     Only the one or two settings that matter most after the learning rate have values in `search`.
+
+    Examples:
+        >>> @dataclass(frozen=True)
+        ... class Scaling:
+        ...     scale: float = setting(1.0, "Factor of the update.", low=0.0, search=(0.5, 1.0, 2.0))
+        >>> Scaling().scale
+        1.0
     """
     facts = {"help": help, "low": low, "high": high, "choices": choices, "search": search}
     return field(default=default, metadata=facts)

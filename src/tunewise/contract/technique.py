@@ -29,7 +29,12 @@ FAMILIES = ("nonparametric", "full", "partial", "additive", "reparametrized")
 
 @dataclass(frozen=True)
 class Citation:
-    """Where a technique comes from."""
+    """Where a technique comes from.
+
+    Examples:
+        >>> all_techniques()["lora"].citation.title
+        'LoRA: Low-Rank Adaptation of Large Language Models'
+    """
 
     title: str
     authors: str
@@ -69,6 +74,11 @@ class Technique(ABC):
     where `adapts` is False, it is the base itself, whose figures the others are compared with;
     `differs` says in a few words what of it is not exactly the paper's, and becomes part of the row's label.
     A fact that depends on the settings is a method under `fact`.
+
+    Examples:
+        >>> recipe = make("lora", {"lora": {"r": 8}})
+        >>> recipe.r, recipe.family, recipe.trains
+        (8, 'reparametrized', True)
     """
 
     name: ClassVar[str]

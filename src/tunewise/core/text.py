@@ -22,7 +22,7 @@ def visible(text: str) -> str:
 
     Spellings are those of JSON, so that JSON stays the same value.
 
-    Example:
+    Examples:
         >>> print(visible("a\x1b[2J"))
         a\u001b[2J
     """

@@ -62,7 +62,7 @@ def read_yaml(text: str) -> object:
     Raises:
         YamlTextError: it is not YAML, or exceeds the bounds.
 
-    Example:
+    Examples:
         >>> read_yaml("r: 8")
         {'r': 8}
     """
@@ -75,7 +75,7 @@ def read_placed_yaml(text: str) -> PlacedValue:
     Raises:
         YamlTextError: it is not YAML, exceeds the bounds, or has a key that is given twice or is no plain word.
 
-    Example:
+    Examples:
         >>> read_placed_yaml("lora:\n  r: 8").parts["lora"].parts["r"].line
         2
     """

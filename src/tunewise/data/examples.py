@@ -17,6 +17,10 @@ class Message:
         labelled: whether the tokens of an assistant turn before the answer are trained on.
         fields: what else a chat template may read of the turn, as a JSON object with any of the keys `tool_calls`,
             `reasoning_content`, `name` and `tool_call_id`; empty if nothing.
+
+    Examples:
+        >>> Message("user", "Which river runs through Paris?").role
+        'user'
     """
 
     role: str
@@ -41,6 +45,10 @@ class Example:
         tools: the tools that may be called, as a JSON list of function schemas; empty if none.
         template_kwargs: further variables of the chat template, as a JSON object; empty if none.
         continues: whether plain text goes on after `answer`, so that no end is learnt there.
+
+    Examples:
+        >>> Example((Message("user", "Which river runs through Paris?"),), "The Seine.").prompt
+        'Which river runs through Paris?'
     """
 
     messages: tuple[Message, ...]

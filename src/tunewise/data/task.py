@@ -56,6 +56,11 @@ class Task:
         fitted: what fitted the rows to a model, its window and template; empty: nothing did
             (`tunewise.engine.rows`).
         as_read: the fingerprints of the splits before that; None: nothing fitted them.
+
+    Examples:
+        >>> task = Task.read("world:reviews")
+        >>> task.kind, task.metric, task.labels
+        ('classification', 'accuracy', ('complaint', 'praise'))
     """
 
     name: str
@@ -148,7 +153,7 @@ class Task:
             DataError: the data cannot be read as a task; the message names file, line and column.
             SettingError: `kind`, `template` or `label_list` is not usable.
 
-        Example:
+        Examples:
             >>> Task.read("world:reviews").counts
             {'train': 200, 'validation': 60, 'test': 200}
         """

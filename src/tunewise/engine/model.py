@@ -66,6 +66,11 @@ class Base:
     first needed. Code that builds a base without weights passes them, as neither can be computed there.
     `embedding_rows` is the number of rows that `resize_embeddings` gave the model, or None where it was not called.
     `label_tokens` keeps what labels were tokenized to. `ranks` says which share of the work is this process's.
+
+    Examples:
+        >>> base = load_base("world")
+        >>> base.parameters, base.window, len(base.anatomy.blocks)
+        (3049920, 512, 6)
     """
 
     model: PreTrainedModel
@@ -212,6 +217,10 @@ def load_base(
     Raises:
         ModelError: no such model, no safetensors weights, remote code required, an unknown layout, or a tokenizer with
             ids beyond the embeddings.
+
+    Examples:
+        >>> load_base("world", max_length=256).window
+        256
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.hub import cached_file, extract_commit_hash

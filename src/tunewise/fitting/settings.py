@@ -29,6 +29,10 @@ class TrainSettings:
     answers are generated, they can go on getting better when their likelihood gets worse. With `gradient_checkpointing`
     the blocks' activations are computed again in the backward pass instead of being kept. `replay`, `kl_to_base` and
     `l2_sp` are weights of remedies for forgetting; see `tunewise.fitting.rehearsal`.
+
+    Examples:
+        >>> TrainSettings(max_steps=100, per_device_train_batch_size=4, gradient_accumulation_steps=2).rows
+        8
     """
 
     max_steps: int = 100

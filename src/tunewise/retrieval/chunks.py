@@ -41,7 +41,7 @@ def split(document: Document, tokenizer: Tokenizer, size: int = 256, overlap: in
     Raises:
         SettingError: size or overlap is out of range.
 
-    Example:
+    Examples:
         >>> for passage in split(Document("manual.md", text), tokenizer):
         ...     print(passage.id, passage.heading)
     """

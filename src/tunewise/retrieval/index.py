@@ -58,7 +58,7 @@ class Index:
         facts: what the index was created with: embedder, its fingerprint, size of a vector, settings of the chunks.
         place: the folder or address.
 
-    Example:
+    Examples:
         >>> with Index.open("manual-index") as index:
         ...     hits = index.lexical(["how to bleed the brakes"], k=3)
     """

@@ -18,7 +18,12 @@ from tunewise.core.errors import SettingError
 
 @cache
 def all_techniques() -> dict[str, type[Technique]]:
-    """Return every technique by name, in the order of the taxonomy: those in `tunewise.techniques` and in plug-ins."""
+    """Return every technique by name, in the order of the taxonomy: those in `tunewise.techniques` and in plug-ins.
+
+    Examples:
+        >>> list(all_techniques())[:4]
+        ['base', 'icl', 'rag', 'full']
+    """
     package = importlib.import_module(__package__)
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.startswith(f"{__package__}.building"):
@@ -47,6 +52,13 @@ def make(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> 
     Raises:
         SettingError: an unknown technique or setting, with the nearest name, or a value out of range.
         TechniqueError: the named techniques cannot compose.
+
+    Examples:
+        >>> make("rag+lora", {"lora": {"r": 8}}).name
+        'rag+lora'
+        >>> make("lorra")
+        Traceback (most recent call last):
+        tunewise.core.errors.SettingError: ...
     """
     if "+" in name:
         return Composed(parts=tuple(make(part, settings) for part in name.split("+")))
