@@ -13,7 +13,7 @@ from tunewise.core.errors import SettingError
 from tunewise.results.needs import Need
 
 Candidate = Technique | type[Technique]  # a recipe, or a technique with its default settings
-# Makes the rows of a plan for a device of so many bytes; None is this machine's memory.
+# Makes the rows of a plan for a device of so many bytes; None: without a limit, so that everything fits.
 Planner = Callable[[float | None], Sequence[PlanRow]]
 
 _PREDICTED = ("memory", "artifact", "train", "prompt", "parameters", "forgot", "mergeable", "swappable", "retain")

@@ -156,7 +156,7 @@ def why(forecast: Forecast, refused: Sentence | None, evidence: Evidence, rankin
         say("Expected to reach {} of the best technique's gain ({} to {}).", *_gain_links(forecast)),
         *quotations(forecast, evidence),
         *capacity(forecast),
-        *_planned(forecast),
+        *_planned(forecast, limited=ranking.situation.question.memory is not None),
         *_cost(forecast, ranking.situation.question.tenants),
     ]
 
@@ -168,8 +168,8 @@ def _gain_links(forecast: Forecast) -> list[Link]:
     return [Link("forecast", name, f"gain.{part}", value, f"{value:.2f}") for part, value in figures.items()]
 
 
-def _planned(forecast: Forecast) -> list[Sentence]:
-    """Quote the plan's memory and time."""
+def _planned(forecast: Forecast, *, limited: bool) -> list[Sentence]:
+    """Quote the plan's memory and time, and whether it fits where there is a limit to fit into."""
     name, plan = forecast.technique, forecast.plan
     if plan is None:
         return []
@@ -179,7 +179,10 @@ def _planned(forecast: Forecast) -> list[Sentence]:
         settings = ", ".join(f"{setting} {value}" for setting, value in plan.changed.items())
         changed = f" ({escaped(settings)})" if settings and plan.verdict == "fits with" else ""
         memory = Link("plan", name, "memory.peak", plan.peak, size(plan.peak))
-        sentences.append(say("According to the plan it {}" + changed + " and takes {} of memory.", verdict, memory))
+        if limited or plan.verdict != "fits":
+            sentences.append(say("According to the plan it {}" + changed + " and takes {} of memory.", verdict, memory))
+        else:
+            sentences.append(say("According to the plan it takes {} of memory.", memory))
     if plan.train_seconds is not None:
         seconds = Link("plan", name, "time.seconds", plan.train_seconds, f"{plan.train_seconds:,.0f}")
         sentences.append(say("According to the plan its training takes {} s.", seconds))
