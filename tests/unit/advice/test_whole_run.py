@@ -124,7 +124,7 @@ def test_a_trace_is_made_once_for_a_plan_and_the_whole_run(sketched, workload, m
         return observe(sketched, subject, device, **asked)
 
     monkeypatch.setattr(tracing, "observe", counted)
-    planner = Planner(sketched, workload.task, [make("lora", {})], SETTINGS)
+    planner = Planner(sketched, workload.task, [make("lora", {})], SETTINGS, whole_run=True)
     planner.rows(1e12)
     before = list(observed)
     WholeRun(sketched, workload, RATES, tracer=planner.tracer).row(make("lora", {}))

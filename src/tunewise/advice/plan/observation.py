@@ -19,7 +19,7 @@ from tunewise.adaptation.artifact import rows_text
 from tunewise.advice.plan.allocations import Allocations
 from tunewise.advice.plan.ledger import Ledger, Work, fake_tensors
 from tunewise.advice.plan.micro_batches import MEASURED, heaviest
-from tunewise.advice.plan.scored_passes import TwoPasses, traced_passes
+from tunewise.advice.plan.scored_passes import CountedPasses, traced_passes
 from tunewise.advice.plan.shallow_copies import Shapes
 from tunewise.advice.plan.weightless import Sketch
 from tunewise.contract.attachment import Attachment
@@ -70,11 +70,10 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """Counts the work of a request alone, and what scoring answers takes, and labels where there are some."""
+    """Counts the work of a request alone, and what scoring takes; None where only requests were asked for."""
 
     request: Work
-    answers: TwoPasses
-    labels: TwoPasses | None
+    passes: CountedPasses | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +182,9 @@ class Observation:
     chosen_tokens: int
 
 
-def observe(sketched: Sketch, subject: Subject, device: str, *, scores: bool, has_bare: bool) -> Observation:
+def observe(
+    sketched: Sketch, subject: Subject, device: str, *, scores: bool, has_bare: bool, counts_passes: bool = True
+) -> Observation:
     """Run a technique on a model.
 
     A run that imports modules is repeated: their frames, as long as they live, keep tensors alive.
@@ -194,19 +195,22 @@ def observe(sketched: Sketch, subject: Subject, device: str, *, scores: bool, ha
         device: "cpu" or "cuda", the kind of device that is simulated.
         scores: whether examples are scored.
         has_bare: whether what scoring takes without a technique is known, so that it is not observed again.
+        counts_passes: whether what scoring takes is divided into passes and examples.
 
     Raises:
         RequestError: the technique cannot work on this model or task; the message says why.
     """
     modules = len(sys.modules)
-    observation = _observe(sketched, subject, device, scores, has_bare)
+    observation = _observe(sketched, subject, device, scores, has_bare, counts_passes)
     if len(sys.modules) != modules:
         gc.collect()
-        observation = _observe(sketched, subject, device, scores, has_bare)
+        observation = _observe(sketched, subject, device, scores, has_bare, counts_passes)
     return observation
 
 
-def _observe(sketched: Sketch, subject: Subject, device: str, scores: bool, has_bare: bool) -> Observation:
+def _observe(
+    sketched: Sketch, subject: Subject, device: str, scores: bool, has_bare: bool, counts_passes: bool
+) -> Observation:
     texts, settings = subject.texts, subject.settings
     forget_layouts()
     with fake_tensors(device) as ledger:
@@ -240,7 +244,7 @@ def _observe(sketched: Sketch, subject: Subject, device: str, scores: bool, has_
             subject.requests = _requests(attachment, texts)
         scoring, scored = None, Allocations()
         if scores and not (has_bare and recipe.trains and _is_bare(attachment, texts, parts)):
-            scoring, scored = _scored(attachment, texts.task, subject.requests, ledger)
+            scoring, scored = _scored(attachment, texts.task, subject.requests, ledger, counts_passes)
         return Observation(
             training=training,
             scoring=scoring,
@@ -380,7 +384,9 @@ def _trained(attachment: Attachment, rows: list[TokenSequence], settings: TrainS
     )
 
 
-def _scored(attachment: Attachment, task: Task, requests: Requests, ledger: Ledger) -> tuple[Scoring, Allocations]:
+def _scored(
+    attachment: Attachment, task: Task, requests: Requests, ledger: Ledger, counts_passes: bool
+) -> tuple[Scoring, Allocations]:
     """Score the first validation examples, then the one of median length, then a few for what passes take."""
     ledger.take_allocations()
     AnswerReading(attachment, requests.scored).losses()
@@ -388,5 +394,5 @@ def _scored(attachment: Attachment, task: Task, requests: Requests, ledger: Ledg
     if requests.median is not None:
         AnswerReading(attachment, [requests.median]).losses()
     request = ledger.work.plus(before, -1)
-    answers, labels = traced_passes(attachment, task, ledger)
-    return Scoring(request=request, answers=answers, labels=labels), scored
+    passes = traced_passes(attachment, task, ledger) if counts_passes else None
+    return Scoring(request=request, passes=passes), scored

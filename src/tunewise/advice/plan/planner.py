@@ -72,6 +72,7 @@ class Planner:
         device: "cpu" or "cuda", the kind of device that is simulated.
         rates: how fast the machine is; without them there are no times.
         report: is called with a technique's name, how many are done, and how many there are.
+        whole_run: whether a whole run is estimated from the same traces.
         tracer: traces the techniques.
     """
 
@@ -82,10 +83,11 @@ class Planner:
     device: str = "cpu"
     rates: Rates | None = None
     report: Callable[[str, int, int], None] = lambda name, done, total: None
+    whole_run: bool = False
     tracer: Tracer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.tracer = Tracer(self.sketched, self.device)
+        self.tracer = Tracer(self.sketched, self.device, self.whole_run)
 
     def rows(self, limit: float) -> list[PlanRow]:
         """Return one row per technique, in their order, for a device of `limit` bytes."""
@@ -165,7 +167,9 @@ def measure(
     Raises:
         RequestError: the technique cannot work on this model or task; the message says why.
     """
-    return _requirements(Tracer(sketched, device).trace(task, technique, settings), task, settings, device, rates)
+    return _requirements(
+        Tracer(sketched, device, counts_passes=False).trace(task, technique, settings), task, settings, device, rates
+    )
 
 
 def _requirements(trace: Trace, task: Task, settings: TrainSettings, device: str, rates: Rates | None) -> Requirements:

@@ -73,8 +73,16 @@ class TwoPasses:
         return Passes(once=once, each=each, tokens=self.tokens, shared=self.shared, peak=peak, peak_each=grown)
 
 
-def traced_passes(attachment: Attachment, task: Task, ledger: Ledger) -> tuple[TwoPasses, TwoPasses | None]:
-    """Return what the loss on answers takes, and what scoring all labels takes; None where answers are generated."""
+@dataclass(frozen=True, kw_only=True)
+class CountedPasses:
+    """Holds what the loss on answers takes, and what scoring all labels takes; None where answers are generated."""
+
+    answers: TwoPasses
+    labels: TwoPasses | None
+
+
+def traced_passes(attachment: Attachment, task: Task, ledger: Ledger) -> CountedPasses:
+    """Count what the loss on answers and what scoring all labels takes."""
     examples = _spread(task.validation or task.test or task.train, _EXAMPLES)
     encoder, labels = encoder_for(attachment, task), None
     rendered = [attachment.render(example) for example in examples]
@@ -83,7 +91,8 @@ def traced_passes(attachment: Attachment, task: Task, ledger: Ledger) -> tuple[T
         prompts, tries = attachment.base.label_tokens.prompts(encoder, shown)
         added = [len(trie.ids) for trie in tries]
         labels = _passes(shown, prompts, lambda part: label_table(attachment, task, part), ledger, added)
-    return _passes(examples, encoder.encode(rendered), lambda part: loss(attachment, task, part), ledger), labels
+    answers = _passes(examples, encoder.encode(rendered), lambda part: loss(attachment, task, part), ledger)
+    return CountedPasses(answers=answers, labels=labels)
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from tunewise.advice.plan.observation import (
     observe,
     parts_of,
 )
-from tunewise.advice.plan.scored_passes import Passes
+from tunewise.advice.plan.scored_passes import CountedPasses, Passes
 from tunewise.advice.plan.shallow_copies import Depths, Shapes, at_depth, depths_of, extrapolated, shapes_of
 from tunewise.advice.plan.weightless import Sketch
 from tunewise.contract.technique import Technique
@@ -49,8 +50,7 @@ class Trace:
         micro_batch: what it was trained on; None if it trains nothing.
         requests: what it was scored on.
         request: the work of the request of median length.
-        answers: what the loss on answers takes.
-        labels: what scoring all labels takes; None where answers are generated.
+        passes: what scoring takes; None where it was not asked for.
         stored: numbers in the tensors that the adaptation stores.
         stored_bytes: its size on disk.
         setup_peak: what is alive at most until training begins.
@@ -65,8 +65,7 @@ class Trace:
     micro_batch: MicroBatch | None
     requests: Requests
     request: Work
-    answers: Passes
-    labels: Passes | None
+    passes: CountedPasses | None
     stored: int
     stored_bytes: int
     setup_peak: float
@@ -75,6 +74,23 @@ class Trace:
     chosen_tokens: int
     reused: int
     reused_share: float
+
+    @cached_property
+    def answers(self) -> Passes:
+        """What the loss on answers takes."""
+        return self._counted.answers.divided()
+
+    @cached_property
+    def labels(self) -> Passes | None:
+        """What scoring all labels takes; None where answers are generated."""
+        counted = self._counted.labels
+        return counted.divided() if counted is not None else None
+
+    @property
+    def _counted(self) -> CountedPasses:
+        if self.passes is None:
+            raise ValueError("this trace was made without counting what scoring takes")
+        return self.passes
 
 
 class _Scored(NamedTuple):
@@ -113,10 +129,12 @@ class Tracer:
     Attributes:
         sketched: the model.
         device: "cpu" or "cuda", the kind of device that is simulated.
+        counts_passes: whether traces say what scoring takes, which only an estimate of a whole run needs.
     """
 
     sketched: Sketch
     device: str = "cpu"
+    counts_passes: bool = True
     _texts: list[Texts] = field(default_factory=list, init=False, repr=False)
     _traces: dict[tuple[int, Technique, TrainSettings], Trace] = field(default_factory=dict, init=False, repr=False)
     _scored: dict[tuple[int, Technique], _Scored] = field(default_factory=dict, init=False, repr=False)
@@ -160,8 +178,7 @@ class Tracer:
             micro_batch=subject.micro_batch,
             requests=scored.requests,
             request=scoring.request,
-            answers=scoring.answers.divided(),
-            labels=scoring.labels.divided() if scoring.labels is not None else None,
+            passes=scoring.passes,
             stored=figures.stored,
             stored_bytes=figures.stored_bytes,
             setup_peak=figures.setup_peak,
@@ -194,7 +211,8 @@ class Tracer:
         """Observe a technique that trains `attached` parameters on the whole model."""
 
         def observed(sketched: Sketch) -> Observation:
-            return observe(sketched, subject, self.device, scores=scores, has_bare=has_bare)
+            asked = {"scores": scores, "has_bare": has_bare, "counts_passes": self.counts_passes}
+            return observe(sketched, subject, self.device, **asked)
 
         for depths in self._depths.get(subject.technique) or depths_of(self.sketched):
             try:

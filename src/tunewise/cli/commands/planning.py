@@ -90,13 +90,14 @@ def plan(
         def report(name: str, done: int, total: int) -> None:
             display(model_name(model), f"planning {name}", done, total)
 
-        planner = Planner(base_sketch, task, candidates, settings, kind, rates, report)
+        estimates_run = kind == "cpu" and rates is not None
+        planner = Planner(base_sketch, task, candidates, settings, kind, rates, report, estimates_run)
         rows = planner.rows(limit)
         if probe:
             display(model, "loading", 0, 0)
             base = load_model(model, replace(loading, device=device if kind == "cuda" else "cpu"))
             rows = _calibrated(rows, candidates, base, task, settings, display)
-    if kind == "cpu" and rates is not None:
+    if estimates_run:
         rows = _with_whole_runs(rows, planner)
     result = {
         "model": model,
