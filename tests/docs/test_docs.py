@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -254,3 +255,17 @@ def test_the_version_is_the_same_everywhere():
     changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert project["version"] == __version__ == citation["version"]
     assert f"## [{__version__}] - {citation['date-released']}" in changes
+
+
+def test_the_cluster_files_have_the_form_that_slurm_and_ray_take():
+    page = ROOT / "docs" / "tutorials" / "cluster.md"
+    (script,), (cluster,) = blocks(page, "bash"), blocks(page, "yaml")
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    words = shlex.split(script.partition("-m tunewise.cli ")[2])
+    known = {name for option in typer.main.get_command(main.app).commands["fit"].params for name in option.opts}
+    assert words[:2] == ["fit", "lora"] and known >= {word for word in words if word.startswith("--")}
+    autoscaler = pytest.importorskip("ray.autoscaler", reason="the extra `ray` is not installed")
+    import jsonschema
+
+    schema = Path(autoscaler.__path__[0]) / "ray-schema.json"
+    jsonschema.validate(yaml.safe_load(cluster), json.loads(schema.read_text("utf-8")))
