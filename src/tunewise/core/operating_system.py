@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -91,15 +92,42 @@ def was_killed(exit_code: int) -> bool:
     return not WINDOWS and exit_code == -signal.SIGKILL
 
 
+def usable_cores() -> list[int]:
+    """Return the numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def keep_to_cores(cores: Collection[int]) -> None:
+    """Let this process, and what it starts, run on these cores only; nothing happens where that cannot be said."""
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+
+
+def kill_tree(pid: int) -> None:
+    """End a process and everything that it started, whatever sessions they are in."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for child in process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
+
+
+def end_group_at_once() -> None:
+    """End this process as `end_at_once` does, and those with it that are in the process group that it leads."""
+    if not WINDOWS and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    end_at_once()
+
+
 def kill_with_children(process: subprocess.Popen[str]) -> None:
     """End a process that was started in a session of its own, and everything that it started."""
     if WINDOWS:
-        import psutil
-
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
+        kill_tree(process.pid)
         process.kill()
         return
     with suppress(ProcessLookupError):

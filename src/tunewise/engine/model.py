@@ -101,6 +101,11 @@ class Base:
         """Where the model is."""
         return self.anatomy.embedding.weight.device
 
+    def drop_weights(self) -> None:
+        """Free the memory of the weights, once the fingerprint is taken; sizes and names stay."""
+        self.freeze_fingerprint()
+        torch.nn.Module.to(self.model, "meta")
+
     def release(self, keep: int = 0) -> None:
         """Detach all but the first `keep` attachments, including one that failed half-way through attaching."""
         while len(self.attached) > keep:
