@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -44,9 +47,9 @@ def share(prediction, references):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """A cluster of this machine, with room for two actors of one thread each."""
-    folder = tmp_path_factory.mktemp("ray")
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short name, as sockets lie in it
     environment = {
         **os.environ,
         "RAY_raylet_start_wait_time_s": "240",
@@ -56,7 +59,8 @@ def cluster(tmp_path_factory):
     }
     program = (
         "import ray, sys, time\n"
-        f"ray.init(address='local', num_cpus=2, num_gpus=0, include_dashboard=False, _temp_dir={str(folder / 'r')!r})\n"
+        "ray.init(address='local', num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80_000_000, "
+        f"_temp_dir={str(folder / 'r')!r})\n"
         "print(ray.get_runtime_context().gcs_address, flush=True)\n"
         "sys.stdin.read()\n"
     )
@@ -75,6 +79,7 @@ def cluster(tmp_path_factory):
     _, left = psutil.wait_procs(started, timeout=10)
     for each in left:
         each.kill()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

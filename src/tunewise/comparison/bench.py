@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.invocation import OnTrial
 from tunewise.comparison.lone_timing import time_alone
@@ -45,6 +47,7 @@ class Bench:
         self._on_trial, self._progress = on_trial, progress
         self._make_context = request.loaded(progress)
         self._context: ComparisonContext | None = None
+        self._threads = torch.get_num_threads()
 
     def carry_out(self, line: JsonObject) -> None:
         """Run a trial; its result is on disk then.
@@ -57,6 +60,7 @@ class Bench:
         if self._context is None:  # the process that orders has measured the base by now
             self._context = self._make_context(order.label_list, self._plan.attempt_id, self._on_trial)
         trial, context = order.trial(), self._context
+        torch.set_num_threads(self._threads)  # a trial that went on from a checkpoint had those of its beginning
         if (here := trial.key(context)) != order.folder:
             raise TunewiseError(
                 f"a worker would run {here} and was asked for {order.folder}: the model, the data or a file that "

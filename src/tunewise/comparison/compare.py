@@ -47,6 +47,7 @@ from tunewise.engine.forward import why_not_packed
 from tunewise.engine.model import Base
 from tunewise.engine.rows import fitted_to
 from tunewise.fitting import trackers
+from tunewise.fitting.encoded_rows import FOLDER as ROWS
 from tunewise.fitting.scoring import label_scores
 from tunewise.fitting.settings import TrainSettings
 from tunewise.results.needs import Need
@@ -164,6 +165,7 @@ def compare(
             attempt_id=invocation.attempt_id or uuid4().hex,
             report_to=report_to,
             on_trial=invocation.on_trial,
+            rows=folder / ROWS,
         )
         estimate = invocation.estimate
         if invocation.on_estimate is not None and estimate is None:

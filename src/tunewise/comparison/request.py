@@ -204,6 +204,7 @@ class Request:
         from tunewise.comparison.probe import TaskProbe
         from tunewise.data.task import Task, default_test_examples
         from tunewise.engine.rows import fitted_to
+        from tunewise.fitting.encoded_rows import FOLDER as ROWS
 
         options, budget = self.options, self.options.budget.budget()
         task = read_task(options.data, options.reading)
@@ -225,6 +226,7 @@ class Request:
                 attempt_id=attempt_id,
                 report_to=self._trackers(),
                 on_trial=on_trial,
+                rows=options.out / ROWS,
             )
 
         return context

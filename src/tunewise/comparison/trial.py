@@ -9,7 +9,7 @@ loss and keeps no adaptation.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -37,6 +37,7 @@ from tunewise.core.progress import PREPARING, TRAINING, Progress, silent, traini
 from tunewise.core.seeds import generator
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.memory import peak_memory, release_unused_memory
+from tunewise.engine.row_file import truncated_of
 from tunewise.fitting.allowance import allowance
 from tunewise.fitting.loop import Trained, steps_for_tokens, train
 from tunewise.fitting.scoring import loss, study
@@ -301,7 +302,7 @@ def _fit_tracked(
     with peak_memory(base.device) as memory:
         if trial.technique.trains:
             sequences = context.train_sequences(attachment, progress)
-            truncated = sum(sequence.truncated for sequence in sequences)
+            truncated = truncated_of(sequences)
             steps = _steps(trial, settings, sequences, attachment)
 
             def on_step(step: int, value: float) -> None:
@@ -340,7 +341,7 @@ def _fit_tracked(
     )
 
 
-def _steps(trial: Trial, settings: TrainSettings, sequences: list[TokenSequence], attachment: Attachment) -> int:
+def _steps(trial: Trial, settings: TrainSettings, sequences: Sequence[TokenSequence], attachment: Attachment) -> int:
     """Return the optimiser steps of a trial: its share of all, rounded down, and at least one for each phase."""
     if trial.tokens is not None:
         steps = steps_for_tokens(sequences, settings, trial.seed, max(int(trial.tokens * trial.share), 1))

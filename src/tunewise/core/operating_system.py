@@ -10,7 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection
+import threading
+import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -103,6 +105,64 @@ def keep_to_cores(cores: Collection[int]) -> None:
     """Let this process, and what it starts, run on these cores only; nothing happens where that cannot be said."""
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+def can_help() -> bool:
+    """Return whether a process can be divided into two that share what is in memory."""
+    return hasattr(os, "fork")
+
+
+class Helper:
+    """A copy of this process that does one thing and ends; it shares the memory that neither of them changes.
+
+    It runs no other thread, so what it does must not wait for one.
+
+    Args:
+        work: what it does; an error ends it without a word, and the caller does the work itself.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._ended, parent = False, os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            code = 1
+            try:
+                _die_with(parent)
+                work()
+                code = 0
+            finally:
+                os._exit(code)
+
+    def wait_for(self, path: Path) -> bool:
+        """Wait until it has made a file; False if it ended without."""
+        while not path.exists():
+            if self._has_ended():
+                return path.exists()
+            time.sleep(0.01)
+        return True
+
+    def _has_ended(self) -> bool:
+        if not self._ended:
+            self._ended = os.waitpid(self._pid, os.WNOHANG)[0] != 0
+        return self._ended
+
+    def end(self) -> None:
+        """End it, if it has not."""
+        if not self._has_ended():
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._ended = True
+
+
+def _die_with(parent: int) -> None:
+    """Have this process end when the one that started it does, however that ends."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def kill_tree(pid: int) -> None:
