@@ -53,6 +53,7 @@ def cluster():
     environment = {
         **os.environ,
         "RAY_raylet_start_wait_time_s": "240",
+        "RAY_agent_register_timeout_ms": "240000",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HOME": str(folder),
         "PYTHONPATH": "",

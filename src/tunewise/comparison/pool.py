@@ -188,6 +188,7 @@ class Pool:
         while not queued.dropped:
             end = seat.carry_out(job)
             if end is None:
+                self._losses = 0
                 break
             seat.stop()
             if queued.dropped or self.closed.is_set():

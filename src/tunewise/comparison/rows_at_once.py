@@ -73,6 +73,7 @@ class RowsAtOnce:
         asked = [technique for technique in order if technique.trains or technique.chooses]
         first = [technique for technique in order if technique not in asked]
         yield from self.turns(first)
+        self._note_scoring(first)
         rounds = -(-len(asked) // workers)
         paced = [(technique, self._plain.paced(self._resolve(technique), rounds)) for technique in asked]
         for technique, runs in paced:
@@ -82,6 +83,13 @@ class RowsAtOnce:
         for technique, runs in paced:
             if runs is None:
                 yield technique, 0, self._plain.out_of_time()
+
+    def _note_scoring(self, over: Sequence[Technique]) -> None:
+        """Take in how long trials needed besides training, which steps leave room for."""
+        for record in (record for technique in over for record in self.row(technique)[1]):
+            if self._plain.clock is not None:
+                scoring = (record.seconds or 0.0) - record.cost.train_seconds
+                self._plain.clock.scoring = max(self._plain.clock.scoring, scoring)
 
     def _as_they_end(self, order: Sequence[Technique]) -> Iterator[Turn]:
         left = list(order)

@@ -52,5 +52,5 @@ class Estimate(JsonRecord):
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Return the peak of memory of the whole process; 0 without rows."""
-        return max((row.peak_memory_bytes for row in self.rows), default=0)
+        """Return the peak of memory of the process, or of all workers together; 0 without rows."""
+        return sum(sorted((row.peak_memory_bytes for row in self.rows), reverse=True)[: self.workers or 1])
