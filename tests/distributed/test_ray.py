@@ -55,6 +55,7 @@ def cluster():
         "RAY_raylet_start_wait_time_s": "240",
         "RAY_agent_register_timeout_ms": "240000",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
         "HOME": str(folder),
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
     }
