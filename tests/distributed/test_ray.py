@@ -167,8 +167,9 @@ def test_a_signal_ends_the_actors(words, cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_where_no_cluster_answers_the_request_is_wrong(words, tmp_path):
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])
+def test_where_no_cluster_answers_the_request_is_wrong(words, tmp_path, address):
     environment = {**os.environ, "HOME": str(tmp_path), "RAY_ADDRESS": "127.0.0.1:1"}
-    code, out, err = ended([*words, "--out", str(tmp_path / "out"), "--workers", "auto"], environment)
+    code, out, err = ended([*words, "--out", str(tmp_path / "out"), "--workers", address], environment)
     assert code == 2 and not out, err
-    assert '--workers is "auto", but no Ray cluster answers there' in err and "Traceback" not in err
+    assert f'--workers is "{address}", but nothing answers at 127.0.0.1:1' in err and "Traceback" not in err

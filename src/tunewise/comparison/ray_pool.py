@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,11 @@ from tunewise.comparison.ray_bench import RayBench
 from tunewise.comparison.request import Request
 from tunewise.comparison.slots import THREADS
 from tunewise.comparison.worker_process import STARTUP_SECONDS, WorkerEnd
+from tunewise.comparison.workers import AUTO
 from tunewise.core.errors import RequestError, SettingError, TunewiseError
 from tunewise.core.extras import require
 
+_REACHED = 10.0  # seconds in which the cluster must accept a connection
 _ASKED = 0.5  # seconds between two questions to an actor about its trial
 _PASSED_ON = ("HF_", "TRANSFORMERS_", "TUNEWISE_", "TOKENIZERS_")  # variables of this process that actors have too
 
@@ -44,6 +47,7 @@ class RayOpening:
 
     def __init__(self, address: str, request: Request, *, attempt_id: str, patience: float) -> None:
         require(f"--workers {address}", "ray")
+        _require_answer(address)
         import ray
 
         try:
@@ -73,6 +77,23 @@ class RayOpening:
         finally:
             self._token.unlink(missing_ok=True)
         return Pool(self._seats, self._attempt_id, shares=self._shares)
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address at which nothing listens, where Ray would try again for minutes.
+
+    Raises:
+        SettingError: it names the address.
+    """
+    place = os.environ.get("RAY_ADDRESS", "") if address == AUTO else address
+    host, _, port = place.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACHED).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingError(f'--workers is "{address}", but nothing answers at {host}:{port} ({reason})') from error
 
 
 def _places(ray: Any, device: str | None) -> tuple[dict[str, Any], bool, int]:
