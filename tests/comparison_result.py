@@ -272,9 +272,11 @@ def hostile():
 
 def timeless(result):
     """Without what no two runs share: times, memory, and the words made of them."""
-    varying = ("seconds", "tokens_per_second", "seconds_per_example", "peak_memory_bytes")
+    varying = ("seconds", "tokens_per_second", "seconds_per_example", "peak_memory_bytes", "timed_alone")
     result = copy.deepcopy(result)
     for row in result["rows"]:
+        if row["status"] == "skipped":
+            continue
         row["cost"] = {k: v for k, v in row["cost"].items() if not k.endswith(varying)}
         row["spent"] = {k: v for k, v in row["spent"].items() if not k.endswith("seconds")}
         row["search"] = [{k: v for k, v in tried.items() if not k.endswith("seconds")} for tried in row["search"]]

@@ -39,6 +39,22 @@ def test_wrong_technique_names(refused, model, labels, tmp_path):
     assert "at least one" in refused("compare", *words, "--techniques", ",")
 
 
+def test_wrong_workers(refused, labels, tmp_path, monkeypatch):
+    from tunewise.core import extras
+
+    words = ["compare", "--model", tmp_path / "no-model", "--data", labels, "--out", tmp_path / "out"]
+    assert "--workers is 0 but must be at least 1" in refused(*words, "--workers", 0)
+    assert '--workers is "two" but must be a number' in refused(*words, "--workers", "two")
+    assert "--workers runs trials in processes of their own, and --in-process in this one" in refused(
+        *words, "--workers", 2
+    )
+    monkeypatch.setattr(extras, "installed", lambda package: package != "ray")
+    for address in ("auto", "ray://head:10001"):
+        said = refused(*words, "--workers", address)
+        assert f"--workers {address} needs ray, not installed here: pip install 'tunewise[ray]'" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_config_file(run, model, labels, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(

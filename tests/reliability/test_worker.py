@@ -131,10 +131,10 @@ trial.train = shot
 COUNTED = """
 import sys
 from pathlib import Path
-from tunewise.comparison import supervisor
+from tunewise.comparison import worker_process
 from tunewise.cli.main import main
 
-supervisor._KERNEL_EVENTS = Path({counted!r})
+worker_process._KERNEL_EVENTS = Path({counted!r})
 main()
 """
 

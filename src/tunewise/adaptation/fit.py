@@ -21,13 +21,16 @@ from tunewise.core.progress import PREPARING, TRAINING, Progress, silent, traini
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task, sample
 from tunewise.engine.model import Base
+from tunewise.engine.row_file import truncated_of
 from tunewise.engine.rows import fitted_to
 from tunewise.engine.run_text import RunText
 from tunewise.fitting.allowance import allowance
+from tunewise.fitting.encoded_rows import FOLDER as ROWS
+from tunewise.fitting.encoded_rows import encoded_rows, remove_rows
 from tunewise.fitting.loop import train
 from tunewise.fitting.rehearsal import Rehearsal
 from tunewise.fitting.run_request import STATE, RunRequest
-from tunewise.fitting.scoring import encoder_for, loss, study
+from tunewise.fitting.scoring import loss, study
 from tunewise.fitting.settings import TrainSettings
 from tunewise.fitting.source_training import SourceTraining
 
@@ -115,7 +118,7 @@ def fit(
             if recipe.trains:
                 evaluated = validation[: settings.evaluated_examples(len(validation))]
                 progress("encoding the training examples", 0, 0)
-                sequences = encoder_for(attachment, task).encode([attachment.render(e) for e in task.train])
+                sequences = encoded_rows(attachment, task, folder / ROWS, progress)
                 total = settings.max_steps
                 progress(TRAINING, 0, total)
                 trained = train(
@@ -131,7 +134,7 @@ def fit(
                     text=RunText.of(base, task),
                 )
                 record |= {"training": asdict(trained), "train_settings": settings.to_json()}
-                record["training"]["cut"] = sum(sequence.truncated for sequence in sequences)
+                record["training"]["cut"] = truncated_of(sequences)
             record |= {
                 "validation_loss": loss(attachment, task, validation, progress),
                 "seconds": time.perf_counter() - started,
@@ -149,6 +152,7 @@ def fit(
             base.release()
         if base.ranks.writes:
             remove_leftovers(folder)
+            remove_rows(folder)
         base.ranks.wait()
     return {**recipe.to_json(), "adaptation": str(folder / _ADAPTATION), **record}
 

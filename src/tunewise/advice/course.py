@@ -17,7 +17,7 @@ from tunewise.advice.forecast import forecasts
 from tunewise.advice.gains import Belief
 from tunewise.advice.question import Question, Situation
 from tunewise.advice.rules import refusal
-from tunewise.advice.stopping import Seen, move
+from tunewise.advice.stopping import Seen, likely_moves, move
 from tunewise.contract.technique import Technique
 from tunewise.core import sealed_json
 from tunewise.core.errors import ArtifactError
@@ -50,6 +50,7 @@ class Course:
     refused: Mapping[str, str]
     order: list[str] = field(default_factory=list)
     chance: float = 1.0
+    _remaining: dict[str, Technique] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(
@@ -140,14 +141,13 @@ class Course:
         Yields:
             The technique, how many remain including it (0 if it is skipped), and why it is skipped (None if it runs).
         """
-        remaining = {technique.name: technique for technique in techniques}
+        self._remaining = remaining = {technique.name: technique for technique in techniques}
         if "base" in remaining:
             yield self._take("base", remaining)
         for name in [name for name in remaining if name in self.refused]:
             yield remaining.pop(name), 0, f"not advised: {self.refused[name]}"
         while remaining:
-            finished = [row for row in rows if isinstance(row, ScoredRow) and row.status == "ok"]
-            scores = {row.technique: Seen(row.score.mean, row.score.low, row.score.high) for row in finished}
+            scores = _scores(rows)
             if "base" not in scores:  # gains are measured from the base: without its score nothing is predicted
                 yield self._take(next(iter(remaining)), remaining)
                 continue
@@ -159,6 +159,21 @@ class Course:
             leader = max(scores, key=lambda name: scores[name].mean)
             for name in list(remaining):
                 yield remaining.pop(name), 0, _skip_reason(leader, step.chances[name])
+
+    def foreseen(self, technique: Technique, rows: Sequence[Row], count: int) -> list[Technique]:
+        """Return up to `count` techniques that are likely to be run after the one whose turn it is.
+
+        Args:
+            technique: the one whose turn it is.
+            rows: the rows that are over.
+            count: how many are wanted.
+        """
+        scores = _scores(rows)
+        names = [name for name in self._remaining if name in self.belief.names]
+        if "base" not in scores or technique.name not in self.belief.names:
+            return []
+        likely = likely_moves(self.belief, self.costs, scores, technique.name, names, count)
+        return [self._remaining[name] for name in likely]
 
     def _take(self, name: str, remaining: dict[str, Technique]) -> tuple[Technique, int, None]:
         self.order.append(name)
@@ -172,6 +187,12 @@ class Course:
             mean, low, high = self.belief.interval(name)
             expected[name] = ExpectedGain(mean=mean, low=low, high=high)
         return AdviceFollowed(order=tuple(self.order), chance=self.chance, expected=expected)
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, Seen]:
+    """Return the scores of the rows that finished."""
+    finished = [row for row in rows if isinstance(row, ScoredRow) and row.status == "ok"]
+    return {row.technique: Seen(row.score.mean, row.score.low, row.score.high) for row in finished}
 
 
 def _skip_reason(leader: str, chance: float) -> str:

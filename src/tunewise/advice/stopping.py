@@ -107,6 +107,33 @@ def move(
     return Move(left[int(per_cost.argmax())], chance, chances)
 
 
+def likely_moves(
+    belief: Belief, costs: Mapping[str, float], seen: Mapping[str, Seen], running: str, left: Sequence[str], count: int
+) -> list[str]:
+    """Foresee which techniques will be run after the one that runs now, if scores are as they are expected.
+
+    Args:
+        belief: the expected gains of all techniques without `base`.
+        costs: the cost of each technique.
+        seen: the scores of the finished rows, including that of `base`.
+        running: the technique that runs.
+        left: the techniques after it.
+        count: how many to foresee.
+    """
+    expected, rest, foreseen = dict(seen), list(left), list[str]()
+    half, current = seen["base"].half, running
+    while rest and len(foreseen) < count:
+        score = float(_sampled_scores(belief, expected, [current], 1.0).mean())
+        expected[current] = Seen(score, score - half, score + half)
+        step = move(belief, costs, expected, rest)
+        if step.next is None:
+            break
+        current = step.next
+        rest.remove(current)
+        foreseen.append(current)
+    return foreseen
+
+
 def _sampled_scores(belief: Belief, seen: Mapping[str, Seen], left: Sequence[str], ceiling: float) -> np.ndarray:
     """Draw scores of the remaining techniques, (draws, left), averaged over the scale s."""
     base = seen["base"].mean

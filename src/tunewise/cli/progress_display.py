@@ -60,7 +60,10 @@ class ProgressDisplay:
         """Show a comparison's rows so far, of which the current one is over."""
         with self._lock:
             place, start = self.place(), self.tracker.row
-            seconds = self.tracker.end_row()
+            over = {row.technique for row in result.rows}
+            for name in over:
+                self.tracker.note_end(name)
+            seconds = self.tracker.end_row() if start is None or start.technique in over else 0.0
             new = [row for row in result.rows if row.technique not in self._shown_rows]
             self._shown_rows |= {row.technique for row in new}
             for row in new:

@@ -133,6 +133,11 @@ class Tracker:
             self._took[row.start.technique] = row.parts
         return seconds
 
+    def note_end(self, technique: str) -> None:
+        """Take in that a row is over which ran beside the current one."""
+        if self._running is None or technique != self._running.start.technique:
+            self._took.setdefault(technique, {})
+
     def report(self, row: str, what: str, done: int, total: int) -> bool:
         """Take in a report, and return whether a stage begins with it."""
         now, name, stage = self.now(), stage_of(what), self.stage
@@ -197,10 +202,10 @@ class Tracker:
         current = running.start.technique if running is not None else None
         left = sum(row.seconds * scale for name, row in by_technique.items() if name not in (*self._took, current))
         if running is None:
-            return left + max(estimate.startup - self.elapsed, 0.0)
+            return left / (estimate.workers or 1) + max(estimate.startup - self.elapsed, 0.0)
         own = by_technique.get(running.start.technique)
         parts = {part: getattr(own, part) * scale for part in _PARTS} if own is not None else {}
-        return left + self._left_of_row(running, parts)
+        return left / (estimate.workers or 1) + self._left_of_row(running, parts)
 
     def _left_of_row(self, row: _Row, expected: Mapping[Part, float]) -> float:
         """Return what is left of the row: what is expected of its parts less what they took, or more at its pace."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import psutil
 import torch
 import transformers
@@ -32,22 +31,23 @@ from tunewise.comparison.measured_base import retention_of
 from tunewise.comparison.preparation import remove_all
 from tunewise.comparison.probe import Probe, TaskProbe
 from tunewise.comparison.recorded_text import keep_text, require_same_text
-from tunewise.comparison.row import Runs, skipped
+from tunewise.comparison.result_table import ResultTable
+from tunewise.comparison.row import Runs
+from tunewise.comparison.row_turns import row_turns
 from tunewise.comparison.spending import expected
-from tunewise.comparison.trial import ANSWERS
 from tunewise.comparison.trial_records import remove_leftovers, set_aside_unsealed, unsealed_trials
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
 from tunewise.core.lock import lock
-from tunewise.core.progress import RowProgress, RowStart, for_row, silent_row
+from tunewise.core.progress import RowProgress, for_row, silent_row
 from tunewise.core.version import __version__
 from tunewise.data.task import Task, default_test_examples
 from tunewise.engine.forward import why_not_packed
-from tunewise.engine.memory import process_peak_bytes
 from tunewise.engine.model import Base
 from tunewise.engine.rows import fitted_to
 from tunewise.fitting import trackers
+from tunewise.fitting.encoded_rows import FOLDER as ROWS
 from tunewise.fitting.scoring import label_scores
 from tunewise.fitting.settings import TrainSettings
 from tunewise.results.needs import Need
@@ -56,21 +56,14 @@ from tunewise.results.report.page import render_html
 from tunewise.results.report.tables import markdown
 from tunewise.results.schema import (
     SCHEMA,
-    Answer,
-    Answered,
     Available,
     BudgetFacts,
     Comparison,
     MachineFacts,
     ModelFacts,
     RetentionFacts,
-    Row,
-    ScoredRow,
     TaskFacts,
-    Verdict,
 )
-from tunewise.results.statistics import against, interval, ranks, seed_variance
-from tunewise.results.verdict import verdict
 
 # What is written to the folder of a comparison, besides the folders of the trials and of the measured base.
 _FILES = (
@@ -179,6 +172,7 @@ def compare(
             attempt_id=invocation.attempt_id or uuid4().hex,
             report_to=report_to,
             on_trial=invocation.on_trial,
+            rows=folder / ROWS,
         )
         estimate = invocation.estimate
         if invocation.on_estimate is not None and estimate is None:
@@ -191,6 +185,8 @@ def compare(
                 invocation=replace(invocation, started=begun),
                 progress=progress,
             )
+            if invocation.workers > 1:
+                estimate = replace(estimate, workers=invocation.workers)
             if estimate.rows:
                 invocation.on_estimate(estimate)
         command = tuple(invocation.command) if invocation.command else None
@@ -203,72 +199,28 @@ def compare(
         )
         clock = Clock(budget.minutes, begun, folder / "paces.json") if budget.minutes else None
         runs = Runs(context, budget, settings, trials, invocation.held, progress, clock)
-        rows: list[Row] = []
-        answers, tables = dict[str, tuple[str, ...]](), dict[str, np.ndarray]()
-        order = sorted(techniques, key=lambda technique: technique.trains) if clock else techniques
-        turns = course.turns(order, rows) if course is not None else _all_in_turn(order)
-        started_rows = 0
-        for technique, rows_left, reason in turns:
-            if reason is None:
-                started_rows += 1
-                total = len(techniques) if course is None else None
-                seeds = budget.seeds if technique.seeded else 1
-                trainings = seeds + (budget.search - 1 if technique.trains else 0)
-                invocation.on_row_start(RowStart(technique.name, started_rows, total, trainings))
-                row, records = runs.row(technique.resolved(base), rows_left)
-            else:
-                row, records = skipped(technique, reason), []
-            if price is not None and isinstance(row, ScoredRow):
-                usd = row.cost.seconds_per_example / 3.6 * price
-                row = replace(row, cost=replace(row.cost, usd_per_1000_requests=usd))
-            rows.append(row)
-            rows.sort(key=lambda row: names.index(row.technique))
-            if records:
-                tables[row.technique] = np.array([record.per_example for record in records])
-                answers[row.technique] = records[0].answers
-            progress(technique.name, "comparing with the other rows", 0, 0)
-            rows[:], verdict_so_far = _with_intervals_and_verdict(rows, tables, required, majority)
-            result = replace(
-                result,
-                rows=tuple(rows),
-                verdict=verdict_so_far,
-                advice=course.followed() if course is not None else None,
-                answers=_answers(context, tables, answers),
-                seconds=time.perf_counter() - started_at,
-                process_peak_bytes=process_peak_bytes(),
-            )
+        table = ResultTable(context, names, required, majority, price)
+
+        def write(result: Comparison) -> Comparison:
+            result = table.result(result, course, time.perf_counter() - started_at)
             artifact_writer.write_json(folder / "compare.json", result.to_json())
-            invocation.on_row(result)
+            return result
+
+        with row_turns(runs, techniques, invocation) as turns:
+            for technique, row, records in turns.rows(table.rows):
+                table.add(row, records)
+                progress(technique.name, "comparing with the other rows", 0, 0)
+                result = write(result)
+                invocation.on_row(result)
+            timed = turns.timed_alone(table.rows, folder)
+        if timed is not None:
+            table.rows[:] = timed
+            result = write(result)
         remove_all(trials)
         progress("report", "writing", 0, 0)
         artifact_writer.write_text(folder / "report.md", markdown(result, out))
         artifact_writer.write_text(folder / "report.html", render_html(result, out))
     return result.to_json()
-
-
-def _all_in_turn(order: Sequence[Technique]) -> Iterator[tuple[Technique, int, str | None]]:
-    """Yield every technique in turn, with the number of rows left, this one included, and no reason to skip it."""
-    for place, technique in enumerate(order):
-        yield technique, len(order) - place, None
-
-
-def _with_intervals_and_verdict(
-    rows: Sequence[Row],
-    tables: dict[str, np.ndarray],
-    needs: Sequence[Need],
-    majority: MajorityScores | None,
-) -> tuple[list[Row], Verdict]:
-    """Give each row its interval, rank and p value among the rows so far, and reach the verdict over them."""
-    seeds, rank_of = seed_variance(tables), ranks(tables)
-    ranked: list[Row] = []
-    for row in rows:
-        if isinstance(row, ScoredRow) and row.technique in tables:
-            low, high = interval(tables[row.technique], seeds)
-            row = replace(row, score=replace(row.score, low=low, high=high), rank=rank_of[row.technique])
-        ranked.append(row)
-    conclusion = verdict([row for row in ranked if isinstance(row, ScoredRow)], tables, needs, majority)
-    p_values = against(conclusion.best, tables) if conclusion.best is not None else {}
-    return [replace(row, p_value=p_values.get(row.technique)) for row in ranked], conclusion
 
 
 def _majority(context: ComparisonContext) -> MajorityScores | None:
@@ -279,23 +231,6 @@ def _majority(context: ComparisonContext) -> MajorityScores | None:
     counts = Counter(example.answer for example in task.train)
     label = max(task.labels, key=lambda label: counts[label])
     return MajorityScores.of(label, counts[label] / len(task.train), label_scores(task, [label] * len(test), test))
-
-
-def _answers(
-    context: ComparisonContext, tables: Mapping[str, np.ndarray], answers: Mapping[str, tuple[str, ...]]
-) -> tuple[Answer, ...]:
-    """Return the first test examples, with what each technique's first seed answered."""
-    return tuple(
-        Answer(
-            prompt=example.prompt,
-            answer=example.answer,
-            rows={
-                name: Answered(text=texts[place], score=float(tables[name][0, place]))
-                for name, texts in answers.items()
-            },
-        )
-        for place, example in enumerate(context.test[:ANSWERS])
-    )
 
 
 def _without_rows(context: ComparisonContext, budget: Budget, settings: TrainSettings) -> Comparison:

@@ -18,9 +18,9 @@ from tunewise.data.task import Task, sample
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.model import Base
 from tunewise.engine.run_text import RunText
+from tunewise.fitting.encoded_rows import encoded_rows
 from tunewise.fitting.forgetting import OnTask, Retention
 from tunewise.fitting.rehearsal import Rehearsal
-from tunewise.fitting.scoring import encoder_for
 from tunewise.fitting.settings import TrainSettings
 from tunewise.results.schema import TrialIdentity, TrialRecord
 
@@ -39,6 +39,7 @@ class ComparisonContext:
         attempt_id: identifies this run of the comparison; a trial that failed in it is retried only in the next one.
         report_to: services that follow training.
         on_trial: is told the folder and the recipe of the trial that runs, and None twice when it is over.
+        rows: the folder of files of encoded rows; None keeps however many rows in memory.
     """
 
     def __init__(
@@ -54,14 +55,16 @@ class ComparisonContext:
         attempt_id: str = "",
         report_to: Sequence[str] = (),
         on_trial: OnTrial = ignore_trial,
+        rows: Path | None = None,
     ) -> None:
+        self.rows = rows
         self.base, self.task, self.retention, self.probe = base, task, retention, probe
         self.text = RunText.of(base, task)
         self.remembered, self.attempt_id, self._on_trial = remembered, attempt_id, on_trial
         self.report_to = tuple(report_to)
         self.validation = sample(task.validation, validation)
         self.test = sample(task.test, test)
-        self._encoded: dict[tuple[int, int], list[TokenSequence]] = {}
+        self._encoded: dict[tuple[int, int], Sequence[TokenSequence]] = {}
         self.rehearsal: Rehearsal | None = None
         self.on_task: OnTask | None = None
         self.norm = 0.0
@@ -93,13 +96,13 @@ class ComparisonContext:
         finally:
             self._on_trial(None, None)
 
-    def train_sequences(self, attachment: Attachment, progress: Progress = silent) -> list[TokenSequence]:
+    def train_sequences(self, attachment: Attachment, progress: Progress = silent) -> Sequence[TokenSequence]:
         """Encode the training split for this attachment; all that leave the text as it is share one encoding."""
         progress("encoding the training examples", 0, 0)
         rendered = [attachment.render(example) for example in self.task.train]
         virtual = attachment.virtual_tokens, attachment.virtual_suffix
         if any(new is not old for new, old in zip(rendered, self.task.train, strict=True)):
-            return encoder_for(attachment, self.task).encode(rendered)
+            return encoded_rows(attachment, self.task, self.rows, progress, rendered)
         if virtual not in self._encoded:
-            self._encoded[virtual] = encoder_for(attachment, self.task).encode(rendered)
+            self._encoded[virtual] = encoded_rows(attachment, self.task, self.rows, progress, rendered)
         return self._encoded[virtual]

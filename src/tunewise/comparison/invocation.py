@@ -10,6 +10,7 @@ from tunewise.core.progress import RowStart
 
 if TYPE_CHECKING:
     from tunewise.advice.course import Course
+    from tunewise.comparison.pool import Pool
     from tunewise.results.estimate import Estimate
     from tunewise.results.schema import Comparison, TrialIdentity
 
@@ -17,6 +18,7 @@ OnRow = Callable[["Comparison"], None]
 OnRowStart = Callable[[RowStart], None]
 OnMessage = Callable[[str], None]
 OnEstimate = Callable[["Estimate"], None]
+OpenPool = Callable[[], "Pool"]
 OnTrial = Callable[[str | None, "TrialIdentity | None"], None]
 
 
@@ -55,6 +57,9 @@ class Invocation:
         estimate: what it is expected to take, where that is known already.
         attempt_id: identifies this attempt; a trial that failed in it is not retried in it (default: a new one).
         locked: the caller holds the lock of the output folder.
+        open_pool: starts the workers that trials run in, once the base is measured; the base here loses its weights
+            then. Without it, trials run in this process.
+        workers: how many it starts.
     """
 
     held: Collection[str] = ()
@@ -69,3 +74,5 @@ class Invocation:
     estimate: Estimate | None = None
     attempt_id: str | None = None
     locked: bool = False
+    open_pool: OpenPool | None = None
+    workers: int = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -29,6 +30,8 @@ from tunewise.results.schema import Comparison
 
 if TYPE_CHECKING:
     from tunewise.comparison.budget import Budget
+    from tunewise.comparison.context import ComparisonContext
+    from tunewise.comparison.invocation import OnTrial
     from tunewise.comparison.probe import Probe
     from tunewise.data.task import Task
     from tunewise.fitting.settings import TrainSettings
@@ -178,13 +181,59 @@ class Request:
             remembered=remembered,
             needs=options.need or [],
             price=options.price_per_hour,
-            report_to=[name.strip() for name in options.report_to.split(",")] if options.report_to else [],
+            report_to=self._trackers(),
             progress=progress,
             invocation=replace(
                 invocation or Invocation(), held=chosen, started=self.started, command=self.command, course=course
             ),
         )
         return Comparison.from_json(result)
+
+    def loaded(self, progress: RowProgress) -> Callable[[bool | None, str, OnTrial], ComparisonContext]:
+        """Load the base and the data, in a process that runs trials for the one that compares.
+
+        Returns:
+            What makes the context of trials, once that process has measured the base: it takes whether prompts list
+            the labels, the id of the attempt, and whom to tell which trial runs.
+
+        Raises:
+            RequestError: the data or the model cannot be used as requested.
+        """
+        from tunewise.comparison.context import ComparisonContext
+        from tunewise.comparison.measured_base import retention_of
+        from tunewise.comparison.probe import TaskProbe
+        from tunewise.data.task import Task, default_test_examples
+        from tunewise.engine.rows import fitted_to
+        from tunewise.fitting.encoded_rows import FOLDER as ROWS
+
+        options, budget = self.options, self.options.budget.budget()
+        task = read_task(options.data, options.reading)
+        texts, remembered = read_texts(options.forgetting.retention), read_texts(options.remedies.remember)
+        probe = _probe(options.forgetting.probe) if options.forgetting.probe else None
+        progress(options.model, "loading", 0, 0)
+        base = load_model(options.model, options.loading)
+        task = fitted_to(base, task)
+
+        def context(label_list: bool | None, attempt_id: str, on_trial: OnTrial) -> ComparisonContext:
+            return ComparisonContext(
+                base,
+                replace(task, label_list=label_list),
+                validation=budget.validation_examples,
+                test=budget.test_examples or default_test_examples(task.kind),
+                retention=retention_of(base, texts, options.out),
+                probe=TaskProbe.of(probe) if isinstance(probe, Task) else probe,
+                remembered=remembered,
+                attempt_id=attempt_id,
+                report_to=self._trackers(),
+                on_trial=on_trial,
+                rows=options.out / ROWS,
+            )
+
+        return context
+
+    def _trackers(self) -> list[str]:
+        named = self.options.report_to
+        return [name.strip() for name in named.split(",")] if named else []
 
     def _with_chosen_steps(self, budget: Budget, task: Task, settings: TrainSettings, progress: RowProgress) -> Budget:
         """Choose the steps of a trial from the model's configuration alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,9 @@ import numpy as np
 from tunewise.comparison.budget import Budget, Clock
 from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.search import Outcome, find, preparations
-from tunewise.comparison.trial import Trial, run, run_stage
+from tunewise.comparison.trial import run, run_stage
+from tunewise.comparison.trial_identity import Trial
+from tunewise.comparison.trial_queue import TrialQueue
 from tunewise.contract.technique import Technique
 from tunewise.core.json_record import JsonRecord
 from tunewise.core.progress import RowProgress, for_row
@@ -38,7 +40,11 @@ Diagnostic = TypeVar("Diagnostic", bound=JsonRecord)
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs the trials of techniques and summarises them as rows."""
+    """Runs the trials of techniques and summarises them as rows.
+
+    `queue` runs them in several workers; without it they run here, one after the other. `winners` are the trials whose
+    adaptations rows name, by their folders.
+    """
 
     context: ComparisonContext
     budget: Budget
@@ -47,6 +53,8 @@ class Runs:
     held: Collection[str]
     progress: RowProgress
     clock: Clock | None
+    queue: TrialQueue | None = None
+    winners: dict[str, Trial] = field(default_factory=dict)
 
     def row(self, technique: Technique, rows_left: int) -> tuple[Row, list[FinishedTrial]]:
         """Search a technique's settings, then run its seeds, within the time left where the budget is in minutes.
@@ -57,7 +65,7 @@ class Runs:
         if self.clock is None:
             return self.row_of(technique)
         if self.clock.left <= 0:
-            return skipped(technique, f"the budget of {self.budget.minutes:g} minutes was used up"), []
+            return skipped(technique, self.out_of_time()), []
         runs = (
             self._with_timed_steps(self.clock, technique, rows_left) if technique.trains or technique.chooses else self
         )
@@ -66,6 +74,16 @@ class Runs:
         scoring_seconds = time.perf_counter() - started - _training_seconds(row, records)
         self.clock.scoring = max(self.clock.scoring, scoring_seconds / max(len(records), 1))
         return row, records
+
+    def out_of_time(self) -> str:
+        """Say why a row is skipped where no time is left."""
+        return f"the budget of {self.budget.minutes:g} minutes was used up"
+
+    def paced(self, technique: Technique, rows_left: int) -> Runs | None:
+        """Return the same with the steps that a technique's share of the time allows; None where no time is left."""
+        if self.clock is None:
+            return self
+        return self._with_timed_steps(self.clock, technique, rows_left) if self.clock.left > 0 else None
 
     def _with_timed_steps(self, clock: Clock, technique: Technique, rows_left: int) -> Runs:
         """Return the same with as many steps as this technique's share of the time allows."""
@@ -85,14 +103,12 @@ class Runs:
             return self._searched_row(technique)
 
     def _searched_row(self, technique: Technique) -> tuple[Row, list[FinishedTrial]]:
-        recipe, searched = find(technique, self.budget.search, self._train_share, self.held)
-        progress = for_row(self.progress, recipe.name)
-        records: list[TrialRecord] = []
-        folders: dict[int, str] = {}  # the folder of each seed's trial
-        for seed in range(self.budget.seeds if technique.seeded else 1):
-            trial = Trial(recipe, seed, self.settings, self.budget.tokens)
-            records.append(run(trial, self.context, self.trials, finish=True, progress=progress))
-            folders[seed] = f"trials/{trial.key(self.context)}"
+        row = _RowTrials(self, technique.name, {})
+        recipe, searched = find(technique, self.budget.search, row.train, self.held, row.train_all)
+        seeds = range(self.budget.seeds if technique.seeded else 1)
+        trials = [Trial(recipe, seed, self.settings, self.budget.tokens) for seed in seeds]
+        records = row.run(trials)
+        folders = {trial.seed: f"trials/{trial.key(self.context)}" for trial in trials}
         finished = [record for record in records if isinstance(record, FinishedTrial)]
         # The search has prepared the winner's first seed already.
         preparing = [
@@ -112,24 +128,73 @@ class Runs:
                 ]
             ),
         )
-        row = _summary(technique.name, records, searched, spent)
-        return _scored(row, finished, folders, self.context.task.metric) if finished else row, finished
+        summary = _summary(technique.name, records, searched, spent)
+        if not finished:
+            return summary, finished
+        scored = _scored(summary, finished, folders, self.context.task.metric)
+        best = next(trial for trial in trials if scored.adaptation == f"{folders[trial.seed]}/adaptation")
+        self.winners[best.key(self.context)] = best
+        return scored, finished
 
-    def _train_share(self, recipe: Technique, share: float) -> Outcome:
+
+@dataclass(frozen=True)
+class _RowTrials:
+    """Runs the trials of one row, here or in workers; `makers` are the first folders with each preparation."""
+
+    runs: Runs
+    row: str
+    makers: dict[str, str]
+
+    def _maker(self, trial: Trial) -> str:
+        """Return the folder of the row's first trial with the same preparation, which its cost is laid to."""
+        return self.makers.setdefault(f"{trial.seed} {trial.technique.preparation()!r}", trial.key(self.runs.context))
+
+    def run(self, trials: Sequence[Trial]) -> list[TrialRecord]:
+        """Run whole trials, and return their records in their order."""
+        runs, makers = self.runs, [self._maker(trial) for trial in trials]
+        if runs.queue is not None:
+            results = runs.queue.run("whole", self.row, trials, makers, runs.progress, runs.budget.search > 1)
+            return [result for result in results if isinstance(result, TrialRecord)]
+        records = []
+        for trial, maker in zip(trials, makers, strict=True):
+            runs.context.preparations.maker = maker
+            records.append(
+                run(trial, runs.context, runs.trials, finish=True, progress=for_row(runs.progress, self.row))
+            )
+        return records
+
+    def train(self, recipe: Technique, share: float) -> Outcome:
         """Train a candidate of the search for a share of the steps, from the start."""
-        trial = Trial(recipe, 0, self.settings, self.budget.tokens, share)
-        stage = run_stage(trial, self.context, self.trials, for_row(self.progress, recipe.name))
-        if not isinstance(stage, Stage):
-            return Outcome(None, stage.reason)
-        return Outcome(
-            stage.validation_loss,
-            steps=stage.steps,
-            tokens=stage.tokens,
-            seconds=stage.seconds,
-            preparing_tokens=stage.preparing_tokens,
-            preparing_seconds=stage.preparing_seconds,
-            nll_rise=stage.nll_rise,
-        )
+        return self.train_all([recipe], share)[0]
+
+    def train_all(self, recipes: Sequence[Technique], share: float) -> list[Outcome]:
+        """Train candidates of the search, and return their outcomes in their order."""
+        runs = self.runs
+        trials = [Trial(recipe, 0, runs.settings, runs.budget.tokens, share) for recipe in recipes]
+        makers = [self._maker(trial) for trial in trials]
+        if runs.queue is not None:
+            results = runs.queue.run("stage", self.row, trials, makers, runs.progress, runs.budget.search > 1)
+            return [_outcome(result) for result in results]
+        outcomes = []
+        for trial, maker in zip(trials, makers, strict=True):
+            runs.context.preparations.maker = maker
+            outcomes.append(_outcome(run_stage(trial, runs.context, runs.trials, for_row(runs.progress, self.row))))
+        return outcomes
+
+
+def _outcome(stage: Stage | TrialRecord) -> Outcome:
+    """Return what a search learns of a stage."""
+    if not isinstance(stage, Stage):
+        return Outcome(None, stage.reason)
+    return Outcome(
+        stage.validation_loss,
+        steps=stage.steps,
+        tokens=stage.tokens,
+        seconds=stage.seconds,
+        preparing_tokens=stage.preparing_tokens,
+        preparing_seconds=stage.preparing_seconds,
+        nll_rise=stage.nll_rise,
+    )
 
 
 def _training_seconds(row: Row, records: Sequence[FinishedTrial]) -> float:

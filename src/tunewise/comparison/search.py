@@ -15,7 +15,7 @@ candidates. Here every technique may spend the same, and how much is known befor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from tunewise.contract.technique import Technique
@@ -43,6 +43,7 @@ class Outcome:
 
 
 Train = Callable[[Technique, float], Outcome]  # trains a recipe for a share of the steps, from the start
+TrainAll = Callable[[Sequence[Technique], float], Sequence[Outcome]]  # the same for several, in their order
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,11 @@ class Plan:
 
 
 def find(
-    technique: Technique, allowance: int, train: Train, held: Collection[str] = ()
+    technique: Technique,
+    allowance: int,
+    train: Train,
+    held: Collection[str] = (),
+    train_all: TrainAll | None = None,
 ) -> tuple[Technique, list[SearchTrial]]:
     """Search the best recipe around a resolved one.
 
@@ -91,6 +96,7 @@ def find(
         allowance: full trainings that may be spent, the winner's first seed included; 1 searches nothing.
         train: trains a recipe for a share of the steps and returns the outcome; one without a loss is a failure.
         held: settings such as "lora.r" that the user chose and that are not varied.
+        train_all: trains the candidates of one round, possibly at once; default: one after the other with `train`.
 
     Returns:
         The best recipe, and every recipe that the search tried.
@@ -100,17 +106,18 @@ def find(
         return technique, []
     outcomes: dict[Technique, list[Outcome]] = {}
 
-    def loss_after(share: float, recipe: Technique) -> float:
-        outcome = train(recipe, share)
-        outcomes.setdefault(recipe, []).append(outcome)
-        return _ranking_loss(outcome)
+    def losses_after(share: float, recipes: Sequence[Technique]) -> dict[Technique, float]:
+        tried = train_all(recipes, share) if train_all is not None else [train(recipe, share) for recipe in recipes]
+        for recipe, outcome in zip(recipes, tried, strict=True):
+            outcomes.setdefault(recipe, []).append(outcome)
+        return {recipe: _ranking_loss(outcome) for recipe, outcome in zip(recipes, tried, strict=True)}
 
-    losses = {recipe: loss_after(QUARTER, recipe) for recipe in technique.search(plan.rates)}
+    losses = losses_after(QUARTER, technique.search(plan.rates))
     best_rate = min(losses, key=lambda recipe: losses[recipe])
-    for recipe in best_rate.varied(held)[: plan.variations]:
-        losses[recipe] = loss_after(QUARTER, recipe)
+    losses |= losses_after(QUARTER, best_rate.varied(held)[: plan.variations])
     best_first = sorted(losses, key=lambda recipe: losses[recipe])
-    winner = min(best_first[: plan.finalists], key=lambda recipe: loss_after(HALF, recipe), default=best_first[0])
+    finals = losses_after(HALF, best_first[: plan.finalists])
+    winner = min(finals, key=lambda recipe: finals[recipe], default=best_first[0])
     return winner, [_search_trial(recipe, technique, tried, recipe == winner) for recipe, tried in outcomes.items()]
 
 

@@ -15,7 +15,7 @@ from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.invocation import Invocation
 from tunewise.comparison.probe import TaskProbe
 from tunewise.comparison.search import Outcome, find, preparations
-from tunewise.comparison.trial import Trial
+from tunewise.comparison.trial_identity import Trial
 from tunewise.comparison.trial_records import read_record, read_stage
 from tunewise.contract.technique import Technique
 from tunewise.core.progress import RowProgress

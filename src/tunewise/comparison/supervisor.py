@@ -8,15 +8,9 @@ from __future__ import annotations
 
 import json
 import queue
-import signal
-import subprocess
-import sys
-import threading
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, cast
 from uuid import uuid4
 
 from tunewise.comparison.invocation import (
@@ -29,25 +23,31 @@ from tunewise.comparison.invocation import (
     ignore_row_start,
 )
 from tunewise.comparison.request import Request
-from tunewise.comparison.trial_records import read_rung, write_record, write_rung
+from tunewise.comparison.trial_records import restart_with_less_memory, write_record
+from tunewise.comparison.worker_process import (
+    MAX_KILLS,
+    PATIENCE,
+    STARTUP_SECONDS,
+    KernelKills,
+    WorkerEnd,
+    WorkerProcess,
+)
+from tunewise.comparison.workers import Workers
 from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError, TunewiseError
 from tunewise.core.lock import lock, remove_unused_folders
-from tunewise.core.operating_system import kill_with_children, was_killed
 from tunewise.core.progress import RowProgress, RowStart, silent_row
 from tunewise.results.estimate import Estimate
 from tunewise.results.schema import Comparison, TrialIdentity, TrialRecord
 
-PATIENCE = 1800.0  # seconds without a sign of life after which a worker counts as hung
-_STARTUP_SECONDS = 600  # seconds of silence allowed outside of trials, while libraries and a model are loaded
-_MAX_KILLS = 3  # times that the worker of a trial may be killed from outside before the trial is given up
-_KERNEL_EVENTS = Path("/proc/vmstat")
+_GRACE = 5.0  # seconds in which a worker ends what it started on other machines
 
 
 def supervise(
     request: Request,
     *,
     patience: float = PATIENCE,
+    workers: str | None = None,
     progress: RowProgress = silent_row,
     on_row_start: OnRowStart = ignore_row_start,
     on_row: OnRow = ignore_row,
@@ -59,6 +59,7 @@ def supervise(
     Args:
         request: the comparison.
         patience: seconds without a sign of life after which a trial is given up.
+        workers: run trials in several processes or on a Ray cluster, as `--workers` says; None: one after the other.
         progress: is called as progress(row, what, done, total).
         on_row_start: is called before each row that is run.
         on_row: is called with the result so far after each row.
@@ -75,7 +76,7 @@ def supervise(
     try:
         with lock(folder):
             callbacks = _Callbacks(progress, on_row_start, on_row, on_message, on_estimate)
-            return _run_workers(request, folder, patience, callbacks)
+            return _run_workers(request, folder, _Leading(workers, patience), callbacks)
     except RequestError:
         remove_unused_folders(created)
         raise
@@ -111,96 +112,78 @@ class _Callbacks:
             self.on_message(text)
 
 
-def _run_workers(request: Request, folder: Path, patience: float, callbacks: _Callbacks) -> Comparison:
+@dataclass(frozen=True)
+class _Leading:
+    """Says what a worker leads: further workers, or None, and how long they may be silent."""
+
+    workers: str | None
+    patience: float
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the workers are not processes of this machine, so that each must be told to end."""
+        return self.workers is not None and Workers.read(self.workers).address is not None
+
+
+def _run_workers(request: Request, folder: Path, leading: _Leading, callbacks: _Callbacks) -> Comparison:
     attempt_id, kills = uuid4().hex, Counter[str]()
     while True:
         callbacks.progress(request.options.model, "starting", 0, 0)
-        worker = _Worker(request, attempt_id, callbacks)
+        worker = _Worker(request, attempt_id, callbacks, leading)
         try:
-            end = worker.watch(folder, patience)
+            end = worker.watch(folder, leading.patience)
         finally:
             worker.kill()
         if end is None:
             return Comparison.read(folder / "compare.json")
         if worker.trial is None or worker.identity is None:
             kills["none"] += 1
-            if kills["none"] >= _MAX_KILLS or not end.again:
+            if kills["none"] >= MAX_KILLS or not end.again:
                 raise TunewiseError(f"the worker process {end.why} outside of any trial")
             continue
         folder_of_trial = Path(worker.trial)
         kills[worker.trial] += 1
         if end.memory and worker.identity.trains:
-            _restart_with_less_memory(folder_of_trial)
+            restart_with_less_memory(folder_of_trial)
             callbacks.progress(worker.identity.technique, "out of memory: retrying with smaller batches", 0, 0)
-        elif not end.again or kills[worker.trial] >= _MAX_KILLS:
+        elif not end.again or kills[worker.trial] >= MAX_KILLS:
             record = TrialRecord.failure(worker.identity, f"its process {end.why}", attempt_id)
             write_record(folder_of_trial, record)
-
-
-def _restart_with_less_memory(trial: Path) -> None:
-    """Make a trial start over with settings that take less memory; see `tunewise.fitting.settings.ever_lighter`."""
-    rung = read_rung(trial)
-    artifact_writer.prune(trial, keep=0)
-    write_rung(trial, rung + 1)
-
-
-class _WorkerEnd:
-    """Describes how a worker ended: why, whether its trial should be tried again, and whether memory ran out."""
-
-    def __init__(self, why: str, *, again: bool = False, memory: bool = False) -> None:
-        self.why, self.again, self.memory = why, again, memory
 
 
 class _Worker:
     """Starts a worker process and follows its events; `trial` is the folder of the trial that runs in it."""
 
-    def __init__(self, request: Request, attempt_id: str, callbacks: _Callbacks) -> None:
-        self._callbacks = callbacks
+    def __init__(self, request: Request, attempt_id: str, callbacks: _Callbacks, leading: _Leading) -> None:
+        self._callbacks, self._leading = callbacks, leading
         self.trial: str | None = None
         self.identity: TrialIdentity | None = None
-        self._kills_before = _kernel_oom_kills()
-        # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tunewise.comparison.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-        )
+        self._kernel = KernelKills()
         known = callbacks.estimate
-        self._send(
+        self._process = WorkerProcess(
+            "tunewise.comparison.worker",
             {
                 "request": request.to_json(),
                 "attempt_id": attempt_id,
                 "estimating": callbacks.estimating,
                 "estimate": known.to_json() if known is not None else None,
-            }
+                "workers": leading.workers,
+                "elsewhere": leading.elsewhere,
+                "patience": leading.patience,
+            },
+            Workers.read(leading.workers).environment() if leading.workers is not None else None,
         )
-        self._events: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
 
-    def _send(self, message: dict[str, object]) -> None:
-        stdin = cast("IO[str]", self._process.stdin)
-        with suppress(BrokenPipeError):  # it died already: `watch` finds out
-            stdin.write(json.dumps(message) + "\n")
-            stdin.flush()
-
-    def _read(self) -> None:
-        for line in cast("IO[str]", self._process.stdout):
-            self._events.put(line)
-        self._events.put(None)
-
-    def watch(self, folder: Path, patience: float) -> _WorkerEnd | None:
+    def watch(self, folder: Path, patience: float) -> WorkerEnd | None:
         """Follow the worker to its end; None means that it finished the comparison."""
         while True:
             try:
-                allowed = patience if self.trial else max(patience, _STARTUP_SECONDS)
-                line = self._events.get(timeout=allowed)
+                allowed = patience if self.trial else max(patience, STARTUP_SECONDS)
+                line = self._process.events.get(timeout=allowed)
             except queue.Empty:
-                return _WorkerEnd(f"gave no sign of life for {allowed:,.0f} s and was stopped")
+                return WorkerEnd.silent(allowed)
             if line is None:
-                return self._exit_end()
+                return self._process.end(self._kernel)
             event = json.loads(line)
             if "progress" in event:
                 self._callbacks.progress(*event["progress"])
@@ -215,35 +198,14 @@ class _Worker:
                 self._callbacks.on_row(Comparison.read(folder / "compare.json"))
             elif "estimate" in event:
                 self._callbacks.accept(Estimate.from_json(event["estimate"]))
-                self._send({"go": True})
+                self._process.send({"go": True})
             elif "error" in event:
                 raise (RequestError if event["code"] == 2 else TunewiseError)(event["error"])
             elif "crash" in event:
-                return _WorkerEnd(f"failed: {event['crash']}")
+                return WorkerEnd(f"failed: {event['crash']}")
             elif "done" in event:
                 return None
 
-    def _exit_end(self) -> _WorkerEnd:
-        """Say why a worker that closed its output has exited."""
-        code = self._process.wait()
-        if was_killed(code) and _kernel_oom_kills() > self._kills_before:
-            return _WorkerEnd("was killed by the operating system because memory ran out", again=True, memory=True)
-        if was_killed(code):
-            return _WorkerEnd(f"was killed from outside, {_MAX_KILLS} times", again=True)
-        if code < 0:
-            return _WorkerEnd(f"crashed ({signal.Signals(-code).name})")
-        return _WorkerEnd(f"ended with exit code {code}")
-
     def kill(self) -> None:
         """Kill the worker, if it is alive, and everything that it started."""
-        kill_with_children(self._process)
-        self._process.wait()
-
-
-def _kernel_oom_kills() -> int:
-    """Count the processes that the kernel has killed when out of memory, container limits included; 0 if unknown."""
-    try:
-        counts = dict(line.split() for line in _KERNEL_EVENTS.read_text().splitlines())
-        return int(counts.get("oom_kill", 0))
-    except (OSError, ValueError):
-        return 0
+        self._process.kill(_GRACE if self._leading.elsewhere else 0.0)

@@ -1,5 +1,7 @@
 """Keeps the results of trials in their folders: `trial.json`, `stage.json`, and `memory.json` while one is running.
 
+`timing.json` is there where a trial ran beside others: what it takes alone, once that was measured.
+
 Each has a checksum that also covers the name of its folder, which stands for all that the result depends on. A record
 that is damaged, or another trial's, is moved aside with a warning, and its trial is run again; the other rows stay.
 """
@@ -12,10 +14,10 @@ from pathlib import Path
 
 from tunewise.core import artifact_writer, sealed_json
 from tunewise.core.errors import ArtifactError
-from tunewise.core.json_record import Count, JsonRecord
+from tunewise.core.json_record import Count, JsonRecord, NonNegative
 from tunewise.results.schema import LIMIT_BYTES, FittedTrial, Stage, TrialRecord
 
-_RECORD, _STAGE, _MEMORY = "trial.json", "stage.json", "memory.json"
+_RECORD, _STAGE, _MEMORY, _TIMING = "trial.json", "stage.json", "memory.json", "timing.json"
 _AGAIN = "its trial is run again"
 
 
@@ -24,6 +26,28 @@ class _MemoryNote(JsonRecord):
     """Holds the rung of `tunewise.fitting.settings.ever_lighter` that a trial is tried with."""
 
     rung: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoneTiming(JsonRecord):
+    """Holds what a trial that had `neighbours` takes alone; None where that was not measured, or nothing is trained."""
+
+    neighbours: Count
+    tokens_per_second: NonNegative | None = None
+    seconds_per_example: NonNegative | None = None
+
+
+def read_timing(folder: Path) -> LoneTiming | None:
+    """Read what a trial takes alone; None if it ran alone."""
+    path = folder / _TIMING
+    return sealed_json.read_or_set_aside(
+        path, lambda value: LoneTiming.from_json(value, path), "its seconds stay as they are", place=folder.name
+    )
+
+
+def write_timing(folder: Path, timing: LoneTiming) -> None:
+    """Write what a trial takes alone."""
+    sealed_json.write(folder / _TIMING, timing.to_json(), place=folder.name)
 
 
 def read_record(folder: Path) -> TrialRecord | None:
@@ -64,18 +88,30 @@ def write_rung(folder: Path, rung: int) -> None:
     sealed_json.write(folder / _MEMORY, _MemoryNote(rung=rung).to_json())
 
 
+def restart_with_less_memory(folder: Path) -> None:
+    """Make a trial start over with settings that take less memory; see `tunewise.fitting.settings.ever_lighter`."""
+    rung = read_rung(folder)
+    artifact_writer.prune(folder, keep=0)
+    write_rung(folder, rung + 1)
+
+
 def remove_leftovers(trials: Path) -> None:
     """Remove from the folders of trials what killed processes left there; hold the lock of the comparison.
 
     That is what was being written, and the checkpoints of stages and of trials that are fitted.
     """
     for folder in [path for path in trials.glob("*") if path.is_dir() and not path.is_symlink()]:
-        names = (_RECORD, _STAGE, _MEMORY, "metrics.jsonl", "adaptation")
-        artifact_writer.remove_leftovers(folder, *names, checkpoints=True)
-        if artifact_writer.checkpoint_folders(folder) and (
-            read_stage(folder) is not None or isinstance(read_record(folder), FittedTrial)
-        ):
-            artifact_writer.prune(folder, keep=0)
+        remove_leftovers_of(folder)
+
+
+def remove_leftovers_of(folder: Path) -> None:
+    """Do the same in the folder of one trial, which no process is at."""
+    names = (_RECORD, _STAGE, _MEMORY, _TIMING, "metrics.jsonl", "adaptation")
+    artifact_writer.remove_leftovers(folder, *names, checkpoints=True)
+    if artifact_writer.checkpoint_folders(folder) and (
+        read_stage(folder) is not None or isinstance(read_record(folder), FittedTrial)
+    ):
+        artifact_writer.prune(folder, keep=0)
 
 
 def unsealed_trials(trials: Path) -> list[str]:

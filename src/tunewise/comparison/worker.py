@@ -1,89 +1,81 @@
-"""Runs trials as a worker process, which loads the base once, reports to its parent and exits when the parent does.
+"""Runs a comparison as a worker process, which loads the base once, reports to its parent and exits when it does.
 
 It reads one line of JSON, the request, from stdin and writes lines of JSON to its original stdout. After an estimate it
 waits for another line on stdin before it goes on:
 
     {"progress": [row, what, done, total]}   {"trial": folder or null, "identity": {...}}   {"rows": count}
-    {"estimate": {...}}
+    {"estimate": {...}}                      {"alive": true}
     {"row_start": {"technique": name, "number": place, "rows": count or null, "trials": count}}
     {"message": text}
     {"done": true}                           {"error": text, "code": 1 or 2}                {"crash": text}
 
-Everything else that is printed here goes to stderr. When stdin closes, the parent is gone.
+Everything else that is printed here goes to stderr. When stdin closes, the parent is gone. Trials run in this process,
+or in several workers that it leads; then it says that it is alive as long as one of them is at work.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import queue
 import sys
 import threading
-import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tunewise.core.errors import TunewiseError
-from tunewise.core.logs import configure_logging
-from tunewise.core.operating_system import end_at_once
-from tunewise.core.progress import stage_of
+from tunewise.comparison.worker_lines import Lines, reports
+from tunewise.comparison.workers import Workers
+from tunewise.core.operating_system import end_group_at_once
 
-_PROGRESS_INTERVAL = 0.1  # seconds between two progress events
+if TYPE_CHECKING:
+    from tunewise.comparison.pool import Pool
+    from tunewise.comparison.pool_opening import Opening
+    from tunewise.comparison.request import Request
+
+_BEAT = 5.0  # seconds between two signs of life
+_GRACE = 2.0  # seconds in which workers elsewhere are told to end
 
 
 def main() -> None:
     """Carry out the request read from stdin."""
     message = json.loads(sys.stdin.readline())
-    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read_answers, args=(answers,), daemon=True).start()
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    configure_logging()
-
-    def send(**event: Any) -> None:
-        events.write(json.dumps(event) + "\n")
-        events.flush()
-
-    try:
-        _run_request(message, send, answers)
-        send(done=True)
-    except TunewiseError as error:
-        send(error=str(error), code=error.exit_code)
-    except OSError as error:  # a full or missing disk fails the whole comparison
-        send(error=f"{type(error).__name__}: {error}", code=1)
-    except Exception as error:
-        traceback.print_exc()
-        send(crash=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    pools: list[Pool] = []
+    lines = Lines(lambda: _end(pools))
+    with lines.errors_sent():
+        _run_request(message, lines, pools)
+        lines.send(done=True)
 
 
-def _read_answers(answers: queue.SimpleQueue[str]) -> None:
-    """Pass on the parent's lines, and die with the parent."""
-    for line in sys.stdin:
-        answers.put(line)
-    end_at_once()  # safe at any moment: files are written atomically
+def _end(pools: Sequence[Pool]) -> None:
+    """End what runs elsewhere, for which no process group speaks, then this process and those that it started."""
+    for pool in pools:
+        threading.Thread(target=pool.close, daemon=True).start()
+    if pools:
+        threading.Event().wait(_GRACE)
+    end_group_at_once()
 
 
-def _run_request(message: Mapping[str, Any], send: Callable[..., None], answers: queue.SimpleQueue[str]) -> None:
+def _run_request(message: Mapping[str, Any], lines: Lines, pools: list[Pool]) -> None:
     from tunewise.comparison.invocation import Invocation
     from tunewise.comparison.request import Request
     from tunewise.results.estimate import Estimate
 
-    last_sent, last_stage = 0.0, ("", "")
-
-    def progress(row: str, what: str, done: int, total: int) -> None:
-        nonlocal last_sent, last_stage
-        now, stage = time.monotonic(), (row, stage_of(what))
-        if now - last_sent > _PROGRESS_INTERVAL or done == total or stage != last_stage:
-            last_sent, last_stage = now, stage
-            send(progress=[row, what, done, total])
+    send = lines.send
 
     def on_estimate(estimate: Estimate) -> None:
         send(estimate=estimate.to_json())
-        answers.get()
+        lines.next()
 
-    known = message["estimate"]
+    known, request = message["estimate"], Request.from_json(message["request"])
+    opening = _pool_opening(message, request) if message["workers"] is not None else None
+
+    def open_pool() -> Pool:
+        assert opening is not None
+        pool = opening.open()
+        if message["elsewhere"]:
+            pools.append(pool)
+        threading.Thread(target=_beat, args=(pool, send), daemon=True).start()
+        return pool
+
     invocation = Invocation(
         on_estimate=on_estimate if message["estimating"] else None,
         estimate=Estimate.from_json(known) if known is not None else None,
@@ -93,8 +85,27 @@ def _run_request(message: Mapping[str, Any], send: Callable[..., None], answers:
         on_message=lambda text: send(message=text),
         attempt_id=message["attempt_id"],
         locked=True,
+        open_pool=open_pool if opening is not None else None,
+        workers=opening.size if opening is not None else 1,
     )
-    Request.from_json(message["request"]).run(progress, invocation)
+    request.run(reports(send), invocation)
+
+
+def _pool_opening(message: Mapping[str, Any], request: Request) -> Opening:
+    """Check that there is room for the workers; where nothing was run yet, they begin to load."""
+    from tunewise.comparison.pool_opening import opening_of
+
+    workers = Workers.read(message["workers"])
+    opening = opening_of(workers, request, attempt_id=message["attempt_id"], patience=message["patience"])
+    if not (request.options.out / "compare.json").exists():
+        opening.prepare()
+    return opening
+
+
+def _beat(pool: Pool, send: Callable[..., None]) -> None:
+    while not pool.closed.wait(_BEAT):
+        if pool.busy:
+            send(alive=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ OPTIONAL = {
     "qdrant_client": ("rag", "qdrant-client"),
     "qdrant_edge": ("rag", "qdrant-edge-py"),
     "sentence_transformers": ("rag", "sentence-transformers"),
+    "ray": ("ray", "ray"),
     "fastapi": ("serve", "fastapi"),
     "prometheus_client": ("serve", "prometheus-client"),
     "pydantic": ("serve", "pydantic"),

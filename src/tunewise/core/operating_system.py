@@ -10,6 +10,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -91,15 +94,100 @@ def was_killed(exit_code: int) -> bool:
     return not WINDOWS and exit_code == -signal.SIGKILL
 
 
+def usable_cores() -> list[int]:
+    """Return the numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def keep_to_cores(cores: Collection[int]) -> None:
+    """Let this process, and what it starts, run on these cores only; nothing happens where that cannot be said."""
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+
+
+def can_help() -> bool:
+    """Return whether a process can be divided into two that share what is in memory."""
+    return hasattr(os, "fork")
+
+
+class Helper:
+    """A copy of this process that does one thing and ends; it shares the memory that neither of them changes.
+
+    It runs no other thread, so what it does must not wait for one.
+
+    Args:
+        work: what it does; an error ends it without a word, and the caller does the work itself.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._ended, parent = False, os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            code = 1
+            try:
+                _die_with(parent)
+                work()
+                code = 0
+            finally:
+                os._exit(code)
+
+    def wait_for(self, path: Path) -> bool:
+        """Wait until it has made a file; False if it ended without."""
+        while not path.exists():
+            if self._has_ended():
+                return path.exists()
+            time.sleep(0.01)
+        return True
+
+    def _has_ended(self) -> bool:
+        if not self._ended:
+            self._ended = os.waitpid(self._pid, os.WNOHANG)[0] != 0
+        return self._ended
+
+    def end(self) -> None:
+        """End it, if it has not."""
+        if not self._has_ended():
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._ended = True
+
+
+def _die_with(parent: int) -> None:
+    """Have this process end when the one that started it does, however that ends."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def kill_tree(pid: int) -> None:
+    """End a process and everything that it started, whatever sessions they are in."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for child in process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
+
+
+def end_group_at_once() -> None:
+    """End this process as `end_at_once` does, and those with it that are in the process group that it leads."""
+    if not WINDOWS and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    end_at_once()
+
+
 def kill_with_children(process: subprocess.Popen[str]) -> None:
     """End a process that was started in a session of its own, and everything that it started."""
     if WINDOWS:
-        import psutil
-
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
+        kill_tree(process.pid)
         process.kill()
         return
     with suppress(ProcessLookupError):

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """Holds one turn of a conversation.
 
@@ -29,7 +29,7 @@ class Message:
     fields: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """Holds what the model sees (`messages`) and must write (`answer`; in a classification the label).
 

@@ -27,6 +27,8 @@ _PLAIN_TEMPLATES = {"classification": "{prompt}\nLabel:", "question-answer": "Qu
 _PLAIN_CONVERSATION = "User: {prompt}\nAssistant:"
 TURN = "\n\n"  # between the turns of a plain conversation
 
+_AT_ONCE = 2_000  # examples whose texts are in memory at once
+
 
 @dataclass(frozen=True)
 class TokenSequence:
@@ -164,21 +166,28 @@ class Encoder:
             return ()
         return self._render(example).unlearnt
 
-    def encode(self, examples: Sequence[Example]) -> list[TokenSequence]:
-        """Tokenize examples with their answers, each truncated to the window.
+    def encode(self, examples: Sequence[Example], before: int = 0) -> list[TokenSequence]:
+        """Tokenize examples with their answers, each truncated to the window; errors count those `before` them too.
 
         Raises:
             DataError: the chat template refuses an example; the message says which.
         """
-        return [self._truncate(prompt, labelled, answer) for prompt, labelled, answer in self._whole(examples)]
+        whole = self._whole(examples, before)
+        return [self._truncate(prompt, labelled, answer) for prompt, labelled, answer in whole]
 
     def sizes(self, examples: Sequence[Example]) -> list[tuple[int, int]]:
         """Return the numbers of tokens of each prompt and of its answer, before truncation."""
         return [(len(prompt), len(answer)) for prompt, _, answer in self._whole(examples)]
 
-    def _whole(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], list[bool], list[int]]]:
+    def _whole(self, examples: Sequence[Example], before: int = 0) -> Iterator[tuple[list[int], list[bool], list[int]]]:
         """Yield (prompt ids, which of them are labelled, answer ids) of each example, before truncation."""
-        renderings = self._render_all(examples)
+        for start in range(0, len(examples), _AT_ONCE):
+            yield from self._some_whole(examples[start : start + _AT_ONCE], before + start)
+
+    def _some_whole(
+        self, examples: Sequence[Example], before: int
+    ) -> Iterator[tuple[list[int], list[bool], list[int]]]:
+        renderings = self._render_all(examples, before=before)
         prompts = self._tokenize([rendering.prompt for rendering in renderings])
         wholes = self._tokenize([rendering.prompt + rendering.answer for rendering in renderings])
         for example, rendering, prompt, whole in zip(examples, renderings, prompts, wholes, strict=True):
@@ -234,13 +243,17 @@ class Encoder:
 
     # Rendering.
 
-    def _render_all(self, examples: Sequence[Example], *, answered: bool = True) -> list[Rendering]:
+    def _render_all(self, examples: Sequence[Example], *, answered: bool = True, before: int = 0) -> list[Rendering]:
         renderings = list[Rendering]()
-        for number, example in enumerate(examples, 1):
+        for number, example in enumerate(examples, before + 1):
             try:
                 renderings.append(self._render(example, answered=answered))
             except DataError as error:
-                where = f"example {number} ({show(example.prompt)})" if len(examples) > 1 else show(example.prompt)
+                where = (
+                    f"example {number} ({show(example.prompt)})"
+                    if before or len(examples) > 1
+                    else show(example.prompt)
+                )
                 raise DataError(f"{where}: {error.problem}", remedy=error.remedy) from error
         return renderings
 

@@ -21,6 +21,7 @@ from tunewise.engine.anatomy import Anatomy
 from tunewise.engine.configuration import ends_of, on_this_machine, path_of, require_fast
 from tunewise.engine.device import has_bf16_arithmetic
 from tunewise.engine.label_tokens import LabelTokens
+from tunewise.engine.memory import release_unused_memory
 from tunewise.engine.model_files import check_checkpoint, file_of, read_configuration, require_floats
 from tunewise.engine.ranks import Ranks
 from tunewise.engine.vocabulary import require_embeddings, rows_requested
@@ -105,6 +106,12 @@ class Base:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.anatomy.embedding.weight.device
+
+    def drop_weights(self) -> None:
+        """Free the memory of the weights, once the fingerprint is taken; sizes and names stay."""
+        self.freeze_fingerprint()
+        torch.nn.Module.to(self.model, "meta")
+        release_unused_memory()
 
     def release(self, keep: int = 0) -> None:
         """Detach all but the first `keep` attachments, including one that failed half-way through attaching."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, why_not_packed
 from tunewise.engine.packing import by_tokens
+from tunewise.engine.row_file import tokens_of
 
 if TYPE_CHECKING:
     from tunewise.contract.attachment import Attachment
@@ -103,7 +104,7 @@ def trunk_of(attachment: Attachment, sequences: Sequence[TokenSequence], visits:
     blocks, base = attachment.trunk(), attachment.base
     if not blocks or visits < _MIN_EPOCHS * len(sequences) or why_not_packed(base):
         return None
-    size = sum(len(sequence.ids) for sequence in sequences) * base.anatomy.width * 4 * len(blocks)  # bytes in float32
+    size = tokens_of(sequences) * base.anatomy.width * 4 * len(blocks)  # bytes in float32
     if size > _MEMORY_SHARE * psutil.virtual_memory().total:
         return None
     trunk = Trunk(attachment, blocks)

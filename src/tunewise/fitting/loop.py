@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -81,23 +81,23 @@ def order(examples: int, seed: int, start: int, count: int) -> list[int]:
     indices: list[int] = []
     while len(indices) < count:
         epoch, offset = divmod(start + len(indices), examples)
-        indices += _shuffled_epoch(examples, seed, epoch)[offset : offset + count - len(indices)]
+        indices += _shuffled_epoch(examples, seed, epoch)[offset : offset + count - len(indices)].tolist()
     return indices
 
 
 @lru_cache(maxsize=2)  # a step reads one epoch or crosses into the next
-def _shuffled_epoch(examples: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(examples, generator=generator(seed, "order", epoch)).tolist()
+def _shuffled_epoch(examples: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(examples, generator=generator(seed, "order", epoch))
 
 
-def passes(attachment: Attachment, sequences: list[TokenSequence], batch: list[int]) -> list[list[int]]:
+def passes(attachment: Attachment, sequences: Sequence[TokenSequence], batch: list[int]) -> list[list[int]]:
     """Divide a micro-batch into forward passes: one on a GPU, several of about `PASS` tokens each on a CPU."""
     if on_gpu(next(attachment.base.model.parameters())) or not attachment.accumulates:
         return [batch]
     return [[batch[position] for position in part] for part in in_passes([sequences[i] for i in batch], PASS)]
 
 
-def steps_for_tokens(sequences: list[TokenSequence], settings: TrainSettings, seed: int, tokens: int) -> int:
+def steps_for_tokens(sequences: Sequence[TokenSequence], settings: TrainSettings, seed: int, tokens: int) -> int:
     """Return the number of optimiser steps after which at least `tokens` tokens have been read."""
     steps = tokens_read = 0
     while tokens_read < tokens:
@@ -122,7 +122,7 @@ def require_a_step_for_each_phase(attachment: Attachment, settings: TrainSetting
 
 def train(
     attachment: Attachment,
-    sequences: list[TokenSequence],
+    sequences: Sequence[TokenSequence],
     settings: TrainSettings,
     *,
     seed: int = 0,
@@ -212,7 +212,7 @@ class _Run:
     def __init__(
         self,
         attachment: Attachment,
-        sequences: list[TokenSequence],
+        sequences: Sequence[TokenSequence],
         settings: TrainSettings,
         seed: int,
         folder: Path | None,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError
 from tunewise.core.json_record import Count, JsonRecord
 from tunewise.engine.encoding import TokenSequence
+from tunewise.engine.row_file import fingerprint_of
 from tunewise.engine.run_text import RunText
 from tunewise.fitting.settings import TrainSettings
 
@@ -67,8 +66,8 @@ class RunRequest(JsonRecord):
             seed=seed,
             settings=json.loads(json.dumps(settings.to_json())),
             sequences=len(sequences),
-            tokens_sha256=_fingerprint(sequences),
-            rehearsed_sha256=_fingerprint(rehearsed) if rehearsed is not None else None,
+            tokens_sha256=fingerprint_of(sequences),
+            rehearsed_sha256=fingerprint_of(rehearsed) if rehearsed is not None else None,
             text=text,
         )
 
@@ -162,14 +161,6 @@ def refuse_other_run(place: str, other: Sequence[str]) -> None:
         raise ArtifactError(
             f"{place}: was begun with {begun}; give the same again to continue it, or choose another --out"
         )
-
-
-def _fingerprint(sequences: Iterable[TokenSequence]) -> str:
-    digest = hashlib.sha256()
-    for sequence in sequences:
-        digest.update(len(sequence.ids).to_bytes(8, "little"))
-        digest.update(array("q", sequence.ids).tobytes() + bytes(sequence.labelled))
-    return digest.hexdigest()
 
 
 def _other_technique(earlier: Mapping[str, object], now: Mapping[str, object]) -> str:

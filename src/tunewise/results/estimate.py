@@ -35,17 +35,22 @@ class RowEstimate(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate(JsonRecord):
-    """Holds what a comparison is expected to take: the seconds of its start, and its rows in their order."""
+    """Holds what a comparison is expected to take: the seconds of its start, and its rows in their order.
+
+    `workers` is how many of them run at once; it is absent where one runs after the other.
+    """
 
     startup: NonNegative
     rows: tuple[RowEstimate, ...]
+    workers: Count | None = None
 
     @property
     def seconds(self) -> float:
         """Return the time from the start to the report."""
-        return self.startup + sum(row.seconds for row in self.rows)
+        rows = [row.seconds for row in self.rows]
+        return self.startup + max(sum(rows) / (self.workers or 1), max(rows, default=0.0))
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Return the peak of memory of the whole process; 0 without rows."""
-        return max((row.peak_memory_bytes for row in self.rows), default=0)
+        """Return the peak of memory of the process, or of all workers together; 0 without rows."""
+        return sum(sorted((row.peak_memory_bytes for row in self.rows), reverse=True)[: self.workers or 1])

@@ -179,13 +179,17 @@ class FitCost(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(FitCost):
-    """Holds what a fit cost, and what answering and measuring what was forgotten cost."""
+    """Holds what a fit cost, and what answering and measuring what was forgotten cost.
+
+    With `timed_alone`, the seconds of a row whose trials ran beside others were taken once more without them.
+    """
 
     scoring_peak_memory_bytes: Count | None = None
     forgetting_peak_memory_bytes: Count | None = None
     seconds_per_example: NonNegative
     prompt_tokens: NonNegative
     usd_per_1000_requests: float | None = None
+    timed_alone: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import pytest
 
 from tunewise.advice import stopping
 from tunewise.advice.gains import Belief
-from tunewise.advice.stopping import Seen, move
+from tunewise.advice.stopping import Seen, likely_moves, move
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 COSTS = dict.fromkeys(NAMES, 1.0)
@@ -82,3 +82,16 @@ def test_leaders_that_it_stops_at_are_rarely_beaten(half):
 def test_the_example_of_the_module_is_what_the_code_does():
     results = doctest.testmod(stopping)
     assert results.attempted == 3 and results.failed == 0
+
+
+def test_what_is_likely_next_is_what_comes_next_if_scores_are_as_expected():
+    start = {"base": seen(0.2)}
+    likely = likely_moves(belief(), COSTS, start, "a", NAMES[1:], 2)
+    assert likely == ["b", "c"], "the means say so"
+    assert likely_moves(belief(), {**COSTS, "b": 50.0}, start, "a", NAMES[1:], 1) == ["c"], "and the costs"
+    assert likely_moves(belief(), COSTS, start, "a", [], 3) == []
+
+
+def test_nothing_is_foreseen_behind_a_row_that_is_expected_to_settle_it():
+    sure = belief(means=(0.99, 0.1, 0.1, 0.1, 0.1, 0.1), deviation=0.01)
+    assert likely_moves(sure, COSTS, {"base": seen(0.2, 0.02), "b": seen(0.9, 0.02)}, "a", NAMES[2:], 3) == []

@@ -1,5 +1,7 @@
 """How long is left: from an estimate, from what finished rows took, and from the pace of a stage; on a fake clock."""
 
+from dataclasses import replace
+
 import pytest
 
 from fake_clock import Clock
@@ -138,3 +140,17 @@ def test_a_resumed_training_is_not_taken_for_a_fast_one(tracker, clock):
     clock.seconds += 2.0
     tracker.report("lora", training_report(1.0), 52, 100)
     assert tracker.stage_left() == pytest.approx(96.0)
+
+
+def test_workers_share_what_is_left_and_rows_that_end_beside_another_are_done(tracker, clock):
+    estimate = replace(ESTIMATE, workers=2)
+    assert estimate.seconds == 20 + max((20 + 100 + 100) / 2, 100) and estimate.peak_memory_bytes == 2
+    tracker.expect(estimate)
+    clock.seconds += 20.0
+    assert tracker.left() == 220 / 2
+    tracker.start_row(RowStart("lora", 2, 3, 1))
+    assert tracker.left() == 100 + (20 + 100) / 2
+    tracker.note_end("full")
+    assert tracker.left() == 100 + 20 / 2
+    tracker.note_end("lora")  # it ends as every row does
+    assert tracker.row is not None

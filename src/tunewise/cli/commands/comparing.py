@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from tunewise.cli.options import Json, Out, ShownOptions, Techniques, Wide, grou
 from tunewise.cli.progress_display import progress_display
 from tunewise.comparison.request import BudgetOptions, CompareOptions, ForgettingOptions, Request
 from tunewise.core.errors import SettingError, TunewiseError
+from tunewise.core.extras import require
 from tunewise.resolve import COMPARED, TrainOptions
 
 if TYPE_CHECKING:
@@ -23,24 +25,38 @@ if TYPE_CHECKING:
 _PATIENCE = 1800  # seconds; as the supervisor has it, which is too heavy to import before it is needed
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How the trials of a comparison are run; what they give does not depend on it."""
+
+    patience: Annotated[
+        float, typer.Option(help="Seconds without progress after which a trial is stopped as hanging.")
+    ] = _PATIENCE
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            help="Run so many trials at once, each on a GPU or a group of cores of its own; or on a Ray cluster: "
+            "ray://HOST:PORT, or auto for the one that runs here."
+        ),
+    ] = None
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Run trials in this process, where a crash ends the comparison.")
+    ] = False
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask before a comparison that takes more than an hour.")
+    ] = False
+
+
 @grouped_options
 def compare(
     options: CompareOptions,
-    patience: Annotated[
-        float, typer.Option(help="Seconds without progress after which a trial is stopped as hanging.")
-    ] = _PATIENCE,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="Run trials in this process, where a crash ends the comparison.")
-    ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask before a comparison that takes more than an hour.")
-    ] = False,
+    how: RunOptions,
     *,
     shown: ShownOptions,
 ) -> None:
     """Compare techniques under one budget and say which to use; run it again to continue."""
     request = Request(options=options, started=time.monotonic(), command=_command_line())
-    _compare(request, shown, patience, in_process, yes)
+    _compare(request, shown, how)
 
 
 def report(
@@ -129,13 +145,18 @@ def _command_line() -> list[str]:
     return ["tunewise", *sys.argv[1:]]
 
 
-def _compare(
-    request: Request, shown: ShownOptions, patience: float = _PATIENCE, in_process: bool = False, yes: bool = False
-) -> None:
+def _compare(request: Request, shown: ShownOptions, how: RunOptions | None = None) -> None:
     """Run the comparison and print it; raise `TunewiseError` if no technique finished."""
     from tunewise.cli.spending import Consent
+    from tunewise.comparison.workers import Workers
 
-    consent = Consent(yes, request.options.budget.budget_minutes)
+    how = how or RunOptions()
+    if how.workers is not None:
+        if Workers.read(how.workers).address is not None:
+            require(f"--workers {how.workers}", "ray")
+        if how.in_process:
+            raise SettingError("--workers runs trials in processes of their own, and --in-process in this one")
+    consent = Consent(how.yes, request.options.budget.budget_minutes)
     with progress_display() as display:
 
         def on_estimate(estimate: Estimate) -> None:
@@ -143,7 +164,7 @@ def _compare(
                 consent(estimate)
             display.expect(estimate)
 
-        if in_process:
+        if how.in_process:
             from tunewise.comparison.invocation import Invocation
 
             callbacks = Invocation(
@@ -158,7 +179,8 @@ def _compare(
 
             result = supervise(
                 request,
-                patience=patience,
+                patience=how.patience,
+                workers=how.workers,
                 progress=display,
                 on_row_start=display.row_starts,
                 on_row=display.rows,

@@ -156,6 +156,9 @@ def notes(result: Comparison, most: int | None = None) -> list[str]:
         findings = [f"{name} {_finding_text(value, most)}" for name, value in (row.findings or {}).items()]
         sentences += [f"{row.label}: {', '.join(findings)}."] if findings else []
     sentences += [f"{row.label}: {row.memory}." for row in scored if row.memory]
+    lone = [row.label for row in scored if row.cost.timed_alone]
+    if lone:
+        sentences.append(f"Trials ran beside one another; afterwards these were timed alone: {', '.join(lone)}.")
     packing = result.machine.packing
     if packing != "padding-free":
         sentences.append(f"Batches were padded, not packed: {packing}.")

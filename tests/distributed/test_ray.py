@@ -1,0 +1,175 @@
+"""Trials on a Ray cluster: the table of one worker, whatever becomes of actors. Skipped where Ray is not installed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from comparison_result import differences, timeless
+
+ray = pytest.importorskip("ray")
+METRIC = """
+import os, signal
+from pathlib import Path
+import tunewise.comparison.trial as trial
+
+FOLDER = Path({folder!r})
+train = trial.train
+
+def watched(attachment, sequences, settings, **options):
+    name, on_step = attachment.recipe.name, options["on_step"]
+
+    def noted(step, loss):
+        on_step(step, loss)
+        with (FOLDER / "steps").open("a") as file:
+            file.write(f"{{name}} {{os.getpid()}} {{step}}\\n")
+        mark = FOLDER / name
+        if mark.exists() and step >= 4:
+            if mark.read_text() == "once":
+                mark.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return train(attachment, sequences, settings, **{{**options, "on_step": noted}})
+
+trial.train = watched
+
+def share(prediction, references):
+    return float(prediction == references[0])
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of this machine, with room for two actors of one thread each."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short name, as sockets lie in it
+    environment = {
+        **os.environ,
+        "RAY_raylet_start_wait_time_s": "240",
+        "RAY_agent_register_timeout_ms": "240000",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "HOME": str(folder),
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    }
+    program = (
+        "import ray, sys, time\n"
+        "ray.init(address='local', num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80_000_000, "
+        f"_temp_dir={str(folder / 'r')!r})\n"
+        "print(ray.get_runtime_context().gcs_address, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    for _ in range(3):  # Ray gives its own agent 30 seconds to start, which a busy machine may not keep to
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        address = process.stdout.readline().strip()
+        if address:
+            break
+        process.kill()
+        process.wait()
+    else:
+        pytest.skip("Ray does not start on this machine")
+    yield {**environment, "RAY_ADDRESS": address}
+    servers = psutil.Process(process.pid).children(recursive=True)
+    process.stdin.close()
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    _, left = psutil.wait_procs(servers, timeout=10)
+    for each in left:
+        each.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def words(tmp_path, save_tiny):
+    model, data, metric = save_tiny(tmp_path / "tiny"), tmp_path / "answers.jsonl", tmp_path / "metric.py"
+    rows = ({"prompt": f"day {i} of the cat", "completion": ["cat", "dog", "bird"][i % 3]} for i in range(60))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metric.write_text(METRIC.format(folder=str(tmp_path)))
+    found = ["compare", "--model", model, "--data", data, "--metric", f"{metric}:share", "--budget-steps", "8"]
+    found += ["--save-steps", "1", "--validation-examples", "8", "--test-examples", "12", "-t", "base,lora,bitfit"]
+    return [*map(str, found), "--yes", "--json"]
+
+
+def started(words, cluster):
+    command = [sys.executable, "-m", "tunewise.cli", *words]
+    environment = {**cluster, "OMP_NUM_THREADS": "1"}
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heard
+    )
+
+
+def ended(words, cluster):
+    process = started(words, cluster)
+    out, err = process.communicate(timeout=500)
+    return process.returncode, out, err
+
+
+def steps(tmp_path, technique):
+    lines = [line.split() for line in (tmp_path / "steps").read_text().splitlines()]
+    return [(int(pid), int(step)) for name, pid, step in lines if name == technique]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_actors_give_what_one_worker_gives_and_a_killed_ones_trial_goes_on(words, cluster, tmp_path):
+    code, out, err = ended([*words, "--out", str(tmp_path / "one")], cluster)
+    assert code == 0, err
+    one = timeless(json.loads(out))
+    (tmp_path / "steps").unlink()
+    (tmp_path / "lora").write_text("once")
+    code, out, err = ended([*words, "--out", str(tmp_path / "ray"), "--workers", "auto"], cluster)
+    assert code == 0 and "Traceback" not in err, err
+    assert not differences(timeless(json.loads(out)), one)
+    taken = steps(tmp_path, "lora")
+    first = [step for pid, step in taken if pid == taken[0][0]]
+    second = [step for pid, step in taken if pid != taken[0][0]]
+    assert first == [1, 2, 3, 4] and second[0] in (4, 5) and second[-1] == 8
+
+    (tmp_path / "steps").unlink()
+    (tmp_path / "bitfit").write_text("always")
+    code, out, err = ended([*words, "--out", str(tmp_path / "dead"), "--workers", "auto"], cluster)
+    rows = {row["technique"]: row for row in json.loads(out)["rows"]}
+    assert code == 0 and rows["bitfit"]["reason"] == "its process was killed from outside, 3 times", err
+    assert rows["lora"]["status"] == "ok" and len({pid for pid, _ in steps(tmp_path, "bitfit")}) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_signal_ends_the_actors(words, cluster, tmp_path):
+    slow = (tmp_path / "metric.py").read_text().replace("os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(600)")
+    (tmp_path / "metric.py").write_text("import time\n" + slow)
+    (tmp_path / "lora").write_text("always")
+    process = started([*words, "--out", str(tmp_path / "out"), "--workers", "auto"], cluster)
+    while not (tmp_path / "steps").exists() or len(steps(tmp_path, "lora")) < 4:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.2)
+    (actor,) = {pid for pid, _ in steps(tmp_path, "lora")}
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "to continue: tunewise compare" in err, err
+    for _ in range(100):
+        if not psutil.pid_exists(actor):
+            break
+        time.sleep(0.1)
+    assert not psutil.pid_exists(actor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])
+def test_where_no_cluster_answers_the_request_is_wrong(words, tmp_path, address):
+    environment = {**os.environ, "HOME": str(tmp_path), "RAY_ADDRESS": "127.0.0.1:1"}
+    code, out, err = ended([*words, "--out", str(tmp_path / "out"), "--workers", address], environment)
+    assert code == 2 and not out, err
+    assert f'--workers is "{address}", but nothing answers at 127.0.0.1:1' in err and "Traceback" not in err
