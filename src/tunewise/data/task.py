@@ -31,6 +31,7 @@ from tunewise.data.splitting import completed, sampled, split_by_content
 __all__ = ["Example", "Message", "Task", "check", "split_by_content"]
 
 KINDS = ("classification", "generation", "text")
+_PROBLEMS, _PROBLEM_TEXT = 1000, 200  # rows that a check names, and characters of each
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,8 @@ def check(task: Task) -> dict[str, object]:
     Returns:
         Name, format, kind, metric, counts per split, labels with their counts per split, the number of exact
         duplicates within train, the number of leaks (held-out prompts, for text answers, that also occur in train)
-        with up to three of them, the shortest and longest prompt and answer in characters, the number of bad rows
-        that were left out, and the notes.
+        with up to three of them, the rows with such problems, the shortest and longest prompt and answer in characters,
+        the number of bad rows that were left out, and the notes.
     """
     splits = _splits(task)
     train_keys = {group_key(example, task.kind) for example in task.train}
@@ -235,11 +236,45 @@ def check(task: Task) -> dict[str, object]:
         "labels": {label: {split: labels[split][label] for split in splits} for label in task.labels},
         "duplicates": len(task.train) - len({content_bytes(example) for example in task.train}),
         "leaks": {"count": len(leaks), "examples": leaks[:3]},
+        "problems": row_problems(task)[:_PROBLEMS],
         "prompt_characters": {"shortest": min(prompts, default=0), "longest": max(prompts, default=0)},
         "answer_characters": {"shortest": min(answers, default=0), "longest": max(answers, default=0)},
         "skipped": task.skipped,
         "notes": list(task.notes),
     }
+
+
+def row_problems(task: Task) -> list[dict[str, object]]:
+    """Say which rows repeat another one, are held out but in train too, or contradict another one's label.
+
+    Each has its split, the number of its row (0 where the data has no rows), the problem and its text.
+    """
+    problems: list[dict[str, object]] = []
+    contents: dict[bytes, Example] = {}
+    prompts: dict[bytes, Example] = {}
+    for split, examples in _splits(task).items():
+        for example in examples:
+            content, prompt = content_bytes(example), group_key(example, task.kind)
+            first = prompts.get(prompt)
+            if split == "train" and content in contents:
+                problem = f"the same as {_place(contents[content])}"
+            elif split != "train" and first is not None:
+                problem = f"the prompt of {_place(first)} of train, so that its answer may be known"
+            elif task.kind == "classification" and first is not None and first.answer != example.answer:
+                problem = f'another label than {_place(first)}, "{show(first.answer)}"'
+            else:
+                problem = ""
+            if problem:
+                text = example.answer if task.kind == "text" else example.prompt
+                problems.append({"split": split, "row": example.row, "problem": problem, "text": text[:_PROBLEM_TEXT]})
+            if split == "train":
+                contents.setdefault(content, example)
+                prompts.setdefault(prompt, example)
+    return problems
+
+
+def _place(example: Example) -> str:
+    return f"row {example.row}" if example.row else f'"{show(example.prompt or example.answer)}"'
 
 
 def _splits(task: Task) -> dict[str, tuple[Example, ...]]:
