@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from nicegui import ui
 
@@ -11,7 +12,17 @@ from tunewise.results.report.charts import Chart
 from tunewise.results.report.plotly_charts import drawn
 from tunewise.studio.parts import element
 
-_CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]], "responsive": True}
+# No buttons: the library compares lists of them by identity, and would begin its drawing again without end.
+_CONFIG = {"displaylogo": False, "displayModeBar": False}
+_EVENT = "narrow_page"
+# Tells whether the page is that of a phone, where labels stand elsewhere: at once, and when that changes.
+_TELL = f"""
+if (!window.narrowPage) {{
+  window.narrowPage = matchMedia('(max-width: 600px)');
+  window.narrowPage.addEventListener('change', () => emitEvent('{_EVENT}', window.narrowPage.matches));
+}}
+emitEvent('{_EVENT}', window.narrowPage.matches);
+"""
 
 
 class ChartPanel:
@@ -20,6 +31,9 @@ class ChartPanel:
     def __init__(self) -> None:
         self._box = element("div", classes="charts")
         self._shown: dict[str, _ShownChart] = {}
+        self._is_narrow = False
+        ui.on(_EVENT, lambda event: self._fit(bool(event.args)))
+        ui.run_javascript(_TELL)
 
     def update(self, charts: Sequence[Chart]) -> None:
         """Draw the charts as they are now."""
@@ -29,7 +43,13 @@ class ChartPanel:
             with self._box:
                 self._shown = {chart.key: _ShownChart(chart) for chart in charts}
         for chart in charts:
-            self._shown[chart.key].update(chart)
+            self._shown[chart.key].update(chart, self._is_narrow)
+
+    def _fit(self, is_narrow: bool) -> None:
+        if is_narrow != self._is_narrow and not self._box.is_deleted:
+            self._is_narrow = is_narrow
+            for chart in self._shown.values():
+                chart.fit(is_narrow)
 
 
 class _ShownChart:
@@ -39,27 +59,35 @@ class _ShownChart:
         self._views: list[dict[str, object]] = []
         self._written = ""
         self._place = 0
+        self._is_narrow = False
+        self._plot: ui.plotly | None = None
         with element("figure") as figure:
             figure.props["data-chart"] = chart.key
             element("h3", chart.title)
             self._choice = ui.select({}, label="against", on_change=self._choose).props("dense outlined")
             self._choice.set_visibility(False)
-            with element("div", role="img", aria_label=f"{chart.title}. {chart.caption}"):
-                self._plot = ui.plotly({"data": [], "layout": {}, "config": _CONFIG}).classes("plot")
-            self._caption = element("figcaption", chart.caption, "small")
+            self._box = element("div", role="img", aria_label=f"{chart.title}. {chart.caption}")
+            element("figcaption", chart.caption, "small")
 
-    def update(self, chart: Chart) -> None:
+    def update(self, chart: Chart, is_narrow: bool) -> None:
         """Draw the chart if it has changed."""
         views = drawn([chart])[chart.key]
         written = json.dumps(views)
         if written == self._written:
             return
-        self._views, self._written = views, written
+        self._views, self._written, self._is_narrow = views, written, is_narrow
         self._place = min(self._place, len(views) - 1)
         names = {place: view.name for place, view in enumerate(chart.views)}
-        self._choice.set_options(names, value=self._place)
-        self._choice.set_visibility(len(names) > 1)
+        if self._choice.options != names:
+            self._choice.set_options(names, value=self._place)
+            self._choice.set_visibility(len(names) > 1)
         self._draw()
+
+    def fit(self, is_narrow: bool) -> None:
+        """Draw the chart for a page of this width."""
+        self._is_narrow = is_narrow
+        if self._views:
+            self._draw()
 
     def _choose(self) -> None:
         value = self._choice.value
@@ -68,5 +96,26 @@ class _ShownChart:
             self._draw()
 
     def _draw(self) -> None:
-        view = self._views[self._place]
-        self._plot.update_figure({"data": view["data"], "layout": view["layout"], "config": _CONFIG})
+        figure = _figure(self._views[self._place], self._is_narrow)
+        if self._plot is None:
+            with self._box:
+                self._plot = ui.plotly(figure)
+        else:
+            self._plot.update_figure(figure)
+
+
+def _figure(view: dict[str, Any], is_narrow: bool) -> dict[str, Any]:
+    """Return a view as the library takes it; on a phone, labels stand where the report places them there."""
+    traces = view["data"]
+    if is_narrow:
+        traces = [
+            trace
+            if "text" not in str(trace.get("mode")) and not side
+            else {
+                **trace,
+                "mode": "markers+text" if side else "markers",
+                "textposition": side or trace.get("textposition"),
+            }
+            for trace, side in zip(traces, view["narrow"], strict=True)
+        ]
+    return {"data": traces, "layout": view["layout"], "config": _CONFIG}
