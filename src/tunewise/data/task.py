@@ -245,31 +245,29 @@ def check(task: Task) -> dict[str, object]:
 
 
 def row_problems(task: Task) -> list[dict[str, object]]:
-    """Say which rows repeat another one, are held out but in train too, or contradict another one's label.
+    """Say which rows repeat another one of their split, are held out but in train too, or contradict a label.
 
     Each has its split, the number of its row (0 where the data has no rows), the problem and its text.
     """
     problems: list[dict[str, object]] = []
-    contents: dict[bytes, Example] = {}
-    prompts: dict[bytes, Example] = {}
+    trained: dict[bytes, Example] = {}
     for split, examples in _splits(task).items():
+        contents: dict[bytes, Example] = {}
+        prompts: dict[bytes, Example] = {}
         for example in examples:
             content, prompt = content_bytes(example), group_key(example, task.kind)
-            first = prompts.get(prompt)
-            if split == "train" and content in contents:
-                problem = f"the same as {_place(contents[content])}"
-            elif split != "train" and first is not None:
-                problem = f"the prompt of {_place(first)} of train, so that its answer may be known"
-            elif task.kind == "classification" and first is not None and first.answer != example.answer:
+            same, first = contents.setdefault(content, example), prompts.setdefault(prompt, example)
+            if same is not example:
+                problem = f"the same as {_place(same)}"
+            elif prompt in trained:
+                problem = f"the prompt of {_place(trained[prompt])} of train, so that its answer may be known"
+            elif task.kind == "classification" and first.answer != example.answer:
                 problem = f'another label than {_place(first)}, "{show(first.answer)}"'
             else:
-                problem = ""
-            if problem:
-                text = example.answer if task.kind == "text" else example.prompt
-                problems.append({"split": split, "row": example.row, "problem": problem, "text": text[:_PROBLEM_TEXT]})
-            if split == "train":
-                contents.setdefault(content, example)
-                prompts.setdefault(prompt, example)
+                continue
+            text = (example.answer if task.kind == "text" else example.prompt)[:_PROBLEM_TEXT]
+            problems.append({"split": split, "row": example.row, "problem": problem, "text": text})
+        trained = trained or prompts
     return problems
 
 

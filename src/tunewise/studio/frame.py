@@ -34,7 +34,7 @@ def frame(workspace: Workspace) -> None:
         element("span", "tunewise studio", "title")
         with element("nav", aria_label="Steps"):
             links = {path: ui.link(f"{place}. {name}", path) for place, (path, name) in enumerate(STEPS, 1)}
-    with element("main", id_="content", tabindex="-1"):
+    with element("div", id_="content", tabindex="-1"):
         ui.sub_pages(
             {path: lambda page=page: _show(page, workspace) for (path, _), page in zip(STEPS, _PAGES, strict=True)}
         )
