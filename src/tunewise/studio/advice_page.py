@@ -22,7 +22,7 @@ _RANKING = Head(
     frozenset({0, 6}),
 )
 _PLAN = Head(
-    "What each technique needs", ("technique", "verdict", "memory", "", "time", "on disk"), frozenset({0, 1, 3})
+    "What each technique needs", ("technique", "verdict", "memory", "share", "time", "on disk"), frozenset({0, 1})
 )
 
 
@@ -153,7 +153,7 @@ def _planned(row: JsonObject, limit: float) -> Line:
         row["technique"],
         verdict if not row["reason"] else f"{verdict}: {row['reason']}",
         size(peak) if peak is not None else "",
-        f"{100 * peak / limit:.1f} % of the memory" if peak is not None else "",
+        f"{100 * peak / limit:.1f} %" if peak is not None else "",
         duration(seconds) if seconds is not None else "",
         size(row["artifact_bytes"]) if row["artifact_bytes"] is not None else "",
     ]

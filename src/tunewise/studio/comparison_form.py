@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nicegui import ui
 
 from tunewise.core.errors import TunewiseError
+from tunewise.resolve import COMPARED
 from tunewise.studio import commands
 from tunewise.studio.parts import button, command, controls, element, paragraph
 from tunewise.studio.workspace import Workspace
@@ -21,19 +22,15 @@ class ComparisonForm:
         self._workspace = workspace
         choices = workspace.choices
         paragraph(f"{choices.data or 'no data'} with {choices.model or 'no model'}, as chosen under Data.", "small")
-        with controls("What is compared"):
-            names = list(dict.fromkeys([*workspace.technique_names(), *choices.techniques]))
-            self._techniques = (
-                ui.select(
-                    names,
-                    label="Techniques",
-                    value=list(choices.techniques),
-                    multiple=True,
-                    on_change=lambda event: self._choose(techniques=tuple(event.value or ())),
-                )
-                .props("outlined dense use-chips")
-                .classes("wide")
-            )
+        names = list(dict.fromkeys([*workspace.technique_names(), *choices.techniques]))
+        with controls("Techniques"):
+            self._boxes = {
+                name: ui.checkbox(name, value=name in choices.techniques, on_change=self._take_boxes) for name in names
+            }
+        with controls("Choice of techniques"):
+            button("None", lambda: self._set_boxes(()))
+            button("The usual ones", lambda: self._set_boxes(COMPARED.split(",")))
+            button("All", lambda: self._set_boxes(names))
             ui.checkbox(
                 "All that could win, best first, until it is settled",
                 value=choices.advised,
@@ -70,6 +67,13 @@ class ComparisonForm:
         """Make room for the next name."""
         self._name.set_value("")
         self._name.props["placeholder"] = self._workspace.new_name()
+
+    def _set_boxes(self, names: Sequence[str]) -> None:
+        for name, box in self._boxes.items():
+            box.set_value(name in names)
+
+    def _take_boxes(self) -> None:
+        self._choose(techniques=tuple(name for name, box in self._boxes.items() if box.value))
 
     def _number(self, label: str, name: str, kind: type[int] | type[float], least: int) -> None:
         def change(number: float | None) -> None:

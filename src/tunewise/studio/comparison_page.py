@@ -5,6 +5,7 @@ from __future__ import annotations
 from nicegui import ui
 
 from tunewise.core.errors import SettingError, TunewiseError
+from tunewise.core.text import visible
 from tunewise.core.units import duration
 from tunewise.results.report.tables import heading as describe
 from tunewise.studio import commands
@@ -173,7 +174,9 @@ class RunList:
 
     def _entry(self, run: Run, is_current: bool) -> None:
         with element("li", classes="current" if is_current else ""):
-            opener = ui.button(run.name, on_click=lambda: self._show(run.name)).props("flat no-caps dense")  # type: ignore[operator]
+            opener = ui.button(visible(run.name), on_click=lambda: self._show(run.name), color=None).props(
+                "flat no-caps dense"
+            )  # type: ignore[operator]
             if is_current:
                 opener.props["aria-current"] = "true"
             element("span", _STATES[run.state], f"mark {run.state}")

@@ -121,7 +121,7 @@ class DataPage:
             Line([each["split"], str(each["row"] or ""), each["problem"], each["text"]], style="bad")
             for each in problems
         ]
-        paragraph(f"{len(lines):,} rows:")
+        paragraph("1 row:" if len(lines) == 1 else f"{len(lines):,} rows:")
         Pages(len(lines), lambda first: table(_PROBLEMS, lines[first : first + _PAGE]), "problems")
 
     def _examples(self, examples: Sequence[JsonObject]) -> None:

@@ -67,7 +67,7 @@ class FileBrowser:
 
     def _entry(self, text: str, path: Path) -> None:
         with element("li"):
-            ui.button(text, on_click=lambda: self._go(path)).props("flat no-caps dense align=left")
+            ui.button(text, on_click=lambda: self._go(path), color=None).props("flat no-caps dense align=left")
 
     def _go(self, path: Path) -> None:
         if path.is_dir():

@@ -102,14 +102,14 @@ def command_text(text: str, label: str) -> None:
     with element("div", classes="command"):
         element("span", label, "small")
         element("pre", text, tabindex="0", role="region", aria_label=label)
-        copy = ui.button("copy").props("flat dense no-caps")
+        copy = ui.button("copy", color=None).props("flat dense no-caps")
         copy.props["aria-label"] = f"copy: {label}"
         copy.on("click", js_handler=_COPY)
 
 
 def button(text: str, act: Callable[..., object], *, main: bool = False) -> ui.button:
     """Show a button."""
-    made = ui.button(text, on_click=act).props("no-caps unelevated" if main else "no-caps outline")
+    made = ui.button(text, on_click=act, color=None).props("no-caps unelevated" if main else "no-caps outline")
     return made.classes("main" if main else "")
 
 

@@ -109,7 +109,7 @@ class Export:
     def _show_command(self) -> None:
         self._command.clear()
         with self._command:
-            command(self._words())
+            command(self._words(), "The export on the command line")
         self._watch.place.clear()
         self._watch.watch(self._workspace.latest("export", self._words()))
 
@@ -167,7 +167,7 @@ class Serving:
     def _show_command(self) -> None:
         self._command.clear()
         with self._command:
-            command(self._words())
+            command(self._words(), "The server on the command line")
 
     @property
     def _job(self) -> Job | None:
@@ -214,7 +214,7 @@ class Push:
         self._command.clear()
         with self._command:
             try:
-                command(self._words(card_only=False))
+                command(self._words(card_only=False), "The push on the command line")
             except SettingError as error:
                 paragraph(str(error), "small")
 
