@@ -35,6 +35,7 @@ SHORT |= {
     "train": SHORT["fit"],
     "plan": ["--techniques", "base,lora"],
     "serve": ["--dry-run"],
+    "studio": ["--dry-run", "--port", "0"],
     "generate": ["--max-new-tokens", "4"],
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +18,7 @@ if TYPE_CHECKING:
 
     from tunewise.studio.workspace import Workspace
 
-HOST, PORT = "127.0.0.1", 8050
-_OWN_STYLE = "studio.css"
-STEPS = (
-    ("/", "Data"),
-    ("/advise", "Advise"),
-    ("/compare", "Compare"),
-    ("/answers", "Answers"),
-    ("/ship", "Ship"),
-)
+HOST = "127.0.0.1"
 
 
 def serve(root: Path, port: int, say: Callable[[str], None]) -> None:
@@ -42,7 +35,7 @@ def serve(root: Path, port: int, say: Callable[[str], None]) -> None:
     workspace = Workspace(root)
     os.environ.setdefault("NICEGUI_STORAGE_PATH", str(workspace.own / "browser"))
     token = kept_token(workspace.own / "token")
-    listener = _listening(port)
+    listener = listening(port)
     port = listener.getsockname()[1]
     app = Guard(application(workspace), token, port)
     import uvicorn
@@ -57,7 +50,7 @@ def serve(root: Path, port: int, say: Callable[[str], None]) -> None:
     )
     server = uvicorn.Server(config)
     say(f"The studio is at http://{HOST}:{port}/?token={token}")
-    with _ended_in_order(server):
+    with _ended_in_order():
         server.run(sockets=[listener])
     workspace.jobs.end(lambda job: job.record.kind in ("chat", "serve"))
     for job in workspace.jobs.all():
@@ -87,9 +80,12 @@ def application(workspace: Workspace) -> ASGIApp:
     return made
 
 
-def _listening(port: int):  # type: ignore[no-untyped-def]
-    import socket
+def listening(port: int) -> socket.socket:
+    """Open a socket that listens on this machine only; port 0 takes a free one.
 
+    Raises:
+        SettingError: the port is in use.
+    """
     try:
         return socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
@@ -98,13 +94,12 @@ def _listening(port: int):  # type: ignore[no-untyped-def]
 
 
 @contextmanager
-def _ended_in_order(server: object) -> Iterator[None]:
-    """Let a first signal end the server in order, without raising it again."""
-    del server
+def _ended_in_order() -> Iterator[None]:
+    """Ignore the signal that uvicorn raises again once it has ended in order."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ignore(number: int, frame: FrameType | None) -> None:
-        """Uvicorn raises the signal again when it has ended."""
+        """Go on to the end of the command."""
 
     for number in kept:
         signal.signal(number, ignore)

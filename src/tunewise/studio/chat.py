@@ -61,7 +61,7 @@ class Chat:
         self._problem = element("div")
         self._command = element("div")
         self._conversation = element("div", classes="conversation", role="log", aria_label="Conversation")
-        self._form = element("div", classes="controls ask", role="group", aria_label="Question")
+        self._form = element("div", classes="controls ask", role="group", aria_label="Ask")
         with self._form:
             self._question = ui.input("Question").props("outlined dense").classes("wide").on("keydown.enter", self._ask)
             self._send = button("Ask", self._ask, main=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nicegui import ui
 
 from tunewise.core.errors import SettingError, TunewiseError
@@ -150,7 +152,7 @@ class Actions:
 class RunList:
     """The comparisons of the folder, in a table with a button for each."""
 
-    def __init__(self, workspace: Workspace, show: object) -> None:
+    def __init__(self, workspace: Workspace, show: Callable[[str], None]) -> None:
         self._workspace, self._show = workspace, show
         self._box = element("div")
         self._key: tuple[object, ...] = ()
@@ -176,7 +178,7 @@ class RunList:
         with element("li", classes="current" if is_current else ""):
             opener = ui.button(visible(run.name), on_click=lambda: self._show(run.name), color=None).props(
                 "flat no-caps dense"
-            )  # type: ignore[operator]
+            )
             if is_current:
                 opener.props["aria-current"] = "true"
             element("span", _STATES[run.state], f"mark {run.state}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from nicegui import ui
@@ -150,7 +150,7 @@ class Pages:
         what: what is listed, for the buttons' names.
     """
 
-    def __init__(self, count: int, draw: object, what: str) -> None:
+    def __init__(self, count: int, draw: Callable[[int], None], what: str) -> None:
         self._count, self._draw_page, self._what, self._first = count, draw, what, 0
         self._box = element("div")
         if count > _PAGE:
@@ -169,7 +169,7 @@ class Pages:
     def _draw(self) -> None:
         self._box.clear()
         with self._box:
-            self._draw_page(self._first)  # type: ignore[operator]
+            self._draw_page(self._first)
         if self._count > _PAGE:
             last = min(self._first + _PAGE, self._count)
             self._where.set_text(f"{self._first + 1:,} to {last:,} of {self._count:,}")  # type: ignore[attr-defined]

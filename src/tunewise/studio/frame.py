@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from nicegui import ui
@@ -9,14 +11,19 @@ from nicegui import ui
 from tunewise.results import report
 from tunewise.studio.advice_page import AdvicePage
 from tunewise.studio.answers_page import AnswersPage
-from tunewise.studio.app import STEPS
 from tunewise.studio.comparison_page import ComparisonPage
 from tunewise.studio.data_page import DataPage
 from tunewise.studio.parts import element
 from tunewise.studio.shipping_page import ShippingPage
 from tunewise.studio.workspace import Workspace
 
-_PAGES = (DataPage, AdvicePage, ComparisonPage, AnswersPage, ShippingPage)
+_STEPS = (
+    ("/", "Data", DataPage),
+    ("/advise", "Advise", AdvicePage),
+    ("/compare", "Compare", ComparisonPage),
+    ("/answers", "Answers", AnswersPage),
+    ("/ship", "Ship", ShippingPage),
+)
 
 
 def style() -> str:
@@ -33,11 +40,9 @@ def frame(workspace: Workspace) -> None:
     with element("header"):
         element("span", "tunewise studio", "title")
         with element("nav", aria_label="Steps"):
-            links = {path: ui.link(f"{place}. {name}", path) for place, (path, name) in enumerate(STEPS, 1)}
+            links = {path: ui.link(f"{place}. {name}", path) for place, (path, name, _) in enumerate(_STEPS, 1)}
     with element("div", id_="content", tabindex="-1"):
-        ui.sub_pages(
-            {path: lambda page=page: _show(page, workspace) for (path, _), page in zip(STEPS, _PAGES, strict=True)}
-        )
+        ui.sub_pages({path: partial(_show, page, workspace) for path, _, page in _STEPS})
 
     def mark(path: str) -> None:
         here = "/" + path.partition("?")[0].partition("#")[0].strip("/")
@@ -53,5 +58,5 @@ def frame(workspace: Workspace) -> None:
     mark(router.current_path)
 
 
-def _show(page: type, workspace: Workspace) -> None:
+def _show(page: Callable[[Workspace], object], workspace: Workspace) -> None:
     page(workspace)
