@@ -9,7 +9,7 @@ from tunewise.results.report.tables import rows
 from tunewise.results.schema import Answer, Comparison
 from tunewise.studio.chat import Chat
 from tunewise.studio.data_page import Pages
-from tunewise.studio.parts import details, element, heading, paragraph
+from tunewise.studio.parts import controls, details, element, heading, paragraph
 from tunewise.studio.workspace import Workspace
 
 _PAGE = 10
@@ -22,16 +22,16 @@ class AnswersPage:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         heading("Answers", 1)
-        self._box = element("div")
         names = [run.name for run in workspace.runs.all() if run.result is not None]
         current = workspace.current_run()
         value = current.name if current is not None and current.name in names else next(iter(names), None)
         if value is None:
             paragraph("No comparison has a row yet; start one under Compare.")
             return
-        ui.select(names, label="Comparison", value=value, on_change=lambda event: self._choose(event.value)).props(
-            "outlined dense"
-        )
+        with controls("What is shown"):
+            ui.select(names, label="Comparison", value=value, on_change=lambda event: self._choose(event.value)).props(
+                "outlined dense"
+            )
         self._place = element("div")
         self._show(value)
 

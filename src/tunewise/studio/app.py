@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,7 @@ def serve(root: Path, port: int, say: Callable[[str], None]) -> None:
         ws_max_size=1 << 20,
     )
     server = uvicorn.Server(config)
+    threading.Thread(target=_load_drawing, daemon=True).start()
     say(f"The studio is at http://{HOST}:{port}/?token={token}")
     with _ended_in_order():
         server.run(sockets=[listener])
@@ -56,6 +58,13 @@ def serve(root: Path, port: int, say: Callable[[str], None]) -> None:
     for job in workspace.jobs.all():
         if job.is_running and job.record.kind not in ("chat", "serve"):
             say(f"still running as process {job.record.pid}: {job.record.kind} {job.record.target or ''}".rstrip())
+
+
+def _load_drawing() -> None:
+    """Import what draws charts before the first one is asked for."""
+    from plotly import graph_objects
+
+    graph_objects.Figure([{"type": "scatter"}, {"type": "bar"}], {"template": "none"}).to_json()
 
 
 def application(workspace: Workspace) -> ASGIApp:

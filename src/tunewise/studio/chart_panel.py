@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,21 @@ if (!window.narrowPage) {{
 }}
 emitEvent('{_EVENT}', window.narrowPage.matches);
 """
+
+
+_drawings: dict[str, list[dict[str, Any]]] = {}  # the figures of charts that were drawn last, by their description
+_MOST = 120
+
+
+def _drawn_views(chart: Chart, described: str) -> list[dict[str, Any]]:
+    """Return the figures of a chart, which takes a while, from those that were drawn last where it is among them."""
+    views = _drawings.pop(described, None)
+    if views is None:
+        views = drawn([chart])[chart.key]
+    _drawings[described] = views
+    while len(_drawings) > _MOST:
+        del _drawings[next(iter(_drawings))]
+    return views
 
 
 class ChartPanel:
@@ -57,7 +71,7 @@ class _ShownChart:
 
     def __init__(self, chart: Chart) -> None:
         self._views: list[dict[str, object]] = []
-        self._written = ""
+        self._described = ""
         self._place = 0
         self._is_narrow = False
         self._plot: ui.plotly | None = None
@@ -71,11 +85,11 @@ class _ShownChart:
 
     def update(self, chart: Chart, is_narrow: bool) -> None:
         """Draw the chart if it has changed."""
-        views = drawn([chart])[chart.key]
-        written = json.dumps(views)
-        if written == self._written:
+        described = repr(chart)
+        if described == self._described:
             return
-        self._views, self._written, self._is_narrow = views, written, is_narrow
+        self._described, self._is_narrow = described, is_narrow
+        self._views = views = _drawn_views(chart, described)
         self._place = min(self._place, len(views) - 1)
         names = {place: view.name for place, view in enumerate(chart.views)}
         if self._choice.options != names:

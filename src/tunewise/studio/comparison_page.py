@@ -44,8 +44,8 @@ class ComparisonPage:
                 {"": "no other"}, label="Side by side with", value="", on_change=self._choose_beside
             ).props("outlined dense")
             self._beside_place = element("div")
-        self._tick()
-        ui.timer(_TICK, self._tick)
+        self._view_box.set_visibility(False)
+        ui.timer(_TICK, self._tick)  # at once for the first time, when the page is shown already
 
     def _start(self) -> None:
         workspace = self._workspace

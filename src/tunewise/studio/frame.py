@@ -46,6 +46,9 @@ def frame(workspace: Workspace) -> None:
 
     def mark(path: str) -> None:
         here = "/" + path.partition("?")[0].partition("#")[0].strip("/")
+        ui.page_title(
+            next((f"{name} – tunewise studio" for place, name, _ in _STEPS if place == here), "tunewise studio")
+        )
         for target, link in links.items():
             if target == here:
                 link.props["aria-current"] = "page"

@@ -29,13 +29,13 @@ class RunView:
         """Show the comparison as it is now."""
         result = run.result
         curves = live_curves(run)
-        drawn = charts(result) if result is not None and result.scored else []
-        self._panel.update(with_live_curves(drawn, curves))
         key = (id(result), run.state, tuple(run.waiting), tuple((curve.label, curve.steps[-1]) for curve in curves))
         if key == self._key:
             return
         is_new = self._key[:1] != key[:1]
         self._key = key
+        drawn = charts(result) if result is not None and result.scored else []
+        self._panel.update(with_live_curves(drawn, curves))
         self._top.clear()
         with self._top:
             if result is not None and result.verdict is not None:
