@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from nicegui import ui
 
+from tunewise.core.json_record import JsonObject
 from tunewise.results.report.charts import Chart
 from tunewise.results.report.plotly_charts import drawn
 from tunewise.studio.parts import element
@@ -24,11 +24,11 @@ emitEvent('{_EVENT}', window.narrowPage.matches);
 """
 
 
-_drawings: dict[str, list[dict[str, Any]]] = {}  # the figures of charts that were drawn last, by their description
+_drawings: dict[str, list[JsonObject]] = {}  # the figures of charts that were drawn last, by their description
 _MOST = 120
 
 
-def _drawn_views(chart: Chart, described: str) -> list[dict[str, Any]]:
+def _drawn_views(chart: Chart, described: str) -> list[JsonObject]:
     """Return the figures of a chart, which takes a while, from those that were drawn last where it is among them."""
     views = _drawings.pop(described, None)
     if views is None:
@@ -118,7 +118,7 @@ class _ShownChart:
             self._plot.update_figure(figure)
 
 
-def _figure(view: dict[str, Any], is_narrow: bool) -> dict[str, Any]:
+def _figure(view: JsonObject, is_narrow: bool) -> JsonObject:
     """Return a view as the library takes it; on a phone, labels stand where the report places them there."""
     traces = view["data"]
     if is_narrow:

@@ -137,6 +137,8 @@ class Runs:
         target = Path(job.record.target) if job.record.target else None
         if target is None or not _within(target, self.root):
             return None
+        if not (target.is_dir() or job.is_running or job.state == "failed"):
+            return None  # it was removed
         return self.root / target.resolve().relative_to(self.root.resolve())
 
     def _folders(self) -> list[Path]:

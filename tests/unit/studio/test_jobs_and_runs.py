@@ -72,6 +72,16 @@ def test_comparisons_are_found_as_they_stand(root):
     assert runs.find("begun").state == "running"
 
 
+def test_a_comparison_that_was_refused_is_listed_with_its_reason_and_a_removed_one_is_not(root):
+    jobs = Jobs(root / ".studio" / "jobs")
+    words = ["compare", "--model", "world", "--data", "nowhere.jsonl", "--out", str(root / "refused")]
+    ended(jobs.start("compare", words, target=root / "refused"))
+    ended(jobs.start("compare", ["compare", "--help"], target=root / "removed"))
+    found = {run.name: run for run in Runs(root, jobs).all()}
+    assert found["refused"].state == "failed" and "nowhere.jsonl" in found["refused"].problem
+    assert found["refused"].words == words and "removed" not in found
+
+
 def test_a_damaged_comparison_says_so(root):
     (root / "done" / "compare.json").write_text("{}", "utf-8")
     run = Runs(root, Jobs(root / "jobs")).find("done")
