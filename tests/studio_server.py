@@ -15,10 +15,14 @@ from tunewise.studio.commands import Choices
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)/\?token=\S+")
 
 
+STARTED = []
+
+
 class Studio:
     """A running studio; `address` has the token."""
 
     def __init__(self, folder, port=0):
+        STARTED.append(self)
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tunewise.cli", "studio", "runs", "--port", str(port)],
@@ -45,6 +49,14 @@ class Studio:
         """End it as Ctrl-C does; it must end in order."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(timeout=30)
+
+
+def stop_all():
+    """End what a test that failed has left running."""
+    for studio in STARTED:
+        if studio.process.poll() is None:
+            studio.stop()
+    STARTED.clear()
 
 
 @contextmanager

@@ -23,6 +23,12 @@ def browser():
         yield started
 
 
+@pytest.fixture(autouse=True)
+def nothing_left_running():
+    yield
+    studio_server.stop_all()
+
+
 @contextmanager
 def opened(browser, studio, width=1280, scheme="light"):
     """Open the studio; whatever the page complains of, or asks of another machine, fails the test in the end."""
