@@ -1,31 +1,20 @@
 """The page in a browser: it draws, sorts, filters and fits, asks the network for nothing, and runs no text of data."""
 
-import os
-import shutil
-from pathlib import Path
-
 import pytest
 
+import chromium
 import comparison_result
 from tunewise.results.report.page import render_html
 
-CHROMIUM = os.environ.get("TUNEWISE_CHROMIUM") or shutil.which("chromium") or ""
-QUIET = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-QUIET += ["disable-component-update", "disable-sync"]
 SCORES = "[...document.querySelector('#table').tBodies[0].rows].map((row) => row.cells[1].textContent)"
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(not Path(CHROMIUM).is_file(), reason="no Chromium (set TUNEWISE_CHROMIUM)"),
-]
+pytestmark = chromium.MARKS
 
 
 @pytest.fixture(scope="module")
 def browser():
-    driver = pytest.importorskip("playwright.sync_api", reason="no playwright")
-    with driver.sync_playwright() as started:
-        yield started.chromium.launch(executable_path=CHROMIUM, args=[f"--{word}" for word in QUIET])
+    with chromium.started() as started:
+        yield started
 
 
 @pytest.fixture

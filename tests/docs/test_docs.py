@@ -36,6 +36,7 @@ SHORT |= {
     "train": SHORT["fit"],
     "plan": ["--techniques", "base,lora"],
     "serve": ["--dry-run"],
+    "studio": ["--dry-run", "--port", "0"],
     "generate": ["--max-new-tokens", "4"],
 }
 

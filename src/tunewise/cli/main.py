@@ -16,6 +16,7 @@ import typer
 
 from tunewise.cli.commands import (
     advising,
+    browsing,
     comparing,
     documents,
     harness,
@@ -83,6 +84,7 @@ app.command("index")(documents.index)
 app.command("search")(documents.search)
 app.command("report")(comparing.report)
 app.command("demo")(comparing.demo)
+app.command("studio")(browsing.studio)
 
 
 @app.command("mcp")

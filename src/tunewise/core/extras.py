@@ -30,6 +30,8 @@ OPTIONAL = {
     "prometheus_client": ("serve", "prometheus-client"),
     "pydantic": ("serve", "pydantic"),
     "uvicorn": ("serve", "uvicorn"),
+    "httpx": ("studio", "httpx"),
+    "nicegui": ("studio", "nicegui"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Example:
         tools: the tools that may be called, as a JSON list of function schemas; empty if none.
         template_kwargs: further variables of the chat template, as a JSON object; empty if none.
         continues: whether plain text goes on after `answer`, so that no end is learnt there.
+        row: the number of its row in what its split was read from; 0 where it was not read from rows.
 
     Examples:
         >>> Example((Message("user", "Which river runs through Paris?"),), "The Seine.").prompt
@@ -59,6 +60,7 @@ class Example:
     tools: str = ""
     template_kwargs: str = ""
     continues: bool = False
+    row: int = field(default=0, compare=False, repr=False)
 
     @property
     def prompt(self) -> str:

@@ -52,7 +52,7 @@ def convert_rows(table: Table, layout: ColumnLayout) -> Converted:
         cells = Cells(layout, number, row, told)
         try:
             example = build(cells)
-            examples.append(_filled(cells, example) if filled else example)
+            examples.append(replace(_filled(cells, example) if filled else example, row=number))
             numbers.append(number)
         except BadRow as error:
             faults.append(error.fault)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from tunewise.core.addresses import Shipped, shipped
@@ -31,6 +32,7 @@ from tunewise.data.splitting import completed, sampled, split_by_content
 __all__ = ["Example", "Message", "Task", "check", "split_by_content"]
 
 KINDS = ("classification", "generation", "text")
+_PROBLEMS, _PROBLEM_TEXT = 1000, 200  # rows that a check names, and characters of each
 
 
 @dataclass(frozen=True)
@@ -233,8 +235,8 @@ def check(task: Task) -> dict[str, object]:
     Returns:
         Name, format, kind, metric, counts per split, labels with their counts per split, the number of exact
         duplicates within train, the number of leaks (held-out prompts, for text answers, that also occur in train)
-        with up to three of them, the shortest and longest prompt and answer in characters, the number of bad rows
-        that were left out, and the notes.
+        with up to three of them, the rows with such problems, the shortest and longest prompt and answer in characters,
+        the number of bad rows that were left out, and the notes.
     """
     splits = _splits(task)
     train_keys = {group_key(example, task.kind)[:_KEY] for example in task.train}
@@ -249,7 +251,7 @@ def check(task: Task) -> dict[str, object]:
     for example in (example for examples in splits.values() for example in examples):
         prompts.add(sum(len(message.content) for message in example.messages))
         answers.add(len(example.answer))
-    different = len({hashlib.sha256(content_bytes(example)).digest()[:_KEY] for example in task.train})
+    different = len({_content_key(example) for example in task.train})
     return {
         "name": task.name,
         "format": task.format,
@@ -259,11 +261,45 @@ def check(task: Task) -> dict[str, object]:
         "labels": {label: {split: labels[split][label] for split in splits} for label in task.labels},
         "duplicates": len(task.train) - different,
         "leaks": {"count": len(leaks), "examples": leaks[:3]},
+        "problems": list(islice(row_problems(task), _PROBLEMS)),
         "prompt_characters": {"shortest": prompts.least, "longest": prompts.most},
         "answer_characters": {"shortest": answers.least, "longest": answers.most},
         "skipped": task.skipped,
         "notes": list(task.notes),
     }
+
+
+def row_problems(task: Task) -> Iterator[dict[str, object]]:
+    """Yield rows that repeat another one of their split, are held out but in train too, or contradict a label.
+
+    Each has its split, the number of its row (0 where the data has no rows), the problem and its text.
+    """
+    trained: dict[bytes, Example] = {}
+    for split, examples in _splits(task).items():
+        contents: dict[bytes, Example] = {}
+        prompts: dict[bytes, Example] = {}
+        for example in examples:
+            content, prompt = _content_key(example), group_key(example, task.kind)[:_KEY]
+            same, first = contents.setdefault(content, example), prompts.setdefault(prompt, example)
+            if same is not example:
+                problem = f"the same as {_place(same)}"
+            elif prompt in trained:
+                problem = f"the prompt of {_place(trained[prompt])} of train, so that its answer may be known"
+            elif task.kind == "classification" and first.answer != example.answer:
+                problem = f'another label than {_place(first)}, "{show(first.answer)}"'
+            else:
+                continue
+            text = (example.answer if task.kind == "text" else example.prompt)[:_PROBLEM_TEXT]
+            yield {"split": split, "row": example.row, "problem": problem, "text": text}
+        trained = trained or prompts
+
+
+def _content_key(example: Example) -> bytes:
+    return hashlib.sha256(content_bytes(example)).digest()[:_KEY]
+
+
+def _place(example: Example) -> str:
+    return f"row {example.row}" if example.row else f'"{show(example.prompt or example.answer)}"'
 
 
 def _splits(task: Task) -> dict[str, tuple[Example, ...]]:

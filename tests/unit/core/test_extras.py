@@ -81,7 +81,7 @@ def test_only_servers_import_optional_packages_at_the_top():
     uses = {
         path.relative_to(source).parts[0] for path in source.rglob("*.py") if {*imports_at_the_top(path)} & {*OPTIONAL}
     }
-    assert uses == {"serve"}
+    assert uses == {"serve", "studio"}
 
 
 def test_the_command_line_starts_without_any_of_them():

@@ -465,3 +465,20 @@ def test_reading_needs_no_heavy_library(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_check_names_the_rows_with_problems(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(6)]
+    train = [*rows, rows[2], {"text": "text 3", "label": "a"}]
+    for split, content in (
+        ("train", train),
+        ("test", [{"text": "text 0", "label": "a"}, {"text": "new", "label": "b"}]),
+    ):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), "utf-8")
+    problems = check(Task.read(tmp_path))["problems"]
+    assert isinstance(problems, list)
+    held_out = [each for each in problems if each["split"] == "test"]
+    assert [(each["row"], each["text"]) for each in held_out] == [(1, "text 0")]
+    assert held_out[0]["problem"].startswith("the prompt of row 1 of train")
+    found = {(each["row"], each["problem"]) for each in problems if each["split"] != "test"}
+    assert (7, "the same as row 3") in found and (8, 'another label than row 4, "b"') in found

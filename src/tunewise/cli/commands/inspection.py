@@ -57,6 +57,7 @@ def check(
     *,
     reading: DataOptions,
     loading: Annotated[ModelOptions, only("max_length", "revision", "resize_embeddings")],
+    examples: Annotated[int, typer.Option(help="Examples to show as the model sees them.", min=1)] = 1,
     as_json: Json = False,
 ) -> None:
     """Detect the data's format, validate it, and show what a model would see."""
@@ -73,5 +74,5 @@ def check(
             unloaded = read_unloaded(model, revision=loading.revision, max_length=loading.max_length)
             fit_configuration(model, unloaded.config, unloaded.tokenizer, resize_embeddings=loading.resize_embeddings)
         display(task.name, "checking", 0, 0)
-        result = data_check.check(task, unloaded)
+        result = data_check.check(task, unloaded, examples)
     print_result(result.to_json(), as_json, lambda: data_check.check_page(result))

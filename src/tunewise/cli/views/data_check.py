@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypedDict, cast
 
 from rich.console import Group, RenderableType
@@ -18,6 +18,7 @@ from tunewise.engine.encoding import Encoder, fit_window, lists_labels
 from tunewise.engine.rows import fitted_to
 
 _RENDERED = 1000  # answers that are looked for in their renderings
+_TOO_LONG, _TEXT = 1000, 200  # rows that exceed the window and are named, and characters of each
 _SAMPLED = 64  # prompts that the list of labels is measured on; it takes the same tokens in all of them, almost
 _TRUNCATION = (
     "the prompt is truncated at its start, down to half of the window; then the answer is truncated at its end"
@@ -38,6 +39,15 @@ class Leaks(TypedDict):
     examples: list[Leak]
 
 
+class RowProblem(TypedDict):
+    """Names a row with a problem: its split, its number (0 where the data has no rows), what is wrong, and its text."""
+
+    split: str
+    row: int
+    problem: str
+    text: str
+
+
 class TaskFacts(TypedDict):
     """Holds what `tunewise.data.task.check` reports about a task, as far as it is shown."""
 
@@ -49,6 +59,7 @@ class TaskFacts(TypedDict):
     labels: dict[str, dict[str, int]]
     duplicates: int
     leaks: Leaks
+    problems: list[RowProblem]
     notes: list[str]
 
 
@@ -107,8 +118,20 @@ class FirstExample:
 
 
 @dataclass(frozen=True)
+class MarkedExample:
+    """Holds a training example as the model sees it, with its length in tokens before truncation.
+
+    `stretches` are its text in order, each with whether it is learnt.
+    """
+
+    row: int
+    tokens: int
+    stretches: list[tuple[str, bool]]
+
+
+@dataclass(frozen=True)
 class ModelView:
-    """Holds how a model sees a task's training examples.
+    """Holds how a model sees a task's training examples, of which `examples` are the first.
 
     `notes` say what was done to conversations or texts for this model. `answers_not_shown` counts answers whose text
     does not occur in what the chat template makes of them, so that something else is learnt.
@@ -123,6 +146,8 @@ class ModelView:
     label_list: LabelListCost | None
     notes: list[str]
     answers_not_shown: int = 0
+    examples: list[MarkedExample] = field(default_factory=list)
+    too_long: list[RowProblem] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -134,15 +159,17 @@ class DataCheck:
 
     def to_json(self) -> dict[str, object]:
         """Return both in one object, as `tunewise check --json` prints them."""
-        return {**self.task, **(asdict(self.view) if self.view is not None else {})}
+        view = asdict(self.view) if self.view is not None else {}
+        too_long = view.pop("too_long", [])
+        return {**self.task, **view, "problems": [*self.task["problems"], *too_long]}
 
 
-def check(task: Task, model: UnloadedModel | None = None) -> DataCheck:
-    """Check a task; with a model, also token lengths, the first example as the model sees it, and what exceeds it."""
-    return DataCheck(cast(TaskFacts, check_task(task)), _view(task, model) if model is not None else None)
+def check(task: Task, model: UnloadedModel | None = None, examples: int = 1) -> DataCheck:
+    """Check a task; with a model, also lengths in tokens, the first examples as it sees them, and what exceeds it."""
+    return DataCheck(cast(TaskFacts, check_task(task)), _view(task, model, examples) if model is not None else None)
 
 
-def _view(task: Task, model: UnloadedModel) -> ModelView:
+def _view(task: Task, model: UnloadedModel, examples: int) -> ModelView:
     fitted = fitted_to(model, task)
     notes, task = [note for note in fitted.notes if note not in task.notes], fitted
     encoder = Encoder(model, task)
@@ -150,6 +177,20 @@ def _view(task: Task, model: UnloadedModel) -> ModelView:
     kept = [sum(fit_window(prompt, answer, encoder.limit)) for prompt, answer in sizes]
     lengths = [prompt + answer for prompt, answer in sizes]
     prompt, answer = encoder.text(task.train[0])
+    marked = [
+        MarkedExample(example.row, length, encoder.marked(example))
+        for example, length in zip(task.train[:examples], lengths, strict=False)
+    ]
+    too_long = [
+        RowProblem(
+            split="train",
+            row=example.row,
+            problem=f"{length:,} tokens exceed the window of {encoder.limit:,}",
+            text=(example.prompt or example.answer)[:_TEXT],
+        )
+        for example, length, size in zip(task.train, lengths, kept, strict=True)
+        if size < length
+    ]
     return ModelView(
         model=model.name,
         window=encoder.limit,
@@ -165,6 +206,8 @@ def _view(task: Task, model: UnloadedModel) -> ModelView:
         label_list=_label_list_cost(task, model, encoder, sum(size for size, _ in sizes) / len(sizes)),
         notes=notes,
         answers_not_shown=sum(not _is_shown(encoder, example) for example in task.train[:_RENDERED]),
+        examples=marked,
+        too_long=too_long[:_TOO_LONG],
     )
 
 
@@ -251,15 +294,17 @@ def check_page(check: DataCheck) -> RenderableType:
             )
         )
     parts.append(Text("\nfirst example (dim: prompt, green in ⟨⟩: trained on):"))
-    parts.append(
-        Text.assemble(
-            *(
-                (f"⟨{visible(text)}⟩", "green") if learnt else (visible(text), "dim")
-                for text, learnt in view.first_example.stretches
-            )
-        )
-    )
+    parts.append(_marked_text(view.first_example.stretches))
+    for example in view.examples[1:]:
+        parts += [Text(f"\n{f'row {example.row}, ' if example.row else ''}{example.tokens} tokens:")]
+        parts += [_marked_text(example.stretches)]
     return Group(*parts)
+
+
+def _marked_text(stretches: list[tuple[str, bool]]) -> Text:
+    return Text.assemble(
+        *((f"⟨{visible(text)}⟩", "green") if learnt else (visible(text), "dim") for text, learnt in stretches)
+    )
 
 
 def _label_list_text(cost: LabelListCost) -> str:

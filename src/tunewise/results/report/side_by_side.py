@@ -24,6 +24,7 @@ _COLUMNS = (
     Column("memory A", rank=3),
     Column("memory B", rank=3),
 )
+COLUMNS_BESIDE = tuple(column.name for column in _COLUMNS)
 _MACHINE = ("device", "processor", "cores", "threads")
 
 
@@ -59,8 +60,21 @@ def beside(a: Comparison, b: Comparison, *, wide: bool = False) -> RenderableTyp
     without a test of significance. `wide` shows all columns, whatever the width of the terminal. Cells are plain text,
     so that data cannot inject markup.
     """
+    rows = [TableRow(cells) for cells in rows_beside(a, b)]
+    return Group(
+        *(Text(line, style="bold yellow") for line in differences(a, b)),
+        Text(f"A: {heading(a)}, {a.created}"),
+        Text(f"B: {heading(b)}, {b.created}"),
+        Text(""),
+        FittedTable(_COLUMNS, rows, wide),
+        Text(f"score: {a.task.metric}, with its 95 % interval; train: time of the fit", style="dim"),
+    )
+
+
+def rows_beside(a: Comparison, b: Comparison) -> list[list[str]]:
+    """Return the cells of each technique of two comparisons, in the order of `COLUMNS_BESIDE`."""
     decimals = decimals_of_intervals([row.score.high - row.score.low for row in (*a.scored, *b.scored)])
-    rows: list[TableRow] = []
+    rows: list[list[str]] = []
     firsts, seconds = ({row.technique: row for row in result.rows} for result in (a, b))
     same = a.task.metric == b.task.metric
     for name in sorted({**firsts, **seconds}, key=lambda name: (name not in firsts, -_mean_score(firsts.get(name)))):
@@ -75,15 +89,8 @@ def beside(a: Comparison, b: Comparison, *, wide: bool = False) -> RenderableTyp
             *map(_train_cell, (one, two)),
             *map(_memory_cell, (one, two)),
         ]
-        rows.append(TableRow(cells))
-    return Group(
-        *(Text(line, style="bold yellow") for line in differences(a, b)),
-        Text(f"A: {heading(a)}, {a.created}"),
-        Text(f"B: {heading(b)}, {b.created}"),
-        Text(""),
-        FittedTable(_COLUMNS, rows, wide),
-        Text(f"score: {a.task.metric}, with its 95 % interval; train: time of the fit", style="dim"),
-    )
+        rows.append(cells)
+    return rows
 
 
 def _mean_score(row: Row | None) -> float:

@@ -1,0 +1,219 @@
+"""A chat with several adaptations: `tunewise serve` loads them, and their answers stream side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nicegui import ui
+
+from tunewise.core import artifact_reader
+from tunewise.core.errors import ArtifactError
+from tunewise.studio import commands
+from tunewise.studio.jobs import Job
+from tunewise.studio.parts import TextElement, alert, button, command, controls, element, job_line, paragraph, status
+from tunewise.studio.runs import Run
+from tunewise.studio.server_address import address_of, models_of
+from tunewise.studio.workspace import Workspace
+
+_TICK = 0.5
+_ROOM = 256  # tokens of an answer at most
+_SECRET = "secret"
+_SECONDS = 600  # that an answer may take
+
+
+@dataclass
+class _Speaker:
+    """One adaptation in the conversation: what was said to it, and where its answer is shown."""
+
+    name: str
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+
+class Chat:
+    """The chat with the adaptations of a comparison."""
+
+    def __init__(self, workspace: Workspace, run: Run) -> None:
+        self._workspace, self._run = workspace, run
+        self._speakers: dict[str, _Speaker] = {}
+        self._drawn: tuple[object, ...] = ()
+        self._is_asking = False
+        folders = {name: path for name, path in run.adaptations().items() if name != "base"}
+        if not folders:
+            paragraph("No adaptation has been saved yet.")
+            return
+        self._folders = folders
+        recommended = run.result.recommended if run.result is not None else None
+        chosen = [recommended] if recommended in folders else list(folders)[:1]
+        with controls("Adaptations to ask"):
+            self._choice = ui.select(
+                list(folders), label="Adaptations; the base answers too", value=chosen, multiple=True
+            )
+            self._choice.props("outlined dense use-chips").classes("wide")
+            self._load = button("Load them", self._start, main=True)
+            self._unload = button("Unload", self._stop)
+        self._status = status()
+        self._problem = element("div")
+        self._command = element("div")
+        self._conversation = element("div", classes="conversation", role="log", aria_label="Conversation")
+        self._form = element("div", classes="controls ask", role="group", aria_label="Ask")
+        with self._form:
+            self._question = ui.input("Question").props("outlined dense").classes("wide").on("keydown.enter", self._ask)
+            self._send = button("Ask", self._ask, main=True)
+        self._choice.on_value_change(self._show_command)
+        self._show_command()
+        self._tick()
+        ui.timer(_TICK, self._tick)
+
+    @property
+    def _job(self) -> Job | None:
+        return self._workspace.jobs.latest("chat", self._run.folder)
+
+    def _chosen(self) -> dict[str, Path]:
+        return {name: self._folders[name] for name in self._choice.value or () if name in self._folders}
+
+    def _show_command(self) -> None:
+        self._command.clear()
+        with self._command:
+            if chosen := self._chosen():
+                words = ["chat", *(f"{name}={folder}" for name, folder in chosen.items()), "--base"]
+                command(words, "The same chat in a terminal")
+
+    def _start(self) -> None:
+        chosen = self._chosen()
+        self._problem.clear()
+        if not chosen:
+            with self._problem:
+                alert("choose at least one adaptation")
+            return
+        self._stop()
+        token = secrets.token_urlsafe(24)
+        job = self._workspace.jobs.start(
+            "chat", commands.serve(chosen, 0), target=self._run.folder, environment={"TUNEWISE_TOKEN": token}
+        )
+        path = job.folder / _SECRET  # in a folder that only this user reads
+        path.touch(mode=0o600)
+        path.write_text(token)
+
+    def _stop(self) -> None:
+        if self._job is not None:
+            self._job.stop()
+
+    def _tick(self) -> None:
+        job = self._job
+        state = job.state if job is not None else "none"
+        address = address_of(job) if job is not None and state == "running" else None
+        ready = address is not None
+        line = "ready" if ready else "loading … " + job.progress if job is not None and state == "running" else ""
+        problem = job_line(job) if state == "failed" else ""
+        drawn = (job.folder if job is not None else None, state, line, problem)
+        if drawn == self._drawn:
+            return
+        self._drawn = drawn
+        self._status.set_text(line)
+        self._form.set_visibility(ready)
+        self._load.set_visibility(state != "running")
+        self._unload.set_visibility(state == "running")
+        if problem:
+            self._problem.clear()
+            with self._problem:
+                alert(problem)
+
+    async def _ask(self) -> None:
+        job, text = self._job, str(self._question.value or "").strip()
+        address = address_of(job) if job is not None else None
+        if job is None or address is None or not text or self._is_asking:
+            return
+        self._is_asking = True
+        self._question.set_value("")
+        self._send.disable()
+        try:
+            headers = {"Authorization": f"Bearer {_secret(job)}"}
+            names = await models_of(address, headers)
+            with self._conversation:
+                element("p", text, "question")
+                with element("ul", classes="answers"):
+                    turns = [self._turn(name) for name in names]
+            await asyncio.gather(*(turn.answer(address, headers, text) for turn in turns))
+        except Exception as error:
+            with self._conversation:
+                alert(f"no answer: {error}")
+        finally:
+            self._is_asking = False
+            self._send.enable()
+
+    def _turn(self, name: str) -> _Turn:
+        return _Turn(self._speakers.setdefault(name, _Speaker(name)))
+
+
+class _Turn:
+    """The answer of one adaptation, shown while it streams."""
+
+    def __init__(self, speaker: _Speaker) -> None:
+        self._speaker = speaker
+        with element("li"):
+            element("strong", speaker.name)
+            self._text = TextElement("pre", "…")
+            self._sources = element("div")
+
+    async def answer(self, address: str, headers: dict[str, str], question: str) -> None:
+        """Ask, and show what comes; the turn is remembered once it is whole."""
+        asked = [*self._speaker.messages, {"role": "user", "content": question}]
+        body = {"model": self._speaker.name, "messages": asked, "stream": True, "max_tokens": _ROOM, "temperature": 0}
+        text, sources = "", list[str]()
+        try:
+            async for choice in _choices(f"{address}/chat/completions", headers, body):
+                text += str(choice.get("delta", {}).get("content") or "")
+                sources = choice.get("sources") or sources
+                self._text.set_text(text or "…")
+        except Exception as error:
+            self._text.set_text(f"{text}\n(no answer: {error})")
+            return
+        self._text.set_text(text or "(nothing)")
+        if sources:
+            with self._sources:
+                element("p", "Sources: " + ", ".join(map(str, sources)), "small sources")
+        self._speaker.messages = [*asked, {"role": "assistant", "content": text}]
+
+
+async def _choices(url: str, headers: dict[str, str], body: dict[str, object]) -> AsyncIterator[dict]:
+    """Yield the choices of a stream of OpenAI's chunks.
+
+    Raises:
+        RuntimeError: the server refused the request, or failed; the message is its own.
+    """
+    import httpx
+
+    async with (
+        httpx.AsyncClient(timeout=_SECONDS, trust_env=False) as client,
+        client.stream("POST", url, headers=headers, json=body) as response,
+    ):
+        if response.status_code != 200:
+            await response.aread()
+            raise RuntimeError(_message(response.text))
+        async for line in response.aiter_lines():
+            content = line.removeprefix("data: ").strip()
+            if not content or content == "[DONE]" or not line.startswith("data: "):
+                continue
+            value = json.loads(content)
+            if "error" in value:
+                raise RuntimeError(_message(content))
+            for choice in value.get("choices", []):
+                yield choice
+
+
+def _message(text: str) -> str:
+    with suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(text)["error"]["message"])
+    return text[:300]
+
+
+def _secret(job: Job) -> str:
+    with suppress(ArtifactError):
+        return artifact_reader.read_plain_file(job.folder / _SECRET, 4096).decode("ascii", "replace").strip()
+    return ""

@@ -1,0 +1,78 @@
+"""The folder that a page works on: its comparisons, the jobs that it started, and what was chosen last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tunewise.core import artifact_reader, artifact_writer
+from tunewise.core.errors import ArtifactError
+from tunewise.resolve import COMPARED
+from tunewise.studio.commands import Choices, plain_name
+from tunewise.studio.jobs import Job, Jobs
+from tunewise.studio.runs import Run, Runs
+
+OWN = ".studio"  # the folder beside the comparisons in which the page keeps its own files
+
+
+class Workspace:
+    """What every open page shares.
+
+    Args:
+        root: the folder of comparisons, as the user names it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.own = root, root / OWN
+        artifact_writer.output_folder(root)
+        self.own.mkdir(mode=0o700, exist_ok=True)
+        self.jobs = Jobs(self.own / "jobs")
+        self.runs = Runs(root, self.jobs)
+        if not self._listed_techniques():
+            self.jobs.start("techniques", ["techniques", "--json"])
+        self._file = self.own / "choices.json"
+        self.choices = self._read()
+
+    def choose(self, **values: Any) -> None:
+        """Keep what was chosen."""
+        changed = replace(self.choices, **values)
+        if changed != self.choices:
+            self.choices = changed
+            artifact_writer.write_json(self._file, changed.to_json())
+
+    def current_run(self) -> Run | None:
+        """Return the comparison that was chosen last, or the newest."""
+        chosen = self.runs.find(self.choices.run)
+        if chosen is not None:
+            return chosen
+        return next(iter(self.runs.all()), None)
+
+    def new_name(self) -> str:
+        """Return a name for a comparison of the chosen data that no folder has yet."""
+        stem = plain_name(self.choices.data.replace(":", "-"))
+        taken = {path.name for path in self.root.iterdir()}
+        return next(
+            name for number in range(1, 10**6) if (name := f"{stem}-{number}" if number > 1 else stem) not in taken
+        )
+
+    def technique_names(self) -> list[str]:
+        """Return the techniques that this machine has, and two compositions; the default ones until they are listed."""
+        return [*(self._listed_techniques() or COMPARED.split(",")), "icl+lora", "rag+lora"]
+
+    def _listed_techniques(self) -> list[str]:
+        for job in self.jobs.all("techniques"):
+            listed = job.output() if not job.is_running else None
+            if isinstance(listed, list):
+                return [str(each["technique"]) for each in listed if isinstance(each, dict) and "technique" in each]
+        return []
+
+    def latest(self, kind: str, words: list[str]) -> Job | None:
+        """Return the newest job with exactly these words, so that a page that is opened again shows its result."""
+        return next((job for job in self.jobs.all(kind) if list(job.record.words) == words), None)
+
+    def _read(self) -> Choices:
+        try:
+            return Choices.from_json(artifact_reader.read_json(self._file), self._file)
+        except ArtifactError:
+            return Choices()
