@@ -6,12 +6,14 @@ torch has fake tensors too. These do a tenth of their work: there is one device,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _CPU = torch.device("cpu")
 
@@ -30,6 +32,13 @@ class Layout:
 
 
 layout_of = cache(Layout)
+
+
+@contextmanager
+def real_contents() -> Iterator[None]:
+    """Make real tensors also where a ledger would make fake ones: for constants that are kept beyond it."""
+    with _disable_current_modes():
+        yield
 
 
 class Storage:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunewise.engine.fake_tensor import real_contents
+
 BLOCK, BLOCK_OF_BLOCKS = 64, 256
 # Quantiles of a normal law at probabilities from 0.9677083 down, with an exact zero, over their largest (section E).
 CODEBOOK = (
@@ -152,9 +154,10 @@ def dynamic_map() -> Tensor:
     sides of zero. To these, 0 and 1 are added.
     """
     values = [0.0, 1.0]
-    for power in range(7):
-        edges = torch.linspace(0.1, 1, 2**power + 1, dtype=torch.float32)
-        means = (edges[:-1] + edges[1:]) / 2.0
-        scale = 10.0 ** (power - 6)
-        values += (scale * means).tolist() + (-scale * means).tolist()
-    return torch.tensor(sorted(values), dtype=torch.float32)
+    with real_contents():
+        for power in range(7):
+            edges = torch.linspace(0.1, 1, 2**power + 1, dtype=torch.float32)
+            means = (edges[:-1] + edges[1:]) / 2.0
+            scale = 10.0 ** (power - 6)
+            values += (scale * means).tolist() + (-scale * means).tolist()
+        return torch.tensor(sorted(values), dtype=torch.float32)
