@@ -19,7 +19,10 @@ from tunewise.engine import row_file
 row_file.MOST_IN_MEMORY = 5_000
 
 def peak():
-    return [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    # Not ru_maxrss of the process itself: it starts with what the process was forked from had.
+    status = Path("/proc/self/status").read_text().splitlines()
+    own = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    return [own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024]
 
 def check(path):
     from tunewise.cli.views.data_check import check

@@ -66,7 +66,8 @@ class TwoPasses:
             once, each, peak, grown = Work(), self.work_of_many, self.peak_of_many, 0.0
         else:
             further = max(self.many - self.few, 0.1)
-            each = Work().plus(self.work_of_many.plus(self.work_of_few, -1), 1 / further)
+            grows = self.work_of_many.plus(self.work_of_few, -1)
+            each = Work().plus(Work(*(max(figure, 0.0) for figure in grows)), 1 / further)
             once = Work(*(max(figure, 0.0) for figure in self.work_of_few.plus(each, -self.few)))
             grown = max(self.peak_of_many - self.peak_of_few, 0.0) / further
             peak = max(self.peak_of_few - (self.few - 1) * grown, 0.0)
