@@ -95,13 +95,15 @@ def main() -> None:
         prepare(folder, options.run.resolve())
         words = [sys.executable, "-m", "tunewise.cli", "studio", "runs", "--port", "0"]
         server = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
-        assert server.stderr is not None
         try:
-            address = re.search(r"http\S+", server.stderr.readline())
+            said = server.stderr.readline() if server.stderr is not None else ""
+            address = re.search(r"http\S+", said)
+            if address is None:
+                sys.exit(f"the studio did not start: {said}")
             with sync_playwright() as driver:
                 browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
                 page = browser.new_page(viewport={"width": 1280, "height": 900})
-                page.goto(address[0] if address else "")
+                page.goto(address[0])
                 page.wait_for_selector("h1")
                 for what, milliseconds in measure(page, options.repeats).items():
                     print(f"{what}: {statistics.median(milliseconds):.0f} ms, at most {max(milliseconds):.0f} ms")

@@ -160,7 +160,7 @@ class Course:
             for name in list(remaining):
                 yield remaining.pop(name), 0, _skip_reason(leader, step.chances[name])
 
-    def foreseen(self, technique: Technique, rows: Sequence[Row], count: int) -> list[Technique]:
+    def likely_next(self, technique: Technique, rows: Sequence[Row], count: int) -> list[Technique]:
         """Return up to `count` techniques that are likely to be run after the one whose turn it is.
 
         Args:

@@ -110,7 +110,7 @@ def move(
 def likely_moves(
     belief: Belief, costs: Mapping[str, float], seen: Mapping[str, Seen], running: str, left: Sequence[str], count: int
 ) -> list[str]:
-    """Foresee which techniques will be run after the one that runs now, if scores are as they are expected.
+    """Return the techniques that will be run after the one that runs now, if scores are as they are expected.
 
     Args:
         belief: the expected gains of all techniques without `base`.
@@ -118,11 +118,11 @@ def likely_moves(
         seen: the scores of the finished rows, including that of `base`.
         running: the technique that runs.
         left: the techniques after it.
-        count: how many to foresee.
+        count: how many are wanted.
     """
-    expected, rest, foreseen = dict(seen), list(left), list[str]()
+    expected, rest, likely = dict(seen), list(left), list[str]()
     half, current = seen["base"].half, running
-    while rest and len(foreseen) < count:
+    while rest and len(likely) < count:
         score = float(_sampled_scores(belief, expected, [current], 1.0).mean())
         expected[current] = Seen(score, score - half, score + half)
         step = move(belief, costs, expected, rest)
@@ -130,8 +130,8 @@ def likely_moves(
             break
         current = step.next
         rest.remove(current)
-        foreseen.append(current)
-    return foreseen
+        likely.append(current)
+    return likely
 
 
 def _sampled_scores(belief: Belief, seen: Mapping[str, Seen], left: Sequence[str], ceiling: float) -> np.ndarray:

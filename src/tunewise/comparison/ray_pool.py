@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tunewise.comparison.bench import BenchPlan
 from tunewise.comparison.pool import Job, Pool
 from tunewise.comparison.ray_bench import RayBench
 from tunewise.comparison.request import Request
-from tunewise.comparison.slots import THREADS
+from tunewise.comparison.slots import THREADS, threads_given
 from tunewise.comparison.worker_process import STARTUP_SECONDS, WorkerEnd
 from tunewise.comparison.workers import AUTO
 from tunewise.core.errors import RequestError, SettingError, TunewiseError
@@ -58,12 +59,12 @@ class RayOpening:
         self._attempt_id, self._patience = attempt_id, patience
         self._folder, out = Path.cwd(), request.options.out.absolute()
         self._token = out / f".seen-by-{attempt_id}"
-        options, self._shares, self.size = _places(ray, request.options.loading.device)
-        self._seats = []
+        places = _Places.of(ray, request.options.loading.device)
+        self._shares, self.size, self._seats = places.shared, places.count, list[RaySeat]()
         for place in range(self.size):
             plan = BenchPlan(request=request.to_json(), attempt_id=attempt_id, seat=place)
             given = (json.dumps(plan.to_json()), str(self._folder), str(self._token))
-            self._seats.append(RaySeat(ray, options, given, patience))
+            self._seats.append(RaySeat(ray, places, given, patience))
 
     def prepare(self) -> None:
         """Do nothing: actors start with their first trial."""
@@ -96,31 +97,60 @@ def _require_answer(address: str) -> None:
         raise SettingError(f'--workers is "{address}", but nothing answers at {host}:{port} ({reason})') from error
 
 
-def _places(ray: Any, device: str | None) -> tuple[dict[str, Any], bool, int]:
-    """Return the options of an actor, whether actors take memory bandwidth from one another, and how many there are."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    variables = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if gpus and (device or "cuda").startswith("cuda"):
-        return {"num_gpus": 1, "num_cpus": 0, "runtime_env": {"env_vars": variables}}, False, gpus
-    cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    if not cores:
-        raise SettingError("the Ray cluster has neither GPUs nor cores to run trials on")
-    given = os.environ.get(THREADS, "")
-    threads = int(given) if given.isdigit() and int(given) > 0 else min(cores)
-    count = sum(node // threads for node in cores)
-    if not count:
-        raise SettingError(f"{THREADS} is {threads}, and no node of the Ray cluster has so many cores")
-    options = {"num_cpus": threads, "runtime_env": {"env_vars": {**variables, THREADS: str(threads)}}}
-    return options, any(node // threads > 1 for node in cores), count
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """Says how many actors have room on a cluster, and what each is given.
+
+    Attributes:
+        count: how many.
+        cores: the cores of each.
+        gpus: the GPUs of each.
+        variables: what its environment has besides that of its node.
+        shared: whether actors take memory bandwidth from one another.
+    """
+
+    count: int
+    cores: int = 0
+    gpus: int = 0
+    variables: Mapping[str, str]
+    shared: bool = False
+
+    @classmethod
+    def of(cls, ray: Any, device: str | None) -> _Places:
+        """Read them from a cluster.
+
+        Raises:
+            SettingError: there is no room for any.
+        """
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        variables = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+        gpus = int(sum(node.get("GPU", 0) for node in nodes))
+        if gpus and (device or "cuda").startswith("cuda"):
+            return cls(count=gpus, gpus=1, variables=variables)
+        cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+        if not cores:
+            raise SettingError("the Ray cluster has neither GPUs nor cores to run trials on")
+        threads = threads_given() or min(cores)
+        count = sum(node // threads for node in cores)
+        if not count:
+            raise SettingError(f"{THREADS} is {threads}, and no node of the Ray cluster has so many cores")
+        shared = any(node // threads > 1 for node in cores)
+        return cls(count=count, cores=threads, variables={**variables, THREADS: str(threads)}, shared=shared)
 
 
 class RaySeat:
     """Runs trials in an actor, which is started when it is first needed, and anew when the last one is gone."""
 
-    def __init__(self, ray: Any, options: Mapping[str, Any], given: tuple[str, str, str], patience: float) -> None:
+    def __init__(self, ray: Any, places: _Places, given: tuple[str, str, str], patience: float) -> None:
         self._ray, self._given, self._patience = ray, given, patience
-        self._kind = ray.remote(RayBench).options(max_restarts=0, max_task_retries=0, max_concurrency=2, **options)
+        self._kind = ray.remote(RayBench).options(
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=2,
+            num_cpus=places.cores,
+            num_gpus=places.gpus,
+            runtime_env={"env_vars": dict(places.variables)},
+        )
         self._actor: Any = None
         self._has_run = False  # a trial: what ends the actor then is laid to the trial that it runs
 

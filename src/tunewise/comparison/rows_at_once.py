@@ -108,7 +108,7 @@ class RowsAtOnce:
         for technique, rows_left, reason in turns:
             if reason is None:
                 self.begin(technique)
-                for likely in course.foreseen(technique, rows, workers - 1):
+                for likely in course.likely_next(technique, rows, workers - 1):
                     self.begin(likely)
             yield technique, rows_left, reason
 

@@ -34,8 +34,13 @@ def threads_each(workers: int) -> int:
 
     The number of threads changes the order of sums and with it the last bits, so it is the same in all slots.
     """
+    return threads_given() or max(1, len(usable_cores()) // max(workers, 1))
+
+
+def threads_given() -> int:
+    """Return the threads that the user has set for each process; 0 where nothing was set."""
     given = os.environ.get(THREADS, "")
-    return int(given) if given.isdigit() and int(given) > 0 else max(1, len(usable_cores()) // max(workers, 1))
+    return int(given) if given.isdigit() else 0
 
 
 def local_slots(workers: int, device: str | None) -> list[Slot]:

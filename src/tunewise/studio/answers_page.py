@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from nicegui import ui
-
 from tunewise.core.text import show
 from tunewise.results.report.tables import rows
 from tunewise.results.schema import Answer, Comparison
 from tunewise.studio.chat import Chat
 from tunewise.studio.data_page import Pages
-from tunewise.studio.parts import controls, details, element, heading, paragraph
+from tunewise.studio.parts import choice, controls, details, element, heading, paragraph
 from tunewise.studio.workspace import Workspace
 
 _PAGE = 10
@@ -23,15 +21,12 @@ class AnswersPage:
         self._workspace = workspace
         heading("Answers", 1)
         names = [run.name for run in workspace.runs.all() if run.result is not None]
-        current = workspace.current_run()
-        value = current.name if current is not None and current.name in names else next(iter(names), None)
+        value = workspace.chosen_among(names)
         if value is None:
             paragraph("No comparison has a row yet; start one under Compare.")
             return
         with controls("What is shown"):
-            ui.select(names, label="Comparison", value=value, on_change=lambda event: self._choose(event.value)).props(
-                "outlined dense"
-            )
+            choice("Comparison", names, value, self._choose)
         self._place = element("div")
         self._show(value)
 

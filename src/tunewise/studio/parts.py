@@ -143,6 +143,12 @@ def controls(label: str) -> Iterator[None]:
         yield
 
 
+def choice(label: str, names: Sequence[str], value: str, choose: Callable[[str], None]) -> None:
+    """Show a choice of one of several names; `choose` is told the new one."""
+    made = ui.select(list(names), label=label, value=value, on_change=lambda event: choose(event.value))
+    made.props("outlined dense")
+
+
 def job_line(job: Job | None) -> str:
     """Say in a line how a job stands."""
     if job is None:

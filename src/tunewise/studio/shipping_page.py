@@ -15,6 +15,7 @@ from tunewise.studio.jobs import Job
 from tunewise.studio.parts import (
     alert,
     button,
+    choice,
     command,
     controls,
     details,
@@ -39,15 +40,12 @@ class ShippingPage:
         self._workspace = workspace
         heading("Ship", 1)
         names = [run.name for run in workspace.runs.all() if run.adaptations()]
-        current = workspace.current_run()
-        value = current.name if current is not None and current.name in names else next(iter(names), None)
+        value = workspace.chosen_among(names)
         if value is None:
             paragraph("No comparison has an adaptation yet; start one under Compare.")
             return
         with controls("What is shipped"):
-            ui.select(names, label="Comparison", value=value, on_change=lambda event: self._choose(event.value)).props(
-                "outlined dense"
-            )
+            choice("Comparison", names, value, self._choose)
             self._technique = ui.select([], label="Technique", on_change=self._show).props("outlined dense")
         self._place = element("div")
         self._choose(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ class Workspace:
         if chosen is not None:
             return chosen
         return next(iter(self.runs.all()), None)
+
+    def chosen_among(self, names: Sequence[str]) -> str | None:
+        """Return which of these comparisons is shown: the current one, else the first; None where there is none."""
+        current = self.current_run()
+        return current.name if current is not None and current.name in names else next(iter(names), None)
 
     def new_name(self) -> str:
         """Return a name for a comparison of the chosen data that no folder has yet."""

@@ -92,6 +92,6 @@ def test_what_is_likely_next_is_what_comes_next_if_scores_are_as_expected():
     assert likely_moves(belief(), COSTS, start, "a", [], 3) == []
 
 
-def test_nothing_is_foreseen_behind_a_row_that_is_expected_to_settle_it():
+def test_nothing_is_likely_behind_a_row_that_is_expected_to_settle_it():
     sure = belief(means=(0.99, 0.1, 0.1, 0.1, 0.1, 0.1), deviation=0.01)
     assert likely_moves(sure, COSTS, {"base": seen(0.2, 0.02), "b": seen(0.9, 0.02)}, "a", NAMES[2:], 3) == []

@@ -153,4 +153,4 @@ def test_workers_share_what_is_left_and_rows_that_end_beside_another_are_done(tr
     tracker.note_end("full")
     assert tracker.left() == 100 + 20 / 2
     tracker.note_end("lora")  # it ends as every row does
-    assert tracker.row is not None
+    assert tracker.row == RowStart("lora", 2, 3, 1)
