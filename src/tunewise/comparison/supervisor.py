@@ -24,6 +24,7 @@ from tunewise.comparison.invocation import (
 )
 from tunewise.comparison.request import Request
 from tunewise.comparison.trial_records import restart_with_less_memory, write_record
+from tunewise.comparison.worker_plan import WorkerPlan
 from tunewise.comparison.worker_process import (
     MAX_KILLS,
     PATIENCE,
@@ -32,7 +33,6 @@ from tunewise.comparison.worker_process import (
     WorkerEnd,
     WorkerProcess,
 )
-from tunewise.comparison.workers import Workers
 from tunewise.core import artifact_writer
 from tunewise.core.errors import RequestError, TunewiseError
 from tunewise.core.lock import lock, remove_unused_folders
@@ -76,7 +76,7 @@ def supervise(
     try:
         with lock(folder):
             callbacks = _Callbacks(progress, on_row_start, on_row, on_message, on_estimate)
-            return _run_workers(request, folder, _Leading(workers, patience), callbacks)
+            return _run_workers(request, folder, workers, patience, callbacks)
     except RequestError:
         remove_unused_folders(created)
         raise
@@ -112,26 +112,24 @@ class _Callbacks:
             self.on_message(text)
 
 
-@dataclass(frozen=True)
-class _Leading:
-    """Says what a worker leads: further workers, or None, and how long they may be silent."""
-
-    workers: str | None
-    patience: float
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether the workers are not processes of this machine, so that each must be told to end."""
-        return self.workers is not None and Workers.read(self.workers).address is not None
-
-
-def _run_workers(request: Request, folder: Path, leading: _Leading, callbacks: _Callbacks) -> Comparison:
+def _run_workers(
+    request: Request, folder: Path, workers: str | None, patience: float, callbacks: _Callbacks
+) -> Comparison:
     attempt_id, kills = uuid4().hex, Counter[str]()
     while True:
         callbacks.progress(request.options.model, "starting", 0, 0)
-        worker = _Worker(request, attempt_id, callbacks, leading)
+        known = callbacks.estimate
+        plan = WorkerPlan(
+            request=request.to_json(),
+            attempt_id=attempt_id,
+            estimating=callbacks.estimating,
+            estimate=known.to_json() if known is not None else None,
+            workers=workers,
+            patience=float(patience),
+        )
+        worker = _Worker(plan, callbacks)
         try:
-            end = worker.watch(folder, leading.patience)
+            end = worker.watch(folder)
         finally:
             worker.kill()
         if end is None:
@@ -154,28 +152,17 @@ def _run_workers(request: Request, folder: Path, leading: _Leading, callbacks: _
 class _Worker:
     """Starts a worker process and follows its events; `trial` is the folder of the trial that runs in it."""
 
-    def __init__(self, request: Request, attempt_id: str, callbacks: _Callbacks, leading: _Leading) -> None:
-        self._callbacks, self._leading = callbacks, leading
+    def __init__(self, plan: WorkerPlan, callbacks: _Callbacks) -> None:
+        self._callbacks, self._plan = callbacks, plan
         self.trial: str | None = None
         self.identity: TrialIdentity | None = None
         self._kernel = KernelKills()
-        known = callbacks.estimate
-        self._process = WorkerProcess(
-            "tunewise.comparison.worker",
-            {
-                "request": request.to_json(),
-                "attempt_id": attempt_id,
-                "estimating": callbacks.estimating,
-                "estimate": known.to_json() if known is not None else None,
-                "workers": leading.workers,
-                "elsewhere": leading.elsewhere,
-                "patience": leading.patience,
-            },
-            Workers.read(leading.workers).environment() if leading.workers is not None else None,
-        )
+        environment = plan.led.environment() if plan.led is not None else None
+        self._process = WorkerProcess("tunewise.comparison.worker", plan.to_json(), environment)
 
-    def watch(self, folder: Path, patience: float) -> WorkerEnd | None:
+    def watch(self, folder: Path) -> WorkerEnd | None:
         """Follow the worker to its end; None means that it finished the comparison."""
+        patience = self._plan.patience
         while True:
             try:
                 allowed = patience if self.trial else max(patience, STARTUP_SECONDS)
@@ -208,4 +195,4 @@ class _Worker:
 
     def kill(self) -> None:
         """Kill the worker, if it is alive, and everything that it started."""
-        self._process.kill(_GRACE if self._leading.elsewhere else 0.0)
+        self._process.kill(_GRACE if self._plan.elsewhere else 0.0)

@@ -18,18 +18,20 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from tunewise.comparison.worker_lines import Lines, reports
-from tunewise.comparison.workers import Workers
+from tunewise.comparison.worker_plan import WorkerPlan
 from tunewise.core.operating_system import end_group_at_once
 
 if TYPE_CHECKING:
     from tunewise.comparison.pool import Pool
     from tunewise.comparison.pool_opening import Opening
     from tunewise.comparison.request import Request
+    from tunewise.comparison.workers import Workers
 
 _BEAT = 5.0  # seconds between two signs of life
 _GRACE = 2.0  # seconds in which workers elsewhere are told to end
@@ -37,11 +39,11 @@ _GRACE = 2.0  # seconds in which workers elsewhere are told to end
 
 def main() -> None:
     """Carry out the request read from stdin."""
-    message = json.loads(sys.stdin.readline())
+    plan = WorkerPlan.from_json(json.loads(sys.stdin.readline()), "stdin")
     pools: list[Pool] = []
     lines = Lines(lambda: _end(pools))
     with lines.errors_sent():
-        _run_request(message, lines, pools)
+        _run_request(plan, lines, pools)
         lines.send(done=True)
 
 
@@ -54,7 +56,7 @@ def _end(pools: Sequence[Pool]) -> None:
     end_group_at_once()
 
 
-def _run_request(message: Mapping[str, Any], lines: Lines, pools: list[Pool]) -> None:
+def _run_request(plan: WorkerPlan, lines: Lines, pools: list[Pool]) -> None:
     from tunewise.comparison.invocation import Invocation
     from tunewise.comparison.request import Request
     from tunewise.results.estimate import Estimate
@@ -65,38 +67,36 @@ def _run_request(message: Mapping[str, Any], lines: Lines, pools: list[Pool]) ->
         send(estimate=estimate.to_json())
         lines.next()
 
-    known, request = message["estimate"], Request.from_json(message["request"])
-    opening = _pool_opening(message, request) if message["workers"] is not None else None
+    known, request = plan.estimate, Request.from_json(plan.request)
+    opening = _pool_opening(plan.led, plan, request) if plan.led is not None else None
 
-    def open_pool() -> Pool:
-        assert opening is not None
+    def opened(opening: Opening) -> Pool:
         pool = opening.open()
-        if message["elsewhere"]:
+        if plan.elsewhere:
             pools.append(pool)
         threading.Thread(target=_beat, args=(pool, send), daemon=True).start()
         return pool
 
     invocation = Invocation(
-        on_estimate=on_estimate if message["estimating"] else None,
+        on_estimate=on_estimate if plan.estimating else None,
         estimate=Estimate.from_json(known) if known is not None else None,
         on_trial=lambda folder, identity: send(trial=folder, identity=identity.to_json() if identity else None),
         on_row_start=lambda start: send(row_start=asdict(start)),
         on_row=lambda result: send(rows=len(result.rows)),
         on_message=lambda text: send(message=text),
-        attempt_id=message["attempt_id"],
+        attempt_id=plan.attempt_id,
         locked=True,
-        open_pool=open_pool if opening is not None else None,
+        open_pool=partial(opened, opening) if opening is not None else None,
         workers=opening.size if opening is not None else 1,
     )
     request.run(reports(send), invocation)
 
 
-def _pool_opening(message: Mapping[str, Any], request: Request) -> Opening:
+def _pool_opening(workers: Workers, plan: WorkerPlan, request: Request) -> Opening:
     """Check that there is room for the workers; where nothing was run yet, they begin to load."""
     from tunewise.comparison.pool_opening import opening_of
 
-    workers = Workers.read(message["workers"])
-    opening = opening_of(workers, request, attempt_id=message["attempt_id"], patience=message["patience"])
+    opening = opening_of(workers, request, attempt_id=plan.attempt_id, patience=plan.patience)
     if not (request.options.out / "compare.json").exists():
         opening.prepare()
     return opening
