@@ -14,36 +14,9 @@ import psutil
 import pytest
 
 from comparison_result import differences, timeless
+from watched_trials import KILL, steps, write_metric
 
 ray = pytest.importorskip("ray")
-METRIC = """
-import os, signal
-from pathlib import Path
-import tunewise.comparison.trial as trial
-
-FOLDER = Path({folder!r})
-train = trial.train
-
-def watched(attachment, sequences, settings, **options):
-    name, on_step = attachment.recipe.name, options["on_step"]
-
-    def noted(step, loss):
-        on_step(step, loss)
-        with (FOLDER / "steps").open("a") as file:
-            file.write(f"{{name}} {{os.getpid()}} {{step}}\\n")
-        mark = FOLDER / name
-        if mark.exists() and step >= 4:
-            if mark.read_text() == "once":
-                mark.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return train(attachment, sequences, settings, **{{**options, "on_step": noted}})
-
-trial.train = watched
-
-def share(prediction, references):
-    return float(prediction == references[0])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +65,9 @@ def cluster():
 
 @pytest.fixture
 def words(tmp_path, save_tiny):
-    model, data, metric = save_tiny(tmp_path / "tiny"), tmp_path / "answers.jsonl", tmp_path / "metric.py"
+    model, data, metric = save_tiny(tmp_path / "tiny"), tmp_path / "answers.jsonl", write_metric(tmp_path)
     rows = ({"prompt": f"day {i} of the cat", "completion": ["cat", "dog", "bird"][i % 3]} for i in range(60))
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    metric.write_text(METRIC.format(folder=str(tmp_path)))
     found = ["compare", "--model", model, "--data", data, "--metric", f"{metric}:share", "--budget-steps", "8"]
     found += ["--save-steps", "1", "--validation-examples", "8", "--test-examples", "12", "-t", "base,lora,bitfit"]
     return [*map(str, found), "--yes", "--json"]
@@ -116,11 +88,6 @@ def ended(words, cluster):
     return process.returncode, out, err
 
 
-def steps(tmp_path, technique):
-    lines = [line.split() for line in (tmp_path / "steps").read_text().splitlines()]
-    return [(int(pid), int(step)) for name, pid, step in lines if name == technique]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_actors_give_what_one_worker_gives_and_a_killed_ones_trial_goes_on(words, cluster, tmp_path):
@@ -128,7 +95,7 @@ def test_actors_give_what_one_worker_gives_and_a_killed_ones_trial_goes_on(words
     assert code == 0, err
     one = timeless(json.loads(out))
     (tmp_path / "steps").unlink()
-    (tmp_path / "lora").write_text("once")
+    (tmp_path / "lora").write_text(f"once {KILL}")
     code, out, err = ended([*words, "--out", str(tmp_path / "ray"), "--workers", "auto"], cluster)
     assert code == 0 and "Traceback" not in err, err
     assert not differences(timeless(json.loads(out)), one)
@@ -138,7 +105,7 @@ def test_actors_give_what_one_worker_gives_and_a_killed_ones_trial_goes_on(words
     assert first == [1, 2, 3, 4] and second[0] in (4, 5) and second[-1] == 8
 
     (tmp_path / "steps").unlink()
-    (tmp_path / "bitfit").write_text("always")
+    (tmp_path / "bitfit").write_text(KILL)
     code, out, err = ended([*words, "--out", str(tmp_path / "dead"), "--workers", "auto"], cluster)
     rows = {row["technique"]: row for row in json.loads(out)["rows"]}
     assert code == 0 and rows["bitfit"]["reason"] == "its process was killed from outside, 3 times", err
@@ -148,9 +115,7 @@ def test_actors_give_what_one_worker_gives_and_a_killed_ones_trial_goes_on(words
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_signal_ends_the_actors(words, cluster, tmp_path):
-    slow = (tmp_path / "metric.py").read_text().replace("os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(600)")
-    (tmp_path / "metric.py").write_text("import time\n" + slow)
-    (tmp_path / "lora").write_text("always")
+    (tmp_path / "lora").write_text("time.sleep(600)")
     process = started([*words, "--out", str(tmp_path / "out"), "--workers", "auto"], cluster)
     while not (tmp_path / "steps").exists() or len(steps(tmp_path, "lora")) < 4:
         assert process.poll() is None, process.communicate()[1]

@@ -12,39 +12,7 @@ import psutil
 import pytest
 
 from comparison_result import differences, timeless
-
-# A metric runs in the process of the trials, and so does what stands beside it: each training notes who takes which
-# step, and a worker dies where a file says so.
-METRIC = """
-import os, signal, time
-from pathlib import Path
-import tunewise.comparison.trial as trial
-
-FOLDER = Path({folder!r})
-train = trial.train
-
-def watched(attachment, sequences, settings, **options):
-    name, on_step = attachment.recipe.name, options["on_step"]
-
-    def noted(step, loss):
-        on_step(step, loss)
-        with (FOLDER / "steps").open("a") as file:
-            file.write(f"{{name}} {{options['folder'].name}} {{os.getpid()}} {{step}}\\n")
-        mark = FOLDER / name
-        if mark.exists() and step >= 4:
-            how = mark.read_text()
-            if how.startswith("once "):
-                mark.unlink()
-            eval(how.removeprefix("once "))
-
-    return train(attachment, sequences, settings, **{{**options, "on_step": noted}})
-
-trial.train = watched
-
-def share(prediction, references):
-    return float(prediction == references[0])
-"""
-KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+from watched_trials import KILL, steps, write_metric
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +30,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def words(tmp_path, model, data):
-    metric = tmp_path / "metric.py"
-    metric.write_text(METRIC.format(folder=str(tmp_path)))
+    metric = write_metric(tmp_path)
     found = ["compare", "--model", model, "--data", data, "--metric", f"{metric}:share", "--out", tmp_path / "out"]
     found += ["--budget-steps", "8", "--save-steps", "1", "--validation-examples", "8", "--test-examples", "12"]
     return [*map(str, found), "--yes", "--json"]
@@ -89,12 +56,6 @@ def result(words):
     code, out, err = ended(words)
     assert code == 0, err
     return timeless(json.loads(out))
-
-
-def steps(tmp_path, technique):
-    """Who took which step of a technique's trials, in turn: (process, step)."""
-    lines = [line.split() for line in (tmp_path / "steps").read_text().splitlines()]
-    return [(int(pid), int(step)) for name, _, pid, step in lines if name == technique]
 
 
 def trial_workers(process):
