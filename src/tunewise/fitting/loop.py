@@ -33,6 +33,8 @@ from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing
 from tunewise.engine.memory import keep_freed_memory
 from tunewise.engine.packing import Batch, in_groups, in_passes
 from tunewise.engine.run_text import RunText
+from tunewise.engine.sharding import by_kind, clip_gradients
+from tunewise.engine.shards import is_shard
 from tunewise.fitting import checkpoint
 from tunewise.fitting.frozen_trunk import Trunk, replaying, trunk_of
 from tunewise.fitting.rehearsal import Rehearsal
@@ -264,7 +266,7 @@ class _Run:
         self.phase = phase
         settings = self.settings
         adam = {"weight_decay": settings.weight_decay, "eps": settings.adam_epsilon}
-        groups = [{**adam, **group} for group in self.attachment.param_groups()]
+        groups = by_kind([{**adam, **group} for group in self.attachment.param_groups()])
         self.optimizer = self.attachment.optimizer(groups, (settings.adam_beta1, settings.adam_beta2))
         if not self.attachment.accumulates and self.ranks.size > 1:
             raise SettingError(
@@ -290,9 +292,9 @@ class _Run:
             torch.manual_seed(derive(self.seed, "step", self.step, "rank", self.ranks.rank))
         chosen = self._chosen()
         size = self.settings.per_device_train_batch_size
-        micro_batches = [self._own(chosen[start : start + size]) for start in range(0, len(chosen), size)]
-        micro_batches = [batch for batch in micro_batches if batch]
-        groups = [group for batch in micro_batches for group in passes(self.attachment, self.sequences, batch)]
+        micro_batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        groups = [group for batch in micro_batches for group in self._own(batch)]
+        idle = sum(self._idle_passes(batch) for batch in micro_batches)
         share = self.trunk is None  # the trunk's states were recorded for whole sequences, without a shared prefix
         batches = [batch_of(self.base, [self.sequences[index] for index in group], share=share) for group in groups]
         labelled, tokens = self._counts(batches)
@@ -303,6 +305,8 @@ class _Run:
                 loss = self._loss(batch, weight / labelled)
                 losses.append(loss.detach())
                 loss.backward()
+        for _ in range(idle):
+            self._run_idle(chosen[0], share)
         for term in self._further_terms():
             (term / self.ranks.size).backward()  # all ranks compute the same
         self._sum_gradients()
@@ -327,12 +331,31 @@ class _Run:
             self._log({"loss": total, "grad_norm": norm, "learning_rate": rate})
         return total
 
-    def _own(self, rows: list[int]) -> list[int]:
-        """Return the rows of a micro-batch that this process computes."""
+    def _own(self, rows: list[int]) -> list[list[int]]:
+        """Return the rows of a micro-batch that this process computes, by forward pass."""
+        return self._passes_by_rank(rows)[self.ranks.rank]
+
+    def _passes_by_rank(self, rows: list[int]) -> list[list[list[int]]]:
         if self.ranks.size == 1:
-            return rows
-        share = in_groups([self.sequences[row] for row in rows], self.ranks.size)[self.ranks.rank]
-        return [rows[place] for place in share]
+            return [passes(self.attachment, self.sequences, rows)]
+        shares = in_groups([self.sequences[row] for row in rows], self.ranks.size)
+        return [
+            passes(self.attachment, self.sequences, [rows[place] for place in share]) if share else []
+            for share in shares
+        ]
+
+    def _idle_passes(self, rows: list[int]) -> int:
+        """Return how many passes this process has fewer than another: where weights are sharded, all run as many."""
+        if not self.ranks.sharded:
+            return 0
+        counts = [len(groups) for groups in self._passes_by_rank(rows)]
+        return max(counts) - counts[self.ranks.rank]
+
+    def _run_idle(self, row: int, share: bool) -> None:
+        """Gather weights for the other ranks, in a pass that changes no gradient."""
+        batch = batch_of(self.base, [self.sequences[row]], share=share)
+        with layout(self.base, batch), self.precision(), replaying(self.trunk, [row]):
+            self._loss(batch, 0.0).backward()
 
     def _counts(self, batches: list[Batch]) -> tuple[int, int]:
         """Return the labelled tokens, at least one, and all tokens of a step, on all ranks."""
@@ -345,7 +368,7 @@ class _Run:
         """Give every rank the gradients of all ranks' rows; a rank without rows of its own adds nothing."""
         if self.ranks.size == 1:
             return
-        params = list(self.attachment.params().values())
+        params = [p for p in self.attachment.params().values() if not is_shard(p)]  # FSDP sums those of shards
         known = self.ranks.total(*(float(parameter.grad is not None) for parameter in params))
         trained = [parameter for parameter, count in zip(params, known, strict=True) if count]
         for parameter in trained:
@@ -359,7 +382,7 @@ class _Run:
         Raises:
             TunewiseError: says after which step they differ.
         """
-        if not self.ranks.agree([p.detach() for p in self.attachment.params().values()]):
+        if not self.ranks.agree([p.detach() for p in self.attachment.params().values() if not is_shard(p)]):
             raise TunewiseError(
                 f"the {self.ranks.size} devices hold different weights after step {self.step}; they must run the same "
                 "software on the same kind of device, and one of them may be faulty"
@@ -425,9 +448,8 @@ class _Run:
 
     def _clip_gradients(self) -> float:
         """Clip the gradients to `max_grad_norm` and return their norm before that."""
-        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        limit = self.settings.max_grad_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(params, limit)) if params else 0.0
+        params = (p for group in self.optimizer.param_groups for p in group["params"])
+        return clip_gradients(params, self.settings.max_grad_norm or math.inf, self.ranks)
 
     def precision(self) -> Any:
         """Return the context of forward passes: bf16 autocast, where settings say so."""
@@ -444,7 +466,7 @@ class _Run:
     def save(self) -> None:
         """Write a checkpoint, after making sure that all ranks hold the same."""
         self.require_agreement()
-        if not self.ranks.writes:
+        if not (self.ranks.writes or self.ranks.sharded):
             return
         assert self.folder is not None
         position = checkpoint.Position(
@@ -460,8 +482,9 @@ class _Run:
             self.loss,
         )
         earlier = self.snapshot if self.best is not None and self.best.step < self.step else None
-        checkpoint.save(self.folder, self._request, position, self.attachment, self.optimizer, earlier)
-        artifact_writer.prune(self.folder, self.settings.save_total_limit)
+        checkpoint.save(self.folder, self._request, position, self.attachment, self.optimizer, earlier, self.ranks)
+        if self.ranks.writes:
+            artifact_writer.prune(self.folder, self.settings.save_total_limit)
 
     def _restore(self, stored: artifact_writer.Stored) -> None:
         """Set attachment, optimiser and schedule to where the run of a checkpoint was."""
