@@ -15,7 +15,7 @@ import torch
 
 from tunewise.adaptation import artifact
 from tunewise.engine.model import Base, load_base
-from tunewise.engine.ranks import Ranks, joined_ranks
+from tunewise.engine.ranks import joined_ranks
 from tunewise.engine.shards import local, whole
 from tunewise.engine.tiny import tiny_task
 from tunewise.fitting.loop import train
@@ -29,8 +29,9 @@ SETTINGS = TrainSettings(max_steps=4, per_device_train_batch_size=3, gradient_ac
 FORMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "lora-recomputed": ("lora", {}, {"gradient_checkpointing": True}),
     "lora-head": ("lora", {"target_modules": ["q", "lm_head"]}, {}),
-    "lora-rehearsed": ("lora", {}, {"l2_sp": 0.01}),
+    "lora-held-back": ("lora", {}, {"l2_sp": 0.01}),
     "full-lisa": ("full", {"lisa_layers": 1, "lisa_interval": 2}, {}),
+    "full-single": ("full", {}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}),
     "full-kept-best": ("full", {}, {"load_best_model_at_end": True, "eval_steps": 1}),
 }
 

@@ -299,8 +299,9 @@ def load_base(
     if rows > base.vocabulary:
         base.resize_embeddings(rows)
     require_embeddings(name, tokenizer, base.vocabulary)
-    if shards is not None:
-        return base  # each part is on its device already
+    if shards is not None:  # each part is on its device already
+        base.freeze_fingerprint()  # later on, a single rank may ask for it
+        return base
     try:
         cast(Any, model).to(device or _default_device())
     except (RuntimeError, AssertionError) as error:

@@ -1,9 +1,9 @@
 """Says who takes part in one training: a single process, or several that each compute their share of a step.
 
 Every rank holds the whole base, or where it is sharded a part of each weight (`tunewise.engine.sharding`), and computes
-the loss of its own rows of a step. Gradients are then summed over the ranks, so that all of them take the same step. The
-loss is a sum over labelled tokens divided by their number on all ranks, and so the sum over ranks is the gradient that
-one process would have computed, however the rows are shared out; a mean over ranks would not be.
+the loss of its own rows of a step. Gradients are then summed over the ranks, so that all of them take the same step.
+The loss is a sum over labelled tokens divided by their number on all ranks, and so the sum over ranks is the gradient
+that one process would have computed, however the rows are shared out; a mean over ranks would not be.
 
 A process is a rank where the environment says so, as torchrun, Slurm's launchers and `--devices` do: RANK, WORLD_SIZE,
 LOCAL_RANK, MASTER_ADDR and MASTER_PORT.

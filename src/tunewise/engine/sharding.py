@@ -109,14 +109,16 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float, ranks: Ranks) -> 
     if not any(map(is_shard, with_gradient)):
         return float(torch.nn.utils.clip_grad_norm_(with_gradient, limit)) if with_gradient else 0.0
     gradients = [(is_shard(p), local(p.grad)) for p in with_gradient if p.grad is not None]
-    squares = [0.0, 0.0]
-    for kind, gradient in gradients:
-        squares[kind] += (
-            float(torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))) ** 2
-        )
-    norm = math.sqrt(squares[False] + ranks.total(squares[True])[0])
+    ordinary, of_shards = (_squared([each for kind, each in gradients if kind is wanted]) for wanted in (False, True))
+    norm = math.sqrt(ordinary + ranks.total(of_shards)[0])
     factor = min(1.0, limit / (norm + 1e-6))
     if factor < 1.0:
         for _, gradient in gradients:
             gradient.mul_(factor)
     return norm
+
+
+def _squared(gradients: list[Tensor]) -> float:
+    """Return the squared norm of all together."""
+    norms = [torch.linalg.vector_norm(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in gradients]
+    return float(torch.stack(norms).double().square().sum()) if norms else 0.0

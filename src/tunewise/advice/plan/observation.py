@@ -44,8 +44,7 @@ class Training:
     """Counts what attaching and training a technique takes; sizes in bytes.
 
     Attributes:
-        attached: parameters that it trains as soon as it is attached.
-        optimised: parameters that it has trained in the end.
+        attached: parameters that it trains as soon as it is attached; `optimised` in the end, `own` are the model's.
         weights: the bare model.
         technique: what it adds before the first step.
         gradients: of the parameters of the first step.
@@ -58,6 +57,7 @@ class Training:
 
     attached: int
     optimised: int
+    own: int
     weights: int
     technique: int
     gradients: int
@@ -231,6 +231,7 @@ def _observe(
         training = Training(
             attached=attached,
             optimised=count(attachment),
+            own=sum(p.numel() for p in attachment.changed()),
             weights=weights,
             technique=costs.technique,
             gradients=costs.gradients,
