@@ -29,7 +29,7 @@ from tunewise.core.errors import DivergedError, SettingError, TunewiseError
 from tunewise.core.seeds import derive, generator, repeatable
 from tunewise.engine.device import on_gpu
 from tunewise.engine.encoding import TokenSequence
-from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing
+from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing, why_not_packed
 from tunewise.engine.memory import keep_freed_memory
 from tunewise.engine.packing import Batch, in_groups, in_passes
 from tunewise.engine.run_text import RunText
@@ -173,6 +173,8 @@ def train(
         raise SettingError("replay and kl_to_base need text to rehearse; pass rehearsal=Rehearsal.of(base, texts)")
     if settings.early_stopping_patience and evaluate is None:
         raise SettingError("early_stopping_patience needs a validation loss; pass evaluate=")
+    if attachment.base.ranks.sharded:
+        why_not_packed(attachment.base)  # it runs the model, which all ranks must do together
     run = _Run(attachment, sequences, settings, seed, folder)
     run.rehearsal, run.evaluate, run.objective, run.text = rehearsal, evaluate, objective, text
     run.begin(resume)
@@ -366,9 +368,9 @@ class _Run:
 
     def _sum_gradients(self) -> None:
         """Give every rank the gradients of all ranks' rows; a rank without rows of its own adds nothing."""
-        if self.ranks.size == 1:
-            return
         params = [p for p in self.attachment.params().values() if not is_shard(p)]  # FSDP sums those of shards
+        if self.ranks.size == 1 or not params:
+            return
         known = self.ranks.total(*(float(parameter.grad is not None) for parameter in params))
         trained = [parameter for parameter, count in zip(params, known, strict=True) if count]
         for parameter in trained:
