@@ -44,16 +44,18 @@ def outcome(base: Base, name: str, out: Path) -> dict[str, Any]:
     losses: list[float] = []
     rows = encoder_for(attachment, task).encode([attachment.render(example) for example in task.train[:7]])
     folder = out / f"run-{name}"
-    train(
-        attachment,
-        rows,
-        replace(SETTINGS, **settings),
-        folder=folder,
-        on_step=lambda step, value: losses.append(value),
-        evaluate=(lambda: loss(attachment, task, task.validation)) if "eval_steps" in settings else None,
-    )
+    if attachment.recipe.trains:
+        train(
+            attachment,
+            rows,
+            replace(SETTINGS, **settings),
+            folder=folder,
+            on_step=lambda step, value: losses.append(value),
+            evaluate=(lambda: loss(attachment, task, task.validation)) if "eval_steps" in settings else None,
+        )
     base.ranks.wait()
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
+    metrics = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()] if metrics.exists() else []
     scores = score(attachment, task, task.test)
     result = {
         "losses": losses,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_ranks import environment, free_port, losses, outcomes, run
 
 import shards_worker
+from rank_processes import environment, free_port, losses, outcomes, run
 from tunewise.adaptation.artifact import load
 from tunewise.engine.model import load_base
 from tunewise.engine.tiny import tiny_base, tiny_task
@@ -137,7 +137,7 @@ def test_the_command_shares_a_model_out(tmp_path):
     ("technique", "further", "says"),
     [
         ("lt_sft", (), "lt_sft needs whole weights"),
-        ("lora+diff_pruning", (), "diff_pruning: it trains a gate"),
+        ("prompt_tuning+threshold_mask", (), "threshold_mask: it masks"),
         ("full", ("--set", "full.optimizer=adafactor"), "optimizer=adafactor"),
         ("lora", ("--set", "lora.use_dora=true"), "use_dora"),
     ],
