@@ -19,6 +19,7 @@ from tunewise.techniques.registry import all_techniques, make
 
 WORKER = Path(shards_worker.__file__)
 SHARDED = sorted(name for name, technique in all_techniques().items() if not technique.needs_whole_weights)
+pytestmark = pytest.mark.timeout(1200)  # the first test of a model waits for all its trainings
 NAMES = [*SHARDED, *shards_worker.FORMS]
 BY_BLOCKS = ["lora", "full", "last_layers", "lst", "prefix_tuning"]  # of a model that brings no plan
 

@@ -6,7 +6,8 @@ import torch
 from tunewise.engine import packing
 from tunewise.engine.forward import batch_of
 from tunewise.fitting import loop
-from tunewise.fitting.loop import passes, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.passes import passes
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import _sequences, attach, tiny_base, tiny_task

@@ -27,22 +27,20 @@ from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
 from tunewise.core.errors import DivergedError, SettingError, TunewiseError
 from tunewise.core.seeds import derive, generator, repeatable
-from tunewise.engine.device import on_gpu
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing, why_not_packed
 from tunewise.engine.memory import keep_freed_memory
-from tunewise.engine.packing import Batch, in_groups, in_passes
+from tunewise.engine.packing import Batch
 from tunewise.engine.run_text import RunText
 from tunewise.engine.sharding import by_kind, clip_gradients
 from tunewise.engine.shards import is_shard
 from tunewise.fitting import checkpoint
 from tunewise.fitting.frozen_trunk import Trunk, replaying, trunk_of
+from tunewise.fitting.passes import passes_by_rank
 from tunewise.fitting.rehearsal import Rehearsal
 from tunewise.fitting.run_request import RunRequest
 from tunewise.fitting.schedules import schedule_of
 from tunewise.fitting.settings import TrainSettings
-
-PASS = 768  # tokens per forward pass beyond which a CPU gets no faster and only needs more memory
 
 
 @dataclass(frozen=True)
@@ -90,13 +88,6 @@ def order(examples: int, seed: int, start: int, count: int) -> list[int]:
 @lru_cache(maxsize=2)  # a step reads one epoch or crosses into the next
 def _shuffled_epoch(examples: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(examples, generator=generator(seed, "order", epoch))
-
-
-def passes(attachment: Attachment, sequences: Sequence[TokenSequence], batch: list[int]) -> list[list[int]]:
-    """Divide a micro-batch into forward passes: one on a GPU, several of about `PASS` tokens each on a CPU."""
-    if on_gpu(next(attachment.base.model.parameters())) or not attachment.accumulates:
-        return [batch]
-    return [[batch[position] for position in part] for part in in_passes([sequences[i] for i in batch], PASS)]
 
 
 def steps_for_tokens(sequences: Sequence[TokenSequence], settings: TrainSettings, seed: int, tokens: int) -> int:
@@ -294,11 +285,15 @@ class _Run:
             torch.manual_seed(derive(self.seed, "step", self.step, "rank", self.ranks.rank))
         chosen = self._chosen()
         size = self.settings.per_device_train_batch_size
-        micro_batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        groups = [group for batch in micro_batches for group in self._own(batch)]
-        idle = sum(self._idle_passes(batch) for batch in micro_batches)
-        share = self.trunk is None  # the trunk's states were recorded for whole sequences, without a shared prefix
-        batches = [batch_of(self.base, [self.sequences[index] for index in group], share=share) for group in groups]
+        rank, micro_batches = self.ranks.rank, [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        shares = [passes_by_rank(self.attachment, self.sequences, batch) for batch in micro_batches]
+        groups = [group for share in shares for group in share[rank]]
+        # Where weights are sharded, a rank with fewer passes than another makes some for the others' sake.
+        idle = sum(max(map(len, share)) - len(share[rank]) for share in shares) if self.ranks.sharded else 0
+        begin_once = self.trunk is None  # the trunk's states were recorded for whole sequences, without a shared prefix
+        batches = [
+            batch_of(self.base, [self.sequences[index] for index in group], share=begin_once) for group in groups
+        ]
         labelled, tokens = self._counts(batches)
         weight = 1 - self.settings.replay
         losses: list[Tensor] = []  # read after the backward passes, so that a GPU is not waited for in between
@@ -308,7 +303,7 @@ class _Run:
                 losses.append(loss.detach())
                 loss.backward()
         for _ in range(idle):
-            self._run_idle(chosen[0], share)
+            self._run_idle(chosen[0], begin_once)
         for term in self._further_terms():
             (term / self.ranks.size).backward()  # all ranks compute the same
         self._sum_gradients()
@@ -332,26 +327,6 @@ class _Run:
         if self._writes and self.step % self.settings.logging_steps == 0:
             self._log({"loss": total, "grad_norm": norm, "learning_rate": rate})
         return total
-
-    def _own(self, rows: list[int]) -> list[list[int]]:
-        """Return the rows of a micro-batch that this process computes, by forward pass."""
-        return self._passes_by_rank(rows)[self.ranks.rank]
-
-    def _passes_by_rank(self, rows: list[int]) -> list[list[list[int]]]:
-        if self.ranks.size == 1:
-            return [passes(self.attachment, self.sequences, rows)]
-        shares = in_groups([self.sequences[row] for row in rows], self.ranks.size)
-        return [
-            passes(self.attachment, self.sequences, [rows[place] for place in share]) if share else []
-            for share in shares
-        ]
-
-    def _idle_passes(self, rows: list[int]) -> int:
-        """Return how many passes this process has fewer than another: where weights are sharded, all run as many."""
-        if not self.ranks.sharded:
-            return 0
-        counts = [len(groups) for groups in self._passes_by_rank(rows)]
-        return max(counts) - counts[self.ranks.rank]
 
     def _run_idle(self, row: int, share: bool) -> None:
         """Gather weights for the other ranks, in a pass that changes no gradient."""

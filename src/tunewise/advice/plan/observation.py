@@ -31,7 +31,8 @@ from tunewise.engine.attention import forget_layouts
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.model import Base
 from tunewise.fitting.allowance import allowance
-from tunewise.fitting.loop import PASS, require_a_step_for_each_phase, train
+from tunewise.fitting.loop import require_a_step_for_each_phase, train
+from tunewise.fitting.passes import PASS
 from tunewise.fitting.scoring import AnswerReading, encoder_for, study
 from tunewise.fitting.settings import TrainSettings
 
