@@ -6,6 +6,7 @@ every weight up to step N, from where it was stopped.
 """
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from tunewise.adaptation import artifact
+from tunewise.engine import loss as engine_loss
 from tunewise.engine.model import Base, load_base
 from tunewise.engine.ranks import joined_ranks
 from tunewise.engine.shards import local, whole
@@ -100,9 +102,8 @@ def main() -> None:
     """Do what the command line says."""
     model, out, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     torch.set_num_threads(1)
-    from os import environ
-
-    with joined_ranks(shard=environ.get("WORLD_SIZE", "1") != "1") as ranks:
+    engine_loss._CHUNK_ELEMENTS = 1 << 12  # so that ranks have different numbers of parts of the logits
+    with joined_ranks(shard=os.environ.get("WORLD_SIZE", "1") != "1") as ranks:
         base = load_base(model, ranks=ranks)
         if what[0] == "--until":
             go_on(base, out, int(what[1]))

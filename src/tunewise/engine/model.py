@@ -207,7 +207,7 @@ class Base:
         return {
             "name": self.name,
             "revision": self.revision,
-            "architecture": type(self.model).__name__,
+            "architecture": type(self.model).__name__ if self.shards is None else self.shards.architecture,
             "parameters": self.parameters,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "fingerprint": self.fingerprint,
@@ -274,16 +274,17 @@ def load_base(
         if path.is_dir():
             check_checkpoint(name, path, config)
         load: Any = AutoModelForCausalLM.from_pretrained  # its types do not know the second result
-        model, loading = load(
-            source,
-            config=config,
-            dtype=weights_dtype(dtype, config, kind),
-            use_safetensors=True,
-            revision=revision,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **loading_arguments(config, ranks),
-        )
+        with loading_arguments(config, ranks) as sharding:
+            model, loading = load(
+                source,
+                config=config,
+                dtype=weights_dtype(dtype, config, kind),
+                use_safetensors=True,
+                revision=revision,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **sharding,
+            )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except ModelError:
         raise

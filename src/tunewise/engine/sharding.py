@@ -1,9 +1,10 @@
 """Shares the weights of a model out over devices (FSDP2): each holds a part, and gathers a block when it runs.
 
-transformers' loader reads on every device only its part of the files, and wraps what the model's own plan names; where
-a model brings no plan, its blocks. FSDP2 gathers weights when the whole model's `forward` is called. We call the parts
-of a model, read the weight of its head, and make the gradient of the head in the forward pass; so everything that
-reads weights runs inside of `ShardedModel.run`, which is a forward pass of the whole model to FSDP2.
+transformers' loader reads on every device only its part of the files. A block is gathered when it runs, and everything
+else, embeddings and head above all, for as long as a pass lasts. FSDP2 does so when the whole model's `forward` is
+called. We call the parts of a model, read the weight of its head, and make the gradient of the head in the forward
+pass; so everything that reads weights runs inside of `ShardedModel.run`, which is a forward pass of the whole model to
+FSDP2.
 
 Losses are sums divided by the labelled tokens of all devices, and so the gradients are summed here, not averaged.
 
@@ -13,7 +14,8 @@ All devices must run equally many forward and backward passes, as each of them g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -30,14 +32,16 @@ INSTEAD = "use --devices without --shard, where every device holds all weights"
 _TORCH, _TRANSFORMERS = "2.13", "5.23"  # the first versions that this is known to work with
 
 
-def loading_arguments(config: Any, ranks: Ranks) -> dict[str, Any]:
-    """Return what `from_pretrained` takes to load this device's part of a model.
+@contextmanager
+def loading_arguments(config: Any, ranks: Ranks) -> Iterator[dict[str, Any]]:
+    """Yield what `from_pretrained` takes to load this device's part of a model; call it inside.
 
     Raises:
         ModelError: torch or transformers is too old.
     """
     if not ranks.sharded:
-        return {}
+        yield {}
+        return
     import transformers
     from packaging.version import Version
 
@@ -45,26 +49,37 @@ def loading_arguments(config: Any, ranks: Ranks) -> dict[str, Any]:
         raise ModelError(f"--shard needs torch {_TORCH} and transformers {_TRANSFORMERS}; install them, or {INSTEAD}")
     from transformers.distributed.configuration_utils import DistributedConfig
 
-    plan = None if getattr(config, "base_model_fsdp_plan", None) else _by_blocks(config)
-    return {"distributed_config": DistributedConfig(fsdp_size=ranks.size, fsdp_plan=plan)}
-
-
-def _by_blocks(config: Any) -> dict[str, str]:
-    """Return the plan that frees every block after it has run, and holds the rest while a pass lasts."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return {f"{Anatomy(model).layout.blocks}.*": "free_full_weight"}
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    plan = {f"{Anatomy(model).layout.blocks}.*": "free_full_weight"}
+    # A plan that is given is added to the model's own, in which the head would be gathered by each call of it: once for
+    # each part of the logits, of which devices have different numbers.
+    with _without(type(model), "_fsdp_plan"), _without(type(config), "base_model_fsdp_plan"):
+        yield {"distributed_config": DistributedConfig(fsdp_size=ranks.size, fsdp_plan=plan)}
+
+
+@contextmanager
+def _without(kind: type, attribute: str) -> Iterator[None]:
+    """Let a class attribute be None for as long as the block runs."""
+    own, before = attribute in vars(kind), getattr(kind, attribute, None)
+    setattr(kind, attribute, None)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(kind, attribute, before)
+        else:
+            delattr(kind, attribute)
 
 
 class ShardedModel:
-    """A loaded model whose weights are shared out."""
+    """A loaded model whose weights are shared out; `architecture` is the name of its class before FSDP2 changed it."""
 
     def __init__(self, model: Any) -> None:
         from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
         self._model, self._inside = model, False
+        self.architecture: str = type(model).__bases__[-1].__name__
         self._parts: list[Any] = [part for part in model.modules() if isinstance(part, FSDPModule)]
         for part in self._parts:
             part.set_gradient_divide_factor(1.0)

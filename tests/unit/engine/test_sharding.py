@@ -44,4 +44,5 @@ def test_every_rank_gets_equally_many_turns():
 
 
 def test_a_whole_model_is_loaded_as_ever():
-    assert loading_arguments(None, Ranks(0, 2)) == {}
+    with loading_arguments(None, Ranks(0, 2)) as arguments:
+        assert arguments == {}
