@@ -13,6 +13,7 @@ All devices must run equally many forward and backward passes, as each of them g
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def loading_arguments(config: Any, ranks: Ranks) -> Iterator[dict[str, Any]]:
     from transformers.distributed.configuration_utils import DistributedConfig
 
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config))
     plan = {f"{Anatomy(model).layout.blocks}.*": "free_full_weight"}
     # A plan that is given is added to the model's own, in which the head would be gathered by each call of it: once for
     # each part of the logits, of which devices have different numbers.
