@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tunewise.contract.technique import Technique
     from tunewise.data.task import Task
     from tunewise.engine.model import Base
+    from tunewise.engine.ranks import Ranks
     from tunewise.fitting.settings import TrainSettings
 
 
@@ -269,8 +270,8 @@ def _takers(used: set[str], setting: str, value: str | None, purpose: str) -> li
     return takers
 
 
-def load_model(name: str, options: ModelOptions | None = None) -> Base:
-    """Load the base that `--model` names, with the options beside it."""
+def load_model(name: str, options: ModelOptions | None = None, ranks: Ranks | None = None) -> Base:
+    """Load the base that `--model` names, with the options beside it, for the ranks that train together."""
     quiet()
     from tunewise.engine.model import load_base
 
@@ -282,6 +283,7 @@ def load_model(name: str, options: ModelOptions | None = None) -> Base:
         device=options.device,
         max_length=options.max_length,
         resize_embeddings=options.resize_embeddings,
+        ranks=ranks,
     )
 
 

@@ -1,9 +1,6 @@
 """One training on two processes of this machine, against the same training on one."""
 
-import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import ranks_worker
+from rank_processes import environment, free_port, losses, outcomes, run
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.packing import in_groups
 from tunewise.engine.ranks import Ranks
@@ -22,22 +20,6 @@ from tunewise.techniques.registry import all_techniques
 WORKER = Path(ranks_worker.__file__)
 NAMES = [*all_techniques(), *ranks_worker.FORMS]
 CHOOSING = {"lt_sft", "diff_pruning"}  # which entries are kept hangs on the last bits of near ties
-
-
-def environment(rank=0, size=1, port=0):
-    """Return the variables that torchrun would set."""
-    named = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in named.items()}}
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def outcomes(path):
-    return dict(map(json.loads, path.read_text("utf-8").splitlines()))
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +65,6 @@ def test_alone_nothing_is_sent():
 def fit_command(out, *further, steps=6):
     words = ["fit", "lora", "--model", "world", "--data", "world:town", "--out", str(out)]
     return [sys.executable, "-m", "tunewise.cli", *words, "--max-steps", str(steps), "--save-steps", "2", *further]
-
-
-def run(*command, **settings):
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=environment(), **settings
-    )
-
-
-def losses(out):
-    lines = map(json.loads, (out / "metrics.jsonl").read_text("utf-8").splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
 
 
 def started(out, *further, steps=2000):

@@ -6,7 +6,9 @@ import torch
 from tunewise.engine import packing
 from tunewise.engine.forward import batch_of
 from tunewise.fitting import loop
-from tunewise.fitting.loop import passes, train
+from tunewise.fitting import passes as passes_module
+from tunewise.fitting.loop import train
+from tunewise.fitting.passes import passes
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import all_techniques, make
 from tunewise.testing import _sequences, attach, tiny_base, tiny_task
@@ -33,7 +35,7 @@ def test_several_passes_are_one(name, architecture, monkeypatch):
     monkeypatch.setattr(packing, "_PASS_PER_PREFIX", 1)
     plain = {"lora_dropout": 0.0} if hasattr(make(name), "lora_dropout") else GIVEN.get(name, {})
     for most in (1 << 20, 24):
-        monkeypatch.setattr(loop, "PASS", most)
+        monkeypatch.setattr(passes_module, "PASS", most)
         counts.append(0)
         attachment = attach(make(name, {name: plain}), base, task)
         done = train(attachment, _sequences(attachment, task), SETTINGS, reuse_trunk=False)
@@ -47,7 +49,7 @@ def test_several_passes_are_one(name, architecture, monkeypatch):
 
 
 def test_an_optimizer_inside_the_backward_pass_sees_the_whole_batch(monkeypatch):
-    monkeypatch.setattr(loop, "PASS", 8)
+    monkeypatch.setattr(passes_module, "PASS", 8)
     base, task = tiny_base(), tiny_task()
     for optimizer, count in (("lomo", 1), ("adamw", 4)):
         attachment = attach(make("full", {"full": {"optimizer": optimizer}}), base, task)

@@ -111,7 +111,7 @@ def memory_group(name):
 
 
 # A metric runs in the process of the trials. In a limited group no pass is split there, as on a GPU.
-UNSPLIT = "import tunewise.fitting.loop\n\ntunewise.fitting.loop.PASS = 1 << 30\n"
+UNSPLIT = "import tunewise.fitting.passes\n\ntunewise.fitting.passes.PASS = 1 << 30\n"
 # Where no group can be made, the process is killed as the kernel does it, and counted where the kernel counts.
 SHOT = """
 import os, signal

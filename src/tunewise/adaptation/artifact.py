@@ -35,6 +35,7 @@ from tunewise.data.task import Example, Message, Task
 from tunewise.engine.generation import generate, stop_of
 from tunewise.engine.model import Base, load_base
 from tunewise.engine.run_text import RunText
+from tunewise.engine.shards import collected
 from tunewise.fitting.scoring import encoder_for
 from tunewise.techniques.building.peft_lora import resized_embeddings
 
@@ -75,8 +76,14 @@ class Adaptation:
 
 
 def save(attachment: Attachment, task: Task, folder: Path, record: JsonObject | None = None) -> None:
-    """Write an adaptation, all or nothing; `record` is stored with it (metrics, budget)."""
-    base, state, peft_adapter = attachment.base, attachment.state(), attachment.peft()
+    """Write an adaptation, all or nothing; `record` is stored with it (metrics, budget).
+
+    Where there are several ranks, all call this and the first one writes.
+    """
+    base, peft_adapter = attachment.base, attachment.peft()
+    state = collected(attachment.state(), base.ranks.writes)
+    if not base.ranks.writes:
+        return
     theirs = peft_adapter[1] if peft_adapter is not None else {}
     stored_there = _same_tensors(state, theirs)
     content = AdaptationRecord(

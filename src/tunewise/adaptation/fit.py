@@ -14,16 +14,18 @@ from tunewise.adaptation.label_list import label_list_choice
 from tunewise.adaptation.run_files import TOKENIZER_FILES, write_tokenizer, write_trainer_state
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
-from tunewise.core.errors import ArtifactError, SettingError
+from tunewise.core.errors import ArtifactError, ModelError, SettingError
 from tunewise.core.json_record import JsonObject
 from tunewise.core.lock import lock
 from tunewise.core.progress import PREPARING, TRAINING, Progress, silent, training_report
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task, sample
+from tunewise.engine.forward import why_not_packed
 from tunewise.engine.model import Base
 from tunewise.engine.row_file import truncated_of
 from tunewise.engine.rows import fitted_to
 from tunewise.engine.run_text import RunText
+from tunewise.engine.sharding import INSTEAD
 from tunewise.fitting.allowance import allowance
 from tunewise.fitting.encoded_rows import FOLDER as ROWS
 from tunewise.fitting.encoded_rows import encoded_rows, remove_rows
@@ -75,6 +77,7 @@ def fit(
         SettingError: `out` holds a finished adaptation already.
         ArtifactError: the run that is to be resumed was begun with other data, settings or another model.
         DivergedError: the loss is no longer finite.
+        TechniqueError: the base is sharded, and the technique needs whole weights.
 
     Examples:
         >>> base, task = load_base("world"), Task.read("world:reviews")
@@ -88,6 +91,8 @@ def fit(
         settings = replace(settings, max_steps=settings.steps_for(num_train_epochs, len(task.train)))
     validation = sample(task.validation, validation_examples)
     recipe = technique.resolved(base)
+    if base.ranks.sharded:
+        require_shards(base, recipe)
     with lock(folder) if base.ranks.writes else nullcontext():
         if base.ranks.writes:
             remove_leftovers(folder)
@@ -147,7 +152,7 @@ def fit(
                 if "training" in record:
                     write_trainer_state(folder, trained, settings, len(task.train))
                 write_tokenizer(folder, base.tokenizer)
-                artifact.save(attachment, task, folder / _ADAPTATION, record)
+            artifact.save(attachment, task, folder / _ADAPTATION, record)
         finally:
             base.release()
         if base.ranks.writes:
@@ -155,6 +160,19 @@ def fit(
             remove_rows(folder)
         base.ranks.wait()
     return {**recipe.to_json(), "adaptation": str(folder / _ADAPTATION), **record}
+
+
+def require_shards(base: Base, recipe: Technique) -> None:
+    """Refuse what cannot be trained on a base whose weights are shared out over devices.
+
+    Raises:
+        TechniqueError: the technique needs whole weights.
+        ModelError: forward passes cannot be laid out alike on all devices.
+    """
+    recipe.require_shards()
+    reason = why_not_packed(base)
+    if reason is not None:
+        raise ModelError(f"{base.name} cannot be sharded, as its rows cannot be packed ({reason}); {INSTEAD}")
 
 
 def remove_leftovers(folder: Path) -> None:

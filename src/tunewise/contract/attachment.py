@@ -112,14 +112,15 @@ class Building:
         import torch
 
         from tunewise.engine.memory import spill_to_disk
+        from tunewise.engine.shards import local
 
-        original = self._originals[id(parameter)] = spill_to_disk(parameter)
+        original = self._originals[id(parameter)] = spill_to_disk(local(parameter))  # of a shard this device's part
 
         def restore() -> None:
             parameter.requires_grad_(False)
             parameter.grad = None
             with torch.no_grad():
-                parameter.copy_(original)
+                local(parameter).copy_(original)
             self._originals.pop(id(parameter), None)
 
         self._undo.append(restore)
@@ -218,11 +219,18 @@ class Training(Building):
         """||W - W_0||^2: return the squared distance of the weights in use from the base's; differentiable.
 
         Raises:
-            TechniqueError: the technique moves no weight of the base.
+            TechniqueError: the technique moves no weight of the base, or weights that are shared out over devices.
         """
+        from tunewise.engine.shards import is_shard
+
         changed = [(p, self._originals[id(p)]) for p in self.params().values() if id(p) in self._originals]
         if not changed:
             raise TechniqueError(f"{self.recipe.name} moves no weight, so there is nothing that l2_sp could hold back")
+        if any(is_shard(parameter) for parameter, _ in changed):
+            raise TechniqueError(
+                f"the distance of {self.recipe.name} from the base, which l2_sp holds back, needs whole weights; leave "
+                "l2_sp out, or use --devices without --shard"
+            )
         terms = [(parameter - original).square().sum() for parameter, original in changed]
         return sum(terms[1:], terms[0])
 
@@ -279,13 +287,12 @@ class Storing(Training):
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore `state()`; refuse a missing, extra, mis-shaped, mis-typed or non-finite tensor."""
-        import torch
+        from tunewise.engine.shards import put
 
         current = self.state()
         strict(current, state)
-        with torch.no_grad():
-            for name, tensor in current.items():
-                tensor.copy_(state[name])
+        for name, tensor in current.items():
+            put(tensor, state[name])
         self.round_trained()
 
     def stored_rows(self) -> list[StoredRow]:
@@ -303,13 +310,12 @@ class Storing(Training):
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore `training_state()` in place."""
-        import torch
+        from tunewise.engine.shards import put
 
         current = self.training_state()
         strict(current, state)
-        with torch.no_grad():
-            for name, tensor in current.items():
-                tensor.copy_(state[name])
+        for name, tensor in current.items():
+            put(tensor, state[name])
 
     def changed(self) -> list[nn.Parameter]:
         """Return the model's parameters whose values differ from the base's, or that replace the base's.
@@ -388,6 +394,8 @@ def strict(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     Raises:
         ArtifactError: names the first tensor at fault.
     """
+    from tunewise.engine.shards import is_finite
+
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         what = f'"{missing[0]}" is missing' if missing else f'"{extra[0]}" is not expected'
@@ -399,5 +407,5 @@ def strict(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
                 f'the weights do not fit this technique and base: "{name}" is {tuple(candidate.shape)} '
                 f"{candidate.dtype}, expected {tuple(tensor.shape)} {tensor.dtype}"
             )
-        if candidate.is_floating_point() and not bool(candidate.isfinite().all()):
+        if candidate.is_floating_point() and not is_finite(candidate):
             raise ArtifactError(f'the weights hold a value that is not finite in "{name}"')

@@ -80,6 +80,11 @@ class Composed(Technique):
         """Say whether all parts can be merged."""
         return all(part.mergeable for part in self.parts)
 
+    @fact(default=Technique.needs_whole_weights)
+    def needs_whole_weights(self) -> str:
+        """Join the reasons of the parts that cannot be trained on parts of weights."""
+        return "; ".join(f"{part.name}: {why}" for part in self.parts if (why := part.needs_whole_weights))
+
     @fact(default=True)
     def identity_at_start(self) -> bool:
         """Say whether no part changes anything before it is trained."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from tunewise.contract.learning_rates import REFERENCE_WIDTH
 from tunewise.contract.settings import checked
+from tunewise.core.errors import TechniqueError
 from tunewise.core.json_record import JsonObject
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class Technique(ABC):
     `place_settings` name something outside of the adaptation (a model, documents, data): where they stand in a file
     they are left out when it is loaded, and a user gives them anew;
     what `prepare` reads does not depend on the settings in `unread_settings`, so that it is read once for all of them;
+    `needs_whole_weights` says in a clause why it cannot be trained on weights that are shared out over devices (`fit
+    --shard`), and is empty where it can;
     where `adapts` is False, it is the base itself, whose figures the others are compared with;
     `differs` says in a few words what of it is not exactly the paper's, and becomes part of the row's label.
     A fact that depends on the settings is a method under `fact`.
@@ -95,6 +98,7 @@ class Technique(ABC):
     differs: ClassVar[str] = ""
     mergeable: ClassVar[bool] = False
     identity_at_start: ClassVar[bool] = True
+    needs_whole_weights: ClassVar[str] = "it has not been tried on parts of weights"
     reference_rate: ClassVar[float] = 0.0
     width_exponent: ClassVar[float] = 0.0
     late_settings: ClassVar[frozenset[str]] = frozenset()
@@ -170,6 +174,18 @@ class Technique(ABC):
     def why_not_mergeable(self) -> str:
         """Say in a sentence why this recipe cannot be merged; asked where it is not `mergeable`."""
         return f"{self.name} cannot be merged into the base's weights; keep the adaptation"
+
+    def require_shards(self) -> None:
+        """Refuse to be trained on weights that are shared out over devices, if whole ones are needed.
+
+        Raises:
+            TechniqueError: says why, and what to do.
+        """
+        if self.needs_whole_weights:
+            raise TechniqueError(
+                f"{self.name} needs whole weights ({self.needs_whole_weights}); use --devices without --shard, where "
+                "every device holds all of them"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return name and settings as JSON."""

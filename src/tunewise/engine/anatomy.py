@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tunewise.core.errors import ModelError, SettingError, TechniqueError
 from tunewise.engine.configuration import context_of
+from tunewise.engine.shards import scattered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -413,7 +414,7 @@ def oriented(linear: nn.Module) -> Tensor:
 def add_to_weight(linear: nn.Module, delta: Tensor) -> None:
     """Add delta (out, in), in at least fp32, to the weight; the sum is rounded once."""
     weight: Tensor = linear.weight  # type: ignore[assignment]
-    oriented = delta.T if is_transposed(linear) else delta
+    oriented = scattered(delta.T if is_transposed(linear) else delta, weight)
     with torch.no_grad():
         weight.copy_((weight.to(delta.dtype) + oriented).to(weight.dtype))
 

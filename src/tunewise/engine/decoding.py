@@ -133,7 +133,8 @@ class Prefix:
 
     def __init__(self, base: Base, ids: Sequence[int]) -> None:
         self.length, self.cache = len(ids), new_cache(base)
-        base.anatomy.inner(input_ids=_ids_tensor(base, [list(ids)]), past_key_values=self.cache, use_cache=True)
+        inputs = {"input_ids": _ids_tensor(base, [list(ids)]), "past_key_values": self.cache, "use_cache": True}
+        base.within(lambda: base.anatomy.inner(**inputs).last_hidden_state)
         self.joins = _keeps_all(self.cache)
 
     def repeated(self, rows: int) -> DynamicCache:
@@ -242,12 +243,14 @@ class Cohort:
         last = torch.tensor([ids.shape[1] - 1], device=ids.device)
         optional = {"position_ids": positions, "logits_to_keep": last}
         accepted = signature(type(self.base.model).forward).parameters
-        output = self.base.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            **{name: value for name, value in optional.items() if name in accepted},
+        output = self.base.within(
+            lambda: self.base.model(
+                input_ids=ids,
+                attention_mask=self.mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                **{name: value for name, value in optional.items() if name in accepted},
+            )
         )
         return output.logits[:, -1]
 

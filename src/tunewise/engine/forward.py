@@ -58,16 +58,19 @@ def loss_sum(base: Base, batch: Batch, scale: float | None = None) -> Tensor:
     `scale` is as in `head_loss`.
     """
     if batch.segments:
-        return head_loss(base.anatomy.head, _hidden(base, batch), batch.targets, scale)
+        return base.within(lambda: head_loss(base.anatomy.head, _hidden(base, batch), batch.targets, scale))
     total = torch.nn.functional.cross_entropy(_logits(base, batch), batch.targets, reduction="sum")
     return total if scale is None else total * scale
 
 
 def answer_states(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the last hidden states (N, d) and logits (N, V) that predict the targets. Call inside `layout`."""
-    hidden = _hidden(base, batch)
-    logits: Tensor = base.anatomy.head(hidden)
-    return hidden, logits
+
+    def states() -> tuple[Tensor, Tensor]:
+        hidden = _hidden(base, batch)
+        return hidden, base.anatomy.head(hidden)
+
+    return base.within(states)
 
 
 Observe = Callable[[Tensor], None]
@@ -82,10 +85,14 @@ def nll(base: Base, batch: Batch, limit: int = 0, observe: Observe | None = None
     with layout(base, batch):
         if not batch.segments:
             return torch.cat([_padded_nll(part, logits) for part, logits in _padded_parts(base, batch, limit, observe)])
-        hidden = _hidden(base, batch)
-        if observe is not None:
-            _observe(base, hidden[:limit], base.anatomy.head, observe)
-        return token_nll(base.anatomy.head, hidden, batch.targets, batch.sources)
+        return base.within(lambda: _packed_nll(base, batch, limit, observe))
+
+
+def _packed_nll(base: Base, batch: Batch, limit: int, observe: Observe | None) -> Tensor:
+    hidden = _hidden(base, batch)
+    if observe is not None:
+        _observe(base, hidden[:limit], base.anatomy.head, observe)
+    return token_nll(base.anatomy.head, hidden, batch.targets, batch.sources)
 
 
 @torch.no_grad()
@@ -97,7 +104,7 @@ def observe_predictions(base: Base, batch: Batch, limit: int, observe: Observe) 
     """
     with layout(base, batch):
         if batch.segments:
-            _observe(base, _hidden(base, batch)[:limit], base.anatomy.head, observe)
+            base.within(lambda: _observe(base, _hidden(base, batch)[:limit], base.anatomy.head, observe))
             return
         for _ in _padded_parts(base, batch, limit, observe):
             pass
@@ -109,7 +116,7 @@ def target_logits(base: Base, batch: Batch) -> Tensor:
     with layout(base, batch):
         if not batch.segments:
             return _logits(base, batch)
-        logits: Tensor = base.anatomy.head(_hidden(base, batch))[list(batch.sources)]
+        logits = answer_states(base, batch)[1][list(batch.sources)]
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -171,11 +178,13 @@ def _hidden(base: Base, batch: Batch) -> Tensor:
 
 def _logits(base: Base, batch: Batch) -> Tensor:
     """Return the logits (N, V) of the whole model, including what it does after its last hidden state."""
-    output = base.model(
-        input_ids=batch.ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
+    output = base.within(
+        lambda: base.model(
+            input_ids=batch.ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        )
     )
     logits = output.logits.flatten(0, 1).index_select(0, batch.positions)  # (B, T, V) to (N, V)
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -76,7 +76,7 @@ def generate(
     stop: str | None = None,
     progress: Progress = silent,
 ) -> Generated:
-    """Generate greedy answers with a key/value cache; on several ranks each its share.
+    """Generate greedy answers with a key/value cache; on several ranks each its share, or where sharded all of them.
 
     A prefix that all prompts share is read once. What is over leaves its batch, and other prompts take its place.
 
@@ -88,9 +88,9 @@ def generate(
         stop: text that ends an answer too; ignored for chat models, which end their turns with a control token.
         progress: called when an answer is over.
     """
+    if base.ranks.size == 1 or base.ranks.sharded:
+        return _generate(base, encoder, rendered, room, stop, progress)
     own = _generate(base, encoder, base.ranks.mine(rendered), room, stop, progress)
-    if base.ranks.size == 1:
-        return own
     every = base.ranks.gathered(list(zip(own.texts, own.prompts, own.tokens, own.ended, strict=True)))
     texts, prompts, tokens, ended = (list(column) for column in zip(*every, strict=True))
     return Generated(texts, prompts, tokens, ended)
@@ -131,7 +131,10 @@ def _answers(
             cohort = Cohort(base, [rows[index] for index in groups.popleft()], prefix)
         elif groups and cohort.joins and len(cohort.rows) + len(groups[0]) <= _MAX_ROWS:
             cohort.join(Cohort(base, [rows[index] for index in groups.popleft()], prefix))
-        for row, token in zip(cohort.rows, cohort.logits.argmax(-1).tolist(), strict=True):
+        tokens = cohort.logits.argmax(-1).tolist()
+        if base.ranks.sharded:  # all ranks take equally many steps, whatever the last bits of their logits
+            tokens = base.ranks.first(tokens)
+        for row, token in zip(cohort.rows, tokens, strict=True):
             if row not in over:
                 row.drawn.append(token)
                 if len(row.drawn) == room or token in encoder.ends.stops or (stop and _says(stop, row.drawn, encoder)):

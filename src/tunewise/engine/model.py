@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import torch
 
@@ -24,11 +24,14 @@ from tunewise.engine.label_tokens import LabelTokens
 from tunewise.engine.memory import release_unused_memory
 from tunewise.engine.model_files import check_checkpoint, file_of, read_configuration, require_floats
 from tunewise.engine.ranks import Ranks
+from tunewise.engine.sharding import INSTEAD, ShardedModel, loading_arguments
+from tunewise.engine.shards import local, whole
 from tunewise.engine.vocabulary import require_embeddings, rows_requested
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+T = TypeVar("T")
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -66,7 +69,8 @@ class Base:
     once they were tried (`tunewise.engine.forward.why_not_packed`). Both are computed on the bare base when they are
     first needed. Code that builds a base without weights passes them, as neither can be computed there.
     `embedding_rows` is the number of rows that `resize_embeddings` gave the model, or None where it was not called.
-    `label_tokens` keeps what labels were tokenized to. `ranks` says which share of the work is this process's.
+    `label_tokens` keeps what labels were tokenized to. `ranks` says which share of the work is this process's, and
+    `shards` gathers the weights where each device holds a part of them.
 
     Examples:
         >>> base = load_base("world")
@@ -85,6 +89,7 @@ class Base:
     embedding_rows: int | None = field(default=None, repr=False)
     label_tokens: LabelTokens = field(default_factory=LabelTokens, repr=False, compare=False)
     ranks: Ranks = field(default_factory=Ranks)
+    shards: ShardedModel | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.model.requires_grad_(False).eval()
@@ -93,6 +98,13 @@ class Base:
     def anatomy(self) -> Anatomy:
         """The named parts of the model."""
         return Anatomy(self.model)
+
+    def within(self, work: Callable[[], T]) -> T:
+        """Run work that reads weights by another way than the whole model's call, and return the tensors it makes.
+
+        Where weights are shared out, they are gathered meanwhile; all devices must do so together.
+        """
+        return work() if self.shards is None else self.shards.run(work)
 
     def check_layout(self) -> None:
         """Refuse a model whose parts cannot be found now, and not after minutes of work.
@@ -178,21 +190,24 @@ class Base:
             digest = hashlib.sha256()
             for name, tensor in sorted(self.model.named_parameters()):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                raw = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+                raw = whole(tensor).contiguous().cpu().flatten().view(torch.uint8)
                 digest.update(raw.numpy().data)
             self.frozen_fingerprint = digest.hexdigest()
         return self.frozen_fingerprint
 
     def generate(self, **arguments: Any) -> torch.Tensor:
         """Run Hugging Face's generation on this model and return token ids (rows, prompt + new)."""
-        return cast(torch.Tensor, cast(Any, self.model).generate(**arguments))
+        ids = cast(torch.Tensor, cast(Any, self.model).generate(**arguments))
+        if self.shards is not None:
+            self.shards.release()
+        return ids
 
     def describe(self) -> BaseRecord:
         """Return what files record of this base."""
         return {
             "name": self.name,
             "revision": self.revision,
-            "architecture": type(self.model).__name__,
+            "architecture": type(self.model).__name__ if self.shards is None else self.shards.architecture,
             "parameters": self.parameters,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "fingerprint": self.fingerprint,
@@ -208,6 +223,7 @@ def load_base(
     max_length: int | None = None,
     resize_embeddings: bool | int = False,
     download: bool = True,
+    ranks: Ranks | None = None,
 ) -> Base:
     """Load a causal language model and its tokenizer.
 
@@ -220,10 +236,11 @@ def load_base(
         resize_embeddings: give the model embeddings for tokens that were added to its tokenizer: True for as many rows
             as the tokenizer takes, or a number of rows; the new ones are the mean of the existing ones.
         download: whether a model that is not on this machine is downloaded; False where a file names it, and no user.
+        ranks: the processes that train together; where they are sharded, each loads a part of every weight.
 
     Raises:
-        ModelError: no such model, no safetensors weights, remote code required, an unknown layout, or a tokenizer with
-            ids beyond the embeddings.
+        ModelError: no such model, no safetensors weights, remote code required, an unknown layout, a tokenizer with
+            ids beyond the embeddings, or one of these arguments is given that a sharded model cannot have.
 
     Examples:
         >>> load_base("world", max_length=256).window
@@ -235,7 +252,10 @@ def load_base(
     if max_length is not None and max_length < 8:
         raise ModelError(f"max_length is {max_length}, and a window below 8 tokens leaves no room for examples")
     require_dtype(dtype)
-    kind = _kind_of(device)
+    kind, ranks = _kind_of(device), ranks or Ranks()
+    if ranks.sharded and (device is not None or resize_embeddings):
+        option = "--device" if device is not None else "--resize-embeddings"
+        raise ModelError(f"{option} cannot be given with --shard; leave it out, or {INSTEAD}")
     path = path_of(name)
     if not download and not path.exists():
         path = _downloaded_before(str(name), revision)
@@ -254,15 +274,17 @@ def load_base(
         if path.is_dir():
             check_checkpoint(name, path, config)
         load: Any = AutoModelForCausalLM.from_pretrained  # its types do not know the second result
-        model, loading = load(
-            source,
-            config=config,
-            dtype=weights_dtype(dtype, config, kind),
-            use_safetensors=True,
-            revision=revision,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with loading_arguments(config, ranks) as sharding:
+            model, loading = load(
+                source,
+                config=config,
+                dtype=weights_dtype(dtype, config, kind),
+                use_safetensors=True,
+                revision=revision,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **sharding,
+            )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except ModelError:
         raise
@@ -271,12 +293,16 @@ def load_base(
         raise ModelError(f"{name}: cannot be loaded as a causal language model: {reason}") from error
     _require_whole(name, folder, model, loading)
     require_fast(name, tokenizer)
-    base = Base(model, tokenizer, str(name), revision, max_length)
+    shards = ShardedModel(model) if ranks.sharded else None
+    base = Base(model, tokenizer, str(name), revision, max_length, ranks=ranks, shards=shards)
     base.check_layout()
     rows = rows_requested(tokenizer, resize_embeddings)
     if rows > base.vocabulary:
         base.resize_embeddings(rows)
     require_embeddings(name, tokenizer, base.vocabulary)
+    if shards is not None:  # each part is on its device already
+        base.freeze_fingerprint()  # later on, a single rank may ask for it
+        return base
     try:
         cast(Any, model).to(device or _default_device())
     except (RuntimeError, AssertionError) as error:
@@ -340,7 +366,8 @@ def _require_whole(name: str | Path, folder: Path, model: Any, loading: Mapping[
             raise ModelError(f"{name}: the checkpoint {problem} ({listed(found[:3])}{file}); download or save it again")
     require_floats(name, folder, model)
     for tensor_name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, _extremes(tensor))):
+        part = local(tensor)
+        if part.is_floating_point() and part.numel() and not all(map(math.isfinite, _extremes(part))):
             raise ModelError(
                 f'{name}: {file_of(folder, tensor_name)} holds values in "{tensor_name}" that are not finite; download '
                 "or save it again"

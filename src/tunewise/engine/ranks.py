@@ -1,9 +1,9 @@
 """Says who takes part in one training: a single process, or several that each compute their share of a step.
 
-Every rank holds the whole base and the whole attachment, and computes the loss of its own rows of a step. Gradients are
-then summed over the ranks, so that all of them take the same step. The loss is a sum over labelled tokens divided by
-their number on all ranks, and so the sum over ranks is the gradient that one process would have computed, however the
-rows are shared out; a mean over ranks would not be.
+Every rank holds the whole base, or where it is sharded a part of each weight (`tunewise.engine.sharding`), and computes
+the loss of its own rows of a step. Gradients are then summed over the ranks, so that all of them take the same step.
+The loss is a sum over labelled tokens divided by their number on all ranks, and so the sum over ranks is the gradient
+that one process would have computed, however the rows are shared out; a mean over ranks would not be.
 
 A process is a rank where the environment says so, as torchrun, Slurm's launchers and `--devices` do: RANK, WORLD_SIZE,
 LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
@@ -47,10 +47,14 @@ def _together() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process of a training and how many there are; alone, every method gives back what it is given."""
+    """One process of a training and how many there are; alone, every method gives back what it is given.
+
+    Where the weights of the base are `sharded`, all ranks must run equally many forward passes.
+    """
 
     rank: int = 0
     size: int = 1
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -64,6 +68,17 @@ class Ranks:
     def mine(self, items: Sequence[T]) -> Sequence[T]:
         """Return this rank's share of items that all ranks know: every `size`-th."""
         return items[self.rank :: self.size]
+
+    def turns(self, items: Sequence[T]) -> list[tuple[T, bool]]:
+        """Return this rank's share of items that it makes a forward pass of, each with True.
+
+        Where weights are sharded, a rank with fewer than others gets an item besides, with False: its result is not
+        this rank's to give.
+        """
+        own = [(item, True) for item in self.mine(items)]
+        if self.sharded and items:
+            own += [(items[0], False)] * (-(-len(items) // self.size) - len(own))
+        return own
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks, in place; tensors of one dtype are sent together."""
@@ -142,19 +157,24 @@ class Ranks:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def joined_ranks(shard: bool = False) -> Iterator[Ranks]:
     """Join the process group that the environment names, for as long as the block runs; alone where it names none.
 
+    With `shard`, the ranks share out the weights of the base that they load.
+
     Raises:
+        RequestError: weights cannot be shared out, as there is one process only.
         TunewiseError: the group cannot be joined; the message says what the environment names.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
+        if shard:
+            raise RequestError("--shard shares a model out over several devices; give their number with --devices")
         yield Ranks()
         return
     import torch.distributed as dist
 
-    ranks, local = Ranks(int(os.environ["RANK"]), size), int(os.environ.get("LOCAL_RANK", "0"))
+    ranks, local = Ranks(int(os.environ["RANK"]), size, shard), int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local % torch.cuda.device_count())

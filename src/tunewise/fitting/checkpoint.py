@@ -25,7 +25,8 @@ from torch import Tensor
 from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, DivergedError
-from tunewise.engine.memory import spill_to_disk
+from tunewise.engine.ranks import Ranks
+from tunewise.engine.shards import Parked, collected, is_finite, is_shard, scattered
 from tunewise.fitting.run_request import STATE, RunRequest
 
 _BEST_FILES = ("best.safetensors", "best_training.safetensors")
@@ -65,13 +66,13 @@ class Position:
 class Snapshot:
     """Holds copies of an attachment's tensors at one step; large ones are kept on disk, not in memory."""
 
-    weights: dict[str, Tensor]
-    training: dict[str, Tensor]
+    weights: dict[str, Parked]
+    training: dict[str, Parked]
 
     @classmethod
     def of(cls, attachment: Attachment) -> Snapshot:
         """Copy the attachment's tensors as they are now."""
-        return cls(_spilled(attachment.state()), _spilled(attachment.training_state()))
+        return cls(_parked(attachment.state()), _parked(attachment.training_state()))
 
     @classmethod
     def stored(cls, stored: artifact_writer.Stored) -> Snapshot:
@@ -79,16 +80,20 @@ class Snapshot:
         state = stored.json(STATE)
         earlier = state["best_step"] < state["step"]
         weights, training = _BEST_FILES if earlier else ("weights.safetensors", "training.safetensors")
-        return cls(_spilled(stored.tensors(weights)), _spilled(stored.tensors(training)))
+        return cls(_parked(stored.tensors(weights)), _parked(stored.tensors(training)))
 
     def restore(self, attachment: Attachment) -> None:
         """Set the attachment to this state."""
-        attachment.load_training_state(self.training)
-        attachment.load(self.weights)
+        attachment.load_training_state(_copies(self.training))
+        attachment.load(_copies(self.weights))
 
 
-def _spilled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: spill_to_disk(tensor.detach().cpu()) for name, tensor in tensors.items()}
+def _parked(tensors: Mapping[str, Tensor]) -> dict[str, Parked]:
+    return {name: Parked(tensor) for name, tensor in tensors.items()}
+
+
+def _copies(parked: Mapping[str, Parked]) -> dict[str, Tensor]:
+    return {name: copy.tensor() for name, copy in parked.items()}
 
 
 def save(
@@ -98,8 +103,9 @@ def save(
     attachment: Attachment,
     optimizer: torch.optim.Optimizer,
     best: Snapshot | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
-    """Write `folder/checkpoint-<step>`.
+    """Write `folder/checkpoint-<step>`, of whole tensors; where there are several ranks, the first one writes.
 
     Args:
         folder: the run's folder.
@@ -108,6 +114,7 @@ def save(
         attachment: the attachment that is trained.
         optimizer: the optimiser of its parameters.
         best: the state at the step of `position.best`, where that is an earlier one.
+        ranks: who takes part; where weights are sharded, all must call this, as each gives its parts.
 
     Raises:
         DivergedError: a weight is not finite; the older checkpoints stay.
@@ -129,16 +136,19 @@ def save(
         state["without_improvement"] = position.without_improvement
     if position.evaluation_seconds:
         state["evaluation_seconds"] = position.evaluation_seconds
-    artifact_writer.commit(
-        folder / f"checkpoint-{position.step}",
-        texts={STATE: json.dumps(state, indent=2)},
-        tensors={
-            "weights.safetensors": weights,
-            "optimizer.safetensors": _optimizer_state(attachment, optimizer),
-            "training.safetensors": attachment.training_state(),
-        }
-        | (dict(zip(_BEST_FILES, (best.weights, best.training), strict=True)) if best is not None else {}),
-    )
+    files = {
+        "weights.safetensors": weights,
+        "optimizer.safetensors": _optimizer_state(attachment, optimizer),
+        "training.safetensors": attachment.training_state(),
+    }
+    if best is not None:
+        files |= dict(zip(_BEST_FILES, map(_copies, (best.weights, best.training)), strict=True))
+    writes = ranks is None or ranks.writes
+    whole = {name: collected(tensors, writes) for name, tensors in files.items()}
+    if writes:
+        artifact_writer.commit(
+            folder / f"checkpoint-{position.step}", texts={STATE: json.dumps(state, indent=2)}, tensors=whole
+        )
 
 
 def require_finite(weights: Mapping[str, Tensor], step: int) -> None:
@@ -148,7 +158,7 @@ def require_finite(weights: Mapping[str, Tensor], step: int) -> None:
         DivergedError: names the tensor.
     """
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise DivergedError(f'step {step}: "{name}" holds a value that is not finite; lower the learning rate')
 
 
@@ -198,7 +208,10 @@ def restore_optimizer(stored: artifact_writer.Stored, attachment: Attachment, op
         name, _, slot = key.rpartition("|")
         if name not in parameters:
             raise ArtifactError(f'{stored.folder}: the optimizer holds "{name}", which this technique does not train')
-        slots.setdefault(number[id(parameters[name])], {})[slot] = value
+        like = parameters[name]
+        if is_shard(like) and value.shape == like.shape:  # a moment, and not the number of steps
+            value = scattered(value, like)
+        slots.setdefault(number[id(like)], {})[slot] = value
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 

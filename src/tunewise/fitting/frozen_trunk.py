@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -22,6 +23,8 @@ from tunewise.engine.row_file import tokens_of
 
 if TYPE_CHECKING:
     from tunewise.contract.attachment import Attachment
+    from tunewise.engine.model import Base
+    from tunewise.engine.packing import Batch
 
 _PASS_TOKENS = 4096  # real tokens per forward pass
 _MIN_EPOCHS = 1.5  # fewer do not repay the recording
@@ -51,7 +54,7 @@ class Trunk:
             for group in by_tokens(list(sequences), _PASS_TOKENS):
                 batch = batch_of(base, [sequences[index] for index in group], share=False)
                 with layout(base, batch), precision:
-                    base.anatomy.inner(input_ids=batch.ids, position_ids=batch.position_ids, use_cache=False)
+                    base.within(partial(_run, base, batch))
                 sizes = [len(sequences[index].ids) for index in group]
                 for block, output in outputs.items():  # (1, tokens of the group, d)
                     for index, part in zip(group, output[0].split(sizes), strict=True):
@@ -90,6 +93,12 @@ class Trunk:
                     del block.forward
                 else:
                     block.forward = override
+
+
+def _run(base: Base, batch: Batch) -> Tensor:
+    output = base.anatomy.inner(input_ids=batch.ids, position_ids=batch.position_ids, use_cache=False)
+    states: Tensor = output.last_hidden_state
+    return states
 
 
 def trunk_of(attachment: Attachment, sequences: Sequence[TokenSequence], visits: int, precision: Any) -> Trunk | None:

@@ -27,20 +27,20 @@ from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
 from tunewise.core.errors import DivergedError, SettingError, TunewiseError
 from tunewise.core.seeds import derive, generator, repeatable
-from tunewise.engine.device import on_gpu
 from tunewise.engine.encoding import TokenSequence
-from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing
+from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing, why_not_packed
 from tunewise.engine.memory import keep_freed_memory
-from tunewise.engine.packing import Batch, in_groups, in_passes
+from tunewise.engine.packing import Batch
 from tunewise.engine.run_text import RunText
+from tunewise.engine.sharding import by_kind, clip_gradients
+from tunewise.engine.shards import is_shard
 from tunewise.fitting import checkpoint
 from tunewise.fitting.frozen_trunk import Trunk, replaying, trunk_of
+from tunewise.fitting.passes import passes_by_rank
 from tunewise.fitting.rehearsal import Rehearsal
 from tunewise.fitting.run_request import RunRequest
 from tunewise.fitting.schedules import schedule_of
 from tunewise.fitting.settings import TrainSettings
-
-PASS = 768  # tokens per forward pass beyond which a CPU gets no faster and only needs more memory
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,6 @@ def order(examples: int, seed: int, start: int, count: int) -> list[int]:
 @lru_cache(maxsize=2)  # a step reads one epoch or crosses into the next
 def _shuffled_epoch(examples: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(examples, generator=generator(seed, "order", epoch))
-
-
-def passes(attachment: Attachment, sequences: Sequence[TokenSequence], batch: list[int]) -> list[list[int]]:
-    """Divide a micro-batch into forward passes: one on a GPU, several of about `PASS` tokens each on a CPU."""
-    if on_gpu(next(attachment.base.model.parameters())) or not attachment.accumulates:
-        return [batch]
-    return [[batch[position] for position in part] for part in in_passes([sequences[i] for i in batch], PASS)]
 
 
 def steps_for_tokens(sequences: Sequence[TokenSequence], settings: TrainSettings, seed: int, tokens: int) -> int:
@@ -171,6 +164,8 @@ def train(
         raise SettingError("replay and kl_to_base need text to rehearse; pass rehearsal=Rehearsal.of(base, texts)")
     if settings.early_stopping_patience and evaluate is None:
         raise SettingError("early_stopping_patience needs a validation loss; pass evaluate=")
+    if attachment.base.ranks.sharded:
+        why_not_packed(attachment.base)  # it runs the model, which all ranks must do together
     run = _Run(attachment, sequences, settings, seed, folder)
     run.rehearsal, run.evaluate, run.objective, run.text = rehearsal, evaluate, objective, text
     run.begin(resume)
@@ -264,7 +259,7 @@ class _Run:
         self.phase = phase
         settings = self.settings
         adam = {"weight_decay": settings.weight_decay, "eps": settings.adam_epsilon}
-        groups = [{**adam, **group} for group in self.attachment.param_groups()]
+        groups = by_kind([{**adam, **group} for group in self.attachment.param_groups()])
         self.optimizer = self.attachment.optimizer(groups, (settings.adam_beta1, settings.adam_beta2))
         if not self.attachment.accumulates and self.ranks.size > 1:
             raise SettingError(
@@ -290,11 +285,15 @@ class _Run:
             torch.manual_seed(derive(self.seed, "step", self.step, "rank", self.ranks.rank))
         chosen = self._chosen()
         size = self.settings.per_device_train_batch_size
-        micro_batches = [self._own(chosen[start : start + size]) for start in range(0, len(chosen), size)]
-        micro_batches = [batch for batch in micro_batches if batch]
-        groups = [group for batch in micro_batches for group in passes(self.attachment, self.sequences, batch)]
-        share = self.trunk is None  # the trunk's states were recorded for whole sequences, without a shared prefix
-        batches = [batch_of(self.base, [self.sequences[index] for index in group], share=share) for group in groups]
+        rank, micro_batches = self.ranks.rank, [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        shares = [passes_by_rank(self.attachment, self.sequences, batch) for batch in micro_batches]
+        groups = [group for share in shares for group in share[rank]]
+        # Where weights are sharded, a rank with fewer passes than another makes some for the others' sake.
+        idle = sum(max(map(len, share)) - len(share[rank]) for share in shares) if self.ranks.sharded else 0
+        begin_once = self.trunk is None  # the trunk's states were recorded for whole sequences, without a shared prefix
+        batches = [
+            batch_of(self.base, [self.sequences[index] for index in group], share=begin_once) for group in groups
+        ]
         labelled, tokens = self._counts(batches)
         weight = 1 - self.settings.replay
         losses: list[Tensor] = []  # read after the backward passes, so that a GPU is not waited for in between
@@ -303,6 +302,8 @@ class _Run:
                 loss = self._loss(batch, weight / labelled)
                 losses.append(loss.detach())
                 loss.backward()
+        for _ in range(idle):
+            self._run_idle(chosen[0], begin_once)
         for term in self._further_terms():
             (term / self.ranks.size).backward()  # all ranks compute the same
         self._sum_gradients()
@@ -327,12 +328,11 @@ class _Run:
             self._log({"loss": total, "grad_norm": norm, "learning_rate": rate})
         return total
 
-    def _own(self, rows: list[int]) -> list[int]:
-        """Return the rows of a micro-batch that this process computes."""
-        if self.ranks.size == 1:
-            return rows
-        share = in_groups([self.sequences[row] for row in rows], self.ranks.size)[self.ranks.rank]
-        return [rows[place] for place in share]
+    def _run_idle(self, row: int, share: bool) -> None:
+        """Gather weights for the other ranks, in a pass that changes no gradient."""
+        batch = batch_of(self.base, [self.sequences[row]], share=share)
+        with layout(self.base, batch), self.precision(), replaying(self.trunk, [row]):
+            self._loss(batch, 0.0).backward()
 
     def _counts(self, batches: list[Batch]) -> tuple[int, int]:
         """Return the labelled tokens, at least one, and all tokens of a step, on all ranks."""
@@ -343,9 +343,9 @@ class _Run:
 
     def _sum_gradients(self) -> None:
         """Give every rank the gradients of all ranks' rows; a rank without rows of its own adds nothing."""
-        if self.ranks.size == 1:
+        params = [p for p in self.attachment.params().values() if not is_shard(p)]  # FSDP sums those of shards
+        if self.ranks.size == 1 or not params:
             return
-        params = list(self.attachment.params().values())
         known = self.ranks.total(*(float(parameter.grad is not None) for parameter in params))
         trained = [parameter for parameter, count in zip(params, known, strict=True) if count]
         for parameter in trained:
@@ -359,7 +359,7 @@ class _Run:
         Raises:
             TunewiseError: says after which step they differ.
         """
-        if not self.ranks.agree([p.detach() for p in self.attachment.params().values()]):
+        if not self.ranks.agree([p.detach() for p in self.attachment.params().values() if not is_shard(p)]):
             raise TunewiseError(
                 f"the {self.ranks.size} devices hold different weights after step {self.step}; they must run the same "
                 "software on the same kind of device, and one of them may be faulty"
@@ -425,9 +425,8 @@ class _Run:
 
     def _clip_gradients(self) -> float:
         """Clip the gradients to `max_grad_norm` and return their norm before that."""
-        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        limit = self.settings.max_grad_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(params, limit)) if params else 0.0
+        params = (p for group in self.optimizer.param_groups for p in group["params"])
+        return clip_gradients(params, self.settings.max_grad_norm or math.inf, self.ranks)
 
     def precision(self) -> Any:
         """Return the context of forward passes: bf16 autocast, where settings say so."""
@@ -444,7 +443,7 @@ class _Run:
     def save(self) -> None:
         """Write a checkpoint, after making sure that all ranks hold the same."""
         self.require_agreement()
-        if not self.ranks.writes:
+        if not (self.ranks.writes or self.ranks.sharded):
             return
         assert self.folder is not None
         position = checkpoint.Position(
@@ -460,8 +459,9 @@ class _Run:
             self.loss,
         )
         earlier = self.snapshot if self.best is not None and self.best.step < self.step else None
-        checkpoint.save(self.folder, self._request, position, self.attachment, self.optimizer, earlier)
-        artifact_writer.prune(self.folder, self.settings.save_total_limit)
+        checkpoint.save(self.folder, self._request, position, self.attachment, self.optimizer, earlier, self.ranks)
+        if self.ranks.writes:
+            artifact_writer.prune(self.folder, self.settings.save_total_limit)
 
     def _restore(self, stored: artifact_writer.Stored) -> None:
         """Set attachment, optimiser and schedule to where the run of a checkpoint was."""

@@ -168,16 +168,18 @@ def _answer_nats(
 ) -> tuple[float, int, list[tuple[float, int]]]:
     """Return (total nats, number of tokens, the same two per sequence) over the answers' tokens."""
     per_sequence, done = [(0.0, 0)] * len(sequences), 0
-    own = attachment.base.ranks.mine(_groups(attachment.base, sequences))
-    for group in own:
+    own = attachment.base.ranks.turns(_groups(attachment.base, sequences))
+    for group, counts_here in own:
         batch = batch_of(attachment.base, [_last_answer_only(sequences[index]) for index in group])
         values = nll(attachment.base, batch).double()
+        if not counts_here:
+            continue
         sums = torch.zeros(len(group), dtype=torch.float64, device=values.device).index_add_(0, batch.owner, values)
         counts = torch.bincount(batch.owner, minlength=len(group))
         for index, total, count in zip(group, sums.tolist(), counts.tolist(), strict=True):
             per_sequence[index] = total, count
         done += len(group)
-        progress(SCORING, done, sum(map(len, own)))
+        progress(SCORING, done, sum(len(group) for group, _ in own))
     if attachment.base.ranks.size > 1:
         flat = attachment.base.ranks.total(*chain.from_iterable(per_sequence))
         per_sequence = [(nats, int(count)) for nats, count in zip(flat[::2], flat[1::2], strict=True)]
@@ -227,7 +229,7 @@ def label_table(
     """
     base = attachment.base
     prompts, tries = base.label_tokens.prompts(encoder_for(attachment, task), rendered)
-    searched = bool(expected) and label_search.is_worth_it(base, tries)
+    searched = bool(expected) and not base.ranks.sharded and label_search.is_worth_it(base, tries)
     divided = [[trie] if searched else trie.parts(PASS_TOKENS) for trie in tries]
     owner = [index for index, parts in enumerate(divided) for _ in parts]
     sequences, parts = [prompts[index] for index in owner], list(chain.from_iterable(divided))
@@ -237,14 +239,16 @@ def label_table(
         spend(sum(_computed_tokens(base, *each) for each in passes))
     bias = attachment.label_bias()
     nats: dict[int, list[float]] = {}
-    own = base.ranks.mine(list(zip(groups, passes, strict=True)))
-    total = sum(len(group) for group, _ in own)
+    own = base.ranks.turns(list(zip(groups, passes, strict=True)))
+    total = sum(len(group) for (group, _), counts in own if counts)
     progress(SCORING, 0, total)
-    for group, each in own:
+    for (group, each), counts in own:
         if searched:
             rows = label_search.search(base, *each, [expected[index] for index in group], bias)
         else:
             rows = label_nll(base, *each)
+        if not counts:
+            continue
         nats.update(zip(group, rows, strict=True))
         progress(SCORING, len(nats), total)
     nats = {index: row for share in base.ranks.gathered([nats]) for index, row in share.items()}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tunewise.contract.attachment import Attachment, ParamGroup
 from tunewise.contract.learning_rates import LLAMA_EXPONENT, REFERENCE_WIDTH, full_rate
 from tunewise.contract.settings import learning_rate, setting
-from tunewise.contract.technique import Citation, Technique
+from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.core.errors import SettingError, TechniqueError
 from tunewise.engine.optimizers import IN_BACKWARD, build
 
@@ -57,6 +57,11 @@ class Full(Technique):
     lisa_layers: int = setting(0, "LISA: blocks trained at a time; 0: all.", low=0, high=1000)
     lisa_interval: int = setting(20, "LISA: steps until other blocks are drawn.", low=1, high=1 << 20)
     learning_rate: float | None = learning_rate()
+
+    @fact(default="")
+    def needs_whole_weights(self) -> str:
+        """Name an optimizer that computes with more than one entry at a time, or bits of entries."""
+        return "" if self.optimizer == "adamw" else f"optimizer={self.optimizer} does; optimizer=adamw does not"
 
     def default_rate(self, base: Base) -> float:
         """Return the rate of the optimizer, by family and width."""

@@ -100,6 +100,7 @@ class Bridged(Technique):
     sides = frozenset({"weights", "biases", "norms", "embeddings"})
     mergeable = True
     identity_at_start = False
+    needs_whole_weights = "PEFT reads and changes them outside of the model's passes"
     reference_rate = 1e-3
     width_exponent = 0.5
 

@@ -35,7 +35,9 @@ FITS = PlanRow.from_json({**ROW, "verdict": "fits", "with": {}})
 IMPOSSIBLE = {"technique": "mpt", "verdict": "not possible", "reason": "mpt needs source tasks"}
 
 
-@pytest.mark.parametrize("row", [ROW, IMPOSSIBLE, {**ROW, "memory": {**ROW["memory"], "peak": 12e9}}])
+@pytest.mark.parametrize(
+    "row", [ROW, IMPOSSIBLE, {**ROW, "devices": 3}, {**ROW, "memory": {**ROW["memory"], "peak": 12e9}}]
+)
 def test_a_row_is_read_and_printed_to_the_same_bytes(row):
     assert json.dumps(PlanRow.from_json(row).to_json()) == json.dumps(row)
 

@@ -239,3 +239,13 @@ def test_what_one_probe_freed_is_not_the_next_one_s():
     weights = sum(parameter.nbytes for parameter in base.model.parameters())
     assert probe(base, tiny_task(), make("full"), SETTINGS).peak > alone + weights
     assert probe(base, tiny_task(), make("bitfit", {}), SETTINGS).peak < alone + weights / 2
+
+
+def test_devices_share_out_what_is_kept_for_the_models_own_weights(sketched):
+    full, lora = (measure(sketched, tiny_task(), make(name, {}), SETTINGS) for name in ("full", "lora"))
+    kept = full.memory
+    assert full.divisible == kept.weights + kept.gradients + kept.optimizer + kept.technique
+    assert lora.divisible == lora.memory.weights
+    need = replace(full, memory=replace(full.memory, peak=100.0), divisible=90.0)
+    assert need.devices(50.0, gathered=10.0) == 3 and need.devices(99.0, gathered=0.0) == 2
+    assert need.devices(20.0, gathered=10.0) is None

@@ -44,6 +44,7 @@ LEFT_OF_TECHNIQUE = {
     "unread_settings": "asked for by `preparation`, which asks the parts",
     "adapts": "two parts are never the base itself",
     "from_peft": "an adapter of PEFT's is of one kind",
+    "require_shards": "it asks `needs_whole_weights`, which asks the parts",
 }
 
 

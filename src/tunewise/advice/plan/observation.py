@@ -31,7 +31,8 @@ from tunewise.engine.attention import forget_layouts
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.model import Base
 from tunewise.fitting.allowance import allowance
-from tunewise.fitting.loop import PASS, require_a_step_for_each_phase, train
+from tunewise.fitting.loop import require_a_step_for_each_phase, train
+from tunewise.fitting.passes import PASS
 from tunewise.fitting.scoring import AnswerReading, encoder_for, study
 from tunewise.fitting.settings import TrainSettings
 
@@ -44,8 +45,7 @@ class Training:
     """Counts what attaching and training a technique takes; sizes in bytes.
 
     Attributes:
-        attached: parameters that it trains as soon as it is attached.
-        optimised: parameters that it has trained in the end.
+        attached: parameters that it trains as soon as it is attached; `optimised` in the end, `own` are the model's.
         weights: the bare model.
         technique: what it adds before the first step.
         gradients: of the parameters of the first step.
@@ -58,6 +58,7 @@ class Training:
 
     attached: int
     optimised: int
+    own: int
     weights: int
     technique: int
     gradients: int
@@ -231,6 +232,7 @@ def _observe(
         training = Training(
             attached=attached,
             optimised=count(attachment),
+            own=sum(p.numel() for p in attachment.changed()),
             weights=weights,
             technique=costs.technique,
             gradients=costs.gradients,

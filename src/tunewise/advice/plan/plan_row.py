@@ -113,6 +113,8 @@ class PlanRow:
         process: peak of memory of the whole process in that run.
         micro_batch: examples of the largest micro-batch that fits; None if it is not trained.
         calibration: the probe that `memory` and `time` come from; None if they are predicted.
+        devices: the fewest devices that have room for it together, each with a part of the weights (`fit --shard`);
+            None where one has, or no number of them.
     """
 
     technique: str
@@ -128,6 +130,7 @@ class PlanRow:
     process: float | None = None
     micro_batch: int | None = None
     calibration: Calibration | None = None
+    devices: int | None = None
 
     @property
     def peak(self) -> float | None:
@@ -190,6 +193,7 @@ class PlanRow:
             "micro_batch": self.micro_batch,
         }
         row |= {"run": self.run, "process": self.process} if self.run is not None else {}
+        row |= {"devices": self.devices} if self.devices is not None else {}
         return row | ({"probe": self.calibration.to_json()} if self.calibration is not None else {})
 
     @classmethod
@@ -209,8 +213,8 @@ class PlanRow:
         if not isinstance(changed, Mapping) or not all(isinstance(number, int) for number in changed.values()):
             raise ValueError("the settings that it fits with are not whole numbers or true or false")
         artifact, micro_batch = value.get("artifact_bytes"), value.get("micro_batch")
-        run, process = value.get("run"), value.get("process")
-        if not all(figure is None or _is_number(figure) for figure in (artifact, micro_batch, run, process)):
+        run, process, devices = value.get("run"), value.get("process"), value.get("devices")
+        if not all(figure is None or _is_number(figure) for figure in (artifact, micro_batch, run, process, devices)):
             raise ValueError("a size or a time is no number")
         return cls(
             technique=value["technique"],
@@ -226,6 +230,7 @@ class PlanRow:
             process=process,
             micro_batch=micro_batch,
             calibration=Calibration.from_json(value.get("probe")),
+            devices=devices,
         )
 
 

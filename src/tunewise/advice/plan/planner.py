@@ -11,8 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from tunewise.advice.plan.ledger import fake_tensors
 from tunewise.advice.plan.machine_rates import Rates
+from tunewise.advice.plan.observation import Training
 from tunewise.advice.plan.plan_row import Memory, Parameters, PlanRow, Request, Time
 from tunewise.advice.plan.tracing import Trace, Tracer
 from tunewise.advice.plan.weightless import Sketch
@@ -41,6 +44,7 @@ class Requirements:
         request: seconds per request; None without rates.
         whole: rows up to which a micro-batch is one forward pass, so that its activations grow with its rows.
         least: bytes that training takes at its peak however small its micro-batches are, at the least.
+        divisible: bytes that devices can share out (`fit --shard`): the weights, and what training keeps for them.
     """
 
     optimised: int
@@ -53,11 +57,22 @@ class Requirements:
     request: float | None
     whole: float
     least: float = 0.0
+    divisible: float = 0.0
 
     @property
     def peak(self) -> float:
         """Return the peak bytes of memory in training."""
         return self.memory.peak
+
+    def devices(self, limit: float, gathered: float) -> int | None:
+        """Return the fewest devices of `limit` bytes that have room for it together; None where no number of them has.
+
+        Args:
+            limit: the memory of each.
+            gathered: bytes of the weights that each holds whole while a block runs.
+        """
+        room = limit - gathered - (self.peak - self.divisible)
+        return max(2, math.ceil(self.divisible / room)) if room > 0 else None
 
 
 @dataclass
@@ -122,13 +137,20 @@ class Planner:
             }
             need = self._need(technique, lighter)
         fits = need.peak <= limit
+        shares = not fits and self.device != "cpu" and technique.trains and not technique.needs_whole_weights
+        devices = need.devices(limit, self._gathered) if shares else None
         return PlanRow(
             technique=technique.name,
             verdict=("fits with" if changed else "fits") if fits else "does not fit",
             changed=changed if fits else {},
             reason=None
             if fits
-            else f"it needs at least {need.peak / 1e9:.2f} GB, and {limit / 1e9:.2f} GB are available",
+            else f"it needs at least {need.peak / 1e9:.2f} GB, and {limit / 1e9:.2f} GB are available"
+            + (
+                f"; {devices} such devices have room for it together (fit --devices {devices} --shard)"
+                if devices
+                else ""
+            ),
             parameters=Parameters(optimised=need.optimised, stored=need.stored),
             artifact_bytes=need.artifact,
             memory=need.memory,
@@ -139,7 +161,16 @@ class Planner:
             ),
             request=Request(prompt_tokens=need.prompt_tokens, seconds=need.request),
             micro_batch=largest,
+            devices=devices,
         )
+
+    @cached_property
+    def _gathered(self) -> float:
+        """The bytes of weights that a device holds whole where it has a part of all: two blocks, and what is beside."""
+        with fake_tensors(self.device):
+            base = self.sketched.build()
+            blocks = [sum(p.nbytes for p in block.parameters()) for block in base.anatomy.blocks]
+            return sum(p.nbytes for p in base.model.parameters()) - sum(blocks) + 2 * max(blocks)
 
 
 def _largest(need: Requirements, size: int, limit: float, rows: int) -> int:
@@ -202,8 +233,18 @@ def _requirements(trace: Trace, task: Task, settings: TrainSettings, device: str
         prompt_tokens=requests.prompt_tokens,
         request=_request_seconds(trace, rates) if rates is not None else None,
         whole=batch.whole if batch is not None else math.inf,
+        divisible=_divisible(training),
         least=max(trace.setup_peak, training.held) * SLACK[device] + RUNTIME[device],
     )
+
+
+def _divisible(training: Training) -> float:
+    """Return the bytes of the weights, and of the optimised parameters that are the model's all that is kept for them.
+
+    Copies of half-precision weights that are trained count as what the technique keeps.
+    """
+    share = min(training.own / training.optimised, 1.0) if training.optimised else 0.0
+    return training.weights + share * (training.gradients + training.optimizer + training.technique)
 
 
 def _request_seconds(trace: Trace, rates: Rates) -> float | None:

@@ -80,6 +80,12 @@ class FitOptions:
     steps: TrainOptions = field(default_factory=TrainOptions)
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0
     devices: Annotated[int, typer.Option(help="Devices of this machine that share out the examples of a step.")] = 1
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard", help="Let each of the devices hold a part of the model, which is too large for one of them."
+        ),
+    ] = False
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a stopped run; the result is the same, bit for bit.")
     ] = False
@@ -110,16 +116,17 @@ def fit(
         raise SettingError("--max-steps and --epochs both say how long to train; give one of them")
     recipe = recipes_of(technique, recipes, learning_rate=training.learning_rate, optim=training.optim)[0]
     settings = train_settings(training.max_steps, training.steps, compute, remedies)
+    if training.shard:
+        recipe.require_shards()
     run_on(training.devices)
     quiet()
     from tunewise.adaptation.fit import fit
     from tunewise.engine.ranks import joined_ranks
     from tunewise.engine.rows import fitted_to
 
-    with signs_of_life(), joined_ranks() as ranks, progress_display(shown=ranks.writes) as display:
+    with signs_of_life(), joined_ranks(training.shard) as ranks, progress_display(shown=ranks.writes) as display:
         display(recipe.name, "loading the model", 0, 0)
-        base = load_model(model, loading)
-        base.ranks = ranks
+        base = load_model(model, loading, ranks)
         fitted = fitted_to(base, task)
         for note in fitted.notes[len(task.notes) :]:
             display.message(note)

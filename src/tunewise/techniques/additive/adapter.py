@@ -49,6 +49,7 @@ class Adapter(Technique):
     equation = "y = x + s + U phi(D s + b_D) + b_U"
     sides = frozenset({"adapters", "norms"})
     differs = "starts as the base"
+    needs_whole_weights = ""
     reference_rate = 3e-4
     width_exponent = 0.5
 

@@ -91,6 +91,11 @@ class LST(Technique):
         """Say whether the base's own output is added, which is all of it at first."""
         return self.output != "side"
 
+    @fact(default="")
+    def needs_whole_weights(self) -> str:
+        """Name the start that reads gradients of all weights."""
+        return "init=fisher reads their gradients; init=magnitude does not" if self.init == "fisher" else ""
+
     def rows_before_training(self, available: int) -> float:
         """Count the examples that the Fisher information is taken on."""
         return min(self.num_samples, available) if self.init == "fisher" else 0.0

@@ -37,6 +37,7 @@ class PTuning(Technique):
     sides = frozenset({"virtual tokens"})
     needs = "room for the virtual tokens in the window"
     identity_at_start = False
+    needs_whole_weights = ""
     reference_rate = 2e-3
     width_exponent = 0.5
 

@@ -59,6 +59,7 @@ class Pasta(Technique):
     equation = "h'_i = h_i + e^l_p where token i is special token p"
     sides = frozenset({"special tokens"})
     needs = "special tokens in the sequences, such as a start mark or a chat template's marks"
+    needs_whole_weights = ""
     reference_rate = 3e-2
     differs = "a vector for each token id"
 

@@ -51,6 +51,7 @@ class PrefixTuning(Technique):
     sides = frozenset({"virtual tokens"})
     needs = "room for the virtual tokens in the window"
     identity_at_start = False
+    needs_whole_weights = ""
     reference_rate = 3e-4
 
     num_virtual_tokens: int = setting(20, "Length m of the prefix.", low=1, high=2048, search=(5, 50))
@@ -135,7 +136,8 @@ class _Prefix(GeneratedAttachment):
             for block, pair in enumerate(self.places)
             for half, (linear, columns) in enumerate(pair)
         ]
-        base.anatomy.inner(input_ids=torch.tensor([ids], device=base.device), use_cache=False)
+        inputs = torch.tensor([ids], device=base.device)
+        base.within(lambda: base.anatomy.inner(input_ids=inputs, use_cache=False).last_hidden_state)
         for handle in handles:
             handle.remove()
         return torch.stack(

@@ -54,6 +54,7 @@ class PromptTuning(Technique):
     sides = frozenset({"virtual tokens"})
     needs = "room for the virtual tokens in the window"
     identity_at_start = False
+    needs_whole_weights = ""
     reference_rate = 3e-2
 
     num_virtual_tokens: int = setting(20, "Number of trainable embeddings m.", low=1, high=2048, search=(5, 50))

@@ -36,7 +36,7 @@ def cached_prefix(base: Base, count: int) -> Tensor:
     """Return the attached prefix as the model's cache holds it: PEFT's (m, L * 2 * G * c)."""
     first = base.anatomy.vocabulary
     ids = torch.arange(first, first + count, device=base.device)[None]
-    layers = base.anatomy.inner(input_ids=ids, use_cache=True).past_key_values.layers
+    layers = base.within(lambda: base.anatomy.inner(input_ids=ids, use_cache=True).past_key_values.layers)
     both = [half[0].transpose(0, 1) for layer in layers for half in (layer.keys, layer.values)]
     return torch.stack(both, dim=1).flatten(1).float().contiguous()
 

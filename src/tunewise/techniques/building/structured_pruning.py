@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tunewise.engine.anatomy import features, is_transposed
 from tunewise.engine.forward import batch_of, layout, loss_sum
+from tunewise.engine.shards import whole
 
 if TYPE_CHECKING:
     from tunewise.engine.encoding import TokenSequence
@@ -39,7 +40,7 @@ def importance(base: Base, rows: Iterable[TokenSequence] | None = None) -> dict[
     summed = {name: (weight, axes[id(weight)]) for name, weight in base.model.named_parameters() if id(weight) in axes}
     if rows is None:
         return {
-            name: torch.linalg.vector_norm(weight.detach(), 1, axis, dtype=_summed_in(weight))
+            name: torch.linalg.vector_norm(whole(weight), 1, axis, dtype=_summed_in(weight))
             for name, (weight, axis) in summed.items()
         }
     return _fisher_sums(base, summed, rows)
@@ -106,7 +107,7 @@ def prune(base: Base, side: Any, block_indices: Sequence[int], scores: dict[str,
         wide = inner.get(name)
         fits = wide is not None and (*wide.shape[:-1], len(residual)) == tuple(parameter.shape)
         if wide is not None and fits and f"{prefix}." not in name:  # the final norm, learned positions
-            parameter.copy_(wide[..., residual])
+            parameter.copy_(whole(wide)[..., residual])
 
 
 class _Block:
@@ -135,12 +136,13 @@ class _Block:
     def _copy(self, role: str, rows: Tensor, columns: Tensor, into: Tensor | None = None) -> None:
         """Copy the chosen rows and columns of a linear (out, in) into those of the narrow one."""
         wide, narrow = self.anatomy.linear(self.index, role), self._small(role)
-        weight = wide.weight.T if is_transposed(wide) else wide.weight
+        weight = whole(wide.weight)
+        weight = weight.T if is_transposed(wide) else weight
         target = narrow.weight.T if is_transposed(narrow) else narrow.weight
         place = torch.arange(len(rows)) if into is None else into
         target[place] = weight[rows][:, columns].to(target.dtype)
         if wide.bias is not None and narrow.bias is not None:
-            narrow.bias[place] = wide.bias[rows].to(narrow.bias.dtype)
+            narrow.bias[place] = whole(wide.bias)[rows].to(narrow.bias.dtype)
 
     def fill(self) -> None:
         """Copy attention, feed-forward and norms."""
@@ -161,11 +163,11 @@ class _Block:
         self._feed_forward()
         norms, wide_parameters = anatomy.norms(), dict(anatomy.blocks[self.index].named_parameters())
         for name, parameter in self.small.named_parameters():
-            whole = wide_parameters[name]
+            base_values = wide_parameters[name]
             if parameter.dim() == 1 and f"{anatomy.block_path(self.index)}.{name}" in norms:
-                places = residual if len(whole) == anatomy.width else dimensions["q"]
+                places = residual if len(base_values) == anatomy.width else dimensions["q"]
                 if len(places) == len(parameter):
-                    parameter.copy_(whole[places])
+                    parameter.copy_(whole(base_values)[places])
 
     def _feed_forward(self) -> None:
         width = features(self._small("down"))[0]

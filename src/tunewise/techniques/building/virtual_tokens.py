@@ -60,7 +60,7 @@ class Placeholders:
 @torch.no_grad()
 def embed(base: Base, ids: list[int]) -> Tensor:
     """Return the embeddings as the model's layer gives them, scaling included; (len(ids), d)."""
-    output: Tensor = base.anatomy.embedding(torch.tensor([ids], device=base.device))
+    output: Tensor = base.within(lambda: base.anatomy.embedding(torch.tensor([ids], device=base.device)))
     return output[0].float()
 
 

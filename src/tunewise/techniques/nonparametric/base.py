@@ -22,6 +22,7 @@ class Base(Technique):
     family = "nonparametric"
     summary = "the unadapted model, for comparison"
     equation = "p(y | x)"
+    needs_whole_weights = ""
     trains = False
     seeded = False
     adapts = False

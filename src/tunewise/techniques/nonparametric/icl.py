@@ -82,6 +82,7 @@ class ICL(Technique):
     sides = frozenset({"prompt"})
     place_settings = frozenset({"embedder"})
     needs = "training examples with a prompt, short enough that some fit the window"
+    needs_whole_weights = ""
     trains = False
     chooses = True
     identity_at_start = False

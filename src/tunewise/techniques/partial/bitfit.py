@@ -44,6 +44,7 @@ class BitFit(Technique):
     sides = frozenset({"biases"})
     needs = "biases in the model (source=existing), or none (source=add)"
     mergeable = True
+    needs_whole_weights = ""
     reference_rate = 5e-4
     width_exponent = 0.5
 

@@ -67,6 +67,7 @@ class DiffPruning(Technique):
     sides = frozenset({"weights"})
     needs = "memory for nine times the eligible weights in the first half"
     mergeable = True
+    needs_whole_weights = "it trains a gate for every entry of them"
     reference_rate = 1e-4
     width_exponent = 1.0
     differs = "linears alone, projected by mean gates"

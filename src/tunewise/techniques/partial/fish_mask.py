@@ -47,6 +47,7 @@ class FishMask(Technique):
     sides = frozenset({"weights"})
     needs = "training examples"
     mergeable = True
+    needs_whole_weights = "it chooses the entries with the largest gradients among all of them"
     reference_rate = 6e-5  # three times full fine-tuning's: the model depends on these entries most
     width_exponent = 1.0
     unread_settings = frozenset({"learning_rate", "density"})

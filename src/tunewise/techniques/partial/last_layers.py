@@ -16,7 +16,7 @@ from torch import nn
 
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.settings import learning_rate, setting
-from tunewise.contract.technique import Citation, Technique
+from tunewise.contract.technique import Citation, Technique, fact
 from tunewise.core.errors import SettingError
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ class LastLayers(Technique):
     )
     layers: tuple[str, ...] = setting((), "Numbers of the blocks trained, from 0 at the bottom, in place of the top k.")
     learning_rate: float | None = learning_rate()
+
+    @fact(default="")
+    def needs_whole_weights(self) -> str:
+        """Name the form that puts a further head into the model."""
+        return "head=untie copies the embeddings; another head does not" if self.head == "untie" else ""
 
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Unfreeze the top.

@@ -56,6 +56,7 @@ class ThresholdMask(Technique):
     equation = "y = (1[S > tau] * W) x + b, S trained straight through"
     sides = frozenset({"weights"})
     mergeable = True
+    needs_whole_weights = "it masks their entries bit by bit"
     reference_rate = _RATE
 
     init: str = setting(

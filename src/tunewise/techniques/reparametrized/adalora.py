@@ -54,6 +54,7 @@ class AdaLoRA(Technique):
     equation = "W + s P Lambda Q, the least important entries of Lambda zeroed down to a budget"
     sides = frozenset({"weights"})
     mergeable = True
+    needs_whole_weights = ""
     reference_rate = 1e-3
     width_exponent = 0.5
 

@@ -55,6 +55,7 @@ class DyLoRA(Technique):
     equation = "h = W x + (lora_alpha / b) B[:, :b] A[:b] x, with b drawn anew each step"
     sides = frozenset({"weights"})
     mergeable = True
+    needs_whole_weights = ""
     reference_rate = 2e-4
     width_exponent = 0.5
     late_settings = frozenset({"rank"})

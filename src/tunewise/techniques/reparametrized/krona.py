@@ -48,6 +48,7 @@ class KronA(Technique):
     )
     equation = "h = W x + s (A (x) B) x"
     sides = frozenset({"weights"})
+    needs_whole_weights = ""
     reference_rate = 1e-3
     width_exponent = 0.5
 

@@ -100,6 +100,15 @@ class LoRA(Technique):
         """Name the targets, unless they are chosen."""
         return "all linears" if ALL_LINEAR in self.target_modules else ""
 
+    @fact(default="")
+    def needs_whole_weights(self) -> str:
+        """Name the forms that compute with the weights themselves before or while they train."""
+        if self.use_dora:
+            return "use_dora takes the norms of rows of W at every step"
+        if self.init_lora_weights in STARTED:
+            return f"init_lora_weights={self.init_lora_weights} factorises W"
+        return ""
+
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put updates on what is targeted.
 
