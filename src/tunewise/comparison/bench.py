@@ -49,6 +49,12 @@ class Bench:
         self._context: ComparisonContext | None = None
         self._threads = torch.get_num_threads()
 
+    def load(self, line: JsonObject) -> None:
+        """Load the base and the data that a trial needs, unless they are."""
+        if self._context is None:  # the process that orders has measured the base by now
+            order = TrialOrder.from_json(line)
+            self._context = self._make_context(order.label_list, self._plan.attempt_id, self._on_trial)
+
     def carry_out(self, line: JsonObject) -> None:
         """Run a trial; its result is on disk then.
 
@@ -56,10 +62,10 @@ class Bench:
             TunewiseError: this process does not see the same model or data as the one that orders.
             OSError: the disk is full or gone.
         """
-        order = TrialOrder.from_json(line)
-        if self._context is None:  # the process that orders has measured the base by now
-            self._context = self._make_context(order.label_list, self._plan.attempt_id, self._on_trial)
-        trial, context = order.trial(), self._context
+        self.load(line)
+        assert self._context is not None
+        order, context = TrialOrder.from_json(line), self._context
+        trial = order.trial()
         torch.set_num_threads(self._threads)  # a trial that went on from a checkpoint had those of its beginning
         if (here := trial.key(context)) != order.folder:
             raise TunewiseError(

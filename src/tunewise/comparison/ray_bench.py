@@ -9,10 +9,15 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunewise.comparison.worker_lines import reports
 from tunewise.core.json_record import JsonObject
+
+if TYPE_CHECKING:
+    from tunewise.comparison.bench import Bench
 
 
 class RayBench:
@@ -28,7 +33,7 @@ class RayBench:
         self._plan, self._folder, self._token = json.loads(plan), folder, token
         self._events: list[JsonObject] = []
         self._lock = threading.Lock()
-        self._bench: object = None
+        self._bench: Bench | None = None
 
     def node(self) -> str:
         """Return the name of the node, and the number of this process."""
@@ -47,12 +52,22 @@ class RayBench:
             events, self._events = self._events, []
         return json.dumps(events)
 
+    def load(self, work: str) -> str:
+        """Load what a trial needs, and return as JSON how that ended: done, error or crash, as worker processes say.
+
+        This is a call of its own, so that the death of this process is laid to a trial only where one has begun.
+        """
+        return self._outcome(lambda bench: bench.load(json.loads(work)))
+
     def carry_out(self, work: str) -> str:
-        """Run a trial, and return as JSON how that ended: done, error or crash, as a worker process says it."""
+        """Run a trial, and return how that ended in the same way."""
+        return self._outcome(lambda bench: bench.carry_out(json.loads(work)))
+
+    def _outcome(self, do: Callable[[Bench], None]) -> str:
         from tunewise.core.errors import TunewiseError
 
         try:
-            self._carry_out(json.loads(work))
+            do(self._made_bench())
         except TunewiseError as error:
             return json.dumps({"error": str(error), "code": error.exit_code})
         except OSError as error:
@@ -61,18 +76,17 @@ class RayBench:
             return json.dumps({"crash": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
         return json.dumps({"done": True})
 
-    def _carry_out(self, work: JsonObject) -> None:
+    def _made_bench(self) -> Bench:
         from tunewise.comparison.bench import Bench, BenchPlan
 
         if self._bench is None:
             os.chdir(self._folder)
             self._bench = Bench(
                 BenchPlan.from_json(self._plan),
-                on_trial=lambda folder, identity: self._note(trial=folder),
+                on_trial=lambda folder, identity: None,
                 progress=reports(self._note),
             )
-        assert isinstance(self._bench, Bench)
-        self._bench.carry_out(work)
+        return self._bench
 
     def _note(self, **event: object) -> None:
         with self._lock:

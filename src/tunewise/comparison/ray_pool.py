@@ -152,7 +152,7 @@ class RaySeat:
             runtime_env={"env_vars": dict(places.variables)},
         )
         self._actor: Any = None
-        self._has_run = False  # a trial: what ends the actor then is laid to the trial that it runs
+        self._is_loaded = False  # the base: what ends the actor from then on is laid to the trial that it runs
 
     @property
     def alive(self) -> bool:
@@ -181,23 +181,27 @@ class RaySeat:
             RequestError: the actor cannot use the model or the data as requested.
             TunewiseError: it cannot work, such as on a full disk.
         """
-        errors = self._ray.exceptions
         if self._actor is None:
-            self._actor, self._has_run = self._kind.remote(*self._given), False
-        actor, in_trial, heard = self._actor, self._has_run, time.monotonic()
+            self._actor, self._is_loaded = self._kind.remote(*self._given), False
+        if not self._is_loaded:
+            if end := self._followed(self._actor.load, job, in_trial=False):
+                return end
+            self._is_loaded = True
+        return self._followed(self._actor.carry_out, job, in_trial=True)
+
+    def _followed(self, method: Any, job: Job, *, in_trial: bool) -> WorkerEnd | None:
+        """Call a method of the actor with a job, and pass on what it reports until it returns; None: it is done."""
+        errors, actor = self._ray.exceptions, self._actor
+        allowed, heard = self._patience if in_trial else max(self._patience, STARTUP_SECONDS), time.monotonic()
         try:
-            running = actor.carry_out.remote(json.dumps(job.work))
+            running = method.remote(json.dumps(job.work))
             while True:
                 over, _ = self._ray.wait([running], timeout=_ASKED)
                 if over:
                     return self._ended(json.loads(self._ray.get(running)), in_trial)
-                allowed = self._patience if in_trial else max(self._patience, STARTUP_SECONDS)
                 events = json.loads(self._ray.get(actor.events.remote(), timeout=allowed))
                 for event in events:
-                    if "progress" in event:
-                        job.progress(*event["progress"])
-                    elif "trial" in event:
-                        in_trial = self._has_run = True
+                    job.progress(*event["progress"])
                 heard = time.monotonic() if events else heard
                 if time.monotonic() - heard > allowed:
                     return WorkerEnd.silent(allowed, in_trial=in_trial)
