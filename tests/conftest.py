@@ -95,6 +95,24 @@ def save_tiny():
     return save
 
 
+@pytest.fixture(scope="module")
+def lives():
+    """The process that runs the command line in children, which can be stopped at any event."""
+    from fork_server import Lives
+
+    server = Lives()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, save_tiny, lives):
+    """The folder of what `stopped_commands.COMMANDS` read."""
+    from stopped_commands import make_given
+
+    return make_given(tmp_path_factory.mktemp("given"), save_tiny, lives)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the files whose tests took longest, in seconds of all processes together."""
     seconds: Counter[str] = Counter()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree"}
+TOKEN = "hf_a-secret-of-the-user"  # what every life has in its environment
 TAKES_SPACE = {"open", "os.mkdir", "os.link", "os.symlink", "os.write", "os.fsync"}
 
 
@@ -46,7 +47,7 @@ class Lives:
     """The process that forks lives; close it in the end."""
 
     def __init__(self):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_TOKEN": "hf_made"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_TOKEN": TOKEN}
         self._server = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

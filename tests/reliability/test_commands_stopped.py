@@ -15,23 +15,10 @@ import psutil
 import pytest
 
 import figures
-from fork_server import Lives
-from stopped_commands import COMMANDS, contents, make_given, names
+from stopped_commands import COMMANDS, contents, names
 from tunewise.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(figures.of(900, 28_800))]
-
-
-@pytest.fixture(scope="module")
-def lives():
-    server = Lives()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory, save_tiny, lives):
-    return make_given(tmp_path_factory.mktemp("given"), save_tiny, lives)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 import figures
-from fork_server import Lives
-from stopped_commands import COMMANDS, make_given, names
+from stopped_commands import COMMANDS, names
 
 pytestmark = [pytest.mark.slow, pytest.mark.figure("R5"), pytest.mark.timeout(figures.of(600, 7200))]
 
@@ -41,18 +40,6 @@ def mounted(place, kib):
         yield lambda: mount("-o", f"remount,size={ENOUGH}")
     finally:
         subprocess.run(["umount", str(place)], check=True)
-
-
-@pytest.fixture(scope="module")
-def lives():
-    server = Lives()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory, save_tiny, lives):
-    return make_given(tmp_path_factory.mktemp("given"), save_tiny, lives)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -72,7 +72,8 @@ def with_passages(example: Example, passages: Sequence[Passage], *, quoted: bool
     texts = ["\n".join(line for line in p.indexed.splitlines() if line.strip()) for p in passages]
     if quoted:
         quotes = ["\n".join(f"> {line}" for line in text.splitlines()) for text in texts]
-        texts = [f"[{n}] {p.id}\n{quote}" for n, (p, quote) in enumerate(zip(passages, quotes, strict=True), 1)]
+        names = [show(p.id, len(p.id)) for p in passages]  # of files, and so with any character
+        texts = [f"[{n}] {name}\n{quote}" for n, (name, quote) in enumerate(zip(names, quotes, strict=True), 1)]
     last = max(index for index, message in enumerate(example.messages) if message.role == "user")
     question = example.messages[last]
     parts = {"passages": "\n\n".join(texts), "question": question.content}
