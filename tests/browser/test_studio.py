@@ -207,6 +207,74 @@ def ship(tab, folder):
     tab.get_by_label("Model card").wait_for(timeout=LONG)
 
 
+FOCUSED = """() => {
+  const at = document.activeElement, shown = getComputedStyle(at), field = at.closest('.q-field__control');
+  const ring = (style) => style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0;
+  const marked = ring(shown) || (field && field.closest('.q-field').classList.contains('q-field--focused'));
+  const label = at.getAttribute('aria-label') || (at.labels && [...at.labels].map((l) => l.textContent).join(' '));
+  return [(label || at.textContent || '').trim().replace(/\\s+/g, ' '), Boolean(marked), at.tagName];
+}"""
+
+
+def reach(tab, name):
+    """Press Tab until what has this name has the focus, which can be seen wherever it is."""
+    passed = []
+    for _ in range(120):
+        tab.keyboard.press("Tab")
+        found, is_marked, tag = tab.evaluate(FOCUSED)
+        if tag == "BODY":
+            continue
+        assert is_marked, f"nothing shows that {tag} {found!r} has the focus"
+        passed.append(found)
+        if found == name or found.startswith(f"{name} "):
+            return
+    raise AssertionError(f"{name!r} is not reached by Tab, only {passed}")
+
+
+def test_the_way_by_keys_alone(browser, tmp_path):
+    with studio_server.running(tmp_path) as studio, opened(browser, studio) as tab:
+        reach(tab, "To the content")
+        tab.keyboard.press("Enter")
+        reach(tab, "Data")
+        tab.keyboard.press("Control+A")
+        tab.keyboard.type("world:reviews")
+        reach(tab, "Browse …")
+        tab.keyboard.press("Enter")
+        tab.get_by_role("dialog").wait_for()
+        tab.keyboard.press("Escape")
+        tab.get_by_role("dialog").wait_for(state="hidden")
+        assert tab.evaluate(FOCUSED)[0] == "Browse …", "the focus is back where it was"
+        reach(tab, "Check the data")
+        tab.keyboard.press("Enter")
+        tab.get_by_role("heading", name="As the model sees it").wait_for(timeout=LONG)
+        reach(tab, "next examples")
+        tab.keyboard.press("Enter")
+        tab.get_by_text("11 to 20 of").first.wait_for()
+        tab.reload()
+        reach(tab, "3. Compare")
+        tab.keyboard.press("Enter")
+        tab.get_by_role("heading", level=1, name="Compare").wait_for()
+        reach(tab, "None")
+        tab.keyboard.press("Space")
+        reach(tab, "base")
+        tab.keyboard.press("Space")
+        reach(tab, "Training of each technique")
+        for key in ("ArrowDown", "ArrowDown", "Enter"):
+            tab.keyboard.press(key)
+            tab.wait_for_timeout(300)
+        reach(tab, "Number")
+        tab.keyboard.press("Control+A")
+        tab.keyboard.type("2")
+        reach(tab, "Test examples (0: the default)")
+        tab.keyboard.press("Control+A")
+        tab.keyboard.type("10")
+        tab.locator("pre", has_text="--techniques base --budget-steps 2").wait_for()
+        reach(tab, "Start the comparison")
+        tab.keyboard.press("Enter")
+        tab.get_by_text("finished", exact=True).first.wait_for(timeout=LONG)
+        assert tab.locator("tr", has_text="base").count() == 1
+
+
 def test_a_second_browser_is_refused(browser, tmp_path):
     studio_server.leave_techniques(tmp_path)
     with studio_server.running(tmp_path) as studio:

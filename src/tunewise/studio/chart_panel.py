@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from nicegui import ui
+from nicegui import run, ui
 
 from tunewise.core.json_record import JsonObject
 from tunewise.results.report.charts import Chart
@@ -28,11 +29,14 @@ _drawings: dict[str, list[JsonObject]] = {}  # the figures of charts that were d
 _MOST = 120
 
 
-def _drawn_views(chart: Chart, described: str) -> list[JsonObject]:
-    """Return the figures of a chart, which takes a while, from those that were drawn last where it is among them."""
+def _known(described: str) -> list[JsonObject] | None:
+    """Return the figures of a chart if it was drawn lately."""
     views = _drawings.pop(described, None)
-    if views is None:
-        views = drawn([chart])[chart.key]
+    return None if views is None else _kept(described, views)
+
+
+def _kept(described: str, views: list[JsonObject]) -> list[JsonObject]:
+    """Keep the figures of a chart as the ones that were drawn last."""
     _drawings[described] = views
     while len(_drawings) > _MOST:
         del _drawings[next(iter(_drawings))]
@@ -70,13 +74,13 @@ class _ShownChart:
     """One chart: its title, the choice of its view, the drawing and its caption."""
 
     def __init__(self, chart: Chart) -> None:
-        self._views: list[dict[str, object]] = []
+        self._views: list[JsonObject] = []
         self._described = ""
         self._place = 0
         self._is_narrow = False
         self._plot: ui.plotly | None = None
-        with element("figure") as figure:
-            figure.props["data-chart"] = chart.key
+        with element("figure") as self._figure:
+            self._figure.props["data-chart"] = chart.key
             element("h3", chart.title)
             self._choice = ui.select({}, label="against", on_change=self._choose).props("dense outlined")
             self._choice.set_visibility(False)
@@ -84,12 +88,28 @@ class _ShownChart:
             element("figcaption", chart.caption, "small")
 
     def update(self, chart: Chart, is_narrow: bool) -> None:
-        """Draw the chart if it has changed."""
+        """Draw the chart if it has changed: at once if it was drawn lately, else while the page goes on."""
         described = repr(chart)
         if described == self._described:
             return
         self._described, self._is_narrow = described, is_narrow
-        self._views = views = _drawn_views(chart, described)
+        views = _known(described)
+        if views is not None:
+            self._take(chart, views)
+        else:
+            with self._figure:
+                ui.timer(0, partial(self._draw_aside, chart, described), once=True)
+
+    async def _draw_aside(self, chart: Chart, described: str) -> None:
+        """Have another thread make the figures, which takes a tenth of a second for each chart."""
+        views = await run.io_bound(lambda: drawn([chart])[chart.key])
+        if views is not None:  # None where the server is ending
+            _kept(described, views)
+            if described == self._described and not self._figure.is_deleted:
+                self._take(chart, views)
+
+    def _take(self, chart: Chart, views: list[JsonObject]) -> None:
+        self._views = views
         self._place = min(self._place, len(views) - 1)
         names = {place: view.name for place, view in enumerate(chart.views)}
         if self._choice.options != names:
@@ -110,7 +130,7 @@ class _ShownChart:
             self._draw()
 
     def _draw(self) -> None:
-        figure = _figure(self._views[self._place], self._is_narrow)
+        figure = _as_shown(self._views[self._place], self._is_narrow)
         if self._plot is None:
             with self._box:
                 self._plot = ui.plotly(figure)
@@ -118,7 +138,7 @@ class _ShownChart:
             self._plot.update_figure(figure)
 
 
-def _figure(view: JsonObject, is_narrow: bool) -> JsonObject:
+def _as_shown(view: JsonObject, is_narrow: bool) -> JsonObject:
     """Return a view as the library takes it; on a phone, labels stand where the report places them there."""
     traces = view["data"]
     if is_narrow:

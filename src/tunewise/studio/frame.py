@@ -17,6 +17,8 @@ from tunewise.studio.parts import element
 from tunewise.studio.shipping_page import ShippingPage
 from tunewise.studio.workspace import Workspace
 
+# What draws charts takes a third of a second to load; the first page to show one should not wait for it.
+_LOAD_AHEAD = "(window.requestIdleCallback ?? setTimeout)(() => import('nicegui-plotly'))"
 _STEPS = (
     ("/", "Data", DataPage),
     ("/advise", "Advise", AdvicePage),
@@ -35,6 +37,7 @@ def style() -> str:
 def frame(workspace: Workspace) -> None:
     """Show the steps, and below them the page of the address."""
     ui.add_css(style())
+    ui.run_javascript(_LOAD_AHEAD)
     ui.colors(primary="#0b5cad", negative="#b02a3b", positive="#12734f")
     element("a", "To the content", "skip", href="#content")
     with element("header"):
