@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tunewise.cli.console import command_again, echo
@@ -39,8 +39,20 @@ def is_launched() -> bool:
     return _LAUNCHER in os.environ
 
 
-def run_on(devices: int) -> None:
+def gpu_memories(devices: int) -> list[float]:
+    """Return the bytes of memory of the first GPUs, so many of them; none where there are fewer, or none at all."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [float(torch.cuda.mem_get_info(number)[1]) for number in range(devices)] if count >= devices else []
+
+
+def run_on(devices: int, further: Sequence[str] = ()) -> None:
     """Run this very command once for each device, and exit as it did; return at once where there is nothing to start.
+
+    Args:
+        devices: how many.
+        further: words that the command gets besides its own.
 
     Raises:
         SettingError: the number makes no sense, or a launcher has started several processes already.
@@ -56,7 +68,7 @@ def run_on(devices: int) -> None:
         )
     _require_devices(devices)
     with tempfile.TemporaryDirectory(prefix="tunewise-") as folder:
-        sys.exit(_Run(devices, Path(folder)).watch())
+        sys.exit(_Run(devices, Path(folder), further).watch())
 
 
 def _require_devices(devices: int) -> None:
@@ -69,8 +81,8 @@ def _require_devices(devices: int) -> None:
 class _Run:
     """The processes of one run; what all but the first print is kept in files."""
 
-    def __init__(self, devices: int, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, devices: int, folder: Path, further: Sequence[str]) -> None:
+        self.folder, self._further = folder, further
         port = _free_port()
         self.processes = [self._start(rank, devices, port) for rank in range(devices)]
         self._seen = [(0.0, time.monotonic())] * devices  # the newest sign of life, and when it was first seen
@@ -93,7 +105,7 @@ class _Run:
         with contextlib.ExitStack() as files:
             stdout = subprocess.DEVNULL if rank else None
             stderr = files.enter_context(self._errors(rank).open("wb")) if rank else None
-            command = [sys.executable, "-m", "tunewise.cli", *sys.argv[1:]]
+            command = [sys.executable, "-m", "tunewise.cli", *sys.argv[1:], *self._further]
             return subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr)
 
     def _pulse(self, rank: int) -> Path:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.cli.console import print_json, print_result, print_text
-from tunewise.cli.devices import run_on, signs_of_life
+from tunewise.cli.console import echo, print_json, print_result, print_text
+from tunewise.cli.devices import gpu_memories, is_rank, run_on, signs_of_life
 from tunewise.cli.options import (
     AdaptationFolder,
     BaseLocation,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tunewise.cli.progress_display import ProgressDisplay
+    from tunewise.contract.technique import Technique
     from tunewise.core.json_record import JsonObject
     from tunewise.core.progress import Progress
     from tunewise.data.task import Example, Task
@@ -81,11 +82,12 @@ class FitOptions:
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0
     devices: Annotated[int, typer.Option(help="Devices of this machine that share out the examples of a step.")] = 1
     shard: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--shard", help="Let each of the devices hold a part of the model, which is too large for one of them."
+            "--shard/--no-shard",
+            help="Let each device hold a part of the model; default: where the plan says that one GPU is too small.",
         ),
-    ] = False
+    ] = None
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a stopped run; the result is the same, bit for bit.")
     ] = False
@@ -118,13 +120,16 @@ def fit(
     settings = train_settings(training.max_steps, training.steps, compute, remedies)
     if training.shard:
         recipe.require_shards()
-    run_on(training.devices)
+    further = []
+    if training.shard is None and training.devices > 1 and not is_rank():
+        further = _sharding_words(model, task, recipe, settings, training.devices, loading)
+    run_on(training.devices, further)
     quiet()
     from tunewise.adaptation.fit import fit
     from tunewise.engine.ranks import joined_ranks
     from tunewise.engine.rows import fitted_to
 
-    with signs_of_life(), joined_ranks(training.shard) as ranks, progress_display(shown=ranks.writes) as display:
+    with signs_of_life(), joined_ranks(bool(training.shard)) as ranks, progress_display(shown=ranks.writes) as display:
         display(recipe.name, "loading the model", 0, 0)
         base = load_model(model, loading, ranks)
         fitted = fitted_to(base, task)
@@ -167,6 +172,31 @@ def fit(
         + "".join(f" --{name} {place}" for name, place in recipes.places.given().items())
         + (f" --judge-url {reading.judge_url} --judge-model {reading.judge_model}" if reading.judge_url else "")
     )
+
+
+def _sharding_words(
+    model: str, task: Task, recipe: Technique, settings: TrainSettings, devices: int, loading: ModelOptions
+) -> list[str]:
+    """Return `--shard` where the plan says that a GPU is too small for whole weights; say so, or that none fits."""
+    memories = gpu_memories(devices)
+    if not memories:
+        return []
+    quiet()
+    from tunewise.advice.plan.sharding_choice import choose_sharding
+    from tunewise.advice.plan.weightless import sketch
+
+    sketched = sketch(
+        model,
+        revision=loading.revision,
+        dtype=loading.dtype,
+        device_kind="cuda",
+        max_length=loading.max_length,
+        resize_embeddings=loading.resize_embeddings,
+    )
+    choice = choose_sharding(sketched, task, recipe, settings, memories)
+    if choice.why:
+        echo(choice.why, err=True)
+    return ["--shard"] if choice.shards else []
 
 
 def _write_run_files(out: Path, options: dict[str, object], record: JsonObject) -> None:

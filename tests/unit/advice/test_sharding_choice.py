@@ -1,0 +1,82 @@
+"""Weights are shared out among GPUs where the plan says that one is too small, and only there."""
+
+import json
+import sys
+
+import pytest
+from transformers import LlamaConfig
+
+from tunewise.advice.plan.sharding_choice import ShardingChoice, choose_sharding
+from tunewise.advice.plan.weightless import sketch
+from tunewise.cli import main
+from tunewise.cli.commands import training
+from tunewise.fitting.settings import TrainSettings
+from tunewise.techniques.registry import make
+from tunewise.testing import tiny_base, tiny_task
+
+GB = 1e9
+SETTINGS = TrainSettings(max_steps=4, per_device_train_batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The configuration of a model of 1.4 billion parameters, 2.8 GB in bfloat16, without its weights."""
+    folder, tokenizer = tmp_path_factory.mktemp("shape"), tiny_base("llama").tokenizer
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, dtype="bfloat16"
+    )
+    config.num_attention_heads = config.num_key_value_heads = 16
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sketched(folder):
+    return sketch(folder, dtype="bfloat16", device_kind="cuda")
+
+
+def test_a_model_that_fits_stays_whole(sketched):
+    assert choose_sharding(sketched, tiny_task(), make("lora"), SETTINGS, [24 * GB] * 2) == ShardingChoice(False)
+
+
+@pytest.mark.parametrize("memories", [[3.0 * GB] * 2, [80 * GB, 3.0 * GB]], ids=["equal", "the smallest decides"])
+def test_a_model_that_does_not_fit_is_shared_out(sketched, memories):
+    choice = choose_sharding(sketched, tiny_task(), make("lora"), SETTINGS, memories)
+    assert choice.shards and "3 GB are there: the weights are shared out" in choice.why
+
+
+@pytest.mark.parametrize(("technique", "memory"), [("lora", 1.0 * GB), ("full", 5 * GB), ("lt_sft", 5 * GB)])
+def test_what_no_sharing_makes_room_for_is_said_and_begun_as_asked(sketched, technique, memory):
+    choice = choose_sharding(sketched, tiny_task(), make(technique), SETTINGS, [memory] * 2)
+    assert not choice.shards and choice.why.startswith(
+        f"{technique} will probably run out of memory: it needs at least"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "memories", "further"),
+    [
+        ((), [3.0 * GB] * 2, ["--shard"]),
+        ((), [24 * GB] * 2, []),
+        ((), [], []),
+        (("--no-shard",), [3.0 * GB] * 2, []),
+        (("--shard",), [24 * GB] * 2, []),  # it is among the words already
+    ],
+)
+def test_the_command_starts_its_processes_accordingly(folder, tmp_path, monkeypatch, given, memories, further):
+    class Started(Exception):
+        pass
+
+    def run_on(devices, words):
+        raise Started(devices, list(words))
+
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": f"day {i}", "label": "ab"[i % 2]}) + "\n" for i in range(40)))
+    monkeypatch.setattr(training, "run_on", run_on)
+    monkeypatch.setattr(training, "gpu_memories", lambda devices: memories)
+    words = ["fit", "lora", "--model", folder, "--data", data, "--out", tmp_path / "out", "--devices", "2", *given]
+    monkeypatch.setattr(sys, "argv", ["tunewise", *map(str, words)])
+    with pytest.raises(Started) as started:
+        main.main()
+    assert started.value.args == (2, further)
