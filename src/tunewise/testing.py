@@ -142,7 +142,8 @@ def check_only_its_own(technique: Technique, base: Base) -> None:
             continue
         changed = (parameter != original[name]).flatten()
         if name in entries:
-            changed[entries[name]] = False  # these entries may
+            places = entries[name]
+            changed[slice(None) if places is None else places] = False  # these entries may
         assert not changed.any(), _failure(
             technique,
             f"changed {name}, which is not among its params()",

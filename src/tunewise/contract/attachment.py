@@ -325,8 +325,11 @@ class Storing(Training):
         changed_ids, entries = {*self._originals, *map(id, self.params().values())}, self.changed_entries()
         return [p for name, p in self.base.model.named_parameters() if id(p) in changed_ids or name in entries]
 
-    def changed_entries(self) -> dict[str, Tensor]:
-        """Return the flat indices of changed entries, by full name of the base tensors of which only some are."""
+    def changed_entries(self) -> dict[str, Tensor | None]:
+        """Return the flat indices of changed entries by full name of the base's tensors; None where all may be.
+
+        These are tensors that change without being among `params()`.
+        """
         return {}
 
     @property

@@ -337,7 +337,7 @@ class _ComposedAttachment(Attachment):
         trained = [part for part in self.parts if not part.recipe.sides <= {"prompt"}]
         return trained[0].trunk() if len(trained) == 1 else ()
 
-    def changed_entries(self) -> dict[str, Tensor]:
+    def changed_entries(self) -> dict[str, Tensor | None]:
         return {name: places for part in self.parts for name, places in part.changed_entries().items()}
 
     def replaced_weights(self) -> dict[str, Tensor]:

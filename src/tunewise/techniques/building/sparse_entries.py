@@ -152,9 +152,9 @@ class Sparse(Attachment):
             return super().drift()
         return torch.stack([value.square().sum() for value in self.params().values()]).sum()
 
-    def changed_entries(self) -> dict[str, Tensor]:
+    def changed_entries(self) -> dict[str, Tensor | None]:
         """Return the chosen places."""
-        return self._places
+        return {**self._places}
 
     def state(self) -> dict[str, Tensor]:
         """Return values and places, or the dense tensors of an earlier phase."""

@@ -131,8 +131,8 @@ class _Masked(GeneratedAttachment):
     def param_groups(self) -> list[ParamGroup]:
         return [{**group, "weight_decay": 0.0} for group in super().param_groups()]
 
-    def changed_entries(self) -> dict[str, Tensor]:
-        return {name: torch.arange(weight.numel(), device=weight.device) for name, weight in self.weights.items()}
+    def changed_entries(self) -> dict[str, Tensor | None]:
+        return dict.fromkeys(self.weights)
 
     def make(self) -> dict[str, Tensor]:
         return {f"{name}.mask": pack(self._params[f"{name}.score"] > self.tau) for name in self.masked}

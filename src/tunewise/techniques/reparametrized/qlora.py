@@ -159,8 +159,8 @@ class _Quantised(Updates):
             f"{path}.weight": self.matrix(path).T if transposed[path] else self.matrix(path) for path in self.packed
         }
 
-    def changed_entries(self) -> dict[str, Tensor]:
-        return {f"{path}.weight": torch.arange(packed.shape.numel()) for path, packed in self.packed.items()}
+    def changed_entries(self) -> dict[str, Tensor | None]:
+        return {f"{path}.weight": None for path in self.packed}
 
     def optimizer(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
         return build(self.quantised.optimizer, groups, betas)
