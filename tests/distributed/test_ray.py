@@ -21,10 +21,12 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A cluster of this machine, with room for two actors of one thread each."""
+    """A cluster of two nodes on this machine, each with room for an actor of one thread."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short name, as sockets lie in it
+    (folder / "ray").mkdir()
     environment = {
         **os.environ,
+        "RAY_TMPDIR": str(folder),
         "RAY_raylet_start_wait_time_s": "240",
         "RAY_agent_register_timeout_ms": "240000",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,11 +35,15 @@ def cluster():
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
     }
     program = (
-        "import ray, sys, time\n"
-        "ray.init(address='local', num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80_000_000, "
-        f"_temp_dir={str(folder / 'r')!r})\n"
-        "print(ray.get_runtime_context().gcs_address, flush=True)\n"
+        "import sys\n"
+        "from ray.cluster_utils import Cluster\n"
+        "node = dict(num_cpus=1, num_gpus=0, object_store_memory=80_000_000, include_dashboard=False)\n"
+        "cluster = Cluster(initialize_head=True, head_node_args=node)\n"
+        "cluster.add_node(**node)\n"
+        "cluster.wait_for_nodes()\n"
+        "print(cluster.address, flush=True)\n"
         "sys.stdin.read()\n"
+        "cluster.shutdown()\n"
     )
     for _ in range(3):  # Ray gives its own agent 30 seconds to start, which a busy machine may not keep to
         process = subprocess.Popen(
