@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tunewise.core.text import visible
 from tunewise.data.task import Example, Task
-from tunewise.data.task import check as check_task
+from tunewise.data.task_check import check as check_task
 from tunewise.engine.configuration import UnloadedModel
 from tunewise.engine.conversation import final_answer
 from tunewise.engine.encoding import Encoder, fit_window, lists_labels
@@ -49,7 +49,7 @@ class RowProblem(TypedDict):
 
 
 class TaskFacts(TypedDict):
-    """Holds what `tunewise.data.task.check` reports about a task, as far as it is shown."""
+    """Holds what `tunewise.data.task_check.check` reports about a task, as far as it is shown."""
 
     name: str
     format: str
