@@ -17,8 +17,8 @@ _CONTENT = 32
 class Hashes:
     """A list of hashes of one size, end to end."""
 
-    def __init__(self, size: int, content: bytes | bytearray = b"") -> None:
-        self.size, self.content = size, bytearray(content)
+    def __init__(self, size: int) -> None:
+        self.size, self.content = size, bytearray()
 
     def __len__(self) -> int:
         return len(self.content) // self.size
@@ -32,8 +32,10 @@ class Hashes:
 
     def chosen(self, places: Iterable[int]) -> Hashes:
         """Return those at some places."""
-        size = self.size
-        return Hashes(size, b"".join(self.content[place * size : (place + 1) * size] for place in places))
+        chosen, size = Hashes(self.size), self.size
+        for place in places:
+            chosen.content += self.content[place * size : (place + 1) * size]
+        return chosen
 
     def first_places(self) -> array[int]:
         """Return for each hash the first place where it stands."""
@@ -58,7 +60,7 @@ class ExampleFacts:
         self.kind, self.labels = kind, {} if labels is None else labels
         self.prompts, self.contents = Hashes(KEY), Hashes(_CONTENT)
         self.answers, self.rows = array("i"), array("q")
-        self.prompt_characters, self.answer_characters = array("q"), array("q")
+        self.prompt_characters, self.answer_characters = array("I"), array("I")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,9 +87,9 @@ class ExampleFacts:
         """Return those of the examples at some places."""
         facts = ExampleFacts(self.kind, self.labels)
         facts.prompts, facts.contents = self.prompts.chosen(places), self.contents.chosen(places)
-        facts.answers = array("i", map(self.answers.__getitem__, places))
-        for name in ("rows", "prompt_characters", "answer_characters"):
-            setattr(facts, name, array("q", map(getattr(self, name).__getitem__, places)))
+        for name in ("answers", "rows", "prompt_characters", "answer_characters"):
+            numbers: array[int] = getattr(self, name)
+            setattr(facts, name, array(numbers.typecode, map(numbers.__getitem__, places)))
         return facts
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 from tunewise.core.errors import DataError
@@ -37,7 +38,7 @@ def split_by_content(
     return {split: [examples[place] for place in chosen] for split, chosen in places.items()}
 
 
-def _places(examples: Collection, held_out: Sequence[str], seed: int, path: str | None) -> dict[str, list[int]]:
+def _places(examples: Collection, held_out: Sequence[str], seed: int, path: str | None) -> dict[str, array[int]]:
     """Return the places of the examples of each split."""
     kind = examples.kind
     keys: Iterable[bytes] = examples.facts.prompts
@@ -67,7 +68,7 @@ def _places(examples: Collection, held_out: Sequence[str], seed: int, path: str 
     split_of: dict[bytes, str] = {}
     for i, split in enumerate(held_out):
         split_of |= dict.fromkeys(free[i * size : (i + 1) * size], split)
-    places: dict[str, list[int]] = {split: [] for split in ("train", *held_out)}
+    places = {split: array("q") for split in ("train", *held_out)}
     for place, key in enumerate(keys):
         places[split_of.get(key, "train")].append(place)
     return places
