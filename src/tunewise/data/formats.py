@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tunewise.data.cells import Cells
-from tunewise.data.collection import Collection
 from tunewise.data.columns import ColumnLayout, recognise
 from tunewise.data.conversations import conversation, is_conversational, prompt_and_completion
+from tunewise.data.example_collection import ExampleCollection
 from tunewise.data.examples import Example, Message
 from tunewise.data.table import BadRow, Fault, Table, bad_rows_error
 
@@ -24,7 +24,7 @@ __all__ = ["ColumnLayout", "Converted", "Example", "Message", "convert", "conver
 class Converted:
     """Holds the examples of a table, its bad rows, and what notes tell."""
 
-    collection: Collection
+    collection: ExampleCollection
     faults: list[Fault]
     told: Mapping[str, int]
 
@@ -52,7 +52,7 @@ def convert_rows(table: Table, layout: ColumnLayout, kind: str, labels: dict[str
     """
     told: Counter[str] = Counter()
     faults = list(table.faults)
-    collection = Collection.of(_examples(table, layout, faults, told), kind, labels)
+    collection = ExampleCollection.of(_examples(table, layout, faults, told), kind, labels)
     return Converted(collection, sorted(faults, key=lambda fault: fault.number), told)
 
 

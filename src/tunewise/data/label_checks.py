@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from tunewise.core.text import listed, show
-from tunewise.data.collection import Collection as Examples
+from tunewise.data.example_collection import ExampleCollection
 from tunewise.data.formats import Converted
 from tunewise.data.table import Fault, Table
 
@@ -51,7 +51,7 @@ def unknown_labels(converted: Converted, labels: Collection[str]) -> list[Fault]
     ]
 
 
-def label_notes(splits: Iterable[Examples], labels: Collection[str]) -> list[str]:
+def label_notes(splits: Iterable[ExampleCollection], labels: Collection[str]) -> list[str]:
     """Tell which labels differ only in case or outer spaces, and how many prompts have several labels."""
     groups: dict[str, list[str]] = {}
     for label in sorted(labels):

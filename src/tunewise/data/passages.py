@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tunewise.data.collection import Collection
+from tunewise.data.example_collection import ExampleCollection
 from tunewise.data.examples import Example
 
 PASSAGE = 2000  # characters
@@ -16,7 +16,7 @@ _ENOUGH = 30  # texts that are split as they are
 _BOUNDARIES = (("\n\n", "\r\n\r\n"), ("\n", ". ", "! ", "? ", "。", "！", "？", "।"), (" ", "\t"))
 
 
-def cut_long_texts(collection: Collection) -> tuple[Collection, str | None]:
+def cut_long_texts(collection: ExampleCollection) -> tuple[ExampleCollection, str | None]:
     """Cut long texts where there are too few to hold some back, and say so in a note."""
     texts: set[str] = set()
     for example in collection.examples:
@@ -29,7 +29,7 @@ def cut_long_texts(collection: Collection) -> tuple[Collection, str | None]:
     if not long:
         return collection, None
     passages = (passage for example in collection.examples for passage in _passages(example.answer, size))
-    parts = Collection.of((Example((), passage) for passage in passages), collection.kind)
+    parts = ExampleCollection.of((Example((), passage) for passage in passages), collection.kind)
     what = "1 long text was" if len(long) == 1 else f"{len(long)} long texts were"
     count = sum(long)
     return parts, f"{what} cut into {count} passages of about {size:,} characters, so that some can be held back"

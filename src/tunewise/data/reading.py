@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tunewise.core.text import listed
-from tunewise.data.collection import Collection
 from tunewise.data.columns import ColumnLayout, recognise
+from tunewise.data.example_collection import ExampleCollection
 from tunewise.data.formats import Converted, convert_rows, unused
 from tunewise.data.label_checks import label_notes, refuse_free_text, refuse_one_label, unknown_labels
 from tunewise.data.prompt_template import prompt_template
@@ -36,7 +36,7 @@ class Reading:
 
     layout: ColumnLayout
     kind: str
-    examples: dict[str, Collection]
+    examples: dict[str, ExampleCollection]
     labels: frozenset[str]
     template: str | None
     skipped: int

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 from tunewise.core.errors import DataError
-from tunewise.data.collection import Collection
+from tunewise.data.example_collection import ExampleCollection
 from tunewise.data.example_facts import KEY, ExampleFacts, Hashes
 from tunewise.data.examples import Example, content_bytes, group_key, json_bytes
 from tunewise.data.split_names import SPLITS
@@ -34,11 +34,11 @@ def split_by_content(
     Raises:
         DataError: there are too few distinct prompts for that.
     """
-    places = _places(Collection.of(examples, kind), held_out, seed, path)
+    places = _places(ExampleCollection.of(examples, kind), held_out, seed, path)
     return {split: [examples[place] for place in chosen] for split, chosen in places.items()}
 
 
-def _places(examples: Collection, held_out: Sequence[str], seed: int, path: str | None) -> dict[str, array[int]]:
+def _places(examples: ExampleCollection, held_out: Sequence[str], seed: int, path: str | None) -> dict[str, array[int]]:
     """Return the places of the examples of each split."""
     kind = examples.kind
     keys: Iterable[bytes] = examples.facts.prompts
@@ -92,7 +92,7 @@ def _one_group_per_label(keys: Iterable[bytes], facts: ExampleFacts) -> set[byte
     return reserved
 
 
-def sampled(table: Table, examples: Collection, size: int, seed: int) -> tuple[Collection, str]:
+def sampled(table: Table, examples: ExampleCollection, size: int, seed: int) -> tuple[ExampleCollection, str]:
     """Take the `size` examples with the smallest hashes, in a classification one of each label first, and a note."""
     count = len(examples.examples)
     if size >= count:
@@ -110,7 +110,9 @@ def sampled(table: Table, examples: Collection, size: int, seed: int) -> tuple[C
     return examples.chosen(sorted(order[:size])), f"{size} of {count} were sampled by content"
 
 
-def completed(table: Table, examples: Mapping[str, Collection], seed: int, notes: list[str]) -> dict[str, Collection]:
+def completed(
+    table: Table, examples: Mapping[str, ExampleCollection], seed: int, notes: list[str]
+) -> dict[str, ExampleCollection]:
     """Return all three splits: those that were read, and the missing ones split off the first."""
     first = "train" if "train" in examples else "all"
     missing = [split for split in ("test", "validation") if split not in examples]

@@ -59,6 +59,16 @@ class Survey:
             if isinstance(value, list) and name not in self.lists:
                 self.lists[name] = number
 
+    def extend(self, later: Survey, before: int) -> None:
+        """Take in the rows of another survey, which are numbered from `before` on."""
+        counts = dict(self.name_counts)
+        for name, count in later.name_counts.items():
+            counts[name] = counts.get(name, 0) + count
+        self._counts, self._alike = counts, 0
+        for name, number in later.lists.items():
+            self.lists.setdefault(name, before + number)
+        self.count, self.last = self.count + later.count, before + later.last
+
     @property
     def name_counts(self) -> Mapping[str, int]:
         """Return every column, in the order of the file, with the number of rows that have it."""
@@ -169,9 +179,10 @@ def joined(path: str, tables: Sequence[Table]) -> Table:
         return tables[0]
     faults: list[Fault] = []
     placed: list[tuple[int, Table]] = []
-    before = 0
+    survey, before = Survey(), 0
     for table in tables:
         placed.append((before, table))
+        survey.extend(table.survey, before)
         faults += [replace(fault, number=before + fault.number) for fault in table.faults]
         before += max([table.survey.last, *(fault.number for fault in table.faults)])
     units = {table.unit for table in tables}
@@ -183,6 +194,7 @@ def joined(path: str, tables: Sequence[Table]) -> Table:
         faults=tuple(faults),
         notes=tuple(dict.fromkeys(note for table in tables for note in table.notes)),
         parts=tuple((before, table.path) for before, table in placed),
+        surveyed=survey,
     )
 
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 
 from tunewise.core.text import show
-from tunewise.data.collection import Collection
+from tunewise.data.example_collection import ExampleCollection
 from tunewise.data.examples import Example
 from tunewise.data.task import Task
 
 _PROBLEMS, _PROBLEM_TEXT = 1000, 200  # rows that a check names, and characters of each
 _LEAKS = 3  # that a check shows
 
-Splits = Mapping[str, Collection]
+Splits = Mapping[str, ExampleCollection]
 
 
 def check(task: Task) -> dict[str, object]:
@@ -30,7 +30,7 @@ def check(task: Task) -> dict[str, object]:
         with up to three of them, the rows with such problems, the shortest and longest prompt and answer in characters,
         the number of bad rows that were left out, and the notes.
     """
-    splits = {split: Collection(examples, task.kind, {}) for split, examples in task.splits.items()}
+    splits = {split: ExampleCollection(examples, task.kind, {}) for split, examples in task.splits.items()}
     trained = _trained(splits)
     leaks = {split: _leaks(collection, trained) for split, collection in splits.items() if split != "train"}
     train = splits["train"].facts
@@ -68,7 +68,7 @@ def _trained(splits: Splits) -> dict[bytes, int]:
     return trained
 
 
-def _leaks(held_out: Collection, trained: Mapping[bytes, int]) -> list[int]:
+def _leaks(held_out: ExampleCollection, trained: Mapping[bytes, int]) -> list[int]:
     return [place for place, prompt in enumerate(held_out.facts.prompts) if prompt in trained]
 
 
@@ -116,7 +116,7 @@ def _text(task: Task, example: Example) -> str:
     return example.answer if task.kind == "text" else example.prompt
 
 
-def _place(collection: Collection, place: int) -> str:
+def _place(collection: ExampleCollection, place: int) -> str:
     if row := collection.facts.rows[place]:
         return f"row {row}"
     example = collection.examples[place]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from tunewise.data.collection import kept
+from tunewise.data.example_collection import kept
 from tunewise.data.task import Example, Task
 from tunewise.engine.configuration import TextModel
 from tunewise.engine.encoding import Encoder

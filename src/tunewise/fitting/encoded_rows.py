@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunewise.contract.attachment import Attachment
 from tunewise.core.progress import Progress, silent
-from tunewise.data.collection import kept
+from tunewise.data.example_collection import kept
 from tunewise.data.examples import Example, content_bytes
 from tunewise.data.task import Task
 from tunewise.engine import row_file

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tunewise.core.errors import DataError
-from tunewise.data import collection, example_file
-from tunewise.data.collection import Collection, kept
+from tunewise.data import example_collection, example_file
+from tunewise.data.example_collection import ExampleCollection, kept
 from tunewise.data.example_file import ExampleFile
 from tunewise.data.examples import Example, Message
 from tunewise.data.task import Task
@@ -37,7 +37,7 @@ EXAMPLES = [FULL, Example((), "text", row=1), *(Example((Message("user", f"p{i}"
 
 @pytest.fixture
 def few_in_memory(monkeypatch):
-    monkeypatch.setattr(collection, "MOST_IN_MEMORY", 5)
+    monkeypatch.setattr(example_collection, "MOST_IN_MEMORY", 5)
 
 
 def test_a_file_gives_back_every_field(few_in_memory):
@@ -53,9 +53,9 @@ def test_a_file_gives_back_every_field(few_in_memory):
 
 def test_some_of_a_file_are_read_in_the_order_that_is_asked_for(few_in_memory):
     places = random.Random(0).sample(range(len(EXAMPLES)), 700)
-    chosen = Collection.of(EXAMPLES, "generation").chosen(places).chosen(range(0, 700, 2))
+    chosen = ExampleCollection.of(EXAMPLES, "generation").chosen(places).chosen(range(0, 700, 2))
     assert list(chosen.examples) == [EXAMPLES[place] for place in places[::2]]
-    listed = Collection(tuple(chosen.examples), "generation", {}).facts
+    listed = ExampleCollection(tuple(chosen.examples), "generation", {}).facts
     for name in ("prompts", "contents", "answers", "rows", "prompt_characters", "answer_characters"):
         assert list(getattr(chosen.facts, name)) == list(getattr(listed, name)), name
 
@@ -116,7 +116,7 @@ def without_answer(row: dict) -> dict:
 
 
 def reports(source: Path, limit: int, monkeypatch, **options) -> list:
-    monkeypatch.setattr(collection, "MOST_IN_MEMORY", limit)
+    monkeypatch.setattr(example_collection, "MOST_IN_MEMORY", limit)
     try:
         task = Task.read(source, **options)
     except DataError as error:

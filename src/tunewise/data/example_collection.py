@@ -15,7 +15,7 @@ MOST_IN_MEMORY = 50_000  # examples that are kept as objects, of about one kilob
 
 
 @dataclass(frozen=True)
-class Collection:
+class ExampleCollection:
     """Holds examples with what tells them apart.
 
     Attributes:
@@ -52,13 +52,13 @@ class Collection:
             return self.examples.facts
         return ExampleFacts.of(self.examples, self.kind, self.labels)
 
-    def chosen(self, places: Sequence[int]) -> Collection:
+    def chosen(self, places: Sequence[int]) -> ExampleCollection:
         """Return the examples at some places."""
         if isinstance(self.examples, ExampleFile):
-            return Collection(self.examples.chosen(places), self.kind, self.labels)
-        return Collection(tuple(self.examples[place] for place in places), self.kind, self.labels)
+            return ExampleCollection(self.examples.chosen(places), self.kind, self.labels)
+        return ExampleCollection(tuple(self.examples[place] for place in places), self.kind, self.labels)
 
 
 def kept(examples: Iterable[Example], kind: str) -> Sequence[Example]:
     """Return examples that are made one by one, as a tuple or in a file."""
-    return Collection.of(examples, kind).examples
+    return ExampleCollection.of(examples, kind).examples
