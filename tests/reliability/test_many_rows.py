@@ -13,7 +13,7 @@ COLUMNS = {"text": "string", "label": "string"}
 A_ROW = 320  # bytes of each: its hashes, and where it is; a row of 120 characters is one kilobyte as objects
 # For each command the bytes of what it holds at a time, whatever the number of rows, and of its process at most.
 CHUNK = {"check": 12_000_000, "check with a model": 30_000_000, "encode": 30_000_000}
-MOST = {"check": 400_000_000, "check with a model": 900_000_000, "encode": 900_000_000}
+MOST = {"check": 450_000_000, "check with a model": 900_000_000, "encode": 900_000_000}
 # Peak memory of this process and of those that it starts, in bytes, behind the result.
 MEASURED = """
 import json, resource, sys
