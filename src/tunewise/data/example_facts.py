@@ -103,6 +103,11 @@ class ExampleFacts:
         return self.prompts.first_places()
 
     @property
+    def labels_present(self) -> frozenset[str]:
+        """Return the labels that occur among these examples."""
+        return frozenset(map(self.label_names.__getitem__, set(self.answers))) if self.labels else frozenset()
+
+    @property
     def label_names(self) -> list[str]:
         """Return the label of each number."""
         return list(self.labels)

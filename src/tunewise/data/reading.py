@@ -76,7 +76,7 @@ def read_examples(
     labels: frozenset[str] = frozenset()
     if kind == "classification":
         trained = converted[first].collection.facts
-        labels = frozenset(map(trained.label_names.__getitem__, set(trained.answers)))
+        labels = trained.labels_present
         refuse_free_text(tables[first], len(trained), labels)
         converted = {split: one.without(unknown_labels(one, labels)) for split, one in converted.items()}
     skipped = _skipped(tables, converted, skip_bad_rows, notes)

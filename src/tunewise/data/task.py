@@ -178,8 +178,7 @@ class Task:
             examples[first], note = sampled(tables[first], examples[first], size, seed)
             notes.append(note)
         splits = completed(tables[first], examples, seed, notes)
-        is_labelled = reading.kind == "classification"
-        train, facts = splits["train"].examples, splits["train"].facts
+        train = splits["train"].examples
         return cls(
             name=name_of(source),
             kind=reading.kind,
@@ -187,7 +186,7 @@ class Task:
             train=train,
             validation=splits["validation"].examples,
             test=splits["test"].examples,
-            labels=tuple(sorted(map(facts.label_names.__getitem__, set(facts.answers)))) if is_labelled else (),
+            labels=tuple(sorted(splits["train"].facts.labels_present)) if reading.kind == "classification" else (),
             metric=metric or _default_metric(reading, train),
             template=reading.template,
             source=str(path),
