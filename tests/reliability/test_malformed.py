@@ -24,7 +24,8 @@ import pytest
 
 import figures
 from tunewise.core.errors import DataError, RequestError
-from tunewise.data.task import Example, Task, check
+from tunewise.data.task import Example, Task
+from tunewise.data.task_check import check
 
 pytestmark = pytest.mark.figure("M1")
 

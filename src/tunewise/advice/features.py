@@ -171,7 +171,7 @@ def texts_of(where: str | None) -> list[str]:
     return [document.text for document in gather(where).documents]
 
 
-def _sampled(examples: tuple[Example, ...]) -> tuple[Example, ...]:
+def _sampled(examples: Sequence[Example]) -> Sequence[Example]:
     from tunewise.data.task import sample
 
     return sample(examples, SAMPLED)

@@ -18,7 +18,7 @@ from tunewise.data.task import Task, sample
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.model import Base
 from tunewise.engine.run_text import RunText
-from tunewise.fitting.encoded_rows import encoded_rows
+from tunewise.fitting.encoded_rows import encoded_rows, rendered_examples
 from tunewise.fitting.forgetting import OnTask, Retention
 from tunewise.fitting.rehearsal import Rehearsal
 from tunewise.fitting.settings import TrainSettings
@@ -99,9 +99,9 @@ class ComparisonContext:
     def train_sequences(self, attachment: Attachment, progress: Progress = silent) -> Sequence[TokenSequence]:
         """Encode the training split for this attachment; all that leave the text as it is share one encoding."""
         progress("encoding the training examples", 0, 0)
-        rendered = [attachment.render(example) for example in self.task.train]
+        rendered = rendered_examples(attachment, self.task)
         virtual = attachment.virtual_tokens, attachment.virtual_suffix
-        if any(new is not old for new, old in zip(rendered, self.task.train, strict=True)):
+        if rendered is not self.task.train:
             return encoded_rows(attachment, self.task, self.rows, progress, rendered)
         if virtual not in self._encoded:
             self._encoded[virtual] = encoded_rows(attachment, self.task, self.rows, progress, rendered)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 WINDOWS = os.name == "nt"
 _FAR = (1 << 31) - 2  # the byte that stands for a file in a lock on Windows
+_READING = threading.Lock()  # where a read is two calls
 
 
 def lock_descriptor(descriptor: int) -> None:
@@ -70,6 +71,15 @@ def reserve(descriptor: int, nbytes: int) -> None:
     block = bytes(1 << 20)
     for start in range(0, nbytes, len(block)):
         os.write(descriptor, block[: nbytes - start])
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Read a part of a file, also beside other threads and processes that read it through the same descriptor."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    with _READING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
 
 
 def peak_resident_bytes() -> int:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from tunewise.core.errors import DataError
 from tunewise.core.extras import OPTIONAL, install_command, installed
 from tunewise.core.text import first_line, listed, show
+from tunewise.data.file_rows import Item, file_table
 from tunewise.data.table import Table
 from tunewise.data.text_files import MAX_UNPACKED
 
 if TYPE_CHECKING:
     import pyarrow
 
-Row = dict[str, object]
+Cells = dict[str, object]
+Batches = tuple["pyarrow.Schema", Iterable["pyarrow.RecordBatch"]]
+_AT_ONCE = 1000  # rows whose cells are in memory at once
 _SAVED = ("dataset_dict.json", "state.json")  # of a folder that `save_to_disk` wrote
 
 
@@ -37,46 +40,63 @@ def _require(path: Path, files: str, package: str) -> None:
 def read_parquet(path: Path) -> Table:
     """Read a Parquet file."""
     _require(path, "Parquet files", "pyarrow")
-    import pyarrow.parquet
-
-    try:
-        with path.open("rb") as file:
-            data = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
-        return _arrow_table(path, data)
-    except DataError:
-        raise
-    except Exception as error:  # a damaged file can raise anything: Arrow errors, Unicode, memory, overflow
-        raise DataError(
-            f"not a readable Parquet file ({first_line(error)})", path=path, remedy="write the file again"
-        ) from error
+    return _arrow_table(path, "Parquet", _parquet_batches)
 
 
 def read_arrow(path: Path) -> Table:
     """Read an Arrow file, in the form of a stream (which `datasets` writes) or of a file."""
     _require(path, "Arrow files", "pyarrow")
+    return _arrow_table(path, "Arrow", _arrow_batches)
+
+
+def _parquet_batches(file: BinaryIO) -> Batches:
+    import pyarrow.parquet
+
+    data = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+    return data.schema_arrow, data.iter_batches(batch_size=_AT_ONCE, use_threads=False)
+
+
+def _arrow_batches(file: BinaryIO) -> Batches:
     import pyarrow
 
-    try:
-        with path.open("rb") as file:
-            is_stream = file.read(6) != b"ARROW1"
-            file.seek(0)
-            opened = pyarrow.ipc.open_stream(file) if is_stream else pyarrow.ipc.open_file(file)
-            return _arrow_table(path, opened.read_all())
-    except DataError:
-        raise
-    except Exception as error:  # as of Parquet
-        raise DataError(
-            f"not a readable Arrow file ({first_line(error)})", path=path, remedy="write the file again"
-        ) from error
+    is_stream = file.read(6) != b"ARROW1"
+    file.seek(0)
+    if is_stream:
+        stream = pyarrow.ipc.open_stream(file)
+        return stream.schema, stream
+    opened = pyarrow.ipc.open_file(file)
+    return opened.schema, map(opened.get_batch, range(opened.num_record_batches))
 
 
-def _arrow_table(path: Path, data: pyarrow.Table) -> Table:
-    names: list[str] = data.column_names
-    if len(set(names)) != len(names):
-        raise DataError(
-            f"a column name occurs twice among {listed(names)}", path=path, remedy="rename one of the columns"
-        )
-    return _named_table(str(path), data.to_pylist(), _class_names(data.schema.metadata))
+def _arrow_table(path: Path, form: str, batches_of: Callable[[BinaryIO], Batches]) -> Table:
+    """Read the rows of a file batch by batch, with names in place of class numbers."""
+
+    def rows() -> Iterator[Item]:
+        try:
+            with path.open("rb") as file:
+                schema, batches = batches_of(file)
+                names: list[str] = schema.names
+                if len(set(names)) != len(names):
+                    raise DataError(
+                        f"a column name occurs twice among {listed(names)}",
+                        path=path,
+                        remedy="rename one of the columns",
+                    )
+                yield from enumerate(_named(_rows_of(batches), _class_names(schema.metadata)), 1)
+        except DataError:
+            raise
+        except Exception as error:  # a damaged file can raise anything: Arrow errors, Unicode, memory, overflow
+            raise DataError(
+                f"not a readable {form} file ({first_line(error)})", path=path, remedy="write the file again"
+            ) from error
+
+    return file_table(path, rows, unit="row")
+
+
+def _rows_of(batches: Iterable[pyarrow.RecordBatch]) -> Iterator[Cells]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, _AT_ONCE):
+            yield from batch.slice(start, _AT_ONCE).to_pylist()
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:
@@ -92,18 +112,17 @@ def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[s
         return {}
 
 
-def _named_table(path: str, rows: list[Row], names: Mapping[str, Sequence[str]]) -> Table:
-    """Make a table of rows, with names in place of class numbers; -1 stands for a label that is not known."""
+def _named(rows: Iterable[Cells], names: Mapping[str, Sequence[str]]) -> Iterator[Cells]:
+    """Yield rows with names in place of class numbers; -1 stands for a label that is not known."""
     for row in rows:
         for column, value in row.items():
             if isinstance(value, list | dict):
                 row[column] = _without_absent(value)
-    for column, classes in names.items():
-        for row in rows:
+        for column, classes in names.items():
             number = row.get(column)
             if isinstance(number, int) and -1 <= number < len(classes):
                 row[column] = classes[number] if number >= 0 else None
-    return Table(path, list(enumerate(rows, 1)), unit="row")
+        yield row
 
 
 def _without_absent(value: object) -> object:
@@ -120,7 +139,14 @@ def dataset_table(path: str, data: object) -> Table:
     if not isinstance(data, Dataset):
         raise TypeError("its splits are not tables")
     classes = {name: feature.names for name, feature in data.features.items() if isinstance(feature, ClassLabel)}
-    return _named_table(path, data.to_list(), classes)
+    as_arrow = data.with_format("arrow")
+
+    def rows() -> Iterator[Item]:
+        batches = (as_arrow[start : start + _AT_ONCE] for start in range(0, len(data), _AT_ONCE))
+        cells = (row for batch in batches for row in batch.to_pylist())
+        yield from enumerate(_named(cells, classes), 1)
+
+    return file_table(path, rows, unit="row")
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -271,7 +271,7 @@ def _refuse_untrainable(table: Table, layout: ColumnLayout, pool: Mapping[str, s
     """Refuse answers that are marked as good or bad, and rows with several labels."""
     if layout.format == "classification":
         label = layout.columns["label"]
-        number = next((number for number, row in table.rows if isinstance(row.get(label), list)), None)
+        number = table.survey.lists.get(label)
         if number is not None:
             raise table.error(
                 "multi-label data (a list of labels in a row) is not supported",
@@ -294,5 +294,10 @@ def _refuse_untrainable(table: Table, layout: ColumnLayout, pool: Mapping[str, s
 
 def _all_of(table: Table, column: str, values: Sequence[object]) -> bool:
     """Tell whether a column holds only these values, in any case, where it holds any."""
-    present = [value for _, row in table.rows if (value := row.get(column)) is not None]
-    return bool(present) and all((v.strip().lower() if isinstance(v, str) else v) in values for v in present)
+    holds_any = False
+    for _, row in table.rows:
+        if (value := row.get(column)) is not None:
+            if (value.strip().lower() if isinstance(value, str) else value) not in values:
+                return False
+            holds_any = True
+    return holds_any

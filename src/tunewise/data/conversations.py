@@ -110,6 +110,7 @@ def _example(cells: Cells, slot: str, turns: Sequence[Turn], learnable: int) -> 
         answer_fields=answer_fields,
         tools=tools,
         template_kwargs=_template_kwargs(cells),
+        row=cells.number,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from tunewise.core.json_record import JsonRecord
+from tunewise.data.example_file import ExampleFile
 from tunewise.data.examples import Example, content_bytes
 
 
@@ -21,6 +22,7 @@ class RowsFingerprint(JsonRecord):
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Self:
         """Take the fingerprint of the examples of a split."""
-        digests = [hashlib.sha256(content_bytes(example)).digest() for example in examples]
+        facts = examples.facts if isinstance(examples, ExampleFile) else None
+        digests = facts.contents if facts else [hashlib.sha256(content_bytes(example)).digest() for example in examples]
         in_order, sorted_ = hashlib.sha256(b"".join(digests)), hashlib.sha256(b"".join(sorted(digests)))
         return cls(content=sorted_.hexdigest(), order=in_order.hexdigest())

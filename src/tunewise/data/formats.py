@@ -7,12 +7,13 @@ or a label may be a number or true/false, and is taken as the file spells it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tunewise.data.cells import Cells
 from tunewise.data.columns import ColumnLayout, recognise
 from tunewise.data.conversations import conversation, is_conversational, prompt_and_completion
+from tunewise.data.example_collection import ExampleCollection
 from tunewise.data.examples import Example, Message
 from tunewise.data.table import BadRow, Fault, Table, bad_rows_error
 
@@ -21,56 +22,65 @@ __all__ = ["ColumnLayout", "Converted", "Example", "Message", "convert", "conver
 
 @dataclass(frozen=True)
 class Converted:
-    """Holds the examples of a table with the numbers of their rows, its bad rows, and what notes tell."""
+    """Holds the examples of a table, its bad rows, and what notes tell."""
 
-    examples: list[Example]
-    numbers: list[int]
+    collection: ExampleCollection
     faults: list[Fault]
     told: Mapping[str, int]
 
     def without(self, faults: Iterable[Fault]) -> Converted:
         """Return this with these rows among the bad ones."""
         further = {fault.number: fault for fault in faults}
-        kept = [i for i, number in enumerate(self.numbers) if number not in further]
+        if not further:
+            return self
+        places = [place for place, number in enumerate(self.collection.facts.rows) if number not in further]
         return Converted(
-            [self.examples[i] for i in kept],
-            [self.numbers[i] for i in kept],
+            self.collection.chosen(places),
             sorted([*self.faults, *further.values()], key=lambda fault: fault.number),
             self.told,
         )
 
 
-def convert_rows(table: Table, layout: ColumnLayout) -> Converted:
-    """Turn every row into an example, in order; what cannot be one is among the bad rows."""
+def convert_rows(table: Table, layout: ColumnLayout, kind: str, labels: dict[str, int] | None = None) -> Converted:
+    """Turn every row into an example, in order; what cannot be one is among the bad rows.
+
+    Args:
+        table: the rows.
+        layout: what the columns mean.
+        kind: the kind of the task.
+        labels: every label of a classification with its number; those that are new are added.
+    """
+    told: Counter[str] = Counter()
+    faults = list(table.faults)
+    collection = ExampleCollection.of(_examples(table, layout, faults, told), kind, labels)
+    return Converted(collection, sorted(faults, key=lambda fault: fault.number), told)
+
+
+def _examples(table: Table, layout: ColumnLayout, faults: list[Fault], told: Counter[str]) -> Iterator[Example]:
+    """Yield the examples of a table, and append the bad rows to `faults`."""
     build = _BUILDERS[layout.format]
     filled = layout.template is not None and layout.template.has_prompt
-    told: Counter[str] = Counter()
-    examples: list[Example] = []
-    numbers: list[int] = []
-    faults = list(table.faults)
     for number, row in table.rows:
         cells = Cells(layout, number, row, told)
         try:
             example = build(cells)
-            examples.append(replace(_filled(cells, example) if filled else example, row=number))
-            numbers.append(number)
+            yield _filled(cells, example) if filled else example
         except BadRow as error:
             faults.append(error.fault)
-    return Converted(examples, numbers, sorted(faults, key=lambda fault: fault.number), told)
 
 
-def convert(table: Table, layout: ColumnLayout) -> list[Example]:
+def convert(table: Table, layout: ColumnLayout) -> Sequence[Example]:
     """Turn every row into an example, in order.
 
     Raises:
         DataError: a value is missing, blank or of the wrong type; the message names the line and the column, or the
             number of bad rows and the first few of them.
     """
-    converted = convert_rows(table, layout)
+    converted = convert_rows(table, layout, "generation")
     if converted.faults:
         rows = len(table.rows) + len(table.faults)
         raise bad_rows_error([(table, fault) for fault in converted.faults], rows)
-    return converted.examples
+    return converted.collection.examples
 
 
 def unused(table: Table, layout: ColumnLayout) -> list[str]:
@@ -99,7 +109,9 @@ def _alpaca(cells: Cells) -> Example:
         question, answer = (cells.check("history", text, f"[{i}][{j}]") for j, text in enumerate(texts))
         messages += [Message("user", question), Message("assistant", answer, labelled=True)]
     prompt = "\n\n".join(part for part in (cells.text("instruction"), cells.optional("input")) if part)
-    return Example((*messages, Message("user", prompt)), cells.answer("output", cells.value("output")))
+    return Example(
+        (*messages, Message("user", prompt)), cells.answer("output", cells.value("output")), row=cells.number
+    )
 
 
 def _question_answer(cells: Cells) -> Example:
@@ -115,22 +127,28 @@ def _question_answer(cells: Cells) -> Example:
     if not texts:
         raise cells.error("answer", "there is no answer", "remove the row or write what the model should say", inside)
     references = tuple(dict.fromkeys(texts))
-    return Example((*cells.system(), Message("user", prompt)), texts[0], references, cells.name("passage"))
+    return Example(
+        (*cells.system(), Message("user", prompt)), texts[0], references, cells.name("passage"), row=cells.number
+    )
 
 
 def _prompt_completion(cells: Cells) -> Example:
     if is_conversational(cells):
         return prompt_and_completion(cells)
     messages = (*cells.system(), Message("user", cells.text("prompt")))
-    return Example(messages, cells.answer("completion", cells.value("completion")), (), cells.name("passage"))
+    return Example(
+        messages, cells.answer("completion", cells.value("completion")), (), cells.name("passage"), row=cells.number
+    )
 
 
 def _classification(cells: Cells) -> Example:
-    return Example((Message("user", cells.text("text")),), cells.answer("label", cells.value("label")))
+    return Example(
+        (Message("user", cells.text("text")),), cells.answer("label", cells.value("label")), row=cells.number
+    )
 
 
 def _text(cells: Cells) -> Example:
-    return Example((), cells.text("text"))
+    return Example((), cells.text("text"), row=cells.number)
 
 
 _BUILDERS: dict[str, Callable[[Cells], Example]] = {

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tunewise.core.errors import DataError
 from tunewise.core.text import listed, show
+from tunewise.data.file_rows import Item, file_table
 from tunewise.data.split_names import is_split_name, splits_of
 from tunewise.data.table import Fault, SpelledFloat, Table, kind_of
 from tunewise.data.text_files import MAX_LINE, numbered_lines, whole_text
@@ -95,7 +96,7 @@ def read_json_lines(path: Path) -> Tables:
     first, second = [*islice((line for _, line in numbered_lines(path) if line.strip(_SPACE)), 2), "", ""][:2]
     if first.lstrip(_SPACE).startswith("[") or _spans_lines(first, second):
         return _read_whole(path, whole_text(path))
-    table = _rows_of_lines(path, numbered_lines(path))
+    table = file_table(path, lambda: _line_rows(path))
     if len(table.rows) == 1 and not table.faults:  # all of the file is one object, which may hold the rows
         return _read_whole(path, whole_text(path))
     return {"all": table}
@@ -114,24 +115,20 @@ def _spans_lines(first: str, second: str) -> bool:
     return False
 
 
-def _rows_of_lines(path: Path, lines: Iterable[tuple[int, str]]) -> Table:
-    rows: list[tuple[int, object]] = []
-    faults: list[Fault] = []
-    empty = 0
-    for number, line in lines:
+def _line_rows(path: Path) -> Iterator[Item]:
+    for number, line in numbered_lines(path):
         start = len(line) - len(line.lstrip(_SPACE))
         if start == len(line):
-            empty += 1
+            yield None
             continue
         try:
             value, end = parse(line, start)
             if line[end:].strip(_SPACE):
                 raise _NotAllowed(f"more text follows the JSON value at character {end + 1}")
         except ValueError as error:
-            faults.append(Fault(number, _problem(error), _ONE_A_LINE))
+            yield Fault(number, _problem(error), _ONE_A_LINE)
             continue
-        rows.append((number, value))
-    return _table(path, rows, faults=faults, empty=empty)
+        yield (number, value) if isinstance(value, dict) else _no_object(number, value)
 
 
 def read_json(path: Path) -> Tables:
@@ -142,7 +139,7 @@ def read_json(path: Path) -> Tables:
         lines = (line for line in io.StringIO(text[opening:], newline="\n") if line.strip(_SPACE))
         first, second = [*islice(lines, 2), "", ""][:2]
         if second and not _spans_lines(first, second):
-            return {"all": _rows_of_lines(path, numbered_lines(path))}
+            return {"all": file_table(path, lambda: _line_rows(path))}
     return _read_whole(path, text)
 
 
@@ -214,9 +211,11 @@ def _list(path: Path, text: str, opening: int) -> Table:
     return _table(path, rows)
 
 
-def _table(
-    path: Path, values: list[tuple[int, object]], *, faults: Iterable[Fault] = (), empty: int = 0, note: str = ""
-) -> Table:
+def _no_object(number: int, value: object) -> Fault:
+    return Fault(number, f"the row is {kind_of(value)}, not an object", _AS_OBJECT)
+
+
+def _table(path: Path, values: list[tuple[int, object]], *, note: str = "") -> Table:
     """Make a table of the values that are objects; the others are bad rows.
 
     Rows that all stand on one line are numbered by their place among the rows instead.
@@ -225,14 +224,13 @@ def _table(
     if len(values) > 1 and values[0][0] == values[-1][0]:
         unit, values = "row", [(number, value) for number, (_, value) in enumerate(values, 1)]
     rows: list[tuple[int, Mapping[str, object]]] = []
-    not_objects: list[Fault] = []
+    faults: list[Fault] = []
     for number, value in values:
         if isinstance(value, dict):
             rows.append((number, value))
         else:
-            not_objects.append(Fault(number, f"the row is {kind_of(value)}, not an object", _AS_OBJECT))
-    all_faults = sorted([*faults, *not_objects], key=lambda fault: fault.number)
-    return Table(str(path), rows, unit, empty, tuple(all_faults), (note,) if note else ())
+            faults.append(_no_object(number, value))
+    return Table(str(path), rows, unit, faults=tuple(faults), notes=(note,) if note else ())
 
 
 def _unwrapped(path: Path, text: str, opening: int, value: dict[str, object]) -> Tables:

@@ -5,8 +5,9 @@ Texts are otherwise kept whole: what fits into a model's window is decided by it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from tunewise.data.example_collection import ExampleCollection
 from tunewise.data.examples import Example
 
 PASSAGE = 2000  # characters
@@ -15,19 +16,22 @@ _ENOUGH = 30  # texts that are split as they are
 _BOUNDARIES = (("\n\n", "\r\n\r\n"), ("\n", ". ", "! ", "? ", "。", "！", "？", "।"), (" ", "\t"))
 
 
-def cut_long_texts(examples: Sequence[Example]) -> tuple[list[Example], str | None]:
+def cut_long_texts(collection: ExampleCollection) -> tuple[ExampleCollection, str | None]:
     """Cut long texts where there are too few to hold some back, and say so in a note."""
-    texts = {example.answer for example in examples}
-    if len(texts) >= _ENOUGH:
-        return list(examples), None
+    texts: set[str] = set()
+    for example in collection.examples:
+        texts.add(example.answer)
+        if len(texts) >= _ENOUGH:
+            return collection, None
     size = max(_SHORTEST, min(PASSAGE, sum(map(len, texts)) // 10))
-    cut = [list(_passages(example.answer, size)) for example in examples]
-    long = [passages for passages in cut if len(passages) > 1]
+    counts = [sum(1 for _ in _passages(example.answer, size)) for example in collection.examples]
+    long = [count for count in counts if count > 1]
     if not long:
-        return list(examples), None
-    parts = [Example((), passage) for passages in cut for passage in passages]
+        return collection, None
+    passages = (passage for example in collection.examples for passage in _passages(example.answer, size))
+    parts = ExampleCollection.of((Example((), passage) for passage in passages), collection.kind)
     what = "1 long text was" if len(long) == 1 else f"{len(long)} long texts were"
-    count = sum(map(len, long))
+    count = sum(long)
     return parts, f"{what} cut into {count} passages of about {size:,} characters, so that some can be held back"
 
 

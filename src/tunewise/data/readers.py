@@ -6,14 +6,14 @@ other encodings) is refused with its line, before anything is computed.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from tunewise.core.errors import DataError
-from tunewise.core.text import first_line, show
+from tunewise.core.text import show
 from tunewise.data.columnar import read_arrow, read_excel, read_parquet
 from tunewise.data.file_formats import further_readers
+from tunewise.data.file_rows import readable
 from tunewise.data.json_files import read_json, read_json_lines
 from tunewise.data.separated import read_separated
 from tunewise.data.table import Table, joined
@@ -71,17 +71,10 @@ def read_splits(path: Path) -> dict[str, Table]:
         )
     if not path.is_file():
         raise DataError("not a regular file", path=path, remedy="give a file or a folder of files")
-    try:
+    with readable(path):
         content = reader(path)
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a damaged .gz file
-        problem = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
-        raise DataError(
-            f"the file cannot be read ({problem})",
-            path=path,
-            remedy="check the file and its permissions",
-        ) from error
     tables = {"all": content} if isinstance(content, Table) else content
-    if not any(table.rows or table.faults for table in tables.values()):
+    if not any(len(table.rows) or table.faults for table in tables.values()):
         raise DataError("the file holds no rows", path=path, remedy="add at least one row of data")
     return tables
 

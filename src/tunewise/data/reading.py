@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from tunewise.core.text import listed
 from tunewise.data.columns import ColumnLayout, recognise
-from tunewise.data.formats import Converted, Example, convert_rows, unused
+from tunewise.data.example_collection import ExampleCollection
+from tunewise.data.formats import Converted, convert_rows, unused
 from tunewise.data.label_checks import label_notes, refuse_free_text, refuse_one_label, unknown_labels
 from tunewise.data.prompt_template import prompt_template
 from tunewise.data.table import Table, bad_rows_error, places
@@ -35,7 +36,7 @@ class Reading:
 
     layout: ColumnLayout
     kind: str
-    examples: dict[str, list[Example]]
+    examples: dict[str, ExampleCollection]
     labels: frozenset[str]
     template: str | None
     skipped: int
@@ -69,18 +70,20 @@ def read_examples(
     filled = prompt_template(tables[first], template)
     layout = recognise(tables[first], columns, kind, filled)
     layouts, notes = _layouts(tables, layout, first)
-    converted = {split: convert_rows(tables[split], split_layout) for split, split_layout in layouts.items()}
     kind = kind or (layout.format if layout.format in ("classification", "text") else "generation")
+    numbers: dict[str, int] = {}  # of labels
+    converted = {split: convert_rows(tables[split], here, kind, numbers) for split, here in layouts.items()}
     labels: frozenset[str] = frozenset()
     if kind == "classification":
-        labels = frozenset(example.answer for example in converted[first].examples)
-        refuse_free_text(tables[first], converted[first].examples, labels)
+        trained = converted[first].collection.facts
+        labels = trained.labels_present
+        refuse_free_text(tables[first], len(trained), labels)
         converted = {split: one.without(unknown_labels(one, labels)) for split, one in converted.items()}
     skipped = _skipped(tables, converted, skip_bad_rows, notes)
-    examples = {split: one.examples for split, one in converted.items()}
+    examples = {split: one.collection for split, one in converted.items()}
     if kind == "classification":
-        refuse_one_label(tables[first], examples[first], labels)
-        notes += label_notes((example for split in examples.values() for example in split), labels)
+        refuse_one_label(tables[first], len(examples[first].examples), labels)
+        notes += label_notes(examples.values(), labels)
     told: Counter[str] = Counter()
     for one in converted.values():
         told.update(one.told)
@@ -143,7 +146,7 @@ def _skipped(
     bad = [(tables[split], fault) for split, one in converted.items() for fault in one.faults]
     if not bad:
         return 0
-    rows = {split: len(one.examples) + len(one.faults) for split, one in converted.items()}
+    rows = {split: len(one.collection.examples) + len(one.faults) for split, one in converted.items()}
     mostly_bad = [split for split, one in converted.items() if len(one.faults) * 2 > rows[split]]
     if mostly_bad or not skip_bad_rows:
         if mostly_bad:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from tunewise.core.errors import DataError
 from tunewise.core.text import first_line, show
+from tunewise.data.file_rows import Item, file_table
 from tunewise.data.table import Fault, Table
 from tunewise.data.text_files import MAX_LINE, numbered_lines
 
@@ -27,44 +27,43 @@ _QUOTE = 'put the cell in quotes and write each quote inside it as ""'
 _LOCAL = "expected after"  # of the csv module's errors, the one that is about a single row
 
 
-@dataclass(frozen=True)
-class _Records:
-    """Holds the cells of each row with its first line, the rows that have none, and an error that ends the file."""
-
-    cells: list[tuple[int, list[str]]]
-    faults: list[Fault]
-    empty: int
-    broken: DataError | None
-    over_lines: bool  # a cell goes on over several lines
-
-    @property
-    def is_consistent(self) -> bool:
-        """Tell whether every row has as many cells as the header."""
-        alike = {len(cells) for _, cells in self.cells}
-        return self.broken is None and not self.faults and len(alike) == 1
+Record = tuple[int, list[str]] | Fault | None  # the first line and the cells of a row, a bad row, or an empty line
 
 
 def read_separated(path: Path, usual: str) -> Table:
     """Read CSV or TSV; `usual` is the separator that the file's ending stands for."""
+    head = list(islice((line for _, line in numbered_lines(path)), _SAMPLED))
+    named = _EXCEL.fullmatch(head[0]) if head else None
     with _long_cells():
-        head = list(islice((line for _, line in numbered_lines(path)), _SAMPLED))
-        named = _EXCEL.fullmatch(head[0]) if head else None
         separator = named[1] if named else _separator(head, usual)
-        skipped = 1 if named else 0
-        records = _records(path, separator, skipped, quoted=True)
-        quoted = True
-        if separator in _UNQUOTED and (not records.is_consistent or records.over_lines):
-            plain = _records(path, separator, skipped, quoted=False)
-            if plain.is_consistent:
-                records, quoted = plain, False
-    if records.broken is not None:
-        raise records.broken
+    skipped, quoted = 1 if named else 0, True
+    if separator in _UNQUOTED and not _is_consistent(_records(path, separator, skipped, quoted=True), over_lines=False):
+        quoted = not _is_consistent(_records(path, separator, skipped, quoted=False))
     name, notes = show(path.name), []
     if separator != usual:
         notes.append(f"{name} is separated by {_SEPARATORS.get(separator, show(separator))}")
     if not quoted:
         notes.append(f"{name} was read without quoting: a quote in it is a character like any other")
-    return _table(path, records, separator, notes)
+    return file_table(
+        path, lambda: _rows(path, _records(path, separator, skipped, quoted=quoted), separator), notes=notes
+    )
+
+
+def _is_consistent(records: Iterable[Record], *, over_lines: bool = True) -> bool:
+    """Tell whether every row has as many cells as the header; `over_lines` says whether a cell may have several."""
+    width = 0
+    try:
+        for record in records:
+            if record is None:
+                continue
+            if isinstance(record, Fault):
+                return False
+            width = width or len(record[1])
+            if len(record[1]) != width or not (over_lines or all("\n" not in cell for cell in record[1])):
+                return False
+    except DataError:
+        return False
+    return width > 0
 
 
 @contextmanager
@@ -104,60 +103,55 @@ def _agreement(head: Sequence[str], separator: str, quoted: bool) -> float:
     return sum(len(cells) == len(header) for cells in rows) / len(rows) if rows else 1
 
 
-def _records(path: Path, separator: str, skipped: int, *, quoted: bool) -> _Records:
-    """Split a file into cells, from the line after the `skipped` ones."""
+def _records(path: Path, separator: str, skipped: int, *, quoted: bool) -> Iterator[Record]:
+    """Split a file into cells, from the line after the `skipped` ones.
+
+    Raises:
+        DataError: what follows cannot be told apart, as behind a quote that is never closed.
+    """
     lines: Iterable[str] = (line for _, line in islice(numbered_lines(path), skipped, None))
     reader = csv.reader(lines, delimiter=separator, strict=True, quoting=_quoting(quoted))
-    numbered: list[tuple[int, list[str]]] = []
-    faults: list[Fault] = []
-    start, empty, over_lines, broken = 1, 0, False, None
-    ended = False
-    while not ended:
-        try:
-            for cells in reader:
-                if cells:
-                    numbered.append((start + skipped, cells))
-                else:
-                    empty += 1
-                over_lines = over_lines or reader.line_num != start
-                start = reader.line_num + 1
-            ended = True
-        except csv.Error as error:
-            problem = f"the row cannot be split into cells ({first_line(error)})"
-            if _LOCAL not in str(error) or not numbered:
-                broken = DataError(problem, path=path, line=start + skipped, remedy=_QUOTE)
-                break
-            faults.append(Fault(start + skipped, problem, _QUOTE))
-            start = reader.line_num + 1
-    return _Records(numbered, faults, empty, broken, over_lines)
+    start, has_header = 1 + skipped, False
+    with _long_cells():
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                problem = f"the row cannot be split into cells ({first_line(error)})"
+                if _LOCAL not in str(error) or not has_header:
+                    raise DataError(problem, path=path, line=start, remedy=_QUOTE) from error
+                yield Fault(start, problem, _QUOTE)
+            else:
+                yield (start, cells) if cells else None
+                has_header = has_header or bool(cells)
+            start = reader.line_num + 1 + skipped
 
 
-def _table(path: Path, records: _Records, separator: str, notes: list[str]) -> Table:
+def _rows(path: Path, records: Iterable[Record], separator: str) -> Iterator[Item]:
     """Give the cells of each row their names; rows with more or fewer cells than the header are bad rows."""
-    if not records.cells:
-        return Table(str(path), [])
-    (line, header), *body = records.cells
-    header = _named(header)
-    if len(set(header)) != len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise DataError(
-            f'the header names "{show(twice)}" twice', path=path, line=line, remedy="rename one of the columns"
-        )
-    width = len(header)
-    faults = [
-        Fault(
-            number,
-            f"the row has {len(cells)} cells and the header {width}",
-            f'put cells that contain "{show(separator)}" or a line break in quotes',
-        )
-        for number, cells in body
-        if len(cells) != width
-    ]
-    rows: list[tuple[int, Mapping[str, object]]] = [
-        (number, dict(zip(header, cells, strict=True))) for number, cells in body if len(cells) == width
-    ]
-    faults = sorted(records.faults + faults, key=lambda fault: fault.number)
-    return Table(str(path), rows, "line", records.empty, tuple(faults), tuple(notes))
+    header: list[str] = []
+    for record in records:
+        if not isinstance(record, tuple):
+            yield record
+            continue
+        line, cells = record
+        if not header:
+            header = _named(cells)
+            if len(set(header)) != len(header):
+                twice = next(name for name in header if header.count(name) > 1)
+                raise DataError(
+                    f'the header names "{show(twice)}" twice', path=path, line=line, remedy="rename one of the columns"
+                )
+        elif len(cells) != len(header):
+            yield Fault(
+                line,
+                f"the row has {len(cells)} cells and the header {len(header)}",
+                f'put cells that contain "{show(separator)}" or a line break in quotes',
+            )
+        else:
+            yield line, dict(zip(header, cells, strict=True))
 
 
 def _named(header: list[str]) -> list[str]:

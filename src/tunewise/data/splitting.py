@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 
 from tunewise.core.errors import DataError
+from tunewise.data.example_collection import ExampleCollection
+from tunewise.data.example_facts import KEY, ExampleFacts, Hashes
 from tunewise.data.examples import Example, content_bytes, group_key, json_bytes
 from tunewise.data.split_names import SPLITS
 from tunewise.data.table import Table
@@ -31,11 +34,19 @@ def split_by_content(
     Raises:
         DataError: there are too few distinct prompts for that.
     """
-    groups: dict[bytes, list[Example]] = {}
-    keys = [group_key(example, kind, seed) for example in examples]
-    for key, example in zip(keys, examples, strict=True):
-        groups.setdefault(key, []).append(example)
-    order = sorted(groups)
+    places = _places(ExampleCollection.of(examples, kind), held_out, seed, path)
+    return {split: [examples[place] for place in chosen] for split, chosen in places.items()}
+
+
+def _places(examples: ExampleCollection, held_out: Sequence[str], seed: int, path: str | None) -> dict[str, array[int]]:
+    """Return the places of the examples of each split."""
+    kind = examples.kind
+    keys: Iterable[bytes] = examples.facts.prompts
+    if seed:
+        keys = Hashes(KEY)
+        for example in examples.examples:
+            keys.add(group_key(example, kind, seed))
+    order = sorted(set(keys))
     unit = "texts" if kind == "text" else "prompts"
     needed = len(held_out) + 1
     if len(order) < needed:
@@ -44,7 +55,7 @@ def split_by_content(
             path=path,
             remedy=f"give separate files train, validation and test, or at least {needed} different {unit}",
         )
-    reserved = _one_group_per_label(groups, order) if kind == "classification" else set()
+    reserved = _one_group_per_label(keys, examples.facts) if kind == "classification" else set()
     free = [key for key in order if key not in reserved]
     if len(free) < len(held_out):
         raise DataError(
@@ -54,56 +65,64 @@ def split_by_content(
             remedy="add examples of the rare labels, or give separate files train, validation and test",
         )
     size = min(max(1, len(order) // ONE_IN), len(free) // len(held_out))
-    split_of = dict.fromkeys(order, "train")
+    split_of: dict[bytes, str] = {}
     for i, split in enumerate(held_out):
         split_of |= dict.fromkeys(free[i * size : (i + 1) * size], split)
-    splits: dict[str, list[Example]] = {split: [] for split in ("train", *held_out)}
-    for key, example in zip(keys, examples, strict=True):
-        splits[split_of[key]].append(example)
-    return splits
+    places = {split: array("q") for split in ("train", *held_out)}
+    for place, key in enumerate(keys):
+        places[split_of.get(key, "train")].append(place)
+    return places
 
 
-def _one_group_per_label(groups: Mapping[bytes, Sequence[Example]], order: Sequence[bytes]) -> set[bytes]:
+def _one_group_per_label(keys: Iterable[bytes], facts: ExampleFacts) -> set[bytes]:
     """Return the last group of each label; it stays in train, whichever groups the other splits take."""
-    last: dict[str, bytes] = {example.answer: key for key in order for example in groups[key]}
+    last: dict[int, bytes] = {}
+    for key, answer in zip(keys, facts.answers, strict=True):
+        last[answer] = max(key, last.get(answer, b""))
+    answers: dict[bytes, set[int]] = {key: set() for key in last.values()}
+    for key, answer in zip(keys, facts.answers, strict=True):
+        if key in answers:
+            answers[key].add(answer)
     reserved: set[bytes] = set()
-    covered: set[str] = set()
-    for label in sorted(last):
-        if label not in covered:
-            reserved.add(last[label])
-            covered |= {example.answer for example in groups[last[label]]}
+    covered: set[int] = set()
+    for answer in sorted(last, key=facts.label_names.__getitem__):
+        if answer not in covered:
+            reserved.add(last[answer])
+            covered |= answers[last[answer]]
     return reserved
 
 
-def sampled(table: Table, examples: list[Example], size: int, kind: str, seed: int) -> tuple[list[Example], str]:
+def sampled(table: Table, examples: ExampleCollection, size: int, seed: int) -> tuple[ExampleCollection, str]:
     """Take the `size` examples with the smallest hashes, in a classification one of each label first, and a note."""
-    if size >= len(examples):
-        return examples, f"a sample of {size} was requested and all {len(examples)} examples were taken"
-    keys = [hashlib.sha256(json_bytes(seed) + content_bytes(example)).digest() for example in examples]
-    order = sorted(range(len(examples)), key=keys.__getitem__)
-    if kind == "classification":
-        first_of_label = {examples[i].answer: i for i in reversed(order)}
+    count = len(examples.examples)
+    if size >= count:
+        return examples, f"a sample of {size} was requested and all {count} examples were taken"
+    keys = [hashlib.sha256(json_bytes(seed) + content_bytes(example)).digest() for example in examples.examples]
+    order = sorted(range(count), key=keys.__getitem__)
+    if examples.kind == "classification":
+        first_of_label = {examples.facts.answers[place]: place for place in reversed(order)}
         if len(first_of_label) > size:
             raise table.error(
                 f"a sample of {size} cannot hold its {len(first_of_label)} labels", "take a larger sample"
             )
         chosen = set(first_of_label.values())
-        order.sort(key=lambda i: i not in chosen)
-    return [examples[i] for i in sorted(order[:size])], f"{size} of {len(examples)} were sampled by content"
+        order.sort(key=lambda place: place not in chosen)
+    return examples.chosen(sorted(order[:size])), f"{size} of {count} were sampled by content"
 
 
 def completed(
-    table: Table, examples: Mapping[str, list[Example]], kind: str, seed: int, notes: list[str]
-) -> dict[str, list[Example]]:
+    table: Table, examples: Mapping[str, ExampleCollection], seed: int, notes: list[str]
+) -> dict[str, ExampleCollection]:
     """Return all three splits: those that were read, and the missing ones split off the first."""
     first = "train" if "train" in examples else "all"
     missing = [split for split in ("test", "validation") if split not in examples]
     if not missing:
         return dict(examples)
-    parts = split_by_content(examples[first], missing, kind=kind, seed=seed, path=table.path)
+    places = _places(examples[first], missing, seed, table.path)
     origin = "train" if first == "train" else "the file"
     notes += [
-        f"{split} was split off {origin} ({len(parts[split])} of {len(examples[first])} examples, by content)"
+        f"{split} was split off {origin} ({len(places[split])} of {len(examples[first].examples)} examples, by content)"
         for split in missing
     ]
+    parts = {split: examples[first].chosen(chosen) for split, chosen in places.items()}
     return {split: parts[split] if split in parts else examples[split] for split in SPLITS}

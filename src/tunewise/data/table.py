@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from tunewise.core.errors import DataError
 from tunewise.core.text import show
@@ -14,8 +14,68 @@ from tunewise.core.text import show
 _PLACES = 5  # bad rows that a message describes; it counts the others
 _PLACE = 140  # characters of each
 
+Row = tuple[int, Mapping[str, object]]  # its number and its cells
 
-@dataclass(frozen=True)
+
+class Rows(Protocol):
+    """Rows that can be read any number of times: a list of them, or a file that is read anew each time."""
+
+    def __len__(self) -> int:
+        """Count them."""
+        ...
+
+    def __iter__(self) -> Iterator[Row]:
+        """Begin with the first."""
+        ...
+
+
+class Survey:
+    """Takes in rows one by one, and tells which columns they have.
+
+    Attributes:
+        lists: the number of the first row with a list in a column, for each column that has any.
+        count: how many rows there are.
+        last: the number of the last row.
+    """
+
+    def __init__(self) -> None:
+        self.lists: dict[str, int] = {}
+        self.count = self.last = 0
+        self._counts: dict[str, int] = {}
+        self._alike = 0  # rows with exactly the columns that are known, which most have
+
+    def add(self, row: Row) -> None:
+        """Take in a row."""
+        number, cells = row
+        self.count, self.last = self.count + 1, number
+        if cells.keys() == self._counts.keys():
+            self._alike += 1
+        else:
+            self._counts = {name: count + self._alike for name, count in self._counts.items()}
+            self._alike = 0
+            for name in cells:
+                self._counts[name] = self._counts.get(name, 0) + 1
+        for name, value in cells.items():
+            if isinstance(value, list) and name not in self.lists:
+                self.lists[name] = number
+
+    def extend(self, later: Survey, before: int) -> None:
+        """Take in the rows of another survey, which are numbered from `before` on."""
+        counts = dict(self.name_counts)
+        for name, count in later.name_counts.items():
+            counts[name] = counts.get(name, 0) + count
+        self._counts, self._alike = counts, 0
+        for name, number in later.lists.items():
+            self.lists.setdefault(name, before + number)
+        self.count, self.last = self.count + later.count, before + later.last
+
+    @property
+    def name_counts(self) -> Mapping[str, int]:
+        """Return every column, in the order of the file, with the number of rows that have it."""
+        return {name: count + self._alike for name, count in self._counts.items()}
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Says what is wrong with one row and what to do; `column` is the place in the row, where there is one."""
 
@@ -39,29 +99,38 @@ class Table:
 
     Attributes:
         path: the file, or what else the rows were read from.
-        rows: the number and the cells of each row; a row may lack columns that others have.
+        rows: the number and the cells of each row, in order; a row may lack columns that others have.
         unit: what a number counts: the "line" of a text file, or the "row" of anything else.
         empty_lines: how many lines were skipped because nothing stands in them.
         faults: the rows that could not be split into cells; they are not among `rows`.
         notes: what was decided while reading, one sentence each.
         parts: of rows that were joined from several files, the number before the first row of each, and its path.
+        surveyed: what was found out while the rows were read for the first time, if it was.
     """
 
     path: str
-    rows: list[tuple[int, Mapping[str, object]]]
+    rows: Rows
     unit: str = "line"
     empty_lines: int = 0
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
     parts: tuple[tuple[int, str], ...] = ()
+    surveyed: Survey | None = None
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Tell which columns the rows have."""
+        if self.surveyed is not None:
+            return self.surveyed
+        survey = Survey()
+        for row in self.rows:
+            survey.add(row)
+        return survey
 
     @cached_property
     def name_counts(self) -> Mapping[str, int]:
         """Return every column, in the order of the file, with the number of rows that have it."""
-        first = self.rows[0][1]
-        if all(row.keys() == first.keys() for _, row in self.rows):
-            return dict.fromkeys(first, len(self.rows))
-        return Counter(name for _, row in self.rows for name in row)
+        return self.survey.name_counts
 
     def error(self, problem: str, remedy: str, *, number: int | None = None, column: str | None = None) -> DataError:
         """Make the error for this table, or for a row or column of it."""
@@ -89,28 +158,43 @@ class Table:
         return path, number - before
 
 
+@dataclass(frozen=True)
+class _JoinedRows:
+    """The rows of several tables, one after the other, each with the number before its first row."""
+
+    parts: Sequence[tuple[int, Table]]
+
+    def __len__(self) -> int:
+        return sum(len(table.rows) for _, table in self.parts)
+
+    def __iter__(self) -> Iterator[Row]:
+        for before, table in self.parts:
+            for number, cells in table.rows:
+                yield before + number, cells
+
+
 def joined(path: str, tables: Sequence[Table]) -> Table:
     """Return the rows of several tables as one table, which still knows the file of each row."""
     if len(tables) == 1:
         return tables[0]
-    rows: list[tuple[int, Mapping[str, object]]] = []
     faults: list[Fault] = []
-    parts: list[tuple[int, str]] = []
-    before = 0
+    placed: list[tuple[int, Table]] = []
+    survey, before = Survey(), 0
     for table in tables:
-        parts.append((before, table.path))
-        rows += [(before + number, row) for number, row in table.rows]
+        placed.append((before, table))
+        survey.extend(table.survey, before)
         faults += [replace(fault, number=before + fault.number) for fault in table.faults]
-        before += max([number for number, _ in table.rows[-1:]] + [fault.number for fault in table.faults], default=0)
+        before += max([table.survey.last, *(fault.number for fault in table.faults)])
     units = {table.unit for table in tables}
     return Table(
         path,
-        rows,
+        _JoinedRows(placed),
         unit=units.pop() if len(units) == 1 else "row",
         empty_lines=sum(table.empty_lines for table in tables),
         faults=tuple(faults),
         notes=tuple(dict.fromkeys(note for table in tables for note in table.notes)),
-        parts=tuple(parts),
+        parts=tuple((before, table.path) for before, table in placed),
+        surveyed=survey,
     )
 
 

@@ -1,18 +1,16 @@
 """Turns the user's data into a task: train, validation and test examples, a kind, a template and a metric.
 
 `sources` reads tables, `reading` makes examples of them, and `splitting` completes the splits; this module puts the
-result together and reports on it.
+result together, and `task_check` reports on it.
 Splits and samples depend on the content of the rows, never on their order, and equal prompts stay in one split.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 from tunewise.core.addresses import Shipped, shipped
@@ -20,7 +18,7 @@ from tunewise.core.errors import SettingError
 from tunewise.core.numbers import are_numbers
 from tunewise.core.seeds import generator
 from tunewise.core.text import show
-from tunewise.data.examples import Example, Message, content_bytes, group_key, json_bytes
+from tunewise.data.examples import Example, Message, content_bytes, json_bytes
 from tunewise.data.fingerprints import RowsFingerprint
 from tunewise.data.passages import cut_long_texts
 from tunewise.data.prompt_template import names_prompt
@@ -29,10 +27,9 @@ from tunewise.data.sources import name_of, read_tables, sample_size
 from tunewise.data.split_names import SPLITS
 from tunewise.data.splitting import completed, sampled, split_by_content
 
-__all__ = ["Example", "Message", "Task", "check", "split_by_content"]
+__all__ = ["Example", "Message", "Task", "split_by_content"]
 
 KINDS = ("classification", "generation", "text")
-_PROBLEMS, _PROBLEM_TEXT = 1000, 200  # rows that a check names, and characters of each
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,8 @@ class Task:
         kind: "classification", "generation" or "text".
         format: "messages", "sharegpt", "alpaca", "prompt-completion", "classification", "question-answer" or
             "text".
-        train, validation, test: the examples, in the order of the file.
+        train, validation, test: the examples, in the order of the file; many of them are in a file themselves
+            (`tunewise.data.example_file`).
         labels: every label, sorted; empty unless the kind is "classification".
         metric: the name of the score.
         template: the user's own template around `{prompt}`, or None for the default.
@@ -68,9 +66,9 @@ class Task:
     name: str
     kind: str
     format: str
-    train: tuple[Example, ...]
-    validation: tuple[Example, ...]
-    test: tuple[Example, ...]
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example]
     labels: tuple[str, ...]
     metric: str
     template: str | None = None
@@ -96,7 +94,7 @@ class Task:
     def fingerprint(self) -> str:
         """Return a SHA-256 in hex over the kind, the template and every example in order."""
         digest = hashlib.sha256(json_bytes([self.kind, self.template]))
-        for split in (self.train, self.validation, self.test):
+        for split in self.splits.values():
             digest.update(json_bytes(len(split)))
             for example in split:
                 digest.update(content_bytes(example))
@@ -105,7 +103,7 @@ class Task:
     @cached_property
     def row_fingerprints(self) -> Mapping[str, RowsFingerprint]:
         """Return the fingerprint of each split's rows, as they were read."""
-        return self.as_read or {split: RowsFingerprint.of(examples) for split, examples in _splits(self).items()}
+        return self.as_read or {split: RowsFingerprint.of(examples) for split, examples in self.splits.items()}
 
     def in_style_of(self, style: Task) -> Task:
         """Return this task as prompts of `style` are written: with its reasoning, its template and its list of labels.
@@ -118,9 +116,14 @@ class Task:
         return replace(task, template=style.template, label_list=style.label_list)
 
     @property
+    def splits(self) -> dict[str, Sequence[Example]]:
+        """Return the examples of each split by its name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
     def counts(self) -> dict[str, int]:
         """Return the number of examples in each split."""
-        return {split: len(examples) for split, examples in _splits(self).items()}
+        return {split: len(examples) for split, examples in self.splits.items()}
 
     @classmethod
     def read(
@@ -167,24 +170,24 @@ class Task:
         tables = read_tables(source)
         reading = read_examples(tables, columns, kind, template, skip_bad_rows=skip_bad_rows)
         first = "train" if "train" in tables else "all"
-        tables = {split: replace(table, rows=[]) for split, table in tables.items()}  # a million cells are memory
         examples, notes = dict(reading.examples), list(reading.notes)
         if reading.kind == "text" and len(examples) < len(SPLITS):
             examples[first], note = cut_long_texts(examples[first])
             notes += [note] if note else []
         if size is not None:
-            examples[first], note = sampled(tables[first], examples[first], size, reading.kind, seed)
+            examples[first], note = sampled(tables[first], examples[first], size, seed)
             notes.append(note)
-        splits = completed(tables[first], examples, reading.kind, seed, notes)
+        splits = completed(tables[first], examples, seed, notes)
+        train = splits["train"].examples
         return cls(
             name=name_of(source),
             kind=reading.kind,
             format=reading.layout.format,
-            train=tuple(splits["train"]),
-            validation=tuple(splits["validation"]),
-            test=tuple(splits["test"]),
-            labels=tuple(sorted({e.answer for e in splits["train"]})) if reading.kind == "classification" else (),
-            metric=metric or _default_metric(reading, splits["train"]),
+            train=train,
+            validation=splits["validation"].examples,
+            test=splits["test"].examples,
+            labels=tuple(sorted(splits["train"].facts.labels_present)) if reading.kind == "classification" else (),
+            metric=metric or _default_metric(reading, train),
             template=reading.template,
             source=str(path),
             notes=tuple(notes),
@@ -211,99 +214,6 @@ def _shipped_task(
     if template is not None and "{prompt}" not in template:
         raise SettingError(f"template: {task.source} has no columns; write {{prompt}} where the prompt belongs")
     return replace(task, template=template, metric=metric or task.metric)
-
-
-_KEY = 16  # bytes of a hash that tell one row of a million from another
-
-
-class _Range:
-    """The least and the largest of numbers that come one by one; both 0 where none came."""
-
-    def __init__(self) -> None:
-        self.least = self.most = self._count = 0
-
-    def add(self, number: int) -> None:
-        """Take in a number."""
-        self.least = number if not self._count else min(self.least, number)
-        self.most = max(self.most, number)
-        self._count += 1
-
-
-def check(task: Task) -> dict[str, object]:
-    """Report on a task's data, as values that JSON can hold.
-
-    Returns:
-        Name, format, kind, metric, counts per split, labels with their counts per split, the number of exact
-        duplicates within train, the number of leaks (held-out prompts, for text answers, that also occur in train)
-        with up to three of them, the rows with such problems, the shortest and longest prompt and answer in characters,
-        the number of bad rows that were left out, and the notes.
-    """
-    splits = _splits(task)
-    train_keys = {group_key(example, task.kind)[:_KEY] for example in task.train}
-    leaks = [
-        {"split": split, "text": example.answer if task.kind == "text" else example.prompt}
-        for split in ("validation", "test")
-        for example in splits[split]
-        if group_key(example, task.kind)[:_KEY] in train_keys
-    ]
-    labels = {split: Counter(example.answer for example in examples) for split, examples in splits.items()}
-    prompts, answers = _Range(), _Range()
-    for example in (example for examples in splits.values() for example in examples):
-        prompts.add(sum(len(message.content) for message in example.messages))
-        answers.add(len(example.answer))
-    different = len({_content_key(example) for example in task.train})
-    return {
-        "name": task.name,
-        "format": task.format,
-        "kind": task.kind,
-        "metric": task.metric,
-        "counts": task.counts,
-        "labels": {label: {split: labels[split][label] for split in splits} for label in task.labels},
-        "duplicates": len(task.train) - different,
-        "leaks": {"count": len(leaks), "examples": leaks[:3]},
-        "problems": list(islice(row_problems(task), _PROBLEMS)),
-        "prompt_characters": {"shortest": prompts.least, "longest": prompts.most},
-        "answer_characters": {"shortest": answers.least, "longest": answers.most},
-        "skipped": task.skipped,
-        "notes": list(task.notes),
-    }
-
-
-def row_problems(task: Task) -> Iterator[dict[str, object]]:
-    """Yield rows that repeat another one of their split, are held out but in train too, or contradict a label.
-
-    Each has its split, the number of its row (0 where the data has no rows), the problem and its text.
-    """
-    trained: dict[bytes, Example] = {}
-    for split, examples in _splits(task).items():
-        contents: dict[bytes, Example] = {}
-        prompts: dict[bytes, Example] = {}
-        for example in examples:
-            content, prompt = _content_key(example), group_key(example, task.kind)[:_KEY]
-            same, first = contents.setdefault(content, example), prompts.setdefault(prompt, example)
-            if same is not example:
-                problem = f"the same as {_place(same)}"
-            elif prompt in trained:
-                problem = f"the prompt of {_place(trained[prompt])} of train, so that its answer may be known"
-            elif task.kind == "classification" and first.answer != example.answer:
-                problem = f'another label than {_place(first)}, "{show(first.answer)}"'
-            else:
-                continue
-            text = (example.answer if task.kind == "text" else example.prompt)[:_PROBLEM_TEXT]
-            yield {"split": split, "row": example.row, "problem": problem, "text": text}
-        trained = trained or prompts
-
-
-def _content_key(example: Example) -> bytes:
-    return hashlib.sha256(content_bytes(example)).digest()[:_KEY]
-
-
-def _place(example: Example) -> str:
-    return f"row {example.row}" if example.row else f'"{show(example.prompt or example.answer)}"'
-
-
-def _splits(task: Task) -> dict[str, tuple[Example, ...]]:
-    return {"train": task.train, "validation": task.validation, "test": task.test}
 
 
 def _usable_label_list(label_list: bool | None, kind: str, path: str) -> bool | None:
@@ -336,7 +246,7 @@ def default_test_examples(kind: str) -> int:
     return 200 if kind == "generation" else 500
 
 
-def sample(examples: tuple[Example, ...], count: int) -> tuple[Example, ...]:
+def sample(examples: Sequence[Example], count: int) -> Sequence[Example]:
     """Draw `count` examples with a fixed seed, so that every caller gets the same ones; their order is kept."""
     if len(examples) <= count:
         return examples

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from tunewise.core.errors import DataError
+from tunewise.data.file_rows import Item, file_table
 from tunewise.data.table import Table
 
 MAX_LINE = 10 * 1024 * 1024  # bytes
@@ -80,11 +81,12 @@ def _decode(raw: bytes, path: Path, line: int, offset: int) -> str:
 
 def read_text(path: Path) -> Table:
     """Read plain text as one row per line that is not blank."""
-    rows: list[tuple[int, Mapping[str, object]]] = []
-    empty = 0
+    return file_table(path, lambda: _text_rows(path))
+
+
+def _text_rows(path: Path) -> Iterator[Item]:
     for number, line in numbered_lines(path):
         if line.isspace() or not line:
-            empty += 1
+            yield None
         else:
-            rows.append((number, {"text": line[:-2] if line.endswith("\r\n") else line.removesuffix("\n")}))
-    return Table(str(path), rows, empty_lines=empty)
+            yield number, {"text": line[:-2] if line.endswith("\r\n") else line.removesuffix("\n")}

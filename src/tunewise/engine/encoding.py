@@ -177,7 +177,11 @@ class Encoder:
 
     def sizes(self, examples: Sequence[Example]) -> list[tuple[int, int]]:
         """Return the numbers of tokens of each prompt and of its answer, before truncation."""
-        return [(len(prompt), len(answer)) for prompt, _, answer in self._whole(examples)]
+        return list(self.each_size(examples))
+
+    def each_size(self, examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
+        """Yield what `sizes` returns, for more examples than a list should hold."""
+        return ((len(prompt), len(answer)) for prompt, _, answer in self._whole(examples))
 
     def _whole(self, examples: Sequence[Example], before: int = 0) -> Iterator[tuple[list[int], list[bool], list[int]]]:
         """Yield (prompt ids, which of them are labelled, answer ids) of each example, before truncation."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from tunewise.data.example_collection import kept
 from tunewise.data.task import Example, Task
 from tunewise.engine.configuration import TextModel
 from tunewise.engine.encoding import Encoder
@@ -33,7 +34,7 @@ def fitted_to(model: TextModel, task: Task) -> Task:
     if task.kind == "text":
         return replace(_in_pieces(model, task), fitted=fitted)
     encoder = Encoder(model, task)
-    rows = encoder.one_answer_each(task.train)
+    rows = _one_answer_each(encoder, task)
     encoder.sizes(task.train[:_RENDERED])
     notes, added = list(encoder.notes), len(rows) - len(task.train)
     if added:
@@ -41,15 +42,21 @@ def fitted_to(model: TextModel, task: Task) -> Task:
             f"{added} turns before the last answer became rows of their own, because the chat template writes them "
             "differently once others follow"
         )
-    return replace(task, train=tuple(rows), notes=tuple(dict.fromkeys((*task.notes, *notes))), fitted=fitted)
+    return replace(task, train=rows, notes=tuple(dict.fromkeys((*task.notes, *notes))), fitted=fitted)
+
+
+def _one_answer_each(encoder: Encoder, task: Task) -> Sequence[Example]:
+    """Return the training examples as `Encoder.one_answer_each` does, where any of them learns more than its answer."""
+    if not encoder.chat or not any(message.labelled for example in task.train for message in example.messages):
+        return task.train
+    return kept((row for example in task.train for row in encoder.one_answer_each([example])), task.kind)
 
 
 def _in_pieces(model: TextModel, task: Task) -> Task:
     encoder = Encoder(model, task)
     room = max(encoder.limit - max(encoder.limit // _SHARE, 2), 1)
-    splits = {"train": task.train, "validation": task.validation, "test": task.test}
-    pieces = {split: tuple(_pieces(encoder, examples, room)) for split, examples in splits.items()}
-    before, after = (sum(map(len, each.values())) for each in (splits, pieces))
+    pieces = {split: kept(_pieces(encoder, examples, room), task.kind) for split, examples in task.splits.items()}
+    before, after = (sum(map(len, each.values())) for each in (task.splits, pieces))
     if before == after:
         return task
     note = f"long texts were cut into pieces of up to {room} tokens, so that {before} texts became {after} rows"

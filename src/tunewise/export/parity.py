@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,7 +96,7 @@ class Prompts:
             size = min(32, encoder.limit - CONTINUED)
             token_ids = [sequence.ids[:size] for sequence in own_text(attachment.base, 0, count, size)]
             return cls("text sampled from the model", token_ids, placeholders)
-        examples = (*task.test, *task.validation, *task.train)[:count]
+        examples = tuple(islice(chain(task.test, task.validation, task.train), count))
         scored = len((task.test or task.validation or task.train)[:count]) if task.kind != "text" else 0
         rendered = [attachment.render(example) for example in examples]
         label_ids = [encoder.answers(example, task.labels) for example in rendered] if task.labels else []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunewise.contract.attachment import Attachment
 from tunewise.core.progress import Progress, silent
+from tunewise.data.example_collection import kept
 from tunewise.data.examples import Example, content_bytes
 from tunewise.data.task import Task
 from tunewise.engine import row_file
@@ -17,6 +18,13 @@ from tunewise.engine.run_text import RunText
 from tunewise.fitting.scoring import encoder_for
 
 FOLDER = "rows"  # in the folder of a fit or of a comparison
+
+
+def rendered_examples(attachment: Attachment, task: Task) -> Sequence[Example]:
+    """Return the training split as an attachment renders it: the very same where it leaves all examples as they are."""
+    if all(attachment.render(example) is example for example in task.train):
+        return task.train
+    return kept(map(attachment.render, task.train), task.kind)
 
 
 def encoded_rows(
@@ -33,17 +41,17 @@ def encoded_rows(
         task: the data.
         folder: where files of rows are kept, one for everything that reads the same; None: rows stay in memory.
         progress: is told how many rows are encoded.
-        rendered: the examples as the attachment renders them, if that was done already.
+        rendered: what `rendered_examples` returned, if it was called already.
     """
     if rendered is None:
-        rendered = [attachment.render(example) for example in task.train]
+        rendered = rendered_examples(attachment, task)
     encoder = encoder_for(attachment, task)
     if folder is None or len(rendered) <= row_file.MOST_IN_MEMORY:
         return encoder.encode(rendered)
     digest = hashlib.sha256()
     facts = [RunText.of(attachment.base, task).to_json(), attachment.virtual_tokens, attachment.virtual_suffix]
     digest.update(json.dumps([*facts, task.fingerprint]).encode())
-    if any(new is not old for new, old in zip(rendered, task.train, strict=True)):
+    if rendered is not task.train:
         for example in rendered:
             digest.update(content_bytes(example))
     return row_file.row_file(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tunewise.core.errors import DataError
-from tunewise.data.task import Task, check
+from tunewise.data.task import Task
+from tunewise.data.task_check import check
 
 GOOD = [{"prompt": f"p {i}", "completion": f"c {i}"} for i in range(30)]
 

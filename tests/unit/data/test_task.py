@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewise.core.errors import DataError, SettingError
-from tunewise.data.task import Example, Message, Task, check, split_by_content
+from tunewise.data.task import Example, Message, Task, split_by_content
+from tunewise.data.task_check import check
 
 
 def write_rows(path: Path, rows: list) -> Path:

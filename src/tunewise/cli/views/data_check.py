@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TypedDict, cast
 
@@ -11,7 +13,7 @@ from rich.text import Text
 
 from tunewise.core.text import visible
 from tunewise.data.task import Example, Task
-from tunewise.data.task import check as check_task
+from tunewise.data.task_check import check as check_task
 from tunewise.engine.configuration import UnloadedModel
 from tunewise.engine.conversation import final_answer
 from tunewise.engine.encoding import Encoder, fit_window, lists_labels
@@ -49,7 +51,7 @@ class RowProblem(TypedDict):
 
 
 class TaskFacts(TypedDict):
-    """Holds what `tunewise.data.task.check` reports about a task, as far as it is shown."""
+    """Holds what `tunewise.data.task_check.check` reports about a task, as far as it is shown."""
 
     name: str
     format: str
@@ -173,23 +175,16 @@ def _view(task: Task, model: UnloadedModel, examples: int) -> ModelView:
     fitted = fitted_to(model, task)
     notes, task = [note for note in fitted.notes if note not in task.notes], fitted
     encoder = Encoder(model, task)
-    sizes = encoder.sizes(task.train)
-    kept = [sum(fit_window(prompt, answer, encoder.limit)) for prompt, answer in sizes]
-    lengths = [prompt + answer for prompt, answer in sizes]
+    lengths, kept, prompts = array("q"), array("q"), 0
+    for prompt_size, answer_size in encoder.each_size(task.train):
+        prompts += prompt_size
+        lengths.append(prompt_size + answer_size)
+        kept.append(sum(fit_window(prompt_size, answer_size, encoder.limit)))
+    too_long = [place for place, length in enumerate(lengths) if kept[place] < length]
     prompt, answer = encoder.text(task.train[0])
     marked = [
         MarkedExample(example.row, length, encoder.marked(example))
         for example, length in zip(task.train[:examples], lengths, strict=False)
-    ]
-    too_long = [
-        RowProblem(
-            split="train",
-            row=example.row,
-            problem=f"{length:,} tokens exceed the window of {encoder.limit:,}",
-            text=(example.prompt or example.answer)[:_TEXT],
-        )
-        for example, length, size in zip(task.train, lengths, kept, strict=True)
-        if size < length
     ]
     return ModelView(
         model=model.name,
@@ -201,14 +196,21 @@ def _view(task: Task, model: UnloadedModel, examples: int) -> ModelView:
             kept=sum(kept),
         ),
         histogram=_histogram(lengths),
-        exceeding=Exceeding(sum(size < length for size, length in zip(kept, lengths, strict=True))),
+        exceeding=Exceeding(len(too_long)),
         first_example=FirstExample(prompt, answer, encoder.template, encoder.chat, encoder.marked(task.train[0])),
-        label_list=_label_list_cost(task, model, encoder, sum(size for size, _ in sizes) / len(sizes)),
+        label_list=_label_list_cost(task, model, encoder, prompts / len(lengths)),
         notes=notes,
         answers_not_shown=sum(not _is_shown(encoder, example) for example in task.train[:_RENDERED]),
         examples=marked,
-        too_long=too_long[:_TOO_LONG],
+        too_long=[
+            _too_long(task.train[place], f"{lengths[place]:,} tokens exceed the window of {encoder.limit:,}")
+            for place in too_long[:_TOO_LONG]
+        ],
     )
+
+
+def _too_long(example: Example, problem: str) -> RowProblem:
+    return RowProblem(split="train", row=example.row, problem=problem, text=(example.prompt or example.answer)[:_TEXT])
 
 
 def _is_shown(encoder: Encoder, example: Example) -> bool:
@@ -221,6 +223,7 @@ def _label_list_cost(task: Task, model: UnloadedModel, encoder: Encoder, mean_pr
     if task.kind != "classification" or task.template is not None or (not encoder.chat and task.label_list is None):
         return None
     sampled = task.train[:_SAMPLED]
+    task = replace(task, reasons=task.has_reasoning)  # found once, and not for each of the following
     with_list, without = (
         sum(prompt for prompt, _ in Encoder(model, replace(task, label_list=listed)).sizes(sampled))
         for listed in (True, False)
@@ -231,7 +234,7 @@ def _label_list_cost(task: Task, model: UnloadedModel, encoder: Encoder, mean_pr
     return LabelListCost(len(task.labels), tokens, mean_prompt if listed else mean_prompt + tokens, choice)
 
 
-def _histogram(lengths: list[int]) -> list[Bin]:
+def _histogram(lengths: Sequence[int]) -> list[Bin]:
     """Count by powers of two."""
     bins = Counter(max(length - 1, 0).bit_length() for length in lengths)
     return [Bin(1 << power, bins[power]) for power in range(min(bins), max(bins) + 1)]

@@ -11,7 +11,7 @@ All of them use names that are held out of pretraining.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from random import Random
@@ -105,7 +105,7 @@ def _town() -> Task:
     town_task = _task("town", "question-answer", (train, validation, test))
     pages = {entity.name: entity.name.lower() for entity in _citizens()}
 
-    def with_passages(split: tuple[Example, ...]) -> tuple[Example, ...]:
+    def with_passages(split: Sequence[Example]) -> tuple[Example, ...]:
         return tuple(replace(e, passage=next(page for name, page in pages.items() if name in e.prompt)) for e in split)
 
     splits = [with_passages(split) for split in (town_task.train, town_task.validation, town_task.test)]

@@ -20,7 +20,7 @@ QUESTIONS = 24  # validation examples that every candidate of a choice is tried 
 _WITHOUT_GAIN = 2  # numbers in a row
 
 
-def questions_of(study: Study) -> tuple[Example, ...]:
+def questions_of(study: Study) -> Sequence[Example]:
     """Return the validation examples that every candidate is tried on."""
     return sample(study.task.validation, QUESTIONS)
 
