@@ -86,6 +86,13 @@ class FitOptions:
             "--shard", help="Let each of the devices hold a part of the model, which is too large for one of them."
         ),
     ] = False
+    context_devices: Annotated[
+        int,
+        typer.Option(
+            "--context",
+            help="How many of the devices compute each row together, for rows that are too long for one of them.",
+        ),
+    ] = 1
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a stopped run; the result is the same, bit for bit.")
     ] = False
@@ -118,13 +125,18 @@ def fit(
     settings = train_settings(training.max_steps, training.steps, compute, remedies)
     if training.shard:
         recipe.require_shards()
+    if training.context_devices < 1:
+        raise SettingError(f"context is {training.context_devices} but must be at least 1")
+    if training.context_devices > 1:
+        recipe.require_context()
     run_on(training.devices)
     quiet()
     from tunewise.adaptation.fit import fit
     from tunewise.engine.ranks import joined_ranks
     from tunewise.engine.rows import fitted_to
 
-    with signs_of_life(), joined_ranks(training.shard) as ranks, progress_display(shown=ranks.writes) as display:
+    joined = joined_ranks(training.shard, training.context_devices)
+    with signs_of_life(), joined as ranks, progress_display(shown=ranks.writes) as display:
         display(recipe.name, "loading the model", 0, 0)
         base = load_model(model, loading, ranks)
         fitted = fitted_to(base, task)
