@@ -49,15 +49,14 @@ class Division:
         tensors = (query, key, value)
         parts = [tensor.reshape(count, -1) for tensor in tensors]  # (N, H / N * t * D): one for each device
         received: Tensor = _Swap.apply(torch.cat(parts, dim=1), self.ranks)
+        split = received.split([part.shape[1] for part in parts], dim=1)
+        # (N, H / N, t, D) to (H / N, N, t, D) to (1, H / N, T, D)
         query, key, value = (
-            # (N, H / N, t, D) to (H / N, N, t, D) to (1, H / N, T, D)
-            part.view(count, -1, *tensor.shape[2:]).transpose(0, 1).reshape(1, -1, count * tensor.shape[2], size)
-            for part, tensor, size in zip(
-                received.split([part.shape[1] for part in parts], dim=1),
-                tensors,
-                [tensor.shape[3] for tensor in tensors],
-                strict=True,
-            )
+            part.view(count, -1, *tensor.shape[2:])
+            .transpose(0, 1)
+            .reshape(1, -1, count * tensor.shape[2], tensor.shape[3])
+            .to(tensor.dtype)
+            for part, tensor in zip(split, tensors, strict=True)
         )
         return query, key, value
 

@@ -65,11 +65,7 @@ class Ranks:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
             raise RequestError(f"RANK is {self.rank} and WORLD_SIZE {self.size}; ranks are 0 to WORLD_SIZE - 1")
-        if self.context < 1 or self.size % self.context:
-            raise RequestError(
-                f"--context is {self.context}, and {self.size} devices cannot be divided into groups of so many; give "
-                "a number that divides that of the devices"
-            )
+        require_groups(self.size, self.context)
 
     @property
     def writes(self) -> bool:
@@ -205,6 +201,23 @@ class Ranks:
         )
 
 
+def require_groups(size: int, context: int) -> None:
+    """Refuse a number of ranks that cannot be divided into groups, of which each computes rows together.
+
+    Raises:
+        RequestError: says what can be given.
+    """
+    if context < 1:
+        raise RequestError(f"--context is {context} but must be at least 1")
+    if size == 1 < context:
+        raise RequestError("--context shares rows out over several devices; give their number with --devices")
+    if size % context:
+        raise RequestError(
+            f"--context is {context}, and {size} devices cannot be divided into groups of so many; give a number that "
+            "divides that of the devices"
+        )
+
+
 @contextmanager
 def joined_ranks(shard: bool = False, context: int = 1) -> Iterator[Ranks]:
     """Join the process group that the environment names, for as long as the block runs; alone where it names none.
@@ -220,8 +233,6 @@ def joined_ranks(shard: bool = False, context: int = 1) -> Iterator[Ranks]:
     if size == 1 or "RANK" not in os.environ:
         if shard:
             raise RequestError("--shard shares a model out over several devices; give their number with --devices")
-        if context > 1:
-            raise RequestError("--context shares rows out over several devices; give their number with --devices")
         yield Ranks(context=context)
         return
     import torch.distributed as dist

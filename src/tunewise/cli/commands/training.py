@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunewise.cli.console import print_json, print_result, print_text
-from tunewise.cli.devices import run_on, signs_of_life
+from tunewise.cli.devices import is_rank, run_on, signs_of_life
 from tunewise.cli.options import (
     AdaptationFolder,
     BaseLocation,
@@ -125,14 +125,15 @@ def fit(
     settings = train_settings(training.max_steps, training.steps, compute, remedies)
     if training.shard:
         recipe.require_shards()
-    if training.context_devices < 1:
-        raise SettingError(f"context is {training.context_devices} but must be at least 1")
-    if training.context_devices > 1:
+    if training.context_devices != 1:
         recipe.require_context()
-    run_on(training.devices)
     quiet()
+    from tunewise.engine.ranks import joined_ranks, require_groups
+
+    if not is_rank():
+        require_groups(training.devices, training.context_devices)
+    run_on(training.devices)
     from tunewise.adaptation.fit import fit
-    from tunewise.engine.ranks import joined_ranks
     from tunewise.engine.rows import fitted_to
 
     joined = joined_ranks(training.shard, training.context_devices)
