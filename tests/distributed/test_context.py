@@ -267,6 +267,12 @@ def test_each_device_attends_with_a_part_of_the_heads(heads, groups, context):
     assert torch.allclose(torch.cat(results, 1), expected, atol=1e-6)
 
 
+def test_a_layer_with_other_heads_is_refused():
+    states = torch.zeros(1, 6, 2, 8)
+    with pytest.raises(ModelError, match="6 attention heads cannot be divided among 4 devices"):
+        Division(Ranks(0, 4, context=4)).by_heads(states, states, states)
+
+
 # What is refused.
 
 

@@ -41,8 +41,13 @@ class Division:
 
         Query is (1, H, t, D) and becomes (1, H / N, T, D). Key and value are (1, G, t, D); where N does not divide G,
         their heads are repeated as often as it takes.
+
+        Raises:
+            ModelError: N does not divide H; `require_divisible` says so before, unless this layer has heads of its own.
         """
         count = self.ranks.context
+        if query.shape[1] % count:
+            raise ModelError(f"{query.shape[1]} attention heads cannot be divided among {count} devices; {INSTEAD}")
         repeats = math.lcm(key.shape[1], count) // key.shape[1]
         if repeats > 1:
             key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
