@@ -20,7 +20,7 @@ from tunewise.core.lock import lock
 from tunewise.core.progress import PREPARING, TRAINING, Progress, silent, training_report
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task, sample
-from tunewise.engine.forward import why_not_packed
+from tunewise.engine.forward import require_division, why_not_packed
 from tunewise.engine.model import Base
 from tunewise.engine.row_file import truncated_of
 from tunewise.engine.rows import fitted_to
@@ -77,7 +77,9 @@ def fit(
         SettingError: `out` holds a finished adaptation already.
         ArtifactError: the run that is to be resumed was begun with other data, settings or another model.
         DivergedError: the loss is no longer finite.
-        TechniqueError: the base is sharded, and the technique needs whole weights.
+        TechniqueError: the base is sharded, and the technique needs whole weights; or devices compute rows together,
+            and it needs whole ones.
+        ModelError: the same, where the base is at fault.
 
     Examples:
         >>> base, task = load_base("world"), Task.read("world:reviews")
@@ -93,6 +95,9 @@ def fit(
     recipe = technique.resolved(base)
     if base.ranks.sharded:
         require_shards(base, recipe)
+    if base.ranks.divides_rows:
+        recipe.require_context()
+        require_division(base)
     with lock(folder) if base.ranks.writes else nullcontext():
         if base.ranks.writes:
             remove_leftovers(folder)

@@ -85,6 +85,11 @@ class Composed(Technique):
         """Join the reasons of the parts that cannot be trained on parts of weights."""
         return "; ".join(f"{part.name}: {why}" for part in self.parts if (why := part.needs_whole_weights))
 
+    @fact(default=Technique.needs_whole_rows)
+    def needs_whole_rows(self) -> str:
+        """Join the reasons of the parts that cannot be trained on parts of rows."""
+        return "; ".join(f"{part.name}: {why}" for part in self.parts if (why := part.needs_whole_rows))
+
     @fact(default=True)
     def identity_at_start(self) -> bool:
         """Say whether no part changes anything before it is trained."""

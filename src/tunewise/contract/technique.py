@@ -73,7 +73,8 @@ class Technique(ABC):
     they are left out when it is loaded, and a user gives them anew;
     what `prepare` reads does not depend on the settings in `unread_settings`, so that it is read once for all of them;
     `needs_whole_weights` says in a clause why it cannot be trained on weights that are shared out over devices (`fit
-    --shard`), and is empty where it can;
+    --shard`), and is empty where it can; `needs_whole_rows` says the same of rows that devices compute together (`fit
+    --context`);
     where `adapts` is False, it is the base itself, whose figures the others are compared with;
     `differs` says in a few words what of it is not exactly the paper's, and becomes part of the row's label.
     A fact that depends on the settings is a method under `fact`.
@@ -99,6 +100,7 @@ class Technique(ABC):
     mergeable: ClassVar[bool] = False
     identity_at_start: ClassVar[bool] = True
     needs_whole_weights: ClassVar[str] = "it has not been tried on parts of weights"
+    needs_whole_rows: ClassVar[str] = "it has not been tried on parts of rows"
     reference_rate: ClassVar[float] = 0.0
     width_exponent: ClassVar[float] = 0.0
     late_settings: ClassVar[frozenset[str]] = frozenset()
@@ -185,6 +187,18 @@ class Technique(ABC):
             raise TechniqueError(
                 f"{self.name} needs whole weights ({self.needs_whole_weights}); use --devices without --shard, where "
                 "every device holds all of them"
+            )
+
+    def require_context(self) -> None:
+        """Refuse to be trained on rows that devices compute together, if whole ones are needed.
+
+        Raises:
+            TechniqueError: says why, and what to do.
+        """
+        if self.needs_whole_rows:
+            raise TechniqueError(
+                f"{self.name} needs whole rows ({self.needs_whole_rows}); use --devices without --context, where every "
+                "device computes rows of its own"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -34,6 +34,8 @@ from tunewise.engine.device import on_gpu
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from tunewise.engine.context import Division
+
 _NAME = "tunewise_packed"
 _MAX_HEAD_SIZE = 256  # of torch's flash attention
 _MAX_MASKED_TOKENS = 256  # a tree of up to so many tokens is one kernel call with a mask
@@ -102,6 +104,7 @@ class Past:
 
 
 _row: tuple[Segment, ...] = ()  # the row on which the model runs now; set by `packed`
+_division: Division | None = None  # how devices share that row out; set by `packed`
 _past: Past | None = None  # what it attends to besides; set by `keeping`
 
 
@@ -117,16 +120,19 @@ def keeping(past: Past) -> Iterator[None]:
 
 
 @contextmanager
-def packed(model: PreTrainedModel, segments: Sequence[Segment]) -> Iterator[None]:
-    """Run `model` on a packed row of these segments; run backward inside too, since checkpointing re-runs the model."""
-    global _row
+def packed(model: PreTrainedModel, segments: Sequence[Segment], division: Division | None = None) -> Iterator[None]:
+    """Run `model` on a packed row of these segments; run backward inside too, since checkpointing re-runs the model.
+
+    With a `division` the model is given a stretch of the row, and the segments are those of the whole.
+    """
+    global _row, _division
     _register()
-    row_before, implementation_before = _row, model.config._attn_implementation
-    _row, model.config._attn_implementation = tuple(segments), _NAME
+    before, implementation_before = (_row, _division), model.config._attn_implementation
+    _row, _division, model.config._attn_implementation = tuple(segments), division, _NAME
     try:
         yield
     finally:
-        _row, model.config._attn_implementation = row_before, implementation_before
+        (_row, _division), model.config._attn_implementation = before, implementation_before
 
 
 def _attend(
@@ -144,22 +150,30 @@ def _attend(
     if unsupported or dropout or query.shape[0] != 1:
         raise NotImplementedError(f"packed attention does not support {', '.join(unsupported) or 'dropout or batches'}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    gpu, same_size = on_gpu(query), query.shape[-1] == value.shape[-1]
     device_type = query.device.type
-    if (gpu or device_type != "cpu") and torch.is_autocast_enabled(device_type):
+    if (on_gpu(query) or device_type != "cpu") and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)  # as torch's own attention does: rotary returns float32
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if _past is not None:
         kept_keys, kept_values = _past.extended(module, key, value)
         if _past.reaches:
             return _attend_to_past(query, kept_keys, kept_values, _past, scale, sliding_window), None
+    if _division is None:
+        return _attend_in_row(query, key, value, scale, sliding_window), None
+    out = _attend_in_row(*_division.by_heads(query, key, value), scale, sliding_window)
+    return _division.by_positions(out), None
+
+
+def _attend_in_row(query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None) -> Tensor:
+    """Return the output (1, T, H, D) of the row that `packed` describes."""
+    gpu, same_size = on_gpu(query), query.shape[-1] == value.shape[-1]
     if gpu and same_size and _supports_flash(query):
-        return _varlen(query, key, value, _row, scale, sliding_window), None
-    if device_type == "cpu" and same_size:
+        return _varlen(query, key, value, _row, scale, sliding_window)
+    if query.device.type == "cpu" and same_size:
         # In bfloat16 the CPU's backward kernel takes two and a half times as long as in float32.
         exact = torch.promote_types(query.dtype, torch.float32)
-        out = _PerSegment.apply(query.to(exact), key.to(exact), value.to(exact), _row, scale, sliding_window)
-        return out.to(value.dtype), None
+        out: Tensor = _PerSegment.apply(query.to(exact), key.to(exact), value.to(exact), _row, scale, sliding_window)
+        return out.to(value.dtype)
     from torch.nn.attention.bias import causal_lower_right
 
     outputs = []
@@ -183,7 +197,7 @@ def _attend(
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def _attend_to_past(query: Tensor, key: Tensor, value: Tensor, past: Past, scale: float, window: int | None) -> Tensor:

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunewise.core.errors import ModelError
 from tunewise.engine.attention import packed
+from tunewise.engine.context import INSTEAD, divided
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.loss import head_loss, token_nll
 from tunewise.engine.model import Base, PackingTrial
@@ -22,7 +24,7 @@ from tunewise.engine.packing import Batch, packed_batch, padded_batch
 
 def layout(base: Base, batch: Batch) -> AbstractContextManager[None]:
     """Return the context in which a batch's forward and backward passes must run."""
-    return packed(base.model, batch.segments) if batch.segments else nullcontext()
+    return packed(base.model, batch.segments, batch.division) if batch.segments else nullcontext()
 
 
 @contextmanager
@@ -190,11 +192,24 @@ def _logits(base: Base, batch: Batch) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def batch_of(base: Base, sequences: list[TokenSequence], *, share: bool = True) -> Batch:
-    """Build a packed batch where the base runs it, else a padded one; `share` computes a shared prefix once."""
-    if why_not_packed(base):
+def batch_of(base: Base, sequences: list[TokenSequence], *, share: bool = True, divide: bool = False) -> Batch:
+    """Build a packed batch where the base runs it, else a padded one.
+
+    Args:
+        base: runs the batch.
+        sequences: what it holds.
+        share: whether a shared prefix is computed once.
+        divide: whether it is this device's stretch of the row only, where devices compute rows together.
+
+    Raises:
+        ModelError: the row is to be divided, and cannot be packed.
+    """
+    if reason := why_not_packed(base):
+        if divide and base.ranks.divides_rows:
+            raise ModelError(f"{base.name}: its rows cannot be packed, and so not be divided ({reason}); {INSTEAD}")
         return padded_batch(sequences, base.device)
-    return packed_batch(sequences, base.device, share=share)
+    batch = packed_batch(sequences, base.device, share=share)
+    return divided(batch, base.ranks) if divide else batch
 
 
 def why_not_packed(base: Base) -> str | None:
@@ -208,7 +223,52 @@ def why_not_packed(base: Base) -> str | None:
 
 
 @torch.no_grad()
+def require_division(base: Base) -> None:
+    """Refuse a base that scores divided rows otherwise than whole ones; all devices must ask together.
+
+    Raises:
+        ModelError: says by how much, or why its rows cannot be divided at all.
+    """
+    sequences, ranks = _trial_sequences(base), base.ranks
+    sums = []
+    for divide in (True, False):
+        batch = batch_of(base, sequences, divide=divide)
+        sums.append(torch.zeros(len(sequences), dtype=torch.float64, device=base.device))
+        sums[-1].index_add_(0, batch.owner, nll(base, batch).double())
+    ranks.sum(sums[:1])
+    tokens = torch.tensor([sum(sequence.labelled[1:]) for sequence in sequences], device=base.device)
+    difference = float(((sums[0] / ranks.groups - sums[1]) / tokens).abs().max())
+    if not ranks.first(difference <= (1e-3 if _is_exact(base) else 0.3)):
+        raise ModelError(
+            f"{base.name} scores rows differently where devices compute them together (by {difference:.2g} nats per "
+            f"token); {INSTEAD}"
+        )
+
+
+def _is_exact(base: Base) -> bool:
+    return base.model.dtype in (torch.float32, torch.float64)
+
+
+@torch.no_grad()
 def _probe(base: Base) -> str | None:
+    sequences = _trial_sequences(base)
+    try:
+        packed_nll = nll(base, packed_batch(sequences, base.device))
+    except Exception as error:  # any failure means the same: this architecture cannot be packed
+        return f"packed attention failed on {type(base.model).__name__}: {' '.join(str(error).split())[:200]}"
+    padded_nll = torch.cat([nll(base, padded_batch([sequence], base.device)) for sequence in sequences])
+    differences = (packed_nll - padded_nll).abs()
+    # In half precision single tokens of random text differ by 0.3 nats, and by 0.1 on average, whichever way rows are
+    # laid; where a sequence sees another one, they differ by more than 1 on average.
+    exact = _is_exact(base)
+    difference = float(differences.max() if exact else differences.mean())
+    if difference > (1e-3 if exact else 0.3):
+        return f"{type(base.model).__name__} scores packed sequences differently (by {difference:.2g} nats per token)"
+    return None
+
+
+def _trial_sequences(base: Base) -> list[TokenSequence]:
+    """Return four sequences of random tokens, two of which share a prefix."""
     window = getattr(base.model.config, "sliding_window", None) or 0
     sizes = (7, min(max(11, window + 3), base.anatomy.context, 600))
     generator = torch.Generator().manual_seed(0)
@@ -218,16 +278,4 @@ def _probe(base: Base) -> str | None:
     for ending in (rows[0][:5], rows[0][::-1]):
         labelled = [False] * len(shared_prefix) + [True] * len(ending)
         sequences.append(TokenSequence(shared_prefix + ending, labelled, len(shared_prefix)))
-    try:
-        packed_nll = nll(base, packed_batch(sequences, base.device))
-    except Exception as error:  # any failure means the same: this architecture cannot be packed
-        return f"packed attention failed on {type(base.model).__name__}: {' '.join(str(error).split())[:200]}"
-    padded_nll = torch.cat([nll(base, padded_batch([sequence], base.device)) for sequence in sequences])
-    differences = (packed_nll - padded_nll).abs()
-    # In half precision single tokens of random text differ by 0.3 nats, and by 0.1 on average, whichever way rows are
-    # laid; where a sequence sees another one, they differ by more than 1 on average.
-    exact = base.model.dtype in (torch.float32, torch.float64)
-    difference = float(differences.max() if exact else differences.mean())
-    if difference > (1e-3 if exact else 0.3):
-        return f"{type(base.model).__name__} scores packed sequences differently (by {difference:.2g} nats per token)"
-    return None
+    return sequences

@@ -19,6 +19,7 @@ from tunewise.core.errors import ModelError
 from tunewise.core.text import listed, show
 from tunewise.engine.anatomy import Anatomy
 from tunewise.engine.configuration import ends_of, on_this_machine, path_of, require_fast
+from tunewise.engine.context import require_divisible
 from tunewise.engine.device import has_bf16_arithmetic
 from tunewise.engine.label_tokens import LabelTokens
 from tunewise.engine.memory import release_unused_memory
@@ -240,7 +241,8 @@ def load_base(
 
     Raises:
         ModelError: no such model, no safetensors weights, remote code required, an unknown layout, a tokenizer with
-            ids beyond the embeddings, or one of these arguments is given that a sharded model cannot have.
+            ids beyond the embeddings, one of these arguments is given that a sharded model cannot have, or rows of
+            this model cannot be divided among ranks.
 
     Examples:
         >>> load_base("world", max_length=256).window
@@ -271,6 +273,7 @@ def load_base(
             revision = extract_commit_hash(str(config_file), None) or revision
             folder = Path(str(config_file)).parent
         config = read_configuration(name, source, revision)
+        require_divisible(name, config, ranks)
         if path.is_dir():
             check_checkpoint(name, path, config)
         load: Any = AutoModelForCausalLM.from_pretrained  # its types do not know the second result

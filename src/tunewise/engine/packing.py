@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import heapreplace
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from torch import Tensor
 from tunewise.engine.attention import Segment
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.token_trie import PROMPT, TokenTrie
+
+if TYPE_CHECKING:
+    from tunewise.engine.context import Division
 
 PASS_TOKENS = 4096  # real tokens per scoring pass
 _MIN_SHARED_TOKENS = 16  # a shorter common prefix is not worth sharing
@@ -32,7 +36,8 @@ class Batch:
     order; there is one target for each unless sequences have several answers. `owner` (N,) says which sequence each
     target belongs to, in the order of the sequences, and `branch` (N,) which of its answers. `tokens` counts the
     sequences' tokens: no padding, and a shared prefix once per sequence. `spans` says where the tokens of each sequence
-    stand in a packed row: those that it shares, and its own.
+    stand in a packed row: those that it shares, and its own. With a `division`, everything but `segments` is of this
+    device's stretch of the row.
     """
 
     ids: Tensor
@@ -46,6 +51,7 @@ class Batch:
     branch: Tensor
     tokens: int
     spans: tuple[tuple[range, range], ...] = ()
+    division: Division | None = None
 
 
 def packed_batch(

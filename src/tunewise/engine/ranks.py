@@ -5,6 +5,9 @@ the loss of its own rows of a step. Gradients are then summed over the ranks, so
 The loss is a sum over labelled tokens divided by their number on all ranks, and so the sum over ranks is the gradient
 that one process would have computed, however the rows are shared out; a mean over ranks would not be.
 
+Where rows are too long for one rank, `context` neighbours compute each row together (`tunewise.engine.context`). They
+are a group, and the groups share the rows of a step out.
+
 A process is a rank where the environment says so, as torchrun, Slurm's launchers and `--devices` do: RANK, WORLD_SIZE,
 LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 """
@@ -14,10 +17,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,35 +52,68 @@ def _together() -> Iterator[None]:
 class Ranks:
     """One process of a training and how many there are; alone, every method gives back what it is given.
 
-    Where the weights of the base are `sharded`, all ranks must run equally many forward passes.
+    Where the weights of the base are `sharded`, all ranks must run equally many forward passes. `context` ranks compute
+    each row together; `peers` is their process group.
     """
 
     rank: int = 0
     size: int = 1
     sharded: bool = False
+    context: int = 1
+    peers: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
             raise RequestError(f"RANK is {self.rank} and WORLD_SIZE {self.size}; ranks are 0 to WORLD_SIZE - 1")
+        require_groups(self.size, self.context)
 
     @property
     def writes(self) -> bool:
         """Whether this process writes files and reports: one of the ranks does."""
         return self.rank == 0
 
+    @property
+    def divides_rows(self) -> bool:
+        """Whether several ranks compute each row together."""
+        return self.context > 1
+
+    @property
+    def builds_alike(self) -> bool:
+        """Whether ranks that compute a row together now build a graph, which must not depend on their tokens.
+
+        In its backward pass they wait for one another in every attention.
+        """
+        return self.divides_rows and torch.is_grad_enabled()
+
+    @property
+    def groups(self) -> int:
+        """How many groups of ranks there are, of which each computes rows of its own."""
+        return self.size // self.context
+
+    @property
+    def group(self) -> int:
+        """The number of this rank's group."""
+        return self.rank // self.context
+
+    @property
+    def place(self) -> int:
+        """The place of this rank in its group, and so of its stretch in each row."""
+        return self.rank % self.context
+
     def mine(self, items: Sequence[T]) -> Sequence[T]:
         """Return this rank's share of items that all ranks know: every `size`-th."""
         return items[self.rank :: self.size]
 
-    def turns(self, items: Sequence[T]) -> list[tuple[T, bool]]:
+    def turns(self, items: Sequence[T], *, divided: bool = False) -> list[tuple[T, bool]]:
         """Return this rank's share of items that it makes a forward pass of, each with True.
 
         Where weights are sharded, a rank with fewer than others gets an item besides, with False: its result is not
-        this rank's to give.
+        this rank's to give. Passes over `divided` rows are shared out among the groups.
         """
-        own = [(item, True) for item in self.mine(items)]
+        number, count = (self.group, self.groups) if divided else (self.rank, self.size)
+        own = [(item, True) for item in items[number::count]]
         if self.sharded and items:
-            own += [(items[0], False)] * (-(-len(items) // self.size) - len(own))
+            own += [(items[0], False)] * (-(-len(items) // count) - len(own))
         return own
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
@@ -99,6 +135,15 @@ class Ranks:
         numbers = torch.tensor(values, dtype=torch.float64, device=self._device())
         self.sum([numbers])
         return list(numbers.tolist())
+
+    def swapped(self, parts: Tensor) -> Tensor:
+        """Give part i of parts (N, n) to the i-th of this group's N ranks, and return what these give to this one."""
+        import torch.distributed as dist
+
+        received = torch.empty_like(parts)
+        with _together():
+            dist.all_to_all_single(received, parts, group=self.peers)
+        return received
 
     def first(self, value: T) -> T:
         """Return what rank 0 gives, on all ranks."""
@@ -156,25 +201,44 @@ class Ranks:
         )
 
 
-@contextmanager
-def joined_ranks(shard: bool = False) -> Iterator[Ranks]:
-    """Join the process group that the environment names, for as long as the block runs; alone where it names none.
-
-    With `shard`, the ranks share out the weights of the base that they load.
+def require_groups(size: int, context: int) -> None:
+    """Refuse a number of ranks that cannot be divided into groups, of which each computes rows together.
 
     Raises:
-        RequestError: weights cannot be shared out, as there is one process only.
+        RequestError: says what can be given.
+    """
+    if context < 1:
+        raise RequestError(f"--context is {context} but must be at least 1")
+    if size == 1 < context:
+        raise RequestError("--context shares rows out over several devices; give their number with --devices")
+    if size % context:
+        raise RequestError(
+            f"--context is {context}, and {size} devices cannot be divided into groups of so many; give a number that "
+            "divides that of the devices"
+        )
+
+
+@contextmanager
+def joined_ranks(shard: bool = False, context: int = 1) -> Iterator[Ranks]:
+    """Join the process group that the environment names, for as long as the block runs; alone where it names none.
+
+    With `shard`, the ranks share out the weights of the base that they load; `context` of them compute a row together.
+
+    Raises:
+        RequestError: weights or rows cannot be shared out, as there is one process only, or `context` does not divide
+            their number.
         TunewiseError: the group cannot be joined; the message says what the environment names.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
         if shard:
             raise RequestError("--shard shares a model out over several devices; give their number with --devices")
-        yield Ranks()
+        yield Ranks(context=context)
         return
     import torch.distributed as dist
 
-    ranks, local = Ranks(int(os.environ["RANK"]), size, shard), int(os.environ.get("LOCAL_RANK", "0"))
+    ranks = Ranks(int(os.environ["RANK"]), size, shard, context)
+    local = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local % torch.cuda.device_count())
@@ -189,6 +253,8 @@ def joined_ranks(shard: bool = False) -> Iterator[Ranks]:
         reason = " ".join(str(error).split())[:200]
         raise TunewiseError(f"rank {ranks.rank} of {size} could not join the others at {address}: {reason}") from error
     try:
+        if ranks.divides_rows:
+            ranks = replace(ranks, peers=dist.new_subgroups(context, timeout=_PATIENCE)[0])
         yield ranks
     finally:
         dist.destroy_process_group()

@@ -36,7 +36,7 @@ from tunewise.engine.sharding import by_kind, clip_gradients
 from tunewise.engine.shards import is_shard
 from tunewise.fitting import checkpoint
 from tunewise.fitting.frozen_trunk import Trunk, replaying, trunk_of
-from tunewise.fitting.passes import passes_by_rank
+from tunewise.fitting.passes import passes_by_group
 from tunewise.fitting.rehearsal import Rehearsal
 from tunewise.fitting.run_request import RunRequest
 from tunewise.fitting.schedules import schedule_of
@@ -170,6 +170,7 @@ def train(
     run.rehearsal, run.evaluate, run.objective, run.text = rehearsal, evaluate, objective, text
     run.begin(resume)
     visits = settings.max_steps * settings.rows
+    reuse_trunk = reuse_trunk and not run.ranks.divides_rows  # it is recorded for whole rows
     run.trunk = trunk_of(attachment, sequences, visits, run.precision()) if reuse_trunk else None
     last = min(until or settings.max_steps, settings.max_steps)
     first = run.step
@@ -285,14 +286,15 @@ class _Run:
             torch.manual_seed(derive(self.seed, "step", self.step, "rank", self.ranks.rank))
         chosen = self._chosen()
         size = self.settings.per_device_train_batch_size
-        rank, micro_batches = self.ranks.rank, [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        shares = [passes_by_rank(self.attachment, self.sequences, batch) for batch in micro_batches]
-        groups = [group for share in shares for group in share[rank]]
+        own, micro_batches = self.ranks.group, [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        shares = [passes_by_group(self.attachment, self.sequences, batch) for batch in micro_batches]
+        groups = [group for share in shares for group in share[own]]
         # Where weights are sharded, a rank with fewer passes than another makes some for the others' sake.
-        idle = sum(max(map(len, share)) - len(share[rank]) for share in shares) if self.ranks.sharded else 0
+        idle = sum(max(map(len, share)) - len(share[own]) for share in shares) if self.ranks.sharded else 0
         begin_once = self.trunk is None  # the trunk's states were recorded for whole sequences, without a shared prefix
         batches = [
-            batch_of(self.base, [self.sequences[index] for index in group], share=begin_once) for group in groups
+            batch_of(self.base, [self.sequences[index] for index in group], share=begin_once, divide=True)
+            for group in groups
         ]
         labelled, tokens = self._counts(batches)
         weight = 1 - self.settings.replay
@@ -330,7 +332,7 @@ class _Run:
 
     def _run_idle(self, row: int, share: bool) -> None:
         """Gather weights for the other ranks, in a pass that changes no gradient."""
-        batch = batch_of(self.base, [self.sequences[row]], share=share)
+        batch = batch_of(self.base, [self.sequences[row]], share=share, divide=True)
         with layout(self.base, batch), self.precision(), replaying(self.trunk, [row]):
             self._loss(batch, 0.0).backward()
 

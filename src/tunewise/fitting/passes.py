@@ -13,18 +13,22 @@ PASS = 768  # tokens per forward pass beyond which a CPU gets no faster and only
 
 
 def passes(attachment: Attachment, sequences: Sequence[TokenSequence], batch: list[int]) -> list[list[int]]:
-    """Divide a micro-batch into forward passes: one on a GPU, several of about `PASS` tokens each on a CPU."""
+    """Divide a micro-batch into forward passes: one on a GPU, several of about `PASS` tokens a rank on a CPU."""
     if on_gpu(next(attachment.base.model.parameters())) or not attachment.accumulates:
         return [batch]
-    return [[batch[position] for position in part] for part in in_passes([sequences[i] for i in batch], PASS)]
+    parts = in_passes([sequences[i] for i in batch], PASS * attachment.base.ranks.context)
+    return [[batch[position] for position in part] for part in parts]
 
 
-def passes_by_rank(
+def passes_by_group(
     attachment: Attachment, sequences: Sequence[TokenSequence], batch: list[int]
 ) -> list[list[list[int]]]:
-    """Share a micro-batch out among the ranks, and divide each share into forward passes; a share may be empty."""
+    """Share a micro-batch out among the groups of ranks, and divide each share into forward passes; some may be empty.
+
+    A group is one rank, or those that compute rows together.
+    """
     ranks = attachment.base.ranks
-    if ranks.size == 1:
+    if ranks.groups == 1:
         return [passes(attachment, sequences, batch)]
-    shares = in_groups([sequences[row] for row in batch], ranks.size)
+    shares = in_groups([sequences[row] for row in batch], ranks.groups)
     return [passes(attachment, sequences, [batch[place] for place in share]) if share else [] for share in shares]

@@ -168,9 +168,9 @@ def _answer_nats(
 ) -> tuple[float, int, list[tuple[float, int]]]:
     """Return (total nats, number of tokens, the same two per sequence) over the answers' tokens."""
     per_sequence, done = [(0.0, 0)] * len(sequences), 0
-    own = attachment.base.ranks.turns(_groups(attachment.base, sequences))
+    own = attachment.base.ranks.turns(_groups(attachment.base, sequences), divided=True)
     for group, counts_here in own:
-        batch = batch_of(attachment.base, [_last_answer_only(sequences[index]) for index in group])
+        batch = batch_of(attachment.base, [_last_answer_only(sequences[index]) for index in group], divide=True)
         values = nll(attachment.base, batch).double()
         if not counts_here:
             continue

@@ -47,6 +47,7 @@ class Full(Technique):
     equation = "theta <- theta - lr * AdamW(d loss / d theta)"
     sides = frozenset({"weights", "biases", "norms", "embeddings"})
     mergeable = True
+    needs_whole_rows = ""
     reference_rate = full_rate("llama", REFERENCE_WIDTH)
     width_exponent = LLAMA_EXPONENT
 

@@ -45,6 +45,7 @@ LEFT_OF_TECHNIQUE = {
     "adapts": "two parts are never the base itself",
     "from_peft": "an adapter of PEFT's is of one kind",
     "require_shards": "it asks `needs_whole_weights`, which asks the parts",
+    "require_context": "it asks `needs_whole_rows`, which asks the parts",
 }
 
 

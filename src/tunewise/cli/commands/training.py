@@ -88,6 +88,13 @@ class FitOptions:
             help="Let each device hold a part of the model; default: where the plan says that one GPU is too small.",
         ),
     ] = None
+    context_devices: Annotated[
+        int,
+        typer.Option(
+            "--context",
+            help="How many of the devices compute each row together, for rows that are too long for one of them.",
+        ),
+    ] = 1
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a stopped run; the result is the same, bit for bit.")
     ] = False
@@ -120,16 +127,22 @@ def fit(
     settings = train_settings(training.max_steps, training.steps, compute, remedies)
     if training.shard:
         recipe.require_shards()
-    further = []
-    if training.shard is None and training.devices > 1 and not is_rank():
-        further = _sharding_words(model, task, recipe, settings, training.devices, loading)
-    run_on(training.devices, further)
+    if training.context_devices != 1:
+        recipe.require_context()
     quiet()
+    from tunewise.engine.ranks import joined_ranks, require_groups
+
+    further = []
+    if not is_rank():
+        require_groups(training.devices, training.context_devices)
+        if training.shard is None and training.devices > 1 and training.context_devices == 1:
+            further = _sharding_words(model, task, recipe, settings, training.devices, loading)
+    run_on(training.devices, further)
     from tunewise.adaptation.fit import fit
-    from tunewise.engine.ranks import joined_ranks
     from tunewise.engine.rows import fitted_to
 
-    with signs_of_life(), joined_ranks(bool(training.shard)) as ranks, progress_display(shown=ranks.writes) as display:
+    joined = joined_ranks(bool(training.shard), training.context_devices)
+    with signs_of_life(), joined as ranks, progress_display(shown=ranks.writes) as display:
         display(recipe.name, "loading the model", 0, 0)
         base = load_model(model, loading, ranks)
         fitted = fitted_to(base, task)

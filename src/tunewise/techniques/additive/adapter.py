@@ -50,6 +50,7 @@ class Adapter(Technique):
     sides = frozenset({"adapters", "norms"})
     differs = "starts as the base"
     needs_whole_weights = ""
+    needs_whole_rows = ""
     reference_rate = 3e-4
     width_exponent = 0.5
 

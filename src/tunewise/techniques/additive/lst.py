@@ -96,6 +96,13 @@ class LST(Technique):
         """Name the start that reads gradients of all weights."""
         return "init=fisher reads their gradients; init=magnitude does not" if self.init == "fisher" else ""
 
+    @fact(default="")
+    def needs_whole_rows(self) -> str:
+        """Name the start that reads the gradients of single rows."""
+        if self.init == "fisher":
+            return "init=fisher takes the gradient of every row alone; init=magnitude does not"
+        return ""
+
     def rows_before_training(self, available: int) -> float:
         """Count the examples that the Fisher information is taken on."""
         return min(self.num_samples, available) if self.init == "fisher" else 0.0

@@ -61,6 +61,7 @@ class MPT(Technique):
     needs = "source tasks (--sources), and room for the virtual tokens in the window"
     differs = "from the paper's text alone"
     identity_at_start = False
+    needs_whole_rows = ""
     reference_rate = 3e-2
     unread_settings = frozenset()  # the prompts of the sources are trained at the learning rate too
 
@@ -251,6 +252,8 @@ class _Students(Attachment):
         finally:
             owner.shown_prompt = self._prompts
         states, logits = answer_states(self.base, batch)
+        if not len(batch.targets):  # a device's stretch of a row may hold no answer, and a mean of none is no number
+            return states.sum() * 0.0
         states, logits, teacher_states, teacher_logits = (
             values.to(torch.promote_types(values.dtype, torch.float32))
             for values in (states, logits, teacher_states, teacher_logits)

@@ -38,6 +38,7 @@ class PTuning(Technique):
     needs = "room for the virtual tokens in the window"
     identity_at_start = False
     needs_whole_weights = ""
+    needs_whole_rows = ""
     reference_rate = 2e-3
     width_exponent = 0.5
 

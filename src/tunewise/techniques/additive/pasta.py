@@ -60,6 +60,7 @@ class Pasta(Technique):
     sides = frozenset({"special tokens"})
     needs = "special tokens in the sequences, such as a start mark or a chat template's marks"
     needs_whole_weights = ""
+    needs_whole_rows = ""
     reference_rate = 3e-2
     differs = "a vector for each token id"
 
@@ -140,7 +141,7 @@ class _Special(Attachment):
         ids = args[0]
         # (B, T): the row of each token's vector, -1 where it has none
         slots = self.slot[ids.clamp(max=len(self.slot) - 1)].masked_fill(ids >= len(self.slot), -1)
-        self.place = slots if bool((slots >= 0).any()) else None
+        self.place = slots if self.base.ranks.builds_alike or bool((slots >= 0).any()) else None
 
     def _adder(self, index: int) -> Callable[..., Any]:
         def add(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -52,6 +52,7 @@ class PrefixTuning(Technique):
     needs = "room for the virtual tokens in the window"
     identity_at_start = False
     needs_whole_weights = ""
+    needs_whole_rows = ""
     reference_rate = 3e-4
 
     num_virtual_tokens: int = setting(20, "Length m of the prefix.", low=1, high=2048, search=(5, 50))
@@ -159,7 +160,7 @@ class _Prefix(GeneratedAttachment):
     def _replacer(self, block: int, half: int, columns: Tensor) -> Callable[..., Tensor]:
         def replace(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             placeholders = self.placeholders
-            if not len(placeholders.index):
+            if not len(placeholders.index) and not self.base.ranks.builds_alike:
                 return output
             # (P, G c) of the P virtual tokens in this pass
             prefix_rows = self.rows[block, half][placeholders.index].to(output.dtype)

@@ -55,6 +55,7 @@ class PromptTuning(Technique):
     needs = "room for the virtual tokens in the window"
     identity_at_start = False
     needs_whole_weights = ""
+    needs_whole_rows = ""
     reference_rate = 3e-2
 
     num_virtual_tokens: int = setting(20, "Number of trainable embeddings m.", low=1, high=2048, search=(5, 50))

@@ -50,7 +50,7 @@ class Placeholders:
         return (args[0].masked_fill(self.mask, 0), *args[1:])
 
     def _insert(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return self.put(output, self.table()) if len(self.index) else output
+        return self.put(output, self.table()) if len(self.index) or self.base.ranks.builds_alike else output
 
     def put(self, output: Tensor, rows: Tensor) -> Tensor:
         """Return the layer's output (B, T, n) with the rows of the table (m, n) in the places of virtual tokens."""

@@ -23,6 +23,7 @@ class Base(Technique):
     summary = "the unadapted model, for comparison"
     equation = "p(y | x)"
     needs_whole_weights = ""
+    needs_whole_rows = ""
     trains = False
     seeded = False
     adapts = False

@@ -83,6 +83,7 @@ class ICL(Technique):
     place_settings = frozenset({"embedder"})
     needs = "training examples with a prompt, short enough that some fit the window"
     needs_whole_weights = ""
+    needs_whole_rows = ""
     trains = False
     chooses = True
     identity_at_start = False

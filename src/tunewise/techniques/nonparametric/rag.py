@@ -80,6 +80,7 @@ class RAG(Technique):
     sides = frozenset({"prompt"})
     place_settings = frozenset({"knowledge", "embedder", "reranker"})
     needs = "documents (--knowledge); without them it searches the training examples"
+    needs_whole_rows = ""
     trains = False
     chooses = True
     seeded = False

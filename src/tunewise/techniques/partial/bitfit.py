@@ -45,6 +45,7 @@ class BitFit(Technique):
     needs = "biases in the model (source=existing), or none (source=add)"
     mergeable = True
     needs_whole_weights = ""
+    needs_whole_rows = ""
     reference_rate = 5e-4
     width_exponent = 0.5
 

@@ -68,6 +68,7 @@ class DiffPruning(Technique):
     needs = "memory for nine times the eligible weights in the first half"
     mergeable = True
     needs_whole_weights = "it trains a gate for every entry of them"
+    needs_whole_rows = ""
     reference_rate = 1e-4
     width_exponent = 1.0
     differs = "linears alone, projected by mean gates"

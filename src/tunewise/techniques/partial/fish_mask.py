@@ -48,6 +48,7 @@ class FishMask(Technique):
     needs = "training examples"
     mergeable = True
     needs_whole_weights = "it chooses the entries with the largest gradients among all of them"
+    needs_whole_rows = "it takes the gradient of every row alone before training"
     reference_rate = 6e-5  # three times full fine-tuning's: the model depends on these entries most
     width_exponent = 1.0
     unread_settings = frozenset({"learning_rate", "density"})

@@ -42,6 +42,7 @@ class LastLayers(Technique):
     equation = "logits = head(norm(blocks_{>=L-k}(stop_gradient(blocks_{<L-k}(x)))))"
     sides = frozenset({"weights", "biases", "norms"})
     mergeable = True
+    needs_whole_rows = ""
     reference_rate = 2e-5
     width_exponent = 1.0
 

@@ -50,6 +50,7 @@ class LTSFT(Technique):
     needs = "memory for full fine-tuning in the first half"
     mergeable = True
     needs_whole_weights = "it chooses the entries that moved most among all of them"
+    needs_whole_rows = ""
     reference_rate = 4e-4  # few entries need larger steps than all: PEFT's comparison takes 3e-4 at width 3072 (SHiRA)
     width_exponent = 1.0
     differs = "linears alone"

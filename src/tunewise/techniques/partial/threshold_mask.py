@@ -57,6 +57,7 @@ class ThresholdMask(Technique):
     sides = frozenset({"weights"})
     mergeable = True
     needs_whole_weights = "it masks their entries bit by bit"
+    needs_whole_rows = ""
     reference_rate = _RATE
 
     init: str = setting(

@@ -55,6 +55,7 @@ class AdaLoRA(Technique):
     sides = frozenset({"weights"})
     mergeable = True
     needs_whole_weights = ""
+    needs_whole_rows = ""
     reference_rate = 1e-3
     width_exponent = 0.5
 

@@ -56,6 +56,7 @@ class DyLoRA(Technique):
     sides = frozenset({"weights"})
     mergeable = True
     needs_whole_weights = ""
+    needs_whole_rows = ""
     reference_rate = 2e-4
     width_exponent = 0.5
     late_settings = frozenset({"rank"})

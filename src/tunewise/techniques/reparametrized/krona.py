@@ -49,6 +49,7 @@ class KronA(Technique):
     equation = "h = W x + s (A (x) B) x"
     sides = frozenset({"weights"})
     needs_whole_weights = ""
+    needs_whole_rows = ""
     reference_rate = 1e-3
     width_exponent = 0.5
 

@@ -70,6 +70,7 @@ class LoRA(Technique):
     equation = "h = W x + (lora_alpha / r) B A dropout(x)"
     sides = frozenset({"weights"})
     mergeable = True
+    needs_whole_rows = ""
     reference_rate = lora_rate("llama", REFERENCE_WIDTH)
     width_exponent = LLAMA_EXPONENT
 

@@ -57,6 +57,7 @@ class QLoRA(LoRA):
     width_exponent = 0.5
     differs = ""
     needs_whole_weights = "it packs them into four bits, so that one device often has room for all of them"
+    needs_whole_rows = ""
 
     r: int = setting(64, "Rank of the update; memory and capacity grow with it.", low=1, high=4096, search=(16,))
     lora_alpha: float = setting(16.0, "The update is multiplied by lora_alpha / r.", low=0.0, high=1e6)
