@@ -23,6 +23,7 @@ from tunewise.cli.commands import (
     importing,
     inspection,
     planning,
+    scoring,
     serving,
     shipping,
     training,
@@ -72,9 +73,9 @@ app.add_typer(advising.atlas, name="atlas")
 app.command("fit")(training.fit)
 app.command("train", help="The same as fit, by the name that other programs give it.")(training.fit)
 app.command("compare")(comparing.compare)
-app.command("eval")(training.evaluate)
+app.command("eval")(scoring.evaluate)
 app.command("lm-eval")(harness.lm_eval)
-app.command("interpolate")(training.interpolate)
+app.command("interpolate")(scoring.interpolate)
 app.command("export")(shipping.export)
 app.command("push")(shipping.push)
 app.command("serve")(serving.serve)

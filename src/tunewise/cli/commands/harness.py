@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewise.cli.commands.training import folder_of
+from tunewise.cli.commands.scoring import folder_of
 from tunewise.cli.console import print_result
 from tunewise.cli.options import AdaptationFolder, BaseLocation, Json, grouped_options
 from tunewise.cli.progress_display import progress_display

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tunewise.cli.commands.training import folder_of
+from tunewise.cli.commands.scoring import folder_of
 from tunewise.cli.console import echo, print_json, print_result
 from tunewise.cli.options import AdaptationFolder, BaseLocation, Json, Out, grouped_options, only
 from tunewise.cli.progress_display import progress_display
