@@ -207,7 +207,7 @@ def test_what_ran_beside_others_is_timed_alone(words, tmp_path):
 def test_minutes_are_those_of_all_workers_together(words, tmp_path):
     place = words.index("--budget-steps")
     words = [*words[:place], *words[place + 2 :]]
-    code, out, err = ended([*words, "-t", "base,lora,bitfit,full", "--budget-minutes", "0.6", "--workers", "2"])
+    code, out, err = ended([*words, "-t", "base,lora,bitfit,full", "--budget-minutes", "1", "--workers", "2"])
     assert code == 0, err
     found = json.loads(out)
     assert [row["status"] for row in found["rows"]] == ["ok"] * 4
