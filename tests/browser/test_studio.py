@@ -152,8 +152,9 @@ def compare(tab, studio, folder):
     tab.get_by_label("Test examples (0: the default)").fill("30")
     tab.get_by_label("Name of its folder").fill("first")
     tab.wait_for_function("() => document.querySelector('#content').innerText.includes('--out runs/first')")
-    pressed(tab, "Start the comparison")
+    tab.get_by_role("button", name="Start the comparison").dblclick()  # as many do; it starts one
     tab.locator("tr.waiting", has_text="lora").wait_for(timeout=LONG)
+    assert tab.locator(".runs li").count() == 1
     tab.locator("tr", has_text="base").locator("td").nth(2).wait_for(timeout=LONG)  # its row has figures
     pressed(tab, "Stop")
     pressed(tab, "Continue")
@@ -196,7 +197,7 @@ def ship(tab, folder):
     assert json.loads((folder / "runs/first/exports/lora-merged/parity.json").read_text("utf-8"))["same"] is True
     tab.get_by_label("Port (0: a free one)").fill("0")
     pressed(tab, "Serve it")
-    tab.get_by_text(re.compile("^serving at http://127")).wait_for(timeout=LONG)
+    tab.get_by_text(re.compile("^serving lora at http://127")).wait_for(timeout=LONG)
     pressed(tab, "Stop serving")
     tab.get_by_label("Repository, owner/name").fill("me/mine")
     copy = tab.get_by_role("button", name="copy: The push on the command line")
@@ -273,6 +274,51 @@ def test_the_way_by_keys_alone(browser, tmp_path):
         tab.keyboard.press("Enter")
         tab.get_by_text("finished", exact=True).first.wait_for(timeout=LONG)
         assert tab.locator("tr", has_text="base").count() == 1
+
+
+def test_what_one_tab_shows_another_does_not_change(browser, tmp_path):
+    studio_server.leave_techniques(tmp_path)
+    with studio_server.running(tmp_path) as studio, opened(browser, studio) as tab:
+        step(tab, "Compare")
+        shown = tab.locator("pre", has_text="tunewise compare")
+        before = shown.inner_text()
+        assert "--data world:reviews" in before
+        other = tab.context.new_page()
+        other.goto(f"http://127.0.0.1:{studio.port}/")
+        other.get_by_label("Data", exact=True).fill("world:town")
+        other.locator("pre", has_text="--data world:town").wait_for()
+        pressed(tab, "None")
+        pressed(tab, "base", "checkbox")
+        tab.locator("pre", has_text="--techniques base").wait_for()
+        assert "--data world:reviews" in shown.inner_text()
+        other.reload()
+        other.locator("pre", has_text="--data world:reviews").wait_for()  # a page that is opened later begins there
+        other.close()
+
+
+def test_many_comparisons_are_listed_when_they_are_asked_for(browser, tmp_path):
+    result = json.dumps(comparison_result.comparison(comparison_result.result()).to_json())
+    for number in range(60):
+        run = tmp_path / "runs" / f"run-{number:02d}"
+        run.mkdir(parents=True)
+        (run / "compare.json").write_text(result, "utf-8")
+    studio_server.leave_techniques(tmp_path)
+    with studio_server.running(tmp_path) as studio, opened(browser, studio) as tab:
+        step(tab, "Compare")
+        tab.locator(".runs li").nth(29).wait_for()
+        assert tab.locator(".runs li").count() == 30
+        pressed(tab, "Show 30 older ones")
+        tab.locator(".runs li").nth(59).wait_for()
+
+
+def test_a_number_that_is_not_taken_says_so(browser, tmp_path):
+    studio_server.leave_techniques(tmp_path)
+    with studio_server.running(tmp_path) as studio, opened(browser, studio) as tab:
+        step(tab, "Compare")
+        tab.get_by_label("Seeds").fill("0")
+        tab.get_by_text("a whole number of at least 1; the last one is kept").wait_for()
+        tab.get_by_label("Seeds").fill("2")
+        tab.locator("pre", has_text="--seeds 2").wait_for()
 
 
 def test_a_second_browser_is_refused(browser, tmp_path):

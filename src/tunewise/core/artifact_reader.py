@@ -110,6 +110,16 @@ def read_plain_file(path: Path, limit_bytes: int) -> bytes:
         return _read_up_to(file, path, limit_bytes)
 
 
+def read_beginning(path: Path, most_bytes: int) -> bytes:
+    """Read the first bytes of an untrusted file.
+
+    Raises:
+        ArtifactError: the file is unreadable, a link, or not a plain file.
+    """
+    with _open(path) as file:
+        return file.read(most_bytes)
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read an untrusted safetensors file that no manifest covers (another tool's adapter).
 

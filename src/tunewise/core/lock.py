@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tunewise.core.errors import RequestError
-from tunewise.core.operating_system import lock_descriptor
+from tunewise.core.operating_system import lock_descriptor, read_only_flags
 
 LOCK_FILES = (".lock", ".lock-holder")
 _KERNEL_LOCKS = Path("/proc/locks")
@@ -77,6 +77,31 @@ def lock_file(path: Path) -> Iterator[int]:
             path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def holder(folder: Path) -> int | None:
+    """Return the process that holds a folder, by the kernel's word where it gives it; None where none does.
+
+    Elsewhere it is the process that the folder names, if that began before it was named. The number is 0 or less for a
+    process that this one cannot see, as one in another container.
+    """
+    guard, named = (folder / name for name in LOCK_FILES)
+    try:
+        descriptor = os.open(guard, read_only_flags())
+    except OSError:
+        return None
+    try:
+        if _KERNEL_LOCKS.is_file():
+            return _holder_of(descriptor)
+    finally:
+        os.close(descriptor)
+    import psutil
+
+    with suppress(OSError, ValueError, psutil.Error):
+        pid = int(named.read_text()[:20])
+        if psutil.Process(pid).create_time() < named.stat().st_mtime + 2:
+            return pid
+    return None
 
 
 def remove_unused_folders(folders: Sequence[Path]) -> None:

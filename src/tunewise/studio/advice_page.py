@@ -13,7 +13,7 @@ from tunewise.core.json_record import JsonObject
 from tunewise.core.units import duration, size
 from tunewise.studio import commands
 from tunewise.studio.job_watch import JobWatch
-from tunewise.studio.parts import Head, Line, button, command, controls, element, heading, paragraph, table
+from tunewise.studio.parts import Head, Line, button, command, controls, element, heading, number, paragraph, table
 from tunewise.studio.workspace import Workspace
 
 _RANKING = Head(
@@ -64,12 +64,7 @@ class AdvicePage:
 
     def _number(self, label: str, name: str, kind: type[int] | type[float]) -> None:
         value = getattr(self._workspace.choices, name)
-
-        def change(number: float | None) -> None:
-            if number is not None and number > 0:
-                self._choose(name, kind(number))
-
-        ui.number(label, value=value, min=1, on_change=lambda event: change(event.value)).props("outlined dense")
+        number(label, value, 1, kind, lambda given: self._choose(name, kind(given)))
 
     def _box(self, label: str, name: str) -> None:
         value = getattr(self._workspace.choices, name)

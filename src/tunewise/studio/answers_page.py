@@ -43,6 +43,12 @@ class AnswersPage:
             heading("Ask several at once")
             Chat(self._workspace, run)
             heading("Test examples")
+            if run.result.task.kind == "classification":
+                paragraph(
+                    "Here each technique chooses among the labels, as it is scored; in the conversation above it "
+                    "writes freely, and what is not trained to answer with a label may write something else.",
+                    "small",
+                )
             _examples(run.result)
 
 

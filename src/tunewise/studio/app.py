@@ -81,7 +81,7 @@ def application(workspace: Workspace) -> ASGIApp:
     made = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     ui.run_with(
         made,
-        root=lambda: frame(workspace),
+        root=lambda: frame(workspace.opened()),
         title="tunewise studio",
         dark=None,
         language="en-US",

@@ -91,7 +91,7 @@ class Chat:
             with self._problem:
                 alert("choose at least one adaptation")
             return
-        self._stop()
+        self._workspace.jobs.end(lambda job: job.record.kind == "chat")  # also of other comparisons: each holds a model
         token = secrets.token_urlsafe(24)
         job = self._workspace.jobs.start(
             "chat", commands.serve(chosen, 0), target=self._run.folder, environment={"TUNEWISE_TOKEN": token}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -80,8 +80,13 @@ def plan(choices: Choices) -> list[str]:
     return ["plan", *_task(choices), "--techniques", ",".join(choices.techniques), *device]
 
 
-def compare(choices: Choices, out: Path) -> list[str]:
+def compare(choices: Choices, out: Path, searching: Collection[str]) -> list[str]:
     """Return the words of the command that compares.
+
+    Args:
+        choices: what was chosen.
+        out: the folder of the comparison.
+        searching: the techniques that search documents, without which the command takes none.
 
     Raises:
         SettingError: no technique is chosen.
@@ -101,7 +106,8 @@ def compare(choices: Choices, out: Path) -> list[str]:
     ):
         words += [option, str(value)] if value != default else []
     words += _needs(choices)
-    words += ["--knowledge", choices.knowledge] if choices.knowledge else []
+    searches = choices.advised or not set(searching).isdisjoint(choices.techniques)
+    words += ["--knowledge", choices.knowledge] if choices.knowledge and searches else []
     words += ["--advised"] if choices.advised else []
     return words + (["--yes"] if choices.long else [])
 

@@ -9,9 +9,10 @@ from nicegui import ui
 from tunewise.core.errors import TunewiseError
 from tunewise.resolve import COMPARED
 from tunewise.studio import commands
-from tunewise.studio.parts import button, command, controls, element, paragraph
+from tunewise.studio.parts import button, command, controls, element, number, paragraph
 from tunewise.studio.workspace import Workspace
 
+_PAUSE = 2.0  # seconds until another comparison can be started
 _BUDGETS = {"chosen": "chosen by tunewise", "steps": "steps", "epochs": "epochs", "minutes": "minutes in all"}
 
 
@@ -47,6 +48,12 @@ class ComparisonForm:
             self._number("Search, in trainings", "search", int, 1)
             self._number("Seeds", "seeds", int, 1)
             self._number("Test examples (0: the default)", "test_examples", int, 0)
+        with controls("Documents"):
+            ui.input(
+                "Documents to search (folder or index)",
+                value=choices.knowledge,
+                on_change=lambda event: self._choose(knowledge=(event.value or "").strip()),
+            ).props("outlined dense")
         with controls("Name"):
             self._name = ui.input(
                 "Name of its folder",
@@ -59,12 +66,14 @@ class ComparisonForm:
                 value=choices.long,
                 on_change=lambda event: self._choose(long=bool(event.value)),
             )
-            button("Start the comparison", start, main=True)
+            self._begin = button("Start the comparison", start, main=True)
         self._command = element("div")
         self._show_command()
 
     def started(self) -> None:
-        """Make room for the next name."""
+        """Make room for the next name; a second click right after the first is none."""
+        self._begin.disable()
+        ui.timer(_PAUSE, self._begin.enable, once=True)
         self._name.set_value("")
         self._name.props["placeholder"] = self._workspace.new_name()
 
@@ -76,12 +85,11 @@ class ComparisonForm:
         self._choose(techniques=tuple(name for name, box in self._boxes.items() if box.value))
 
     def _number(self, label: str, name: str, kind: type[int] | type[float], least: int) -> None:
-        def change(number: float | None) -> None:
-            if number is not None and number >= least:
-                self._choose(**{name: kind(number)})
+        def change(number: float) -> None:
+            self._choose(**{name: kind(number)})
 
         value = getattr(self._workspace.choices, name)
-        ui.number(label, value=value, min=least, on_change=lambda event: change(event.value)).props("outlined dense")
+        number(label, value, least, kind, change)
 
     def _choose(self, **values: object) -> None:
         self._workspace.choose(**values)
@@ -93,6 +101,6 @@ class ComparisonForm:
         with self._command:
             try:
                 name = commands.folder_name(workspace.choices.name or workspace.new_name())
-                command(commands.compare(workspace.choices, workspace.root / name))
+                command(commands.compare(workspace.choices, workspace.root / name, workspace.searching()))
             except TunewiseError as error:
                 paragraph(str(error), "alert")

@@ -17,6 +17,7 @@ from tunewise.studio.run_view import RunView, beside_view
 from tunewise.studio.runs import Run
 from tunewise.studio.workspace import Workspace
 
+_SHOWN = 30  # comparisons that are listed until all are asked for
 _TICK = 1.0  # seconds between two looks at the folders
 _STATES = {"running": "running", "finished": "finished", "stopped": "not finished", "failed": "failed"}
 
@@ -53,10 +54,12 @@ class ComparisonPage:
         try:
             name = commands.folder_name(workspace.choices.name.strip() or workspace.new_name())
             out = workspace.root / name
+            if out.is_symlink():
+                raise SettingError(f"{name} is a link to another folder; choose another name")
             run = workspace.runs.find(name)
             if run is not None and run.state == "running":
                 raise SettingError(f"{name} is running; stop it first, or choose another name")
-            workspace.jobs.start("compare", commands.compare(workspace.choices, out), target=out)
+            workspace.jobs.start("compare", commands.compare(workspace.choices, out, workspace.searching()), target=out)
         except TunewiseError as error:
             with self._problem:
                 alert(str(error))
@@ -126,7 +129,7 @@ class Actions:
         progress = job.progress if job is not None and run.state == "running" else ""
         self._status.set_text(f"{_STATES[run.state]}{f': {progress}' if progress else ''}")
         self._stop.set_visibility(run.state == "running")
-        self._continue.set_visibility(run.state in ("stopped", "failed") and bool(run.words))
+        self._continue.set_visibility(run.may_continue)
         key = (run.name, run.problem, tuple(run.words))
         if key == self._key:
             return
@@ -145,7 +148,7 @@ class Actions:
             self._workspace.runs.stop(self._run)
 
     def _continue_run(self) -> None:
-        if self._run is not None and self._run.words and self._run.state != "running":
+        if self._run is not None and self._run.may_continue:
             self._workspace.jobs.start("compare", self._run.words, target=self._run.folder)
 
 
@@ -156,11 +159,18 @@ class RunList:
         self._workspace, self._show = workspace, show
         self._box = element("div")
         self._key: tuple[object, ...] = ()
+        self._most: int | None = _SHOWN
 
     def update(self, runs: list[Run], current: Run | None) -> None:
         """Show the list where it has changed."""
-        key = tuple(
-            (run.name, run.state, id(run.result), current is not None and run.name == current.name) for run in runs
+        hidden = [] if self._most is None else [run for run in runs[self._most :] if run is not current]
+        key = (
+            len(hidden),
+            *(
+                (run.name, run.state, id(run.result), current is not None and run.name == current.name)
+                for run in runs
+                if run not in hidden
+            ),
         )
         if key == self._key and runs:
             return
@@ -172,7 +182,13 @@ class RunList:
                 return
             with element("ul", classes="runs"):
                 for run in runs:
-                    self._entry(run, current is not None and run.name == current.name)
+                    if run not in hidden:
+                        self._entry(run, current is not None and run.name == current.name)
+            if hidden:
+                button(f"Show {len(hidden)} older ones", self._show_all)
+
+    def _show_all(self) -> None:
+        self._most = None
 
     def _entry(self, run: Run, is_current: bool) -> None:
         with element("li", classes="current" if is_current else ""):

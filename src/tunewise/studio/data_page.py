@@ -43,7 +43,7 @@ class DataPage:
                 on_change=lambda event: self._choose(columns=event.value),
             ).props("outlined dense")
             ui.checkbox(
-                "Leave out rows that cannot be used",
+                "Leave out rows that cannot be used (--skip-bad-rows)",
                 value=choices.skip_bad_rows,
                 on_change=lambda event: self._choose(skip_bad_rows=event.value),
             )
@@ -77,7 +77,8 @@ class DataPage:
             f"{result['name']}: {result['kind']}, format {result['format']}, scored by {result['metric']}; {counts}."
         )
         if result.get("skipped"):
-            paragraph(f"{result['skipped']:,} bad rows were left out.")
+            skipped = result["skipped"]
+            paragraph("1 bad row was left out." if skipped == 1 else f"{skipped:,} bad rows were left out.")
         for note in [*result["notes"], *result.get("notes_of_model", [])]:
             paragraph(str(note), "small")
         if result["labels"]:

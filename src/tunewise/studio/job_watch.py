@@ -44,7 +44,13 @@ class JobWatch:
             return
         if self.job is not None and self.job.is_running and list(self.job.record.words) == given:
             return
-        self.watch(self._workspace.jobs.start(self._kind, given))
+        try:
+            job = self._workspace.jobs.start(self._kind, given)
+        except TunewiseError as error:
+            self._show_problem(str(error))
+            return
+        self.place.clear()  # what an earlier one found is not its result
+        self.watch(job)
 
     def watch(self, job: Job | None) -> None:
         """Show a job, also one that is over."""

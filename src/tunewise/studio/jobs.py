@@ -24,7 +24,7 @@ from typing import Literal
 import psutil
 
 from tunewise.core import artifact_reader, artifact_writer
-from tunewise.core.errors import ArtifactError
+from tunewise.core.errors import ArtifactError, SettingError
 from tunewise.core.json_record import JsonObject, JsonRecord, nullable
 from tunewise.core.text import visible
 
@@ -135,7 +135,7 @@ def lives(pid: int, born: float | None = None) -> bool:
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and (born is None or abs(process.create_time() - born) < 2)
-    except psutil.Error:
+    except (psutil.Error, ValueError):  # the latter for what is no number of a process
         return False
 
 
@@ -184,7 +184,12 @@ class Jobs:
             words: the command and its arguments, without `tunewise`.
             target: the folder that it is about.
             environment: variables that it gets in addition.
+
+        Raises:
+            SettingError: a word cannot be given to a command.
         """
+        if "\0" in "".join(words):
+            raise SettingError("a NUL character is in what was given; type it again")
         self._prune()
         folder = self.folder / f"{time.time_ns():020d}-{secrets.token_hex(4)}"
         folder.mkdir(parents=True, mode=0o700)

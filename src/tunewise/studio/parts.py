@@ -149,6 +149,29 @@ def choice(label: str, names: Sequence[str], value: str, choose: Callable[[str],
     made.props("outlined dense")
 
 
+def number(
+    label: str, value: float, least: float, kind: type[int] | type[float], choose: Callable[[float], None]
+) -> None:
+    """Show a field for a number; `choose` is told a new one, and below the field stands why another is not taken."""
+    whole = "a whole number" if kind is int else "a number"
+
+    def fits(given: float | None) -> bool:
+        return given is not None and given >= least and (kind is float or float(given).is_integer())
+
+    def change(given: float | None) -> None:
+        if given is not None and fits(given):
+            choose(given)
+
+    made = ui.number(
+        label,
+        value=value,
+        min=least,
+        validation={f"{whole} of at least {least:g}; the last one is kept": fits},
+        on_change=lambda event: change(event.value),
+    )
+    made.props("outlined dense")
+
+
 def job_line(job: Job | None) -> str:
     """Say in a line how a job stands."""
     if job is None:

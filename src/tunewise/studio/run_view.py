@@ -43,7 +43,8 @@ class RunView:
                     paragraph(line, "lead" if place == 0 else "")
             steps = {curve.technique: f"training, step {curve.steps[-1]:g}" for curve in curves}
             waiting = [] if run.state == "finished" else run.waiting
-            table(*_table(result, waiting, steps if run.state == "running" else {}))
+            is_running = run.state == "running"
+            table(*_table(result, waiting, steps if is_running else {}, "waiting" if is_running else "not run yet"))
         if is_new:
             self._notes.clear()
             if result is not None:
@@ -52,7 +53,9 @@ class RunView:
                         paragraph(text, "small")
 
 
-def _table(result: Comparison | None, waiting: list[str], steps: dict[str, str]) -> tuple[Head, list[Line]]:
+def _table(
+    result: Comparison | None, waiting: list[str], steps: dict[str, str], otherwise: str
+) -> tuple[Head, list[Line]]:
     """Return the report's table, with a line for each technique that has no row yet."""
     places = columns(result) if result is not None else list(range(3))
     lines = []
@@ -66,7 +69,7 @@ def _table(result: Comparison | None, waiting: list[str], steps: dict[str, str])
             marks += ["recommended"] * (name == verdict.recommended) + ["best"] * (name == verdict.best)
             marks += ["tie"] * (name in verdict.ties)
         lines.append(Line([cells[place] for place in places], marks, "recommended" if "recommended" in marks else ""))
-    lines += [Line([show(name)], [], "waiting", steps.get(name, "waiting")) for name in waiting]
+    lines += [Line([show(name)], [], "waiting", steps.get(name, otherwise)) for name in waiting]
     return Head("The techniques, best score first", [COLUMNS[place] for place in places]), lines
 
 

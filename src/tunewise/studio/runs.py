@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tunewise.core.artifact_reader import read_beginning
 from tunewise.core.errors import ArtifactError
-from tunewise.core.lock import LOCK_FILES
+from tunewise.core.lock import holder
+from tunewise.core.text import is_encodable
 from tunewise.results.report.charts import Chart, Series, View
 from tunewise.results.schema import Comparison
-from tunewise.studio.jobs import Job, Jobs, lives
+from tunewise.studio.jobs import Job, Jobs
 
 State = Literal["running", "finished", "stopped", "failed"]
 _SIGNS = ("compare.json", "trials", "text.json", "budget.json")  # any of which makes a folder a comparison
@@ -63,11 +65,16 @@ class Run:
 
     @property
     def words(self) -> list[str]:
-        """Return the words that continue it; empty if nothing recorded them."""
+        """Return the words of its command; empty if nothing recorded them."""
         if self.job is not None:
             return list(self.job.record.words)
         command = self.result.command if self.result is not None else None
         return list(command[1:]) if command and command[1:2] == ("compare",) else []
+
+    @property
+    def may_continue(self) -> bool:
+        """Whether the page may run its words again: those that it began with, and not those that a file says."""
+        return self.state in ("stopped", "failed") and self.job is not None
 
     @property
     def asked(self) -> list[str]:
@@ -117,7 +124,7 @@ class Runs:
         result, problem = self._result(folder)
         job = self.jobs.latest("compare", folder)
         state: State = "stopped"
-        if (job is not None and job.is_running) or _is_held(folder):
+        if (job is not None and job.is_running) or holder(folder) is not None:
             state = "running"
         elif result is not None and _is_reported(folder):
             state = "finished"
@@ -129,7 +136,7 @@ class Runs:
         """Ask the process that runs a comparison to end, as Ctrl-C does; also where a terminal has started it."""
         if run.job is not None and run.job.is_running:
             run.job.stop()
-        elif (pid := _holder(run.folder)) is not None and lives(pid):
+        elif (pid := holder(run.folder)) is not None and pid > 0:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGTERM)
 
@@ -145,7 +152,8 @@ class Runs:
         with suppress(OSError):
             first = [path for path in self.root.iterdir() if path.is_dir() and not path.is_symlink()]
             second = [path for folder in first if not _is_comparison(folder) for path in _subfolders(folder)]
-            return [path for path in (*first, *second) if _is_comparison(path)]
+            # A name that is no Unicode cannot be shown, chosen, or given to a command.
+            return [path for path in (*first, *second) if _is_comparison(path) and is_encodable(str(path))]
         return []
 
     def _result(self, folder: Path) -> tuple[Comparison | None, str]:
@@ -209,26 +217,14 @@ def with_live_curves(charts: Sequence[Chart], curves: Sequence[LiveCurve]) -> li
 
 def _losses(path: Path) -> tuple[list[float], list[float]]:
     points: list[tuple[float, float]] = []
-    with suppress(OSError), path.open("rb") as file:
-        for line in file.read(_METRICS).splitlines():
+    with suppress(ArtifactError):
+        for line in read_beginning(path, _METRICS).splitlines():
             with suppress(ValueError, KeyError, TypeError):
                 value = json.loads(line)
                 points.append((float(value["step"]), float(value["loss"])))
     every = -(-len(points) // _POINTS) or 1
     chosen = points[::-every][::-1]
     return [step for step, _ in chosen], [loss for _, loss in chosen]
-
-
-def _is_held(folder: Path) -> bool:
-    """Tell whether a live process holds the lock of a comparison."""
-    pid = _holder(folder)
-    return pid is not None and lives(pid)
-
-
-def _holder(folder: Path) -> int | None:
-    with suppress(OSError, ValueError):
-        return int((folder / LOCK_FILES[1]).read_text()[:20])
-    return None
 
 
 def _is_reported(folder: Path) -> bool:

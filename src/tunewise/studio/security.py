@@ -12,9 +12,8 @@ import hmac
 import os
 import secrets
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -72,7 +71,10 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if (reason := _foreign(headers)) is not None:
+        names = [name for name, _ in scope["headers"]]
+        if names.count(b"host") > 1 or names.count(b"origin") > 1:
+            await _refuse(scope, send, 400, "the request names several hosts or origins")
+        elif (reason := _foreign(headers)) is not None:
             await _refuse(scope, send, 403, reason)
         elif self._has_cookie(headers):
             await self.app(scope, receive, _with_headers(send))
@@ -83,22 +85,22 @@ class Guard:
             await _refuse(scope, send, 401, reason)
 
     def _has_cookie(self, headers: Mapping[bytes, bytes]) -> bool:
-        try:
-            cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
-        except CookieError:
-            return False
-        held = cookies.get(self.cookie)
-        return held is not None and _same(held.value, self._session)
+        # Other pages of this host may have set cookies of any form, over which a parser of cookies would stumble.
+        parts = (part.partition("=") for part in headers.get(b"cookie", b"").decode("latin-1").split(";"))
+        return any(name.strip() == self.cookie and _same(value.strip(), self._session) for name, _, value in parts)
 
     def _brings_token(self, query: bytes) -> bool:
-        values = parse_qs(query.decode("latin-1"), max_num_fields=16).get("token", [""])
+        try:
+            values = parse_qs(query.decode("latin-1"), max_num_fields=16).get("token", [""])
+        except ValueError:  # more fields than any address of ours has
+            return False
         return _same(values[-1], self.token)
 
     async def _exchange(self, scope: Scope, send: Send) -> None:
         """Set the cookie and lead to the address without the token."""
         cookie = f"{self.cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
-        path = "/" + scope["path"].lstrip("/")
-        headers = [(b"location", path.encode("utf-8", "replace")), (b"set-cookie", cookie.encode())]
+        path = "/" + quote(scope["path"].lstrip("/\\"), errors="replace")
+        headers = [(b"location", path.encode()), (b"set-cookie", cookie.encode())]
         headers += [(b"cache-control", b"no-store"), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 303, "headers": [*headers, *_HEADERS]})
         await send({"type": "http.response.body", "body": b""})
@@ -115,9 +117,9 @@ def _foreign(headers: Mapping[bytes, bytes]) -> str | None:
     if _name_of(host) not in HOSTS:
         return "the request is addressed to another host; use the address that tunewise studio printed"
     origin = headers.get(b"origin")
-    if origin is not None and origin.decode("latin-1").strip().lower().partition("://")[2] != host:
+    if origin is not None and origin.decode("latin-1").strip().lower() not in (f"http://{host}", f"https://{host}"):
         return "a page of another site must not ask here"
-    if headers.get(b"sec-fetch-site", b"none") in (b"cross-site", b"same-site"):
+    if headers.get(b"sec-fetch-site", b"none").strip().lower() in (b"cross-site", b"same-site"):
         return "a page of another site must not ask here"
     return None
 

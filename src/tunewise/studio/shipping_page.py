@@ -183,10 +183,16 @@ class Serving:
         job = self._job
         state = job.state if job is not None else "none"
         address = address_of(job) if job is not None else None
-        line = f"serving at {address}" if address else job_line(job) if state in ("running", "failed") else ""
+        served = ", ".join(_served(job)) if job is not None else ""
+        line = f"serving {served} at {address}" if address else job_line(job) if state in ("running", "failed") else ""
         self._status.set_text(line)
         self._start.set_visibility(state != "running")
         self._stop.set_visibility(state == "running")
+
+
+def _served(job: Job) -> list[str]:
+    """Return the names under which a server answers."""
+    return [name for word in job.record.words if (name := word.partition("=")[0]) != word]
 
 
 class Push:

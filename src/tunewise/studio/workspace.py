@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ OWN = ".studio"  # the folder beside the comparisons in which the page keeps its
 
 
 class Workspace:
-    """What every open page shares.
+    """What open pages share; what was chosen is each page's own.
 
     Args:
         root: the folder of comparisons, as the user names it.
@@ -35,8 +36,14 @@ class Workspace:
         self._file = self.own / "choices.json"
         self.choices = self._read()
 
+    def opened(self) -> Workspace:
+        """Return the same for one more open page, with choices of its own: what it shows is what it runs."""
+        opened = copy(self)
+        opened.choices = self._read()
+        return opened
+
     def choose(self, **values: Any) -> None:
-        """Keep what was chosen."""
+        """Keep what was chosen, for this page and for those that are opened later."""
         changed = replace(self.choices, **values)
         if changed != self.choices:
             self.choices = changed
@@ -66,12 +73,23 @@ class Workspace:
         """Return the techniques that this machine has, and two compositions; the default ones until they are listed."""
         return [*(self._listed_techniques() or COMPARED.split(",")), "icl+lora", "rag+lora"]
 
-    def _listed_techniques(self) -> list[str]:
+    def searching(self) -> frozenset[str]:
+        """Return the techniques that search documents, alone or in a composition; all, until they are listed."""
+        listed = self._listed_techniques()
+        found = {
+            name
+            for name, each in listed.items()
+            if any(isinstance(one, dict) and one.get("name") == "knowledge" for one in each.get("settings") or ())
+        }
+        return frozenset(name for name in self.technique_names() if not listed or found & set(name.split("+")))
+
+    def _listed_techniques(self) -> dict[str, dict[str, Any]]:
         for job in self.jobs.all("techniques"):
             listed = job.output() if not job.is_running else None
             if isinstance(listed, list):
-                return [str(each["technique"]) for each in listed if isinstance(each, dict) and "technique" in each]
-        return []
+                known = (each for each in listed if isinstance(each, dict) and "technique" in each)
+                return {str(each["technique"]): each for each in known}
+        return {}
 
     def latest(self, kind: str, words: list[str]) -> Job | None:
         """Return the newest job with exactly these words, so that a page that is opened again shows its result."""

@@ -33,7 +33,7 @@ BUILT = [
     commands.check(FULL),
     commands.advise(FULL),
     commands.plan(FULL),
-    commands.compare(FULL, Path("runs/first")),
+    commands.compare(FULL, Path("runs/first"), {"rag"}),
     commands.serve({"lora": Path("runs/a/trials/lora")}, 0),
     commands.export(Path("-runs/a"), "merged", Path("out")),
     commands.push(Path("runs/a"), "me/mine", private=True, card_only=True),
@@ -49,13 +49,13 @@ def test_every_command_is_one_of_the_command_line(words):
 
 
 def test_what_is_shown_is_what_runs(tmp_path):
-    words = commands.compare(FULL, tmp_path / "a b")
+    words = commands.compare(FULL, tmp_path / "a b", ())
     assert shlex.split(commands.shown(words)) == ["tunewise", *words]
     assert "--json" not in commands.shown(commands.check(FULL))
 
 
 def test_defaults_stay_unsaid():
-    words = commands.compare(Choices(techniques=("base",)), Path("runs/x"))
+    words = commands.compare(Choices(techniques=("base",)), Path("runs/x"), ())
     assert words == [
         "compare",
         "--model",
@@ -85,4 +85,14 @@ def test_nothing_chosen_is_said():
     with pytest.raises(SettingError, match="choose a model first"):
         commands.check(Choices(model=" "))
     with pytest.raises(SettingError, match="choose at least one technique"):
-        commands.compare(Choices(techniques=()), Path("x"))
+        commands.compare(Choices(techniques=()), Path("x"), ())
+
+
+@pytest.mark.parametrize(
+    ("techniques", "advised", "given"),
+    [(("base", "lora"), False, False), (("base", "rag+lora"), False, True), ((), True, True)],
+)
+def test_documents_are_given_to_what_searches_them_alone(techniques, advised, given):
+    choices = Choices(techniques=techniques, advised=advised, knowledge="docs")
+    words = commands.compare(choices, Path("x"), {"rag", "rag+lora"})
+    assert ("--knowledge" in words) is given

@@ -8,6 +8,8 @@ import pytest
 
 import comparison_result
 import studio_server
+from tunewise.core.errors import SettingError
+from tunewise.core.lock import lock
 from tunewise.results.report.charts import charts
 from tunewise.studio.jobs import Jobs, lives
 from tunewise.studio.runs import Runs, live_curves, with_live_curves
@@ -68,8 +70,62 @@ def test_comparisons_are_found_as_they_stand(root):
     assert runs.find("../" + root.name) is None and runs.find("") is None and runs.find("none") is None
     first = runs.find("done").result
     assert runs.find("done").result is first, "what has not changed is not read again"
-    (root / "begun" / ".lock-holder").write_text(str(os.getpid()))
-    assert runs.find("begun").state == "running"
+    with lock(root / "begun"):
+        assert runs.find("begun").state == "running"
+    assert runs.find("begun").state == "stopped"
+
+
+@pytest.mark.parametrize("named", [str(os.getpid()), "-5", "0", "9" * 20, "no number"])
+def test_a_process_that_a_file_names_is_not_taken_for_the_comparison_s(root, named):
+    """It would be shown as running, and ended by Stop."""
+    (root / "begun" / ".lock").touch()
+    (root / "begun" / ".lock-holder").write_text(named)
+    assert Runs(root, Jobs(root / ".studio" / "jobs")).find("begun").state == "stopped"
+
+
+def test_the_words_of_a_file_are_shown_and_never_run(root):
+    """They could name a metric of a stranger, another model, or another folder."""
+    path = root / "begun" / "compare.json"
+    words = ["tunewise", "compare", "--metric", "steal.py:share", "--out", "/elsewhere"]
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"command": words}), "utf-8")
+    run = Runs(root, Jobs(root / ".studio" / "jobs")).find("begun")
+    assert run.state == "stopped" and run.words == words[1:] and not run.may_continue
+
+
+def test_one_bad_folder_is_left_out_and_one_bad_file_is_not_waited_for(root):
+    bad = root / os.fsdecode(b"bad\xff")
+    bad.mkdir()
+    (bad / "compare.json").write_text("{}", "utf-8")
+    (root / "link").symlink_to(root / "done")
+    runs = Runs(root, Jobs(root / ".studio" / "jobs"))
+    assert {run.name for run in runs.all()} == {"done", "begun"}
+    (metrics,) = root.glob("begun/trials/*/metrics.jsonl")
+    metrics.unlink()
+    os.mkfifo(metrics)
+    assert live_curves(runs.find("begun")) == []
+
+
+def test_a_word_that_no_command_can_have_is_refused(jobs):
+    with pytest.raises(SettingError, match="NUL"):
+        jobs.start("check", ["check", "--data", "a\0b"])
+
+
+def test_open_pages_have_choices_of_their_own(tmp_path):
+    studio_server.leave_techniques(tmp_path)
+    workspace = Workspace(tmp_path / "runs")
+    one, other = workspace.opened(), workspace.opened()
+    one.choose(data="one.jsonl")
+    other.choose(techniques=("base",))
+    assert one.choices.data == "one.jsonl" and other.choices.data == "world:reviews"
+    assert one.jobs is other.jobs and one.runs is other.runs
+    assert workspace.opened().choices.techniques == ("base",), "the newest are those of the next page"
+
+
+def test_what_searches_documents_is_known_by_its_settings(tmp_path):
+    assert "lora" in Workspace(tmp_path / "runs").searching(), "until they are listed, none is ruled out"
+    listed = [{"technique": "lora", "settings": []}, {"technique": "rag", "settings": [{"name": "knowledge"}]}]
+    studio_server.leave_job(tmp_path, "techniques", ["techniques", "--json"], listed)
+    assert Workspace(tmp_path / "runs").searching() == {"rag", "rag+lora"}
 
 
 def test_a_comparison_that_was_refused_is_listed_with_its_reason_and_a_removed_one_is_not(root):

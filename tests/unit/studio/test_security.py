@@ -97,3 +97,37 @@ def test_the_token_is_kept_and_private(tmp_path):
     assert path.stat().st_mode & 0o077 == 0
     path.write_text("short")
     assert kept_token(path) not in ("short", token)
+
+
+@pytest.mark.parametrize("other", [b'prefs={"theme":"dark","n":[1]}', b"a[b]=1", b"Secure", b"x=caf\xe9", b"=", b";;"])
+def test_cookies_of_other_pages_of_this_host_shut_nobody_out(ask, cookie, other):
+    name, value = cookie
+    for cookies in (other + b"; " + value, value + b"; " + other):
+        assert ask(HOST, (name, cookies))[::2] == (200, True)
+
+
+def test_more_fields_than_an_address_has_bring_no_token(ask):
+    assert ask(HOST, query=b"&".join(b"a%d=1" % number for number in range(40)))[::2] == (401, False)
+
+
+@pytest.mark.parametrize("path", ["/\\evil.example", "//evil.example", "/\r\nX-A: b", "/\0", "/\udcff"])
+def test_a_visit_leads_to_a_place_here(ask, path):
+    status, headers, _ = ask(HOST, query=b"token=" + TOKEN.encode(), path=path)
+    place = headers[b"location"]
+    assert status == 303 and place[:1] == b"/" and place[1:2] not in (b"/", b"\\")
+    assert not {b"\r", b"\n", b"\0"} & {place[at : at + 1] for at in range(len(place))}
+
+
+@pytest.mark.parametrize(
+    "headers", [[HOST, (b"host", b"evil.example")], [HOST, (b"origin", b"null"), (b"origin", b"http://127.0.0.1:8050")]]
+)
+def test_two_hosts_or_origins_are_one_too_many(ask, cookie, headers):
+    assert ask(*headers, cookie)[::2] == (400, False)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [(b"origin", b"evil://127.0.0.1:8050"), (b"sec-fetch-site", b"Cross-Site"), (b"origin", b"127.0.0.1:8050")],
+)
+def test_forms_of_foreign_origins_are_refused(ask, cookie, header):
+    assert ask(HOST, header, cookie)[::2] == (403, False)
