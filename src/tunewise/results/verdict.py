@@ -114,9 +114,9 @@ def _no_better_than_majority(
         return []
     answer = f"{majority.row.answer} ({majority.row.mean:.3f})"
     if not better:
-        return [f"No technique is better than {answer}."]
+        return [f"No technique was shown to be better than {answer}."]
     if recommended is not None and recommended not in better:
-        return [f"{recommended} is not better than {answer}."]
+        return [f"{recommended} was not shown to be better than {answer}."]
     return []
 
 

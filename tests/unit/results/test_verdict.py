@@ -163,11 +163,11 @@ def majority_of(*per_example):
 
 def test_no_technique_better_than_the_majority_is_said_first():
     conclusion = verdict([row("lora")], {"lora": RIGHT}, majority=majority_of(*[1.0] * 18, 0.0, 1.0))
-    warning = 'No technique is better than always answering "joy" (0.950).'
+    warning = 'No technique was shown to be better than always answering "joy" (0.950).'
     assert conclusion.summary.startswith(f"{warning} Use lora") and conclusion.reasons[0] == warning
     assert conclusion.best == conclusion.recommended == "lora"
     nothing = verdict([row("lora")], {"lora": RIGHT}, [Need.read("mergeable")], majority_of(*[1.0] * 20))
-    assert nothing.summary.startswith('No technique is better than always answering "joy" (1.000). lora')
+    assert nothing.summary.startswith('No technique was shown to be better than always answering "joy" (1.000). lora')
     assert nothing.recommended is None and "No row meets mergeable" in nothing.summary
 
 
@@ -177,7 +177,7 @@ def test_a_recommended_row_no_better_than_the_majority_is_said():
     majority = majority_of(*[0.0, 1.0] * 20)
     conclusion = verdict(rows, tables, [Need.read("artifact<1MB")], majority)
     assert conclusion.recommended == "lora"
-    assert conclusion.summary.startswith('lora is not better than always answering "joy" (0.500). Use lora')
+    assert conclusion.summary.startswith('lora was not shown to be better than always answering "joy" (0.500). Use lora')
     assert verdict(rows, tables, (), majority).summary.startswith("Use full, which is also the best. full")
 
 
