@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +48,7 @@ class Chat:
             paragraph("No adaptation has been saved yet.")
             return
         self._folders = folders
-        recommended = run.result.recommended if run.result is not None else None
-        chosen = [recommended] if recommended in folders else list(folders)[:1]
+        chosen = [_first_asked(run, folders)]
         with controls("Adaptations to ask"):
             self._choice = ui.select(
                 list(folders), label="Adaptations; the base answers too", value=chosen, multiple=True
@@ -109,7 +108,9 @@ class Chat:
         state = job.state if job is not None else "none"
         address = address_of(job) if job is not None and state == "running" else None
         ready = address is not None
-        line = "ready" if ready else "loading … " + job.progress if job is not None and state == "running" else ""
+        line = "ready" if ready else "its server has ended; load it again" if state in ("stopped", "done") else ""
+        if job is not None and state == "running" and not ready:
+            line = f"loading … {job.progress}"
         problem = job_line(job) if state == "failed" else ""
         drawn = (job.folder if job is not None else None, state, line, problem)
         if drawn == self._drawn:
@@ -205,6 +206,15 @@ async def _choices(url: str, headers: dict[str, str], body: dict[str, object]) -
                 raise RuntimeError(_message(content))
             for choice in value.get("choices", []):
                 yield choice
+
+
+def _first_asked(run: Run, folders: Collection[str]) -> str:
+    """Return the adaptation that is asked unless others are chosen: the recommended one, else the best one."""
+    if run.result is None:
+        return next(iter(folders))
+    if run.result.recommended in folders:
+        return str(run.result.recommended)
+    return max((row for row in run.result.scored if row.technique in folders), key=lambda row: row.score.mean).technique
 
 
 def _message(text: str) -> str:

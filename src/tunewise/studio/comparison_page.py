@@ -64,7 +64,7 @@ class ComparisonPage:
             with self._problem:
                 alert(str(error))
             return
-        workspace.choose(run=name, name="")
+        workspace.choose(run=name, name="", beside="")
         self._form.started()
         self._tick()
 

@@ -39,8 +39,9 @@ class RunView:
         self._top.clear()
         with self._top:
             if result is not None and result.verdict is not None:
+                so_far = "So far: " if run.state == "running" else ""
                 for place, line in enumerate(verdict_lines(result)):
-                    paragraph(line, "lead" if place == 0 else "")
+                    paragraph(line if place else so_far + line, "" if place else "lead")
             steps = {curve.technique: f"training, step {curve.steps[-1]:g}" for curve in curves}
             waiting = [] if run.state == "finished" else run.waiting
             is_running = run.state == "running"
