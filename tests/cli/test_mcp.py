@@ -55,3 +55,9 @@ def test_a_value_never_becomes_an_option(value):
     assert mcp_server.words_of(options, {"technique": "lora", "data": value}) == ["lora", f"--data={value}"]
     words = mcp_server.words_of(options, {"set": ["lora.r=2", value], "bf16": True, "resume": False, "seed": 3})
     assert words == ["--set=lora.r=2", f"--set={value}", "--bf16", "--seed=3"]
+
+
+@pytest.mark.parametrize(("given", "words"), [(True, ["--shard"]), (False, ["--no-shard"]), (None, [])])
+def test_an_option_that_can_be_ruled_out_is(given, words):
+    options = mcp_server.options_of(mcp_server.command(app, "fit"))
+    assert mcp_server.words_of(options, {"shard": given}) == words

@@ -38,11 +38,13 @@ _INSTRUCTIONS = (
 class OfferedOption:
     """Holds an option or an argument of a command, as a tool offers it.
 
-    `word` is the option on the command line, and empty for an argument.
+    `word` is the option on the command line, and empty for an argument; `otherwise` is what says its opposite, and empty
+    where nothing does.
     """
 
     name: str
     word: str
+    otherwise: str
     kind: Any
     required: bool
     help: str
@@ -75,10 +77,11 @@ def options_of(function: Callable[..., None]) -> dict[str, OfferedOption]:
             continue
         # Typer takes what stands first for a default value, before it looks at how the option is annotated.
         words = [str(word) for word in (info.default, *(info.param_decls or ())) if str(word).startswith("--")]
-        word = "" if isinstance(info, ArgumentInfo) else words[0] if words else f"--{name.replace('_', '-')}"
+        declared = "" if isinstance(info, ArgumentInfo) else words[0] if words else f"--{name.replace('_', '-')}"
+        word, _, otherwise = declared.partition("/")
         key = word.lstrip("-").replace("-", "_") or name
         required = parameter.default is Parameter.empty
-        offered[key] = OfferedOption(key, word, _plain(kind), required, str(info.help or key))
+        offered[key] = OfferedOption(key, word, otherwise, _plain(kind), required, str(info.help or key))
     return offered
 
 
@@ -130,14 +133,14 @@ def words_of(options: Mapping[str, OfferedOption], values: Mapping[str, Any]) ->
     words: list[str] = []
     arguments: list[str] = []
     for name, value in values.items():
-        word = options[name].word
+        word = options[name].otherwise if value is False else options[name].word
         given = [str(each) for each in value] if isinstance(value, list) else [str(value)]
-        if value is None or value is False:
+        if value is None or (value is False and not word):
             continue
-        if not word:
-            arguments += given
-        elif value is True:
+        if isinstance(value, bool):
             words.append(word)
+        elif not word:
+            arguments += given
         else:
             words += [f"{word}={each}" for each in given]
     for argument in arguments:

@@ -177,7 +177,9 @@ def test_a_recommended_row_no_better_than_the_majority_is_said():
     majority = majority_of(*[0.0, 1.0] * 20)
     conclusion = verdict(rows, tables, [Need.read("artifact<1MB")], majority)
     assert conclusion.recommended == "lora"
-    assert conclusion.summary.startswith('lora was not shown to be better than always answering "joy" (0.500). Use lora')
+    assert conclusion.summary.startswith(
+        'lora was not shown to be better than always answering "joy" (0.500). Use lora'
+    )
     assert verdict(rows, tables, (), majority).summary.startswith("Use full, which is also the best. full")
 
 
