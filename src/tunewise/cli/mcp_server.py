@@ -38,8 +38,8 @@ _INSTRUCTIONS = (
 class OfferedOption:
     """Holds an option or an argument of a command, as a tool offers it.
 
-    `word` is the option on the command line, and empty for an argument; `otherwise` is what says its opposite, and empty
-    where nothing does.
+    `word` is the option on the command line, and empty for an argument.
+    `otherwise` says the opposite of the option, and is empty where nothing does.
     """
 
     name: str
