@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunewise.core.errors import SettingError
+from tunewise.core.errors import SettingError, TunewiseError
 from tunewise.core.text import first_line
 
 PROJECT = "tunewise"
@@ -34,7 +34,11 @@ def check(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """Logs one trial as a run at each of the named services; services that write files write them to `folder`."""
+    """Logs one trial as a run at each of the named services; services that write files write them to `folder`.
+
+    Raises:
+        TunewiseError: a service does not take the run; the message names it.
+    """
 
     def __init__(self, names: Sequence[str], folder: Path, run: str, config: Mapping[str, Any]) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -44,9 +48,15 @@ class Trackers:
         self._trackers: list[Any] = []
         for name in names:
             keyword, make = _RUN_KEYWORD[name], classes[name]
-            tracker = make(PROJECT, **{keyword: run}) if keyword else make(run, logging_dir=str(folder))
-            tracker.start()
-            tracker.store_init_configuration({key: _config_value(value) for key, value in config.items()})
+            try:
+                tracker = make(PROJECT, **{keyword: run}) if keyword else make(run, logging_dir=str(folder))
+                tracker.start()
+                tracker.store_init_configuration({key: _config_value(value) for key, value in config.items()})
+            except Exception as error:  # of whatever kind the service's client raises
+                raise TunewiseError(
+                    f"--report-to {name}: the run could not be begun there ({first_line(error)}); check how {name} is "
+                    "set up, or leave it out"
+                ) from error
             self._trackers.append(tracker)
 
     def log(self, values: Mapping[str, float], step: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from tunewise.comparison.budget import Budget
 from tunewise.comparison.compare import compare
-from tunewise.core.errors import SettingError
+from tunewise.core.errors import SettingError, TunewiseError
 from tunewise.fitting.trackers import Trackers, check
 from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task
@@ -94,3 +94,19 @@ def test_each_service_gets_one_run_a_trial(monkeypatch, tmp_path, name):
         ({"loss": 1.5}, 3),
         "finish",
     ]
+
+
+@pytest.mark.parametrize("where", ["__init__", "start", "store_init_configuration"])
+def test_a_service_that_takes_no_run_is_named(monkeypatch, tmp_path, where):
+    def fails(self, *given, **more):
+        raise ConnectionError("no server\nand a trace")
+
+    class Fake:
+        __init__ = start = store_init_configuration = lambda self, *given, **more: None
+
+    setattr(Fake, where, fails)
+    import accelerate.tracking
+
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "mlflow", Fake)
+    with pytest.raises(TunewiseError, match=r"--report-to mlflow: the run could not be begun there \(no server\);"):
+        Trackers(["mlflow"], tmp_path, "lora-seed0", {})
