@@ -30,7 +30,7 @@ def import_file(path: Path, word: str | None = None, command: Command = "fit", d
         path: the file.
         word: which program it is for, a key of `PROGRAMS`; None: its keys say it.
         command: the command that the configuration is for.
-        devices: the number of devices that the file was run on; a step reads as many examples on one device.
+        devices: the number of devices that the file was run on; a step reads as many examples, however many devices.
 
     Raises:
         SettingError: the file cannot be read, its program is not clear, a value has the wrong type or is out of range,

@@ -11,7 +11,7 @@ from tunewise.importing.record import Command, Outcome, Setting, left, same, too
 from tunewise.importing.source import Entry, Source
 
 LOW_RANK = ("lora", "qlora")
-ONE_DEVICE = "tunewise trains on one device; docs/memory.md says how to train what hardly fits"
+SEVERAL_DEVICES = "fit takes --devices, --shard and --context on the command line (docs/scale.md)"
 NO_CODE = "code that comes with a model or data is never run; choose an architecture that transformers has"
 
 
@@ -146,7 +146,7 @@ def seed(entry: Entry, context: Context) -> Outcome:
 def accumulation(entry: Entry, context: Context) -> Outcome:
     """Take the passes of a step, times the devices, so that a step reads as many examples."""
     passes, devices = values.whole(entry), context.devices
-    remark = "on one device; import with --devices N where it ran on N, so that a step reads as many examples"
+    remark = "of one device; import with --devices N where it ran on N, so that a step reads as many examples"
     if devices > 1:
         remark = f"{passes} on each of {devices} devices"
     return took({"gradient_accumulation_steps": passes * devices}, remark)

@@ -27,7 +27,7 @@ def import_configuration(
     ] = None,
     command: Annotated[str, typer.Option("--for", help="The command that will read it: fit or compare.")] = "fit",
     devices: Annotated[
-        int, typer.Option(help="Devices that it was run on; a step here reads as many examples on one device.")
+        int, typer.Option(help="Devices that it was run on; a step here reads as many examples on all together.")
     ] = 1,
     as_json: Json = False,
 ) -> None:

@@ -12,6 +12,7 @@ from tunewise.importing.optimizers import optimizer
 from tunewise.importing.programs.trainer import PUSH, TRAINER, bf16, schedule
 from tunewise.importing.record import Outcome, left, same, took
 from tunewise.importing.rules import (
+    SEVERAL_DEVICES,
     Context,
     Program,
     Rule,
@@ -148,7 +149,7 @@ _RULES: dict[str, Rule] = {
     "params.chat_template": _chat_template,
     "params.trainer": needless("task says it"),
     "params.log": trackers,
-    "params.distributed_backend": leaves("tunewise trains on one device"),
+    "params.distributed_backend": leaves(SEVERAL_DEVICES),
     "hub.push_to_hub": leaves(PUSH),
     "hub.*": needless(),
 }

@@ -23,7 +23,7 @@ from tunewise.importing.optimizers import optimizer
 from tunewise.importing.programs.trainer import PUSH, RESUME, TRAINER, bf16_with_weights, cpu
 from tunewise.importing.record import Outcome, Setting, left, same, took
 from tunewise.importing.rules import (
-    ONE_DEVICE,
+    SEVERAL_DEVICES,
     Context,
     Program,
     Rule,
@@ -297,12 +297,12 @@ _RULES: dict[str, Rule] = {
     "resume_from_checkpoint": TRAINER["resume_from_checkpoint"],
     "save_adapter_weights_only": needless("an adaptation holds the adapter alone"),
     "quantizer.*": leaves("weights are not trained for quantisation; tunewise export writes GGUF"),
-    "tensor_parallel_dim": leaves(ONE_DEVICE, 1),
-    "tensor_parallel_plan.*": leaves(ONE_DEVICE),
-    "context_parallel_dim": leaves(ONE_DEVICE, 1),
-    "data_parallel_*": needless("tunewise trains on one device"),
-    "fsdp*": leaves(ONE_DEVICE),
-    "custom_sharded_layers": leaves(ONE_DEVICE),
+    "tensor_parallel_dim": leaves(SEVERAL_DEVICES, 1),
+    "tensor_parallel_plan.*": leaves(SEVERAL_DEVICES),
+    "context_parallel_dim": leaves(SEVERAL_DEVICES, 1),
+    "data_parallel_*": needless(SEVERAL_DEVICES),
+    "fsdp*": leaves(SEVERAL_DEVICES),
+    "custom_sharded_layers": leaves(SEVERAL_DEVICES),
     "use_distributed_state_dict": needless(),
     "save_every_n_steps": takes("save_steps", values.whole),
     "push_to_hub": leaves(PUSH),

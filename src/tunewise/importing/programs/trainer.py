@@ -10,7 +10,7 @@ from tunewise.importing import values
 from tunewise.importing.optimizers import optimizer
 from tunewise.importing.record import Outcome, left, same, took
 from tunewise.importing.rules import (
-    ONE_DEVICE,
+    SEVERAL_DEVICES,
     Context,
     Rule,
     accumulation,
@@ -192,10 +192,10 @@ TRAINER: dict[str, Rule] = {
     "group_by_length": needless(_PACKED),
     "auto_find_batch_size": needless("compare shrinks batches where memory runs out, with as many examples a step"),
     "push_to_hub": leaves(PUSH),
-    "deepspeed": leaves(ONE_DEVICE),
-    "fsdp": leaves(ONE_DEVICE),
-    "fsdp_config": leaves(ONE_DEVICE),
-    "parallelism_config": leaves(ONE_DEVICE),
+    "deepspeed": leaves(SEVERAL_DEVICES),
+    "fsdp": leaves(SEVERAL_DEVICES),
+    "fsdp_config": leaves(SEVERAL_DEVICES),
+    "parallelism_config": leaves(SEVERAL_DEVICES),
     "accelerator_config": needless(_ARRANGED),
     "do_train": needless(),
     "do_predict": leaves("tunewise eval --predictions writes answers"),
