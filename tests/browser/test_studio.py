@@ -134,6 +134,10 @@ def take_advice(tab):
     pressed(tab, "Must not forget", "checkbox")
     pressed(tab, "Advise")
     tab.get_by_role("heading", name="What would change it").wait_for(timeout=LONG)
+    pressed(tab, "Must not forget", "checkbox")
+    tab.get_by_text("found for other choices").wait_for()
+    pressed(tab, "Must not forget", "checkbox")
+    tab.get_by_text("found for other choices").wait_for(state="hidden")
     assert tab.locator("tr.recommended", has_text="advised").count() == 1
     assert re.search(r"\d\.\d\d–\d\.\d\d", tab.get_by_role("table").first.inner_text())
     assert "share" in tab.get_by_role("table").last.inner_text()

@@ -77,6 +77,7 @@ class AdvicePage:
     def _show_commands(self) -> None:
         self._command.clear()
         with self._command, suppress(SettingError):
+            self._watch.mark_stale(self._words())
             command(self._words(), "The advice on the command line")
             command(commands.plan(self._workspace.choices), "The plan of the chosen techniques")
 

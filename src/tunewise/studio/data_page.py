@@ -69,6 +69,7 @@ class DataPage:
         self._command.clear()
         with self._command, suppress(SettingError):
             command(self._words())
+            self._watch.mark_stale(self._words())
 
     def _render(self, result: JsonObject) -> None:
         heading("What it is")

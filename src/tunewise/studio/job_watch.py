@@ -9,7 +9,7 @@ from nicegui import ui
 from tunewise.core.errors import TunewiseError
 from tunewise.core.json_record import JsonObject
 from tunewise.studio.jobs import Job
-from tunewise.studio.parts import alert, button, element, job_line, status
+from tunewise.studio.parts import alert, button, element, job_line, paragraph, status
 from tunewise.studio.workspace import Workspace
 
 TICK = 0.5  # seconds between two looks at what runs
@@ -32,6 +32,10 @@ class JobWatch:
             self._status = status()
             self._stop = button("Stop", self._stop_job)
             self._stop.set_visibility(False)
+        self._note = element(
+            "p", "What stands below was found for other choices; begin again for these.", "small stale"
+        )
+        self._note.set_visibility(False)
         self.place = element("div", aria_live="polite")
         ui.timer(TICK, self.tick)
 
@@ -55,7 +59,12 @@ class JobWatch:
     def watch(self, job: Job | None) -> None:
         """Show a job, also one that is over."""
         self.job, self._drawn = job, None
+        self._note.set_visibility(False)
         self.tick()
+
+    def mark_stale(self, words: Sequence[str]) -> None:
+        """Say so where what is shown was not found by the command with these words."""
+        self._note.set_visibility(self.job is not None and list(self.job.record.words) != list(words))
 
     def tick(self) -> None:
         """Show how the job stands now."""
