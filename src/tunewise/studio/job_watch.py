@@ -9,7 +9,7 @@ from nicegui import ui
 from tunewise.core.errors import TunewiseError
 from tunewise.core.json_record import JsonObject
 from tunewise.studio.jobs import Job
-from tunewise.studio.parts import alert, button, element, job_line, paragraph, status
+from tunewise.studio.parts import alert, button, element, job_line, status
 from tunewise.studio.workspace import Workspace
 
 TICK = 0.5  # seconds between two looks at what runs
