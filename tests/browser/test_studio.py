@@ -264,9 +264,13 @@ def test_the_way_by_keys_alone(browser, tmp_path):
         reach(tab, "base")
         tab.keyboard.press("Space")
         reach(tab, "Training of each technique")
-        for key in ("ArrowDown", "ArrowDown", "Enter"):
-            tab.keyboard.press(key)
-            tab.wait_for_timeout(300)
+        tab.keyboard.press("ArrowDown")
+        tab.get_by_role("option", name="steps", exact=True).wait_for()
+        tab.wait_for_timeout(500)  # the list takes keys once it has opened wholly
+        tab.keyboard.press("ArrowDown")
+        tab.wait_for_timeout(500)
+        tab.keyboard.press("Enter")
+        tab.locator("pre", has_text="--budget-steps").wait_for()
         reach(tab, "Number")
         tab.keyboard.press("Control+A")
         tab.keyboard.type("2")
