@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+import comparison_result
 from tunewise.studio import commands
 from tunewise.studio.commands import Choices
 
@@ -84,6 +85,15 @@ def leave_job(folder, kind, words, output):
     (job / "job.json").write_text(json.dumps(record), "utf-8")
     (job / "stdout").write_text(json.dumps(output), "utf-8")
     (job / "stderr").write_text("", "utf-8")
+
+
+def leave_comparisons(folder, count):
+    """Leave so many comparisons, run-00 and on."""
+    result = json.dumps(comparison_result.comparison(comparison_result.result()).to_json())
+    for number in range(count):
+        run = folder / "runs" / f"run-{number:02d}"
+        run.mkdir(parents=True)
+        (run / "compare.json").write_text(result, "utf-8")
 
 
 def leave_techniques(folder):

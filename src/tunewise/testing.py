@@ -34,9 +34,19 @@ from tunewise.engine.tiny import ARCHITECTURES, tiny_base, tiny_task
 from tunewise.fitting.loop import train
 from tunewise.fitting.scoring import encoder_for, label_table, loss, study
 from tunewise.fitting.settings import TrainSettings
-from tunewise.techniques.registry import make
+from tunewise.techniques.registry import all_techniques, make
 
-__all__ = ["ARCHITECTURES", "CHECKS", "attach", "fingerprint", "fit", "logits", "tiny_base", "tiny_task"]
+__all__ = [
+    "ARCHITECTURES",
+    "CHECKS",
+    "attach",
+    "example_settings",
+    "fingerprint",
+    "fit",
+    "logits",
+    "tiny_base",
+    "tiny_task",
+]
 
 
 _GLOBAL_STATES = itertools.count(1 << 20)
@@ -45,6 +55,16 @@ _GLOBAL_STATES = itertools.count(1 << 20)
 def _failure(technique: Technique, fault: str, remedy: str) -> str:
     """Return the message of a failed check: the technique, what it broke, and what to do."""
     return f'{technique.name} {fault}; {remedy} (see "Adding a technique" in CONTRIBUTING.md)'
+
+
+def example_settings() -> dict[str, dict[str, Any]]:
+    """Return the settings, by technique, without which one cannot be tried; `make` takes them.
+
+    Examples:
+        >>> make("mpt", example_settings()).source_steps
+        3
+    """
+    return {name: dict(made.example_settings) for name, made in all_techniques().items() if made.example_settings}
 
 
 def attach(technique: Technique, base: Base, task: Task | None = None, seed: int = 0) -> Attachment:

@@ -305,11 +305,7 @@ def test_what_one_tab_shows_another_does_not_change(browser, tmp_path):
 
 
 def test_many_comparisons_are_listed_when_they_are_asked_for(browser, tmp_path):
-    result = json.dumps(comparison_result.comparison(comparison_result.result()).to_json())
-    for number in range(60):
-        run = tmp_path / "runs" / f"run-{number:02d}"
-        run.mkdir(parents=True)
-        (run / "compare.json").write_text(result, "utf-8")
+    studio_server.leave_comparisons(tmp_path, 60)
     studio_server.leave_techniques(tmp_path)
     with studio_server.running(tmp_path) as studio, opened(browser, studio) as tab:
         step(tab, "Compare")
@@ -375,11 +371,7 @@ def test_hostile_names_and_texts_are_inert(browser, tmp_path):
 
 
 def test_many_rows_and_runs_are_paged_and_listed(browser, tmp_path):
-    result = json.dumps(comparison_result.comparison(comparison_result.result()).to_json())
-    for number in range(20):
-        run = tmp_path / "runs" / f"run-{number:02d}"
-        run.mkdir(parents=True)
-        (run / "compare.json").write_text(result, "utf-8")
+    studio_server.leave_comparisons(tmp_path, 20)
     studio_server.leave_techniques(tmp_path)
     facts = {"name": "many", "kind": "generation", "format": "prompt-completion", "metric": "f1", "notes": []}
     facts |= {"counts": {"train": 1000}, "labels": {}}

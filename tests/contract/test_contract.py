@@ -22,6 +22,7 @@ from tunewise.testing import (
     check_same_seed_same_bits,
     check_save_load,
     check_strict_load,
+    example_settings,
     tiny_base,
 )
 
@@ -29,7 +30,7 @@ DEVICE = os.environ.get("TUNEWISE_TEST_DEVICE", "cpu")
 torch.backends.cudnn.allow_tf32 = False  # torch's default rounds what an LSTM multiplies to ten bits
 ARCHITECTURES = ("llama", "llama-tied", "qwen3", "gpt2", "gpt_neox", "gpt_neox-tied")
 SETTINGS = {
-    "mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 3},
+    **example_settings(),
     "qlora": {"lora_dropout": 0.0},  # gradients are compared between two passes
 }
 

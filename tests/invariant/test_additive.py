@@ -19,6 +19,7 @@ from tunewise.testing import (
     attach,
     check_learns,
     check_resume,
+    example_settings,
     fingerprint,
     fit,
     logits,
@@ -27,7 +28,7 @@ from tunewise.testing import (
 )
 
 TEXT = "the dog ran to town and the cat sat"
-SOURCES = {"mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 4}}
+SOURCES = example_settings()
 
 
 def count(attachment):

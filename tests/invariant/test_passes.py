@@ -11,10 +11,10 @@ from tunewise.fitting.loop import train
 from tunewise.fitting.passes import passes
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import all_techniques, make
-from tunewise.testing import _sequences, attach, tiny_base, tiny_task
+from tunewise.testing import _sequences, attach, example_settings, tiny_base, tiny_task
 
 TRAINED = [name for name in all_techniques() if make(name, {}).trains]
-GIVEN = {"mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 3}}
+GIVEN = example_settings()
 GIVEN["lst"] = {"learning_rate": 3e-3}  # at larger ones AdamW turns the rounding of gradients that are 0 into steps
 ENCODED = ("p_tuning", "prefix_tuning")  # their encoders are of float32
 SETTINGS = TrainSettings(max_steps=3, per_device_train_batch_size=6, weight_decay=0.1)

@@ -10,18 +10,18 @@ from tunewise.engine.generation import generate
 from tunewise.fitting.loop import train
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import all_techniques, make
-from tunewise.testing import attach, encoder_for, tiny_base, tiny_task
+from tunewise.testing import attach, encoder_for, example_settings, tiny_base, tiny_task
 
 TECHNIQUES = [name for name in all_techniques() if make(name).trains]
-GIVEN = {"mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 3}}
 STEPS = 40
 PADDED = "gpt_neo"  # an architecture whose rows cannot be packed
-DROPPED = {"lora_dropout": 0.1}  # draws random numbers in every step
+DROPPED = {"lora": {"lora_dropout": 0.1}}  # draws random numbers in every step
 
 
 def weights_after(folder, name, seed):
-    recipe = make(name, {name: GIVEN.get(name, {})})
-    fit(tiny_base(), tiny_task(), recipe, folder, settings=TrainSettings(max_steps=3), seed=seed)
+    fit(
+        tiny_base(), tiny_task(), make(name, example_settings()), folder, settings=TrainSettings(max_steps=3), seed=seed
+    )
     return contents(folder / "adaptation")[1]
 
 
@@ -45,11 +45,7 @@ class Stopped(Exception):
 
 def trained(folder, name, settings, stop_at=0, resume=False):
     """Train, or stop right after a step; return losses and final state."""
-    attachment, task, losses = (
-        attach(make(name, {name: DROPPED if name == "lora" else {}}), tiny_base()),
-        tiny_task(),
-        {},
-    )
+    attachment, task, losses = attach(make(name, DROPPED), tiny_base()), tiny_task(), {}
 
     def on_step(step, loss):
         losses[step] = loss

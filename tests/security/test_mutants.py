@@ -22,7 +22,7 @@ from tunewise.core import artifact_writer
 from tunewise.core.artifact_reader import MANIFEST, manifest_bytes
 from tunewise.core.errors import RequestError, TunewiseError
 from tunewise.techniques.registry import all_techniques, make
-from tunewise.testing import attach, encoder_for, fingerprint, tiny_base, tiny_task
+from tunewise.testing import attach, encoder_for, example_settings, fingerprint, tiny_base, tiny_task
 
 # PEFT warns with texts of the mutants, which no report of a test process can carry where they are no UTF-8.
 pytestmark = [
@@ -35,7 +35,7 @@ VALUES_CHANGED, TENSORS_CHANGED = figures.of(16, 200), figures.of(6, 100)  # mut
 SECONDS = 30  # after which a mutant counts as one that hangs
 RAW = "@raw "  # what follows stands in the file as it is, quotes taken off
 
-SETTINGS = {"mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 2}}
+SETTINGS = example_settings()
 FORMS = {name: (name, SETTINGS) for name in all_techniques()} | {
     "icl+lora": ("icl+lora", {}),
     "lora by patterns": ("lora", {"lora": {"rank_pattern": ["q=2"], "alpha_pattern": ["v=3"], "use_dora": True}}),

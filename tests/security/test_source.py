@@ -100,9 +100,6 @@ def test_versions_are_pinned_and_building_runs_no_code_of_ours():
 @pytest.mark.slow
 @pytest.mark.figure("S12")
 def test_a_source_package_is_the_same_bytes_whenever_it_is_built(tmp_path):
-    uv = shutil.which("uv")
-    if uv is None:
-        pytest.skip("uv is not on the path")
     digests = set()
     for at in ("1000000000", "1700000000"):
         source = tmp_path / f"tree-{at}"
@@ -111,10 +108,8 @@ def test_a_source_package_is_the_same_bytes_whenever_it_is_built(tmp_path):
             shutil.copy(ROOT / name, source)
         for path in source.rglob("*"):
             os.utime(path, (int(at), int(at)))
-        words = [uv, "build", "--quiet", "--sdist", "--out-dir", source / "dist", source]
+        words = ["uv", "build", "--quiet", "--sdist", "--out-dir", source / "dist", source]
         process = subprocess.run(words, capture_output=True, text=True)
-        if process.returncode and "hatchling" in process.stderr:
-            pytest.skip("hatchling cannot be installed here")
         assert process.returncode == 0, process.stderr
         (package,) = (source / "dist").glob("*.tar.gz")
         with tarfile.open(package) as archive:

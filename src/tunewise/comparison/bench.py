@@ -49,11 +49,12 @@ class Bench:
         self._context: ComparisonContext | None = None
         self._threads = torch.get_num_threads()
 
-    def load(self, line: JsonObject) -> None:
-        """Load the base and the data that a trial needs, unless they are."""
+    def load(self, line: JsonObject) -> ComparisonContext:
+        """Return the base and the data that a trial needs; they are loaded once."""
         if self._context is None:  # the process that orders has measured the base by now
             order = TrialOrder.from_json(line)
             self._context = self._make_context(order.label_list, self._plan.attempt_id, self._on_trial)
+        return self._context
 
     def carry_out(self, line: JsonObject) -> None:
         """Run a trial; its result is on disk then.
@@ -62,9 +63,7 @@ class Bench:
             TunewiseError: this process does not see the same model or data as the one that orders.
             OSError: the disk is full or gone.
         """
-        self.load(line)
-        assert self._context is not None
-        order, context = TrialOrder.from_json(line), self._context
+        order, context = TrialOrder.from_json(line), self.load(line)
         trial = order.trial()
         torch.set_num_threads(self._threads)  # a trial that went on from a checkpoint had those of its beginning
         if (here := trial.key(context)) != order.folder:

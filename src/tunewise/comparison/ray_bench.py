@@ -63,7 +63,7 @@ class RayBench:
         """Run a trial, and return how that ended in the same way."""
         return self._outcome(lambda bench: bench.carry_out(json.loads(work)))
 
-    def _outcome(self, do: Callable[[Bench], None]) -> str:
+    def _outcome(self, do: Callable[[Bench], object]) -> str:
         from tunewise.core.errors import TunewiseError
 
         try:

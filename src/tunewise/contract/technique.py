@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from tunewise.contract.learning_rates import REFERENCE_WIDTH
@@ -75,6 +76,7 @@ class Technique(ABC):
     `needs_whole_weights` says in a clause why it cannot be trained on weights that are shared out over devices (`fit
     --shard`), and is empty where it can; `needs_whole_rows` says the same of rows that devices compute together (`fit
     --context`);
+    `example_settings` are those without which it cannot be tried, as in the tests of the contract;
     where `adapts` is False, it is the base itself, whose figures the others are compared with;
     `differs` says in a few words what of it is not exactly the paper's, and becomes part of the row's label.
     A fact that depends on the settings is a method under `fact`.
@@ -103,6 +105,7 @@ class Technique(ABC):
     needs_whole_rows: ClassVar[str] = "it has not been tried on parts of rows"
     reference_rate: ClassVar[float] = 0.0
     width_exponent: ClassVar[float] = 0.0
+    example_settings: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     late_settings: ClassVar[frozenset[str]] = frozenset()
     place_settings: ClassVar[frozenset[str]] = frozenset()
     unread_settings: ClassVar[frozenset[str]] = frozenset({"learning_rate"})

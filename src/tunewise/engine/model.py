@@ -25,7 +25,7 @@ from tunewise.engine.label_tokens import LabelTokens
 from tunewise.engine.memory import release_unused_memory
 from tunewise.engine.model_files import check_checkpoint, file_of, read_configuration, require_floats
 from tunewise.engine.ranks import Ranks
-from tunewise.engine.sharding import INSTEAD, ShardedModel, loading_arguments
+from tunewise.engine.sharding import INSTEAD, ShardedModel, distribution
 from tunewise.engine.shards import local, whole
 from tunewise.engine.vocabulary import require_embeddings, rows_requested
 
@@ -277,7 +277,7 @@ def load_base(
         if path.is_dir():
             check_checkpoint(name, path, config)
         load: Any = AutoModelForCausalLM.from_pretrained  # its types do not know the second result
-        with loading_arguments(config, ranks) as sharding:
+        with distribution(config, ranks) as part:
             model, loading = load(
                 source,
                 config=config,
@@ -286,7 +286,7 @@ def load_base(
                 revision=revision,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **sharding,
+                **({} if part is None else {"distributed_config": part}),
             )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except ModelError:

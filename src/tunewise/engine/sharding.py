@@ -17,7 +17,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,20 +28,23 @@ from tunewise.engine.optimizers import Groups
 from tunewise.engine.ranks import Ranks
 from tunewise.engine.shards import is_shard, local
 
+if TYPE_CHECKING:
+    from transformers.distributed.configuration_utils import DistributedConfig
+
 T = TypeVar("T")
 INSTEAD = "use --devices without --shard, where every device holds all weights"
 _TORCH, _TRANSFORMERS = "2.13", "5.23"  # the first versions that this is known to work with
 
 
 @contextmanager
-def loading_arguments(config: Any, ranks: Ranks) -> Iterator[dict[str, Any]]:
-    """Yield what `from_pretrained` takes to load this device's part of a model; call it inside.
+def distribution(config: Any, ranks: Ranks) -> Iterator[DistributedConfig | None]:
+    """Yield how `from_pretrained` is to load this device's part of a model, None for all of it; call it inside.
 
     Raises:
         ModelError: torch or transformers is too old.
     """
     if not ranks.sharded:
-        yield {}
+        yield None
         return
     import transformers
     from packaging.version import Version
@@ -56,7 +59,7 @@ def loading_arguments(config: Any, ranks: Ranks) -> Iterator[dict[str, Any]]:
     # A plan that is given is added to the model's own, in which the head would be gathered by each call of it: once for
     # each part of the logits, of which devices have different numbers.
     with _without(type(model), "_fsdp_plan"), _without(type(config), "base_model_fsdp_plan"):
-        yield {"distributed_config": DistributedConfig(fsdp_size=ranks.size, fsdp_plan=plan)}
+        yield DistributedConfig(fsdp_size=ranks.size, fsdp_plan=plan)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from nicegui import ui
@@ -159,17 +160,17 @@ class RunList:
         self._workspace, self._show = workspace, show
         self._box = element("div")
         self._key: tuple[object, ...] = ()
-        self._most: int | None = _SHOWN
+        self._most = _SHOWN
 
     def update(self, runs: list[Run], current: Run | None) -> None:
         """Show the list where it has changed."""
-        hidden = [] if self._most is None else [run for run in runs[self._most :] if run is not current]
+        listed = [run for place, run in enumerate(runs) if place < self._most or run is current]
+        hidden = len(runs) - len(listed)
         key = (
-            len(hidden),
+            hidden,
             *(
                 (run.name, run.state, id(run.result), current is not None and run.name == current.name)
-                for run in runs
-                if run not in hidden
+                for run in listed
             ),
         )
         if key == self._key and runs:
@@ -181,14 +182,13 @@ class RunList:
                 paragraph(f"There is none yet in {self._workspace.root}.")
                 return
             with element("ul", classes="runs"):
-                for run in runs:
-                    if run not in hidden:
-                        self._entry(run, current is not None and run.name == current.name)
+                for run in listed:
+                    self._entry(run, current is not None and run.name == current.name)
             if hidden:
-                button(f"Show {len(hidden)} older ones", self._show_all)
+                button(f"Show {hidden} older ones", self._show_all)
 
     def _show_all(self) -> None:
-        self._most = None
+        self._most = sys.maxsize
 
     def _entry(self, run: Run, is_current: bool) -> None:
         with element("li", classes="current" if is_current else ""):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tunewise.core import artifact_reader, artifact_writer
 from tunewise.core.errors import ArtifactError
@@ -16,6 +16,26 @@ from tunewise.studio.jobs import Job, Jobs
 from tunewise.studio.runs import Run, Runs
 
 OWN = ".studio"  # the folder beside the comparisons in which the page keeps its own files
+
+
+@dataclass(frozen=True)
+class ListedTechnique:
+    """What the page needs to know of a technique: its name, and whether it searches documents."""
+
+    name: str
+    searches: bool
+
+    @classmethod
+    def read(cls, listed: Iterable[object]) -> list[Self]:
+        """Read what `tunewise techniques --json` prints."""
+        return [
+            cls(
+                str(each["technique"]),
+                any(isinstance(one, dict) and one.get("name") == "knowledge" for one in each.get("settings") or ()),
+            )
+            for each in listed
+            if isinstance(each, dict) and "technique" in each
+        ]
 
 
 class Workspace:
@@ -31,6 +51,7 @@ class Workspace:
         self.own.mkdir(mode=0o700, exist_ok=True)
         self.jobs = Jobs(self.own / "jobs")
         self.runs = Runs(root, self.jobs)
+        self._techniques: list[ListedTechnique] = []  # once they are listed
         if not self._listed_techniques():
             self.jobs.start("techniques", ["techniques", "--json"])
         self._file = self.own / "choices.json"
@@ -71,25 +92,23 @@ class Workspace:
 
     def technique_names(self) -> list[str]:
         """Return the techniques that this machine has, and two compositions; the default ones until they are listed."""
-        return [*(self._listed_techniques() or COMPARED.split(",")), "icl+lora", "rag+lora"]
+        names = [each.name for each in self._listed_techniques()]
+        return [*(names or COMPARED.split(",")), "icl+lora", "rag+lora"]
 
     def searching(self) -> frozenset[str]:
         """Return the techniques that search documents, alone or in a composition; all, until they are listed."""
         listed = self._listed_techniques()
-        found = {
-            name
-            for name, each in listed.items()
-            if any(isinstance(one, dict) and one.get("name") == "knowledge" for one in each.get("settings") or ())
-        }
+        found = {each.name for each in listed if each.searches}
         return frozenset(name for name in self.technique_names() if not listed or found & set(name.split("+")))
 
-    def _listed_techniques(self) -> dict[str, dict[str, Any]]:
-        for job in self.jobs.all("techniques"):
-            listed = job.output() if not job.is_running else None
-            if isinstance(listed, list):
-                known = (each for each in listed if isinstance(each, dict) and "technique" in each)
-                return {str(each["technique"]): each for each in known}
-        return {}
+    def _listed_techniques(self) -> list[ListedTechnique]:
+        if not self._techniques:
+            for job in self.jobs.all("techniques"):
+                listed = job.output() if not job.is_running else None
+                if isinstance(listed, list):
+                    self._techniques += ListedTechnique.read(listed)
+                    break
+        return self._techniques
 
     def latest(self, kind: str, words: list[str]) -> Job | None:
         """Return the newest job with exactly these words, so that a page that is opened again shows its result."""

@@ -19,10 +19,10 @@ from tunewise.results.schema import Comparison
 from tunewise.techniques.additive import lst
 from tunewise.techniques.partial import fish_mask
 from tunewise.techniques.registry import make
-from tunewise.testing import tiny_base, tiny_task
+from tunewise.testing import example_settings, tiny_base, tiny_task
 
 SETTINGS = TrainSettings(max_steps=8, per_device_train_batch_size=4)
-SOURCES = {"mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 2}}
+SOURCES = example_settings()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tunewise.fitting.loop import train
 from tunewise.fitting.scoring import study
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import all_techniques, make
-from tunewise.testing import attach, encoder_for, fingerprint, fit, logits, tiny_base, tiny_task
+from tunewise.testing import attach, encoder_for, example_settings, fingerprint, fit, logits, tiny_base, tiny_task
 
 SEVEN = ["base", "icl", "full", "bitfit", "last_layers", "prompt_tuning", "lora"]
 
@@ -279,8 +279,7 @@ def test_an_attachment_has_three_rooms():
 def test_saying_what_changes_takes_no_more_memory_than_what_is_trained(name):
     """All entries of a tensor are named without listing them: lists of a 7B model's entries have 56 GB."""
     base = tiny_base()
-    given = {"sources": ["world:letters/name"], "source_steps": 1} if name == "mpt" else {}
-    attachment = attach(make(name, {name: given}), base)
+    attachment = attach(make(name, example_settings()), base)
     listed = sum(places.numel() for places in attachment.changed_entries().values() if places is not None)
     assert listed <= sum(p.numel() for p in attachment.params().values())
     assert {id(p) for p in attachment.changed()} <= {id(p) for p in base.model.parameters()}

@@ -16,10 +16,10 @@ from tunewise.fitting import label_search, scoring
 from tunewise.fitting.label_search import is_worth_it, search
 from tunewise.fitting.scoring import encoder_for, label_nll, label_table, score
 from tunewise.techniques.registry import all_techniques, make
-from tunewise.testing import ARCHITECTURES, alike, attach, fit, tiny_base, tiny_task
+from tunewise.testing import ARCHITECTURES, alike, attach, example_settings, fit, tiny_base, tiny_task
 
 PACKED = [name for name in ARCHITECTURES if why_not_packed(tiny_base(name)) is None]
-SETTINGS = {"mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 3}}
+SETTINGS = example_settings()
 WORDS = ("the cat", "the dog ran", "a dog", "a mat", "town", "trees", "old", "by day and night", "small birds sing")
 LABELS = tuple(sorted(f"{first} {second}" for first in WORDS for second in WORDS))
 

@@ -21,12 +21,12 @@ from tunewise.serve.loading import unadapted
 from tunewise.serve.prompts import Question
 from tunewise.serve.scheduler import Busy, Ended, Engine, Failed, Job, Piece
 from tunewise.techniques.registry import all_techniques, make
-from tunewise.testing import attach, fingerprint, fit, tiny_base, tiny_task
+from tunewise.testing import attach, example_settings, fingerprint, fit, tiny_base, tiny_task
 
 TASK = tiny_task("generation")
 PROMPTS = [example.prompt for example in TASK.test]
 NAMES = [name for name in all_techniques() if name != "base"] + ["peft:ia3", "icl+lora"]
-SETTINGS = {"mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 3}}
+SETTINGS = example_settings()
 NEW = 8
 
 

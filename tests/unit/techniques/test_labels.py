@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from tunewise.techniques.registry import all_techniques, make
-from tunewise.testing import attach, tiny_base
+from tunewise.testing import attach, example_settings, tiny_base
 
 PAGES = Path(__file__).parents[3] / "docs" / "techniques"
 ARCHITECTURES = ("llama", "llama-tied", "gpt2", "gpt_neox")
-SETTINGS = {"mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 1}}
+SETTINGS = example_settings()
 
 
 @pytest.mark.parametrize("name", all_techniques())

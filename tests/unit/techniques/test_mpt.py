@@ -13,9 +13,9 @@ from tunewise.fitting.settings import TrainSettings
 from tunewise.fitting.source_training import SourceTraining
 from tunewise.techniques.additive.mpt import _ROWS, _Students, distillation
 from tunewise.techniques.registry import make
-from tunewise.testing import tiny_base, tiny_task
+from tunewise.testing import example_settings, tiny_base, tiny_task
 
-RECIPE = make("mpt", {"mpt": {"sources": ["world:letters/name", "world:letters/age"], "source_steps": 4}})
+RECIPE = replace(make("mpt", example_settings()), source_steps=4)
 STAGES = ("teacher-0", "teacher-1", "sources")
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,6 +64,7 @@ class MPT(Technique):
     identity_at_start = False
     needs_whole_rows = ""
     reference_rate = 3e-2
+    example_settings = MappingProxyType({"sources": ("world:letters/name", "world:letters/age"), "source_steps": 3})
     unread_settings = frozenset()  # the prompts of the sources are trained at the learning rate too
 
     sources: tuple[str, ...] = setting((), "Data of the source tasks, each as --data takes it.")
