@@ -40,7 +40,8 @@ from tunewise.data.task import Task
 from tunewise.engine.anatomy import features
 from tunewise.engine.encoding import Encoder, TokenSequence
 from tunewise.engine.model import Base, load_base
-from tunewise.fitting.loop import order, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.row_order import order
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base

@@ -13,10 +13,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import figures
 from figures import cases  # noqa: F401 (a fixture)
+
+# What a busy machine takes for an example is no property of it.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 UNITS, COMMAND_LINE = Path(__file__).parent / "unit", Path(__file__).parent / "cli"
 SHARED = Path(os.environ.get("TUNEWISE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tunewise.core.seeds import generator, repeatable
-from tunewise.engine.attention import Segment, packed
+from tunewise.engine.attention import packed
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, nll, why_not_packed
 from tunewise.engine.packing import packed_batch, padded_batch
+from tunewise.engine.segments import Segment
 from tunewise.testing import tiny_base
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]

@@ -39,7 +39,8 @@ from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.memory import peak_memory, release_unused_memory
 from tunewise.engine.row_file import truncated_of
 from tunewise.fitting.allowance import allowance
-from tunewise.fitting.loop import Trained, steps_for_tokens, train
+from tunewise.fitting.loop import Trained, train
+from tunewise.fitting.row_order import steps_for_tokens
 from tunewise.fitting.scoring import loss, study
 from tunewise.fitting.settings import TrainSettings, ever_lighter
 from tunewise.fitting.source_training import SourceTraining

@@ -1,4 +1,4 @@
-"""The only file that knows how Hugging Face causal language models are built.
+"""Finds the parts of a Hugging Face causal language model; with `layouts.py` alone it knows how these are built.
 
 Techniques ask an `Anatomy` for blocks, linears by role, norms, embeddings and head. A model is recognised by its
 structure: the first layout all of whose paths exist in it. `gate`, `up` and `down` are the feed-forward's
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,91 +17,14 @@ from torch import Tensor, nn
 
 from tunewise.core.errors import ModelError, SettingError, TechniqueError
 from tunewise.engine.configuration import context_of
+from tunewise.engine.layouts import LAYOUTS, POST_NORMS, ArchitectureLayout
 from tunewise.engine.shards import scattered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class ArchitectureLayout:
-    """Names the paths of one model family: `blocks` and `final_norm` from the model, `roles` from a block.
-
-    A fused `qkv` holds queries, keys and values one after the other, or interleaved by head.
-    """
-
-    name: str
-    blocks: str
-    final_norm: str
-    roles: tuple[tuple[str, str], ...]
-    interleaved: bool = False
-
-    @property
-    def inner(self) -> str:
-        """The path of what holds the blocks; OPT calls its decoder itself, and not the model around it."""
-        return self.blocks.rpartition(".")[0]
-
-
-def _roles(prefix: str, attention: str, feed_forward: str) -> tuple[tuple[str, str], ...]:
-    """Parse the `q=q_proj` pairs of the attention (below `prefix`) and of the feed-forward."""
-    pairs = [(role, f"{prefix}.{path}") for role, path in (item.split("=") for item in attention.split())]
-    feed_forward_pairs = [(role, path) for role, path in (item.split("=") for item in feed_forward.split())]
-    return tuple(pairs + feed_forward_pairs)
-
-
 _ATTENTION = ("q", "k", "v", "o", "qkv")  # roles of a block's linears; the others are its feed-forward's
-_QKV = "q=q_proj k=k_proj v=v_proj"
-_LAYOUTS = (
-    ArchitectureLayout(
-        "Llama, Mistral, Qwen2, Qwen3, Gemma",
-        "model.layers",
-        "model.norm",
-        _roles("self_attn", f"{_QKV} o=o_proj", "gate=mlp.gate_proj up=mlp.up_proj down=mlp.down_proj"),
-    ),
-    ArchitectureLayout(
-        "Phi-3",
-        "model.layers",
-        "model.norm",
-        _roles("self_attn", "qkv=qkv_proj o=o_proj", "gate_up=mlp.gate_up_proj down=mlp.down_proj"),
-    ),
-    ArchitectureLayout(
-        "Phi",
-        "model.layers",
-        "model.final_layernorm",
-        _roles("self_attn", f"{_QKV} o=dense", "up=mlp.fc1 down=mlp.fc2"),
-    ),
-    ArchitectureLayout(
-        "GPT-2",
-        "transformer.h",
-        "transformer.ln_f",
-        _roles("attn", "qkv=c_attn o=c_proj", "up=mlp.c_fc down=mlp.c_proj"),
-    ),
-    ArchitectureLayout(
-        "GPT-NeoX",
-        "gpt_neox.layers",
-        "gpt_neox.final_layer_norm",
-        _roles("attention", "qkv=query_key_value o=dense", "up=mlp.dense_h_to_4h down=mlp.dense_4h_to_h"),
-        interleaved=True,
-    ),
-    ArchitectureLayout(
-        "GPT-Neo",
-        "transformer.h",
-        "transformer.ln_f",
-        _roles("attn.attention", f"{_QKV} o=out_proj", "up=mlp.c_fc down=mlp.c_proj"),
-    ),
-    ArchitectureLayout(
-        "OPT",
-        "model.decoder.layers",
-        "model.decoder.final_layer_norm",
-        _roles("self_attn", f"{_QKV} o=out_proj", "up=fc1 down=fc2"),
-    ),
-)
-# Norms between a sublayer and its residual, by the role of the sublayer's last linear. Llama too calls the norm before
-# its feed-forward `post_attention_layernorm`, so a block has these norms only if it has both.
-_POST_NORMS = (
-    {"o": "post_attention_layernorm", "down": "post_feedforward_layernorm"},  # Gemma 2 and 3, OLMo 2
-    {"o": "post_self_attn_layernorm", "down": "post_mlp_layernorm"},  # GLM-4
-)
 
 
 class Anatomy:
@@ -114,12 +36,12 @@ class Anatomy:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        missing = {layout: _missing(model, layout) for layout in _LAYOUTS}
-        self.layout = min(_LAYOUTS, key=lambda layout: len(missing[layout]))
+        missing = {layout: _missing(model, layout) for layout in LAYOUTS}
+        self.layout = min(LAYOUTS, key=lambda layout: len(missing[layout]))
         if missing[self.layout]:
             raise ModelError(
                 f"{type(model).__name__} is not built like any model known here: nearest is {self.layout.name}, but "
-                f"it has no {', '.join(missing[self.layout])}; known are {', '.join(x.name for x in _LAYOUTS)}"
+                f"it has no {', '.join(missing[self.layout])}; known are {', '.join(x.name for x in LAYOUTS)}"
             )
 
     @cached_property
@@ -230,7 +152,7 @@ class Anatomy:
         It is the linear of this role, or the norm that stands between that linear and the residual.
         """
         block, path = self.blocks[index], dict(self.layout.roles)[role]
-        for norms in _POST_NORMS:
+        for norms in POST_NORMS:
             if all(hasattr(block, norm) for norm in norms.values()):
                 path = norms[role]
         return f"{self.block_path(index)}.{path}", block.get_submodule(path)

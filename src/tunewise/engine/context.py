@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tunewise.core.errors import ModelError
-from tunewise.engine.attention import Segment
 from tunewise.engine.packing import Batch
 from tunewise.engine.ranks import Ranks
+from tunewise.engine.segments import Segment
 
 INSTEAD = "leave out --context, so that every device computes whole rows"
 

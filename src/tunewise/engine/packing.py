@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tunewise.engine.attention import Segment
 from tunewise.engine.encoding import TokenSequence
+from tunewise.engine.segments import Segment
 from tunewise.engine.token_trie import PROMPT, TokenTrie
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from tunewise.engine.attention import Segment
+from tunewise.engine.segments import Segment
 
 PROMPT = -1  # stands for the prompt's last token, which predicts the first token of every answer
 

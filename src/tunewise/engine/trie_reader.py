@@ -7,11 +7,12 @@ from itertools import chain
 
 import torch
 
-from tunewise.engine.attention import Past, Reach, Segment, keeping
+from tunewise.engine.attention import Past, Reach, keeping
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import nll
 from tunewise.engine.model import Base
 from tunewise.engine.packing import PASS_TOKENS, Batch, packed_batch
+from tunewise.engine.segments import Segment
 from tunewise.engine.token_trie import PROMPT, TokenTrie
 
 Nodes = list[tuple[int, int]]  # (prompt, node of its trie)

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from tunewise.contract.attachment import Attachment
 from tunewise.core import artifact_writer
 from tunewise.core.errors import DivergedError, SettingError, TunewiseError
-from tunewise.core.seeds import derive, generator, repeatable
+from tunewise.core.seeds import derive, repeatable
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing, why_not_packed
 from tunewise.engine.memory import keep_freed_memory
@@ -38,6 +38,7 @@ from tunewise.fitting import checkpoint
 from tunewise.fitting.frozen_trunk import Trunk, replaying, trunk_of
 from tunewise.fitting.passes import passes_by_group
 from tunewise.fitting.rehearsal import Rehearsal
+from tunewise.fitting.row_order import order
 from tunewise.fitting.run_request import RunRequest
 from tunewise.fitting.schedules import schedule_of
 from tunewise.fitting.settings import TrainSettings
@@ -74,30 +75,6 @@ class Objective:
 
     rows: Callable[[int], list[int]]
     loss: Callable[[Batch, float], Tensor]
-
-
-def order(examples: int, seed: int, start: int, count: int) -> list[int]:
-    """Return `count` indices, from position `start` on, of an endless run of shuffled epochs of `examples` indices."""
-    indices: list[int] = []
-    while len(indices) < count:
-        epoch, offset = divmod(start + len(indices), examples)
-        indices += _shuffled_epoch(examples, seed, epoch)[offset : offset + count - len(indices)].tolist()
-    return indices
-
-
-@lru_cache(maxsize=2)  # a step reads one epoch or crosses into the next
-def _shuffled_epoch(examples: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(examples, generator=generator(seed, "order", epoch))
-
-
-def steps_for_tokens(sequences: Sequence[TokenSequence], settings: TrainSettings, seed: int, tokens: int) -> int:
-    """Return the number of optimiser steps after which at least `tokens` tokens have been read."""
-    steps = tokens_read = 0
-    while tokens_read < tokens:
-        chosen = order(len(sequences), seed, steps * settings.rows, settings.rows)
-        tokens_read += sum(len(sequences[index].ids) for index in chosen)
-        steps += 1
-    return max(steps, 1)
 
 
 def require_a_step_for_each_phase(attachment: Attachment, settings: TrainSettings) -> None:

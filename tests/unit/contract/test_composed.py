@@ -38,6 +38,7 @@ LEFT_OF_TECHNIQUE = {
     "width_exponent": "asked for by `resolved`, which asks the parts",
     "default_rate": "asked for by `resolved`, which asks the parts",
     "differs": "each part's label says it",
+    "example_settings": "settings are given by part, so each part is asked for its own",
     "late_settings": "settings are given by part, so each part is asked for its own",
     "place_settings": "settings are given by part, so each part is asked for its own",
     "places_to_answer": "settings are given by part, so each part is asked for its own",

@@ -5,7 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tunewise.engine.attention import Segment, _supports_flash, _tree_mask, _varlen_layout
+from tunewise.engine.segment_attention import tree_mask
+from tunewise.engine.segments import Segment
+from tunewise.engine.varlen_attention import supports_flash, varlen_layout
 
 LEAF = Segment(3)
 TREES = {
@@ -18,7 +20,7 @@ TREES = {
 
 @pytest.mark.parametrize("row", TREES.values(), ids=TREES)
 def test_a_part_sees_what_it_continues_and_itself(row):
-    layout = _varlen_layout(row, torch.device("cpu"))
+    layout = varlen_layout(row, torch.device("cpu"))
     total = sum(segment.length for segment in row)
     positions = torch.arange(total) if layout.gather is None else layout.gather
     seen = torch.zeros(total, total, dtype=torch.bool)
@@ -31,7 +33,7 @@ def test_a_part_sees_what_it_continues_and_itself(row):
     expected = torch.block_diag(
         *(
             torch.ones(tree.length, tree.length).tril()
-            if (mask := _tree_mask(tree, None, seen.device)) is None
+            if (mask := tree_mask(tree, None, seen.device)) is None
             else mask
             for tree in row
         )
@@ -53,4 +55,4 @@ def test_a_part_sees_what_it_continues_and_itself(row):
     ],
 )
 def test_heads_that_flash_attention_does_not_take_go_another_way(size, dtype, takes):
-    assert _supports_flash(torch.empty(1, 2, 3, size, dtype=dtype)) is takes
+    assert supports_flash(torch.empty(1, 2, 3, size, dtype=dtype)) is takes

@@ -20,7 +20,7 @@ from tunewise.engine.packing import (
     shared_prefixes,
 )
 from tunewise.engine.token_trie import TokenTrie
-from tunewise.fitting.loop import order
+from tunewise.fitting.row_order import order
 from tunewise.testing import alike, tiny_base, tiny_task
 
 CHATML = (

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tunewise.engine.ranks import Ranks
-from tunewise.engine.sharding import by_kind, clip_gradients, loading_arguments
+from tunewise.engine.sharding import by_kind, clip_gradients, distribution
 from tunewise.engine.shards import Parked, collected, is_finite, is_shard, put, whole
 
 
@@ -44,5 +44,5 @@ def test_every_rank_gets_equally_many_turns():
 
 
 def test_a_whole_model_is_loaded_as_ever():
-    with loading_arguments(None, Ranks(0, 2)) as arguments:
-        assert arguments == {}
+    with distribution(None, Ranks(0, 2)) as part:
+        assert part is None

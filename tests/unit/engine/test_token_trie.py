@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewise.engine.attention import Segment
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import nll, why_not_packed
 from tunewise.engine.packing import packed_batch, padded_batch, row_tokens
+from tunewise.engine.segments import Segment
 from tunewise.engine.token_trie import PROMPT, TokenTrie
 from tunewise.fitting.scoring import label_nll
 from tunewise.testing import ARCHITECTURES, tiny_base

@@ -9,7 +9,8 @@ from tunewise.core.seeds import generator
 from tunewise.engine import row_file
 from tunewise.engine.row_file import RowFile
 from tunewise.fitting.encoded_rows import encoded_rows, remove_rows
-from tunewise.fitting.loop import order, train
+from tunewise.fitting.loop import train
+from tunewise.fitting.row_order import order
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task

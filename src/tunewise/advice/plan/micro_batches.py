@@ -5,8 +5,8 @@ from __future__ import annotations
 from tunewise.contract.attachment import Attachment
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import why_not_packed
-from tunewise.fitting.loop import order
 from tunewise.fitting.passes import passes
+from tunewise.fitting.row_order import order
 from tunewise.fitting.settings import TrainSettings
 
 MEASURED = 2000  # training examples whose lengths are measured

@@ -231,7 +231,7 @@ class _Students(Attachment):
 
     def drawn(self, step: int) -> list[int]:
         """Return the sequences of a step: some of K sources, K ~ U[2, number of sources]."""
-        from tunewise.fitting.loop import order
+        from tunewise.fitting.row_order import order
 
         random, count = stream(self.seed, "mpt", "sources", step), len(self.sizes)
         drawn = int(torch.randint(min(2, count), count + 1, (), generator=random))
