@@ -6,7 +6,6 @@ where it was stopped. `... OUT --row TOKENS` writes loss and gradients of one lo
 """
 
 import json
-import resource
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from rank_training import Form, Outcome, go_on, trained, write
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing, require_division, why_not_packed
+from tunewise.engine.memory import peak_memory
 from tunewise.engine.ranks import Ranks, joined_ranks
 from tunewise.engine.tiny import tiny_base, tiny_task
 from tunewise.techniques.registry import make
@@ -60,18 +60,19 @@ def long_row(ranks: Ranks, out: Path, tokens: int, recomputes: bool) -> None:
     why_not_packed(base)
     ids = torch.randint(2, 320, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     labelled = [place % 7 < 2 and place > tokens // 16 for place in range(tokens)]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cpu = torch.device("cpu")
+    with peak_memory(cpu) as before:
+        pass
     batch = batch_of(base, [TokenSequence(ids, labelled, 0)], divide=True)
-    with layout(base, batch), recomputing(base, recomputes):
+    with peak_memory(cpu) as peak, layout(base, batch), recomputing(base, recomputes):
         value = loss_sum(base, batch)
         value.backward()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    total = ranks.total(float(value))[0]
+    total = ranks.total(value.item())[0]
     gradients = {name: p.grad for name, p in attachment.params().items() if p.grad is not None}
     ranks.sum(list(gradients.values()))
     if ranks.writes:
         save_file({name: gradient.contiguous() for name, gradient in gradients.items()}, out / "gradients.safetensors")
-    facts = {"loss": total, "grown_kb": peak - before, "computed": batch.ids.shape[1]}
+    facts = {"loss": total, "grown": peak[0] - before[0], "computed": batch.ids.shape[1]}
     (out / f"{ranks.rank}.jsonl").write_text(json.dumps(["row", facts]))
     ranks.wait()
 

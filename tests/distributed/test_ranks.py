@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import ranks_worker
+from processes import still_running
 from rank_processes import environment, free_port, losses, outcomes, run
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.packing import in_groups
@@ -113,7 +114,7 @@ def test_a_rank_that_is_killed_ends_the_run_with_a_sentence(tmp_path, rank):
     stderr = launcher.communicate(timeout=60)[1]
     assert launcher.returncode == 1 and "Traceback" not in stderr
     assert f"device {rank} was killed by SIGKILL" in stderr and "--resume" in stderr
-    assert not any(process.is_running() for process in ranks)
+    assert not still_running(ranks)
 
 
 @pytest.mark.slow
@@ -122,7 +123,7 @@ def test_a_rank_that_hangs_ends_the_run_with_a_sentence(tmp_path):
     ranks[1].suspend()
     stderr = launcher.communicate(timeout=120)[1]
     assert launcher.returncode == 1 and "device 1 gave no sign of life" in stderr and "--resume" in stderr
-    assert not any(process.is_running() for process in ranks)
+    assert not still_running(ranks)
 
 
 @pytest.mark.slow
@@ -131,7 +132,7 @@ def test_ctrl_c_ends_all_and_says_how_to_go_on(tmp_path):
     launcher.send_signal(signal.SIGINT)
     stderr = launcher.communicate(timeout=60)[1]
     assert launcher.returncode == 130 and "interrupted; to continue" in stderr and "Traceback" not in stderr
-    assert not any(process.is_running() for process in ranks)
+    assert not still_running(ranks)
 
 
 def test_what_cannot_work_is_refused_once(tmp_path):

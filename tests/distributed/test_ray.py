@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from comparison_result import differences, timeless
+from processes import still_running
 from watched_trials import KILL, steps, write_metric
 
 ray = pytest.importorskip("ray")
@@ -63,8 +64,7 @@ def cluster():
         process.wait(timeout=60)
     except subprocess.TimeoutExpired:
         process.kill()
-    _, left = psutil.wait_procs(servers, timeout=10)
-    for each in left:
+    for each in still_running(servers, within=10):
         each.kill()
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -126,15 +126,11 @@ def test_a_signal_ends_the_actors(words, cluster, tmp_path):
     while not (tmp_path / "steps").exists() or len(steps(tmp_path, "lora")) < 4:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.2)
-    (actor,) = {pid for pid, _ in steps(tmp_path, "lora")}
+    (actor,) = (psutil.Process(pid) for pid in {pid for pid, _ in steps(tmp_path, "lora")})
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "to continue: tunewise compare" in err, err
-    for _ in range(100):
-        if not psutil.pid_exists(actor):
-            break
-        time.sleep(0.1)
-    assert not psutil.pid_exists(actor)
+    assert not still_running([actor], within=10)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import pytest
 
 import figures
 from comparison_result import differences, timeless
+from processes import still_running
 
 METRIC = """
 import os, signal, time
@@ -185,7 +186,7 @@ def test_a_signal_ends_it_and_its_worker_with_the_command_to_continue(words, tmp
     os.killpg(process.pid, stop)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + stop and f"to continue: tunewise compare --model {words[2]}" in err
-    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    assert not still_running(children)
 
 
 @pytest.mark.slow
@@ -200,8 +201,7 @@ def test_a_second_comparison_in_the_folder_is_refused_and_a_dead_one_takes_its_w
     children = workers(first)
     first.kill()
     first.wait()
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    assert not still_running(children)
 
 
 def test_errors_of_the_request_come_from_the_worker_as_they_are(words):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from comparison_result import differences, timeless
+from processes import still_running
 from watched_trials import KILL, steps, write_metric
 
 
@@ -68,10 +69,6 @@ def trial_workers(process):
         except psutil.Error:
             continue
     return found
-
-
-def alive(processes):
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.slow
@@ -145,7 +142,7 @@ def test_a_signal_ends_all_within_seconds_and_one_worker_goes_on(words, tmp_path
     began = time.monotonic()
     _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + stop and "to continue: tunewise compare" in err, err
-    assert not alive(found) and time.monotonic() - began < 10
+    assert not still_running(found) and time.monotonic() - began < 10
     for name in ("lora", "bitfit"):
         (tmp_path / name).unlink()
     before = len(steps(tmp_path, "lora"))
@@ -164,8 +161,7 @@ def test_a_dead_parent_takes_all_workers_along(words, tmp_path):
     found = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
-    _, left = psutil.wait_procs(found, timeout=5)
-    assert not left
+    assert not still_running(found)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from processes import still_running
 from tunewise.core.errors import DataError
 from tunewise.engine import row_file as row_files
 from tunewise.engine.encoding import TokenSequence
@@ -116,8 +117,7 @@ def test_killed_in_the_middle_its_helpers_end_and_the_next_one_begins_anew(many,
     helpers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, left = psutil.wait_procs(helpers, timeout=5)
-    assert not left and not (tmp_path / "rows-x.bin").exists()
+    assert not still_running(helpers) and not (tmp_path / "rows-x.bin").exists()
     assert list(written(tmp_path, many)) == many
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows-x.bin", "rows-x.lock"]
 
