@@ -87,6 +87,13 @@ def leave_job(folder, kind, words, output):
     (job / "stderr").write_text("", "utf-8")
 
 
+def leave_turns(folder, run, turns, broken=""):
+    """Leave the chat of a comparison as a page that was used before does, and a last line that is cut short."""
+    path = folder / "runs" / ".studio" / "chats" / f"{run}.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(turn) + "\n" for turn in turns) + broken, "utf-8")
+
+
 def leave_comparisons(folder, count):
     """Leave so many comparisons, run-00 and on."""
     result = json.dumps(comparison_result.comparison(comparison_result.result()).to_json())

@@ -190,6 +190,11 @@ def ask(tab):
     answer.filter(has_text=re.compile("complaint|praise")).wait_for(timeout=LONG)
     assert tab.locator(".conversation li").count() == 2
     assert tab.locator(".example").count() == 10
+    tab.reload()
+    tab.locator(".conversation .question", has_text="the soup was cold").wait_for()  # it is still there
+    assert tab.locator(".conversation li").count() == 2
+    pressed(tab, "New conversation")
+    tab.locator(".conversation li").first.wait_for(state="detached")
     pressed(tab, "Unload")
     tab.get_by_role("button", name="Load them").wait_for()
 
@@ -198,6 +203,7 @@ def ship(tab, folder):
     step(tab, "Ship")
     pressed(tab, "Export and compare")
     tab.locator(".parity.good").first.wait_for(timeout=LONG)
+    assert "--data reviews.jsonl" in tab.locator("pre", has_text="tunewise export").inner_text()
     assert json.loads((folder / "runs/first/exports/lora-merged/parity.json").read_text("utf-8"))["same"] is True
     tab.get_by_label("Port (0: a free one)").fill("0")
     pressed(tab, "Serve it")
@@ -282,6 +288,26 @@ def test_the_way_by_keys_alone(browser, tmp_path):
         tab.keyboard.press("Enter")
         tab.get_by_text("finished", exact=True).first.wait_for(timeout=LONG)
         assert tab.locator("tr", has_text="base").count() == 1
+
+
+def test_a_source_can_be_opened_and_what_it_says_is_inert(browser, tmp_path):
+    """Two turns of before: one with sources, and a line that a crash cut short."""
+    attack = "<img src=x onerror='window.hit=1'>"
+    studio_server.leave_comparisons(tmp_path, 1)
+    adaptation = json.loads((tmp_path / "runs/run-00/compare.json").read_text("utf-8"))["rows"][1]["adaptation"]
+    (tmp_path / "runs/run-00" / adaptation).mkdir(parents=True)
+    answer = {"text": attack, "sources": [f"{attack}.md:0-9", "oil.md:0-40"], "passages": [attack, "Change the oil."]}
+    studio_server.leave_turns(tmp_path, "run-00", [{"question": attack, "answers": {"rag": answer}}], broken='{"ques')
+    with studio_server.running(tmp_path) as studio, opened(browser, studio) as tab:
+        step(tab, "Answers")
+        tab.locator(".conversation .question").wait_for()
+        assert tab.locator(".conversation .question").count() == 1
+        passage = tab.get_by_role("region", name="What oil.md:0-40 says")
+        passage.wait_for(state="hidden")
+        tab.get_by_text("Source: oil.md:0-40").click()
+        passage.wait_for(state="visible")
+        assert passage.inner_text() == "Change the oil."
+        assert tab.evaluate("window.hit") is None and tab.locator("#content img").count() == 0
 
 
 def test_what_one_tab_shows_another_does_not_change(browser, tmp_path):

@@ -70,7 +70,7 @@ def test_at_random_moments(given, tmp_path, stop, cases):
     lines = {
         "fit": ["fit", "lora", "-m", given / "model", "-d", given / "prompts.jsonl", "--max-steps", 500, "-o"],
         "export": ["export", given / "fitted", "--to", "merged", "-o"],
-        "generate": ["generate", given / "fitted", "-d", given / "prompts.jsonl", "--max-new-tokens", 400, "-o"],
+        "generate": ["generate", given / "fitted", "-d", given / "prompts.jsonl", "--max-new-tokens", 200, "-o"],
     }
     begun = time.monotonic()
     assert started(*lines["export"], tmp_path / "whole").wait() == 0
@@ -89,6 +89,23 @@ def test_at_random_moments(given, tmp_path, stop, cases):
                 err
             )
         cases.passed()
+
+
+AT_THE_END = """
+import atexit, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+sys.argv = ["tunewise", "--version"]
+from tunewise.cli.__main__ import main
+main()
+"""
+
+
+def test_a_signal_while_python_ends_just_ends_it():
+    """Libraries register work for the end of the process, which an interruption would break off with a traceback."""
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True)
+    assert done.returncode == BY_ITSELF[signal.SIGINT] and done.stderr == "", done.stderr
+    assert done.stdout.startswith("tunewise ")
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)

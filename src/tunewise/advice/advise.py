@@ -18,7 +18,7 @@ from tunewise.advice.features import Features, measure, texts_of
 from tunewise.advice.forecast import Forecast
 from tunewise.advice.question import Planner, Question, Situation
 from tunewise.advice.ranking import Ranking, rank
-from tunewise.advice.sentences import Sentence
+from tunewise.advice.sentences import Sentence, with_shared_sources
 from tunewise.contract.technique import Technique
 from tunewise.core.errors import RequestError
 from tunewise.core.seeds import generator
@@ -236,9 +236,14 @@ class Advice:
         """Return the technique to choose; None if none can be chosen."""
         return next((row.forecast.technique for row in self.rows if row.verdict == "advised"), None)
 
+    def reasons(self) -> tuple[list[str], list[str]]:
+        """Return the reason of each row for a table, and the comparisons that they name by a number, such as [1]."""
+        return with_shared_sources(row.reasons for row in self.rows)
+
     def to_json(self) -> dict[str, object]:
         """Return the advice as `tunewise advise --json` prints it."""
         features, recommender = self.situation.features, self.evidence.recommender
+        reasons, sources = self.reasons()
         return {
             "schema": SCHEMA,
             "model": self.model,
@@ -257,7 +262,8 @@ class Advice:
             "plan": [row.to_json() for row in self.situation.plan.values()],
             "advised": self.advised,
             "summary": [sentence.to_json() for sentence in self.summary],
-            "rows": [row.to_json() for row in self.rows],
+            "rows": [{**row.to_json(), "reason": reason} for row, reason in zip(self.rows, reasons, strict=True)],
+            "sources": sources,
             "changes": [change.to_json() for change in self.changes],
         }
 

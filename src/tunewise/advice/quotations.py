@@ -10,7 +10,7 @@ from tunewise.advice.sentences import Link, Sentence, escaped, say
 from tunewise.core.units import count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tunewise.advice.evidence import Evidence, Quoted
     from tunewise.advice.forecast import Forecast
@@ -54,17 +54,19 @@ def _recorded(quoted: Quoted, evidence: Evidence) -> Sentence:
         return Link("atlas", record.name, f"{name}.score.mean", value.mean, f"{value.mean:.3f}")
 
     model = f"{record.model.name.rpartition('/')[2]}, {count(record.model.parameters)} parameters"
-    text = (
-        f"On {record.task.name} with {escaped(model)}, {record.task.train:,} examples and {record.budget.steps} steps "
-        f"{raw} scored {{}} (similarity {{}}; the base {{}}, the best {{}} with {best})"
+    where = (
+        f"{record.task.name} with {escaped(model)}, {record.task.train:,} examples and {record.budget.steps} steps "
+        f"(similarity {{}}; the base {{}}, the best {{}} with {best})"
     )
-    links = [score(raw), _similarity(quoted), score("base"), score(best)]
+    found, links = "scored {}", [score(raw)]
     if row.forgetting is not None:
         rise = row.forgetting.nll_rise
         links.append(Link("atlas", record.name, f"{raw}.forgetting.nll_rise", rise, f"{rise:+.2f}"))
-        text += " and changed the loss on other text by {} nats per token"
-    stale = " Its defaults have changed since." if raw in stale_rows(record) else ""
-    return say(f"{text}.{stale}", *links)
+        found += " and changed the loss on other text by {} nats per token"
+    if raw in stale_rows(record):
+        found += ", with other defaults than today's"
+    facts = [_similarity(quoted), score("base"), score(best)]
+    return _quote(where, facts, found, links, subject=raw, named=not quoted.same)
 
 
 def _published(quoted: Quoted, evidence: Evidence) -> Sentence:
@@ -78,13 +80,36 @@ def _published(quoted: Quoted, evidence: Evidence) -> Sentence:
         for name in (raw, other)
     ]
     metric = escaped(comparison.table.metric)
-    text = f"Published of {escaped(comparison.words)}: {{}} {metric} with {raw}, {{}} with {other}"
+    found = f"{{}} {metric} with {raw}, {{}} with {other}"
     if comparison.has_base:
         base = comparison.rows["base"].score
         figures.append(Link("paper", comparison.ref, "base.score", base, f"{base:g}"))
-        text += ", {} unadapted"
-    text += f" ({escaped(comparison.cited)}; {comparison.table.comparable}; similarity {{}})."
-    return say(text, *figures, _similarity(quoted))
+        found += ", {} unadapted"
+    where = f"{escaped(comparison.words)} ({escaped(comparison.cited)}; {comparison.table.comparable}; similarity {{}})"
+    return _quote(where, [_similarity(quoted)], found, figures)
+
+
+def _quote(
+    where: str, facts: Sequence[Link], found: str, figures: Sequence[Link], *, subject: str = "", named: bool = False
+) -> Sentence:
+    """Say what was found in a comparison: both as one sentence, and apart.
+
+    Args:
+        where: describes the comparison.
+        facts: the links of its figures.
+        found: what was found.
+        figures: the links of its figures.
+        subject: the technique of which that is said, if `found` does not name it.
+        named: whether a table must name it too, because it is not the row's own.
+    """
+    source, finding = say(where, *facts), say(found, *figures)
+    with_subject = f"{subject} {finding.text}".lstrip()
+    return Sentence(
+        f"On {source.text}: {with_subject}.",
+        (*source.links, *finding.links),
+        source.text,
+        with_subject if named else finding.text,
+    )
 
 
 def _far(forecast: Forecast, evidence: Evidence) -> Sentence:

@@ -30,7 +30,8 @@ def _does_not_fit(forecast: Forecast, question: Question) -> Sentence | None:
     verdict = Link("plan", name, "verdict", plan.verdict, plan.verdict)
     if plan.verdict in ("does not fit", "not possible"):
         text = str(plan.reason).rstrip(".")
-        return say("The plan says that it {}: {}.", verdict, Link("plan", name, "reason", plan.reason, text))
+        verb, reason = "is " if plan.verdict == "not possible" else "", Link("plan", name, "reason", plan.reason, text)
+        return say(f"The plan says that it {verb}{{}}: {{}}.", verdict, reason)
     peak, seconds = plan.peak, plan.train_seconds
     if question.memory is not None and peak is not None and peak > question.memory:
         needed = Link("plan", name, "memory.peak", peak, size(peak))

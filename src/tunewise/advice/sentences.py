@@ -16,7 +16,8 @@ the sentence prints as `shown`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,49 @@ class Link:
 
 @dataclass(frozen=True)
 class Sentence:
-    """Holds a sentence with links to the sources of what it says."""
+    """Holds a sentence with links to the sources of what it says.
+
+    Attributes:
+        text: the sentence.
+        links: its sources.
+        source: the comparison that it quotes, in words; empty where it quotes none.
+        finding: what it says of that comparison, without naming it.
+        tabulated: whether it says in words what a table of the advice has in its columns.
+    """
 
     text: str
     links: tuple[Link, ...]
+    source: str = ""
+    finding: str = ""
+    tabulated: bool = False
 
     def to_json(self) -> dict[str, object]:
         """Return the text and the links."""
         return {"text": self.text, "evidence": [asdict(link) for link in self.links]}
+
+    def as_tabulated(self) -> Sentence:
+        """Return the same as one that a table leaves out."""
+        return replace(self, tabulated=True)
+
+
+def with_shared_sources(rows: Iterable[Sequence[Sentence]]) -> tuple[list[str], list[str]]:
+    """Put the reasons of each row of a table into a text that names a comparison by a number, such as [1].
+
+    Returns:
+        The texts of the rows, and the comparisons in the order of their numbers.
+    """
+    numbers: dict[str, int] = {}
+    texts = [
+        " ".join(
+            f"{sentence.finding} [{numbers.setdefault(sentence.source, len(numbers) + 1)}]."
+            if sentence.source
+            else sentence.text
+            for sentence in row
+            if not sentence.tabulated
+        )
+        for row in rows
+    ]
+    return texts, [f"[{number}] {source}" for source, number in numbers.items()]
 
 
 def say(template: str, *links: Link) -> Sentence:

@@ -153,7 +153,7 @@ def why(forecast: Forecast, refused: Sentence | None, evidence: Evidence, rankin
     if refused is not None:
         return [refused]
     return [
-        say("Expected to reach {} of the best technique's gain ({} to {}).", *_gain_links(forecast)),
+        say("Expected to reach {} of the best technique's gain ({} to {}).", *_gain_links(forecast)).as_tabulated(),
         *quotations(forecast, evidence),
         *capacity(forecast),
         *_planned(forecast, limited=ranking.situation.question.memory is not None),
@@ -182,10 +182,10 @@ def _planned(forecast: Forecast, *, limited: bool) -> list[Sentence]:
         if limited or plan.verdict != "fits":
             sentences.append(say("According to the plan it {}" + changed + " and takes {} of memory.", verdict, memory))
         else:
-            sentences.append(say("According to the plan it takes {} of memory.", memory))
+            sentences.append(say("According to the plan it takes {} of memory.", memory).as_tabulated())
     if plan.train_seconds is not None:
         seconds = Link("plan", name, "time.seconds", plan.train_seconds, f"{plan.train_seconds:,.0f}")
-        sentences.append(say("According to the plan its training takes {} s.", seconds))
+        sentences.append(say("According to the plan its training takes {} s.", seconds).as_tabulated())
     return sentences
 
 
@@ -199,8 +199,8 @@ def _cost(forecast: Forecast, tenants: int) -> list[Sentence]:
     if tenants > 1:
         count = Link("request", "tenants", "", tenants, f"{tenants:,}")
         text = "A request is {} tokens long; an adaptation takes {}, times {} tenants."
-        return [say(text, request, artifact, count)]
-    return [say("A request is {} tokens long; the adaptation takes {}.", request, artifact)]
+        return [say(text, request, artifact, count).as_tabulated()]
+    return [say("A request is {} tokens long; the adaptation takes {}.", request, artifact).as_tabulated()]
 
 
 def changed(change: Change, now: Ranking, then: Ranking) -> Sentence:

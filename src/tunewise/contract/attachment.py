@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from tunewise.core.errors import ArtifactError, TechniqueError
@@ -23,6 +24,14 @@ ParamGroup: TypeAlias = dict[str, Any]  # one of torch's optimiser groups: "para
 PeftConfig: TypeAlias = dict[str, Any]  # the content of PEFT's adapter_config.json
 Findings: TypeAlias = dict[str, Any]  # what a report says of an attachment after training, as JSON, by its heading
 StoredRow: TypeAlias = dict[str, Any]  # a JSON row of the artifact, in the technique's own form
+
+
+@dataclass(frozen=True)
+class CitedText:
+    """Says what a prompt quotes: the text, and its source, a document with a span of it."""
+
+    source: str
+    text: str
 
 
 class Building:
@@ -258,8 +267,8 @@ class Training(Building):
         """Return an example with what this technique puts before its prompt."""
         return example
 
-    def citations(self, example: Example) -> list[str]:
-        """Return the sources, documents with spans, of what this technique puts before the example."""
+    def citations(self, example: Example) -> list[CitedText]:
+        """Return what this technique quotes before the example, with its sources."""
         return []
 
     def label_bias(self) -> Tensor | None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from tunewise.contract.attachment import Attachment, Findings, ParamGroup, StoredRow, strict
+from tunewise.contract.attachment import Attachment, CitedText, Findings, ParamGroup, StoredRow, strict
 from tunewise.contract.study import Study
 from tunewise.contract.technique import Technique, fact
 from tunewise.core.errors import ArtifactError, TechniqueError
@@ -329,8 +329,8 @@ class _ComposedAttachment(Attachment):
             example = part.render(example)
         return example
 
-    def citations(self, example: Example) -> list[str]:
-        return [source for part in self.parts for source in part.citations(example)]
+    def citations(self, example: Example) -> list[CitedText]:
+        return [each for part in self.parts for each in part.citations(example)]
 
     def label_bias(self) -> Tensor | None:
         return next((bias for part in self.parts if (bias := part.label_bias()) is not None), None)

@@ -125,7 +125,7 @@ class _Exchange:
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Started):
-                choice.prompt_tokens, choice.sources = event.prompt_tokens, event.sources
+                choice.prompt_tokens, choice.citations = event.prompt_tokens, event.citations
             elif isinstance(event, Piece):
                 choice.text += event.text
                 choice.tokens.append(event.token)
@@ -152,7 +152,7 @@ def _begin(engine: Engine, body: _Body, questions: Sequence[Question]) -> _Excha
     reader = engine.readers[body.model]
     is_chat = isinstance(body, openai_schema.ChatRequest)
     calls = isinstance(body, openai_schema.ChatRequest) and bool(body.offered)
-    form = Form(is_chat, body.model, lambda token: reader.spell(token), calls=calls)
+    form = Form(is_chat, body.model, lambda token: reader.spell(token), calls=calls, passages=body.return_passages)
     engine.submit(jobs)
     return _Exchange(body, jobs, events, [Choice() for _ in jobs], form)
 

@@ -6,6 +6,7 @@ import queue
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tunewise.contract.attachment import CitedText
 from tunewise.data.task import Message
 from tunewise.engine.decoding import Sampling
 from tunewise.serve.prompts import Question
@@ -17,9 +18,14 @@ class Reply:
     """One answer as far as it has been written; `reason` is why it ended, `error` why it failed."""
 
     text: str = ""
-    sources: list[str] = field(default_factory=list)
+    citations: list[CitedText] = field(default_factory=list)
     reason: str | None = None
     error: Exception | None = None
+
+    @property
+    def sources(self) -> list[str]:
+        """Return the sources of what the prompt quotes."""
+        return [each.source for each in self.citations]
 
     @property
     def done(self) -> bool:
@@ -29,7 +35,7 @@ class Reply:
     def take(self, event: Event) -> None:
         """Add what an event of the engine says to the reply."""
         if isinstance(event, Started):
-            self.sources = event.sources
+            self.citations = event.citations
         elif isinstance(event, Piece):
             self.text += event.text
         elif isinstance(event, Ended):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NotRequired, TypedDict
 
+from tunewise.contract.attachment import CitedText
 from tunewise.engine.decoding import Token
 from tunewise.fitting.structured_answers import Call, calls_of, text_before_calls
 from tunewise.serve.openai_schema import Usage, usage
@@ -39,13 +40,14 @@ class _Message(TypedDict, total=False):
 class _Content(TypedDict, total=False):
     """What a choice says: `message` of a whole chat answer, `delta` of a chunk, `text` of a plain completion.
 
-    `sources` are the documents that the technique cites.
+    `sources` are the documents that the technique cites, and `passages` what it quotes of each.
     """
 
     message: _Message
     delta: _Message
     text: str
     sources: list[str]
+    passages: list[str]
 
 
 class _TokenLogprob(TypedDict):
@@ -102,7 +104,7 @@ class Choice:
     reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    sources: list[str] = field(default_factory=list)
+    citations: list[CitedText] = field(default_factory=list)
 
 
 def _number(value: object) -> int | float:
@@ -115,9 +117,19 @@ def _number(value: object) -> int | float:
 class Form:
     """The form of one request's responses: that of chats, or of plain completions."""
 
-    def __init__(self, chat: bool, model: str, spell: Callable[[int], str], *, calls: bool = False) -> None:
-        """Begin the responses to one request; `calls` says whether tools were offered, which an answer may call."""
-        self.chat, self.model, self.spell, self.calls = chat, model, spell, calls
+    def __init__(
+        self, chat: bool, model: str, spell: Callable[[int], str], *, calls: bool = False, passages: bool = False
+    ) -> None:
+        """Begin the responses to one request.
+
+        Args:
+            chat: whether it is a chat, or else a plain completion.
+            model: the adaptation that answers.
+            spell: decodes one token.
+            calls: whether tools were offered, which an answer may call.
+            passages: whether the passages that the prompt quotes are returned with their sources.
+        """
+        self.chat, self.model, self.spell, self.calls, self.passages = chat, model, spell, calls, passages
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
 
@@ -135,7 +147,8 @@ class Form:
             if self.chat:
                 content = {"message": {"role": "assistant", "refusal": None, **self._said(choice)}}
             token_logprobs = self.logprobs(choice.tokens, 0) if logprobs else None
-            response["choices"].append(_choice(index, content, self._reason(choice), token_logprobs, choice.sources))
+            content |= self._cited(choice)
+            response["choices"].append(_choice(index, content, self._reason(choice), token_logprobs))
         response["usage"] = self.usage(choices, answers_per_prompt)
         return response
 
@@ -149,7 +162,7 @@ class Form:
     def first(self, index: int, choice: Choice) -> CompletionResponse:
         """Build the chunk that opens an answer, with the sources that it cites."""
         content: _Content = {"delta": {"role": "assistant", "content": ""}} if self.chat else {"text": ""}
-        return self._chunk(_choice(index, content, sources=choice.sources))
+        return self._chunk(_choice(index, content | self._cited(choice)))
 
     def piece(self, index: int, text: str, logprobs: ChatLogprobs | TextLogprobs | None) -> CompletionResponse:
         """Build a chunk with more text of an answer."""
@@ -161,6 +174,15 @@ class Form:
         content: _Content = {"delta": {}} if self.chat else {"text": ""}
         chunks = [self._chunk(_choice(index, {"delta": self._said(choice, streamed=True)}))] if self.calls else []
         return [*chunks, self._chunk(_choice(index, content, self._reason(choice)))]
+
+    def _cited(self, choice: Choice) -> _Content:
+        """Return the sources of what the prompt quotes, and the passages where they are asked for."""
+        if not choice.citations:
+            return {}
+        cited: _Content = {"sources": [each.source for each in choice.citations]}
+        if self.passages:
+            cited["passages"] = [each.text for each in choice.citations]
+        return cited
 
     def _tool_calls(self, choice: Choice) -> list[Call]:
         """Return the calls that an answer makes; none where no tools were offered or it cannot be read as calls."""
@@ -230,9 +252,5 @@ def _choice(
     content: _Content,
     finish_reason: str | None = None,
     logprobs: ChatLogprobs | TextLogprobs | None = None,
-    sources: list[str] | None = None,
 ) -> ResponseChoice:
-    choice: ResponseChoice = {"index": index, **content, "finish_reason": finish_reason, "logprobs": logprobs}
-    if sources:
-        choice["sources"] = sources
-    return choice
+    return {"index": index, **content, "finish_reason": finish_reason, "logprobs": logprobs}

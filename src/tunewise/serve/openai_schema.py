@@ -157,6 +157,7 @@ class CompletionRequest(BaseModel):
     store: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    return_passages: bool = False  # not OpenAI's: with the sources of an answer, what its prompt quotes of them
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tunewise.contract.attachment import CitedText
 from tunewise.core.errors import DataError
 from tunewise.data.task import Example, Message
 from tunewise.engine.encoding import Encoder
@@ -35,13 +36,13 @@ class Prompt:
     """A question as the model reads it.
 
     `ids` are the prompt's tokens, `room` the largest number of tokens to generate, `stops` texts that end the answer,
-    and `sources` the documents that the prompt quotes.
+    and `citations` what the prompt quotes of documents.
     """
 
     ids: list[int]
     room: int
     stops: tuple[str, ...]
-    sources: list[str]
+    citations: list[CitedText]
 
 
 class TooLongError(DataError):

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import torch
 
+from tunewise.contract.attachment import CitedText
 from tunewise.core.errors import TunewiseError
 from tunewise.engine.decoding import Cohort, DecodingRow, Sampling, Token
 from tunewise.serve.adaptation_pool import AdaptationPool
@@ -31,7 +32,7 @@ class Started:
     """The prompt was encoded: how many tokens it has, and the documents that it quotes."""
 
     prompt_tokens: int
-    sources: list[str]
+    citations: list[CitedText]
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ class Engine:
             job.tell(Failed(error))
             return None
         text = Text(reader.decode, (*job.stops, *prompt.stops), not job.question.raw)
-        job.tell(Started(len(prompt.ids), prompt.sources))
+        job.tell(Started(len(prompt.ids), prompt.citations))
         return DecodingRow(prompt.ids, job.sampling, _Answer(job, text, prompt.room, reader.ends))
 
     def _with_new(self, cohorts: list[Cohort], new: Cohort) -> list[Cohort]:

@@ -90,6 +90,8 @@ class AdvicePage:
             button("Compare all that could win", self._take_advised)
         heading("Ranking")
         table(_RANKING, [_ranked(row) for row in result["rows"]])
+        for source in result["sources"]:
+            paragraph(source, "small")
         paragraph(
             "Gain: the expected share of what the best technique adds to the base's score, with its interval.", "small"
         )
@@ -122,9 +124,8 @@ class AdvicePage:
 
 def _ranked(row: JsonObject) -> Line:
     ruled_out = row["verdict"] == "out"
-    why = " ".join(sentence["text"] for sentence in (row["why"] if ruled_out else row["why"][1:3]))
     if ruled_out:
-        return Line([row["technique"]], ["ruled out"], "out", why)
+        return Line([row["technique"]], ["ruled out"], "out", row["reason"])
     gain, tokens = row["gain"], row["prompt_tokens"]
     cells = [
         row["technique"],
@@ -133,7 +134,7 @@ def _ranked(row: JsonObject) -> Line:
         f"{100 * row['chance']:.0f} %",
         size(row["artifact_bytes"]) if row["artifact_bytes"] is not None else "",
         f"{tokens:.0f} tokens" if tokens is not None else "",
-        why,
+        row["reason"],
     ]
     marks = ["advised"] if row["verdict"] == "advised" else []
     return Line(cells, marks, "recommended" if marks else "")

@@ -7,7 +7,6 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from nicegui import ui
@@ -15,8 +14,20 @@ from nicegui import ui
 from tunewise.core import artifact_reader
 from tunewise.core.errors import ArtifactError
 from tunewise.studio import commands
+from tunewise.studio.conversation import Answer, Conversation, Turn
 from tunewise.studio.jobs import Job
-from tunewise.studio.parts import TextElement, alert, button, command, controls, element, job_line, paragraph, status
+from tunewise.studio.parts import (
+    TextElement,
+    alert,
+    button,
+    command,
+    controls,
+    details,
+    element,
+    job_line,
+    paragraph,
+    status,
+)
 from tunewise.studio.runs import Run
 from tunewise.studio.server_address import address_of, models_of
 from tunewise.studio.workspace import Workspace
@@ -27,20 +38,12 @@ _SECRET = "secret"
 _SECONDS = 600  # that an answer may take
 
 
-@dataclass
-class _Speaker:
-    """One adaptation in the conversation: what was said to it, and where its answer is shown."""
-
-    name: str
-    messages: list[dict[str, str]] = field(default_factory=list)
-
-
 class Chat:
     """The chat with the adaptations of a comparison."""
 
     def __init__(self, workspace: Workspace, run: Run) -> None:
         self._workspace, self._run = workspace, run
-        self._speakers: dict[str, _Speaker] = {}
+        self._turns = Conversation(workspace, run)
         self._drawn: tuple[object, ...] = ()
         self._is_asking = False
         folders = {name: path for name, path in run.adaptations().items() if name != "base"}
@@ -64,6 +67,8 @@ class Chat:
         with self._form:
             self._question = ui.input("Question").props("outlined dense").classes("wide").on("keydown.enter", self._ask)
             self._send = button("Ask", self._ask, main=True)
+            button("New conversation", self._begin_anew)
+        self._shown: tuple[int, int] | None = None  # the stamp of the turns that are shown
         self._choice.on_value_change(self._show_command)
         self._show_command()
         self._tick()
@@ -104,6 +109,8 @@ class Chat:
             self._job.stop()
 
     def _tick(self) -> None:
+        if not self._is_asking and self._turns.stamp != self._shown:
+            self._show_turns()
         job = self._job
         state = job.state if job is not None else "none"
         address = address_of(job) if job is not None and state == "running" else None
@@ -136,11 +143,18 @@ class Chat:
         try:
             headers = {"Authorization": f"Bearer {_secret(job)}"}
             names = await models_of(address, headers)
+            asked = [self._turns.messages(name, text) for name in names]
             with self._conversation:
                 element("p", text, "question")
                 with element("ul", classes="answers"):
-                    turns = [self._turn(name) for name in names]
-            await asyncio.gather(*(turn.answer(address, headers, text) for turn in turns))
+                    places = [_AnswerPlace(name) for name in names]
+            answers = await asyncio.gather(
+                *(place.answer(address, headers, messages) for place, messages in zip(places, asked, strict=True))
+            )
+            found = {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
+            if found:  # kept also where the page was closed meanwhile
+                self._turns.add(Turn(question=text, answers=found))
+                self._shown = self._turns.stamp
         except Exception as error:
             with self._conversation:
                 alert(f"no answer: {error}")
@@ -148,38 +162,59 @@ class Chat:
             self._is_asking = False
             self._send.enable()
 
-    def _turn(self, name: str) -> _Turn:
-        return _Turn(self._speakers.setdefault(name, _Speaker(name)))
+    def _show_turns(self) -> None:
+        """Show the turns of before, and those that another tab has added."""
+        self._shown = self._turns.stamp
+        self._conversation.clear()
+        with self._conversation:
+            for turn in self._turns.turns():
+                element("p", turn.question, "question")
+                with element("ul", classes="answers"):
+                    for name, answer in turn.answers.items():
+                        _AnswerPlace(name).show(answer)
+
+    def _begin_anew(self) -> None:
+        if not self._is_asking:
+            self._turns.clear()
+            self._show_turns()
 
 
-class _Turn:
-    """The answer of one adaptation, shown while it streams."""
+class _AnswerPlace:
+    """Where the answer of one adaptation is shown, also while it streams."""
 
-    def __init__(self, speaker: _Speaker) -> None:
-        self._speaker = speaker
+    def __init__(self, name: str) -> None:
+        self._name = name
         with element("li"):
-            element("strong", speaker.name)
+            element("strong", name)
             self._text = TextElement("pre", "…")
-            self._sources = element("div")
+            self._sources = element("div", classes="sources")
 
-    async def answer(self, address: str, headers: dict[str, str], question: str) -> None:
-        """Ask, and show what comes; the turn is remembered once it is whole."""
-        asked = [*self._speaker.messages, {"role": "user", "content": question}]
-        body = {"model": self._speaker.name, "messages": asked, "stream": True, "max_tokens": _ROOM, "temperature": 0}
-        text, sources = "", list[str]()
+    def show(self, answer: Answer) -> None:
+        """Show a whole answer; each of its sources can be opened."""
+        if self._sources.is_deleted:  # the page was closed
+            return
+        self._text.set_text(answer.text or "(nothing)")
+        with self._sources:
+            for source, passage in answer.cited:
+                with details(f"Source: {source}"):
+                    element("pre", passage, tabindex="0", role="region", aria_label=f"What {source} says")
+
+    async def answer(self, address: str, headers: dict[str, str], messages: list[dict[str, str]]) -> Answer | None:
+        """Ask, and show what comes; None where the answer did not end."""
+        body = {"model": self._name, "messages": messages, "stream": True, "max_tokens": _ROOM, "temperature": 0}
+        text, sources, passages = "", tuple[str, ...](), tuple[str, ...]()
         try:
-            async for choice in _choices(f"{address}/chat/completions", headers, body):
+            async for choice in _choices(f"{address}/chat/completions", headers, {**body, "return_passages": True}):
                 text += str(choice.get("delta", {}).get("content") or "")
-                sources = choice.get("sources") or sources
+                sources = tuple(map(str, choice.get("sources") or sources))
+                passages = tuple(map(str, choice.get("passages") or passages))
                 self._text.set_text(text or "…")
         except Exception as error:
             self._text.set_text(f"{text}\n(no answer: {error})")
-            return
-        self._text.set_text(text or "(nothing)")
-        if sources:
-            with self._sources:
-                element("p", "Sources: " + ", ".join(map(str, sources)), "small sources")
-        self._speaker.messages = [*asked, {"role": "assistant", "content": text}]
+            return None
+        answer = Answer(text=text, sources=sources, passages=passages)
+        self.show(answer)
+        return answer
 
 
 async def _choices(url: str, headers: dict[str, str], body: dict[str, object]) -> AsyncIterator[dict]:

@@ -117,9 +117,9 @@ def serve(adaptations: Mapping[str, Path], port: int) -> list[str]:
     return ["serve", *(f"{name}={folder}" for name, folder in adaptations.items()), "--port", str(port)]
 
 
-def export(adaptation: Path, to: str, out: Path) -> list[str]:
-    """Return the words of the command that exports an adaptation."""
-    return ["export", _argument(adaptation), "--to", to, "--out", str(out), "--json"]
+def export(adaptation: Path, to: str, out: Path, data: Sequence[str]) -> list[str]:
+    """Return the words of the command that exports an adaptation, and compares it on data if these words name some."""
+    return ["export", _argument(adaptation), "--to", to, *data, "--out", str(out), "--json"]
 
 
 def push(folder: Path, repository: str, *, private: bool, card_only: bool) -> list[str]:

@@ -72,6 +72,17 @@ class Run:
         return list(command[1:]) if command and command[1:2] == ("compare",) else []
 
     @property
+    def data_words(self) -> list[str]:
+        """Return the options that name its data, if this page has started it: a file's word is not followed."""
+        words, found = list(self.job.record.words) if self.job is not None else [], list[str]()
+        for place, word in enumerate(words):
+            if word in ("--data", "--columns"):
+                found += words[place : place + 2]
+            elif word == "--skip-bad-rows":
+                found.append(word)
+        return found
+
+    @property
     def may_continue(self) -> bool:
         """Whether the page may run its words again: those that it began with, and not those that a file says."""
         return self.state in ("stopped", "failed") and self.job is not None

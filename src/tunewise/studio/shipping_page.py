@@ -102,7 +102,7 @@ class Export:
         return self._run.folder / "exports" / f"{name}-{self._format.value}"
 
     def _words(self) -> list[str]:
-        return commands.export(self._adaptation, str(self._format.value), self._out)
+        return commands.export(self._adaptation, str(self._format.value), self._out, self._run.data_words)
 
     def _show_command(self) -> None:
         self._command.clear()

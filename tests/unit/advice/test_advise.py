@@ -106,7 +106,7 @@ def test_what_was_published_is_quoted_with_model_task_and_reference(planned):
     assert advice["advised"] == "qlora"
     assert {each["technique"] for each in advice["rows"] if each["verdict"] != "out"} == {"qlora"}
     why = " ".join(sentence["text"] for sentence in row(advice, "qlora")["why"])
-    assert "Published of LLaMA" in why and "Dettmers et al. 2023" in why and "similarity" in why
+    assert "On LLaMA 7B" in why and "Dettmers et al. 2023" in why and "similarity" in why
     assert "18 GB" in row(advice, "lora")["why"][0]["text"]
     half = next(change for change in advice["changes"] if change["change"] == "memory / 2")
     assert half["advised"] is None

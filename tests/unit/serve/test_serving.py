@@ -26,7 +26,7 @@ from tunewise.testing import attach, example_settings, fingerprint, fit, tiny_ba
 TASK = tiny_task("generation")
 PROMPTS = [example.prompt for example in TASK.test]
 NAMES = [name for name in all_techniques() if name != "base"] + ["peft:ia3", "icl+lora"]
-SETTINGS = example_settings()
+SETTINGS = {**example_settings(), "rag": {"k": 1}}
 NEW = 8
 
 
@@ -165,8 +165,14 @@ def test_completions(client):
 
 
 def test_sources_are_cited(client):
-    cited = say(client, "rag", PROMPTS[0]).choices[0].model_extra
-    assert all(source.startswith("train/") for source in cited.get("sources", []))
+    asked = {"return_passages": True}
+    cited = say(client, "rag", PROMPTS[0], extra_body=asked).choices[0].model_extra
+    assert cited["sources"] and all(source.startswith("train/") for source in cited["sources"])
+    assert len(cited["passages"]) == len(cited["sources"]) and all(cited["passages"])
+    streamed = [chunk.choices[0].model_extra for chunk in say(client, "rag", PROMPTS[0], stream=True, extra_body=asked)]
+    assert streamed[0] == cited and not any("sources" in each for each in streamed[1:])
+    assert "passages" not in say(client, "rag", PROMPTS[0]).choices[0].model_extra
+    assert not say(client, "lora", PROMPTS[0], extra_body=asked).choices[0].model_extra
 
 
 def test_errors_are_openais(client, server):

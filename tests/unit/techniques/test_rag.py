@@ -46,7 +46,7 @@ def test_the_right_passage_stands_before_the_question(folder):
         text = found.render(example).prompt
         name = example.prompt.split()[-1].rstrip("?")
         assert text.endswith("\n\n" + example.prompt) and PAGES[name] in text
-        assert [source.split(":")[0] for source in found.citations(example)] == [example.passage]
+        assert [each.source.split(":")[0] for each in found.citations(example)] == [example.passage]
     assert found.findings(lambda: 0.0)["right passage found"] == 1.0
 
 

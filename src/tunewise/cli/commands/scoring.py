@@ -104,7 +104,7 @@ def evaluate(
     if predictions is not None:
         rows = [
             {"prompt": example.prompt, "prediction": text, "answer": example.answer, scores.metric: value}
-            | ({"sources": cited} if (cited := loaded.attachment.citations(example)) else {})
+            | ({"sources": cited} if (cited := [each.source for each in loaded.attachment.citations(example)]) else {})
             | ({"opponent": opponents[place]} if opponents is not None else {})
             for place, (example, text, value) in enumerate(
                 zip(chosen_examples, scores.predictions, scores.per_example, strict=True)

@@ -23,7 +23,13 @@ def render_advice(advice: Advice, *, wide: bool = False) -> RenderableType:
     """
     parts: list[RenderableType] = [Text(f"{advice.task} on {model_name(advice.model)}", style="bold")]
     parts += [Text(sentence.text) for sentence in advice.summary]
-    parts += [Text(), _ranking(advice.rows, wide), Text("\nWhat would change the answer", style="bold")]
+    reasons, sources = advice.reasons()
+    parts += [
+        Text(),
+        _ranking(advice.rows, reasons, wide),
+        *(Text(source, style="dim") for source in sources),
+        Text("\nWhat would change the answer", style="bold"),
+    ]
     parts += [Text(f"  {change.sentence.text}") for change in advice.changes]
     evidence = advice.evidence
     parts.append(
@@ -36,12 +42,10 @@ def render_advice(advice: Advice, *, wide: bool = False) -> RenderableType:
     return Group(*parts)
 
 
-def _ranking(rows: Sequence[AdviceRow], wide: bool) -> RenderableType:
+def _ranking(rows: Sequence[AdviceRow], reasons: Sequence[str], wide: bool) -> RenderableType:
     table_rows = []
-    for row in rows:
+    for row, why in zip(rows, reasons, strict=True):
         forecast, ruled_out = row.forecast, row.verdict == "out"
-        # The first reason repeats the cells of the gain, unless it says why the technique is ruled out.
-        reasons = row.reasons if ruled_out else row.reasons[1:3]
         plan = forecast.plan
         figures = [
             with_interval(forecast.gain, forecast.low, forecast.high, form=".2f"),
@@ -54,7 +58,7 @@ def _ranking(rows: Sequence[AdviceRow], wide: bool) -> RenderableType:
             "" if ruled_out else str(row.rank),
             forecast.technique,
             *(["out", "", "", "", ""] if ruled_out else figures),
-            " ".join(sentence.text for sentence in reasons),
+            why,
         ]
         style = "green" if row.verdict == "advised" else "dim" if ruled_out else ""
         table_rows.append(TableRow(cells, style))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import torch
 
-from tunewise.contract.attachment import Attachment, StoredRow
+from tunewise.contract.attachment import Attachment, CitedText, StoredRow
 from tunewise.contract.places import not_followed
 from tunewise.contract.settings import setting
 from tunewise.contract.study import Study
@@ -309,8 +309,8 @@ class _Retrieving(TextSearchAttachment):
         ordered = passages if self.recipe.order == "best_first" else passages[::-1]
         return with_passages(example, ordered, quoted=self.quoted, request=self.request)
 
-    def citations(self, example: Example) -> list[str]:
-        return [passage.id for passage in self.passages(example)]
+    def citations(self, example: Example) -> list[CitedText]:
+        return [CitedText(passage.id, passage.text) for passage in self.passages(example)]
 
     # Storing.
 
