@@ -322,17 +322,45 @@ def test_generated_answers_are_scored_as_the_trained_model_gives_them(form, plac
     assert record["score"]["metric"] == "rouge_l" and record["greedy_tokens"] >= 16
 
 
-@pytest.mark.parametrize("architecture", ["llama-tied", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"])
+OTHERS = ("llama-tied", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "gemma", "phi", "gpt_neox")
+NOT_BY_TRANSFORMERS = ("gemma", "phi", "gpt_neox")
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
 @pytest.mark.parametrize("name", ["full", "lora"])
 def test_gguf_of_other_models(architecture, name, places, tmp_path):
     base = load_base(places(architecture))
     record = export(fitted(name, tmp_path / "a", base), "gguf", tmp_path / "out", base=base, task=tiny_task())
-    assert record["same"] and record["tokenizer"] == "same"
+    assert record["same"]
+    if architecture in NOT_BY_TRANSFORMERS:
+        assert any(f"reads no GGUF files of {architecture} models" in note for note in record["notes"])
+    else:
+        assert record["tokenizer"] == "same"
 
 
-@pytest.mark.parametrize(
-    ("architecture", "message"), [("mistral", "slides"), ("opt", "llama.cpp does not run .* opt"), ("gpt_neox", "type")]
-)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral", *OTHERS])
+def test_llama_cpp_computes_what_was_trained(architecture, places, tmp_path):
+    """An independent program reads the file: the same ids of a text, and the same logits to what it rounds."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    base = load_base(places(architecture))
+    if architecture == "mistral":
+        base.model.config.sliding_window = None
+    folder = fitted("full", tmp_path / "a", base)
+    export(folder, "gguf", tmp_path / "out", base=base, task=tiny_task(), parity_prompts=None)
+    text = "the cat sat on a mat, and small birds sing in old trees by day"
+    reader = llama_cpp.Llama(str(tmp_path / "out" / "model.gguf"), n_ctx=64, logits_all=True, verbose=False)
+    ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert reader.tokenize(text.encode(), add_bos=False, special=True) == ids
+    reader.eval(ids)
+    found = torch.from_numpy(reader.scores[: len(ids)].copy())
+    with torch.no_grad():
+        expected = load(folder, base=base).attachment.merge()(torch.tensor([ids])).logits[0].float()
+    # Its keys and values are in fp16, and its GELU is a table of fp16.
+    assert (found - expected).abs().max() < 5e-3 * expected.abs().max()
+    assert (found.argmax(-1) == expected.argmax(-1)).all()
+
+
+@pytest.mark.parametrize(("architecture", "message"), [("mistral", "slides"), ("opt", "llama.cpp does not run .* opt")])
 def test_gguf_refuses_what_it_cannot_say(architecture, message, places, tmp_path):
     base = load_base(places(architecture))
     with pytest.raises(TechniqueError, match=message) as raised:
@@ -343,6 +371,8 @@ def test_gguf_refuses_what_it_cannot_say(architecture, message, places, tmp_path
 @pytest.mark.parametrize(
     ("architecture", "changed", "message"),
     [
+        ("phi", {"qk_layernorm": True}, "qk_layernorm is True"),
+        ("gpt_neox", {"hidden_act": "relu"}, "its activation is relu"),
         ("gemma2", {"query_pre_attn_scalar": 12}, "scaled by 12 and not the size of a head"),
         ("gemma2", {"layer_types": ["full_attention"] * 2}, "not one layer of 2 sees"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30"),

@@ -19,6 +19,7 @@ from stopped_commands import COMMANDS, contents, names
 from tunewise.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(figures.of(900, 28_800))]
+MOST = 60  # events of a command at which it is interrupted, or the disk is full, at night; it is killed at all of them
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ def wholes(tmp_path_factory, lives, given):
     return whole
 
 
-def chosen(events, count):
-    """So many events, evenly spaced, the first and the last among them; at night all."""
-    if figures.NIGHTLY or events <= count:
+def chosen(events, sample, night=None):
+    """So many events, evenly spaced, the first and the last among them; at night all, or `night` of them."""
+    count = figures.of(sample, night or events)
+    if events <= count:
         return range(1, events + 1)
     return sorted({1 + round(place * (events - 1) / (count - 1)) for place in range(count)})
 
@@ -77,12 +79,27 @@ def test_killed_at_every_event_of_a_command(lives, given, wholes, tmp_path, case
         cases.passed()
 
 
+def test_what_belongs_beside_an_adaptation_is_there_before_it_is(lives, given, wholes, tmp_path):
+    """The last events of a fit one by one: once its adaptation is complete, nothing goes on where it was killed."""
+    command, whole = COMMANDS["fit"], wholes("fit")
+    complete = 0
+    for event in range(whole.events, 0, -1):
+        work = tmp_path / str(event)
+        work.mkdir()
+        lives.live(command.words(given, work), work, "SIGKILL", event)
+        if not (work / "out" / "adaptation").exists():
+            break
+        complete += 1
+        assert {"out/README.md", "out/config.yaml"} <= names(work), f"at event {event} of {whole.events}"
+    assert complete, "the adaptation is complete before the process ends"
+
+
 @pytest.mark.figure("R10")
 @pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_stopped_by_a_signal_at_every_event_of_a_command(lives, given, wholes, tmp_path, cases, name, stop):
     command, whole = COMMANDS[name], wholes(name)
-    for event in chosen(whole.events, 2):
+    for event in chosen(whole.events, 2, MOST):
         work = tmp_path / str(event)
         work.mkdir()
         life = lives.live(command.words(given, work), work, stop, event)
@@ -100,7 +117,7 @@ def test_stopped_by_a_signal_at_every_event_of_a_command(lives, given, wholes, t
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_disk_that_is_full_from_an_event_on(lives, given, wholes, tmp_path, cases, name):
     command, whole = COMMANDS[name], wholes(name)
-    for event in chosen(whole.space, 3):
+    for event in chosen(whole.space, 3, MOST):
         work = tmp_path / str(event)
         work.mkdir()
         life = lives.live(command.words(given, work), work, "full", event)

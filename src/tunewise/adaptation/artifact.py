@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,10 +75,23 @@ class Adaptation:
         return generate(self.attachment.base, encoder, [example], max_new_tokens, self.stop).texts[0]
 
 
-def save(attachment: Attachment, task: Task, folder: Path, record: JsonObject | None = None) -> None:
-    """Write an adaptation, all or nothing; `record` is stored with it (metrics, budget).
+def save(
+    attachment: Attachment,
+    task: Task,
+    folder: Path,
+    record: JsonObject | None = None,
+    *,
+    on_saving: Callable[[AdaptationRecord], None] | None = None,
+) -> None:
+    """Write an adaptation, all or nothing. Where there are several ranks, all call this and the first one writes.
 
-    Where there are several ranks, all call this and the first one writes.
+    Args:
+        attachment: what is written.
+        task: the data that it was made for.
+        folder: where to.
+        record: is stored with it (metrics, budget).
+        on_saving: is called with the content before anything is written: what belongs beside an adaptation is there
+            once the adaptation is.
     """
     base, peft_adapter = attachment.base, attachment.peft()
     state = collected(attachment.state(), base.ranks.writes)
@@ -107,6 +120,8 @@ def save(attachment: Attachment, task: Task, folder: Path, record: JsonObject | 
     if peft_adapter is not None:
         texts["adapter_config.json"] = json.dumps(peft_adapter[0], indent=2)
         tensors[PEFT_WEIGHTS] = theirs | resized_embeddings(base, theirs)
+    if on_saving is not None:
+        on_saving(content)
     artifact_writer.commit(folder, texts=texts, tensors=tensors)
 
 

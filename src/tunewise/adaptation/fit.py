@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from tunewise.adaptation import artifact
 from tunewise.adaptation.label_list import FILE as LABEL_LIST
 from tunewise.adaptation.label_list import label_list_choice
+from tunewise.adaptation.record import AdaptationRecord
 from tunewise.adaptation.run_files import TOKENIZER_FILES, write_tokenizer, write_trainer_state
 from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
@@ -53,6 +54,7 @@ def fit(
     validation_examples: int = 128,
     remembered: Sequence[str] | None = None,
     progress: Progress = silent,
+    on_saving: Callable[[AdaptationRecord], None] | None = None,
 ) -> JsonObject:
     """Fit a technique on a task and write `out/adaptation`; return its record.
 
@@ -72,6 +74,7 @@ def fit(
             are taken on the first `settings.evaluated_examples(...)` of them.
         remembered: texts that `settings.replay` and `settings.kl_to_base` rehearse; default: sampled from the base.
         progress: called as progress(what, done, total).
+        on_saving: called with what the adaptation will hold, before it is there.
 
     Raises:
         SettingError: `out` holds a finished adaptation already.
@@ -157,7 +160,7 @@ def fit(
                 if "training" in record:
                     write_trainer_state(folder, trained, settings, len(task.train))
                 write_tokenizer(folder, base.tokenizer)
-            artifact.save(attachment, task, folder / _ADAPTATION, record)
+            artifact.save(attachment, task, folder / _ADAPTATION, record, on_saving=on_saving)
         finally:
             base.release()
         if base.ranks.writes:

@@ -111,6 +111,19 @@ class Provenance(JsonRecord):
     record: dict[str, object]
     comparison: Compared | None
 
+    @classmethod
+    def of(cls, facts: AdaptationRecord, comparison: Compared | None = None) -> Provenance:
+        """Take from an adaptation's record how it was made."""
+        return cls(
+            technique=facts.technique,
+            label=facts.label,
+            settings=facts.settings,
+            base=facts.base.to_json(),
+            style=facts.style.to_json(),
+            record=facts.record,
+            comparison=comparison,
+        )
+
 
 def facts_of(folder: Path) -> Provenance:
     """Read the provenance of the adaptation in a folder; a PEFT adapter of another program has little."""
@@ -120,12 +133,4 @@ def facts_of(folder: Path) -> Provenance:
         base = {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")}
         return Provenance(technique=f"peft:{name}", settings={}, base=base, style={}, record={}, comparison=None)
     facts = AdaptationRecord.of_file(artifact_writer.read(folder).json(FILE), folder / FILE)
-    return Provenance(
-        technique=facts.technique,
-        label=facts.label,
-        settings=facts.settings,
-        base=facts.base.to_json(),
-        style=facts.style.to_json(),
-        record=facts.record,
-        comparison=Compared.of(folder, facts.technique),
-    )
+    return Provenance.of(facts, Compared.of(folder, facts.technique))

@@ -38,6 +38,7 @@ from tunewise.resolve import (
 )
 
 if TYPE_CHECKING:
+    from tunewise.adaptation.record import AdaptationRecord
     from tunewise.cli.progress_display import ProgressDisplay
     from tunewise.contract.technique import Technique
     from tunewise.core.json_record import JsonObject
@@ -153,10 +154,10 @@ def fit(
             resume=training.resume,
             remembered=remembered,
             progress=for_row(display, recipe.name),
+            on_saving=lambda content: _write_run_files(out, option_values(context), content),
         )
     if not ranks.writes:
         return
-    _write_run_files(out, option_values(context), record)
     if as_json:
         print_json(record)
         return
@@ -201,17 +202,18 @@ def _sharding_words(
     return ["--shard"] if choice.shards else []
 
 
-def _write_run_files(out: Path, options: dict[str, object], record: JsonObject) -> None:
+def _write_run_files(out: Path, options: dict[str, object], content: AdaptationRecord) -> None:
     """Write `config.yaml`, which `--config` reads, with everything that was chosen; and the model card."""
     import yaml
 
     from tunewise.adaptation.fit import CARD, CONFIG
     from tunewise.core import artifact_writer
     from tunewise.export.card import card
-    from tunewise.export.provenance import facts_of
+    from tunewise.export.provenance import Provenance
 
-    recipe = record["technique"]
-    parts = record["settings"] if "+" in recipe else {recipe: record["settings"]}
+    recipe: str = content.technique
+    record: JsonObject = content.record
+    parts: JsonObject = content.settings if "+" in recipe else {recipe: content.settings}
     sets = [
         f"{part}.{name}={json.dumps(value)}"
         for part, settings in parts.items()
@@ -225,8 +227,7 @@ def _write_run_files(out: Path, options: dict[str, object], record: JsonObject) 
     options |= {"set": sets} if sets else {}
     text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True, width=120)
     artifact_writer.write_text(out / CONFIG, text)
-    folder = Path(record["adaptation"])
-    artifact_writer.write_text(out / CARD, card(facts_of(folder), None, out.resolve().name, None))
+    artifact_writer.write_text(out / CARD, card(Provenance.of(content), None, out.resolve().name, None))
 
 
 def _with_chosen_steps(
