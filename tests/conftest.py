@@ -48,7 +48,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if not hasattr(session.config, "workerinput"):  # a worker's reports are gathered by the process that started it
-        figures.write(to_the_end=exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED))
+        figures.write(to_the_end=exitstatus == pytest.ExitCode.OK)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ passed, and in how many seconds. A test is one case, unless it counts the cases 
 Where `TUNEWISE_FIGURES` names a file, the figures are written there; those of tests that did not run now stay, if the
 versions are the same. `NIGHTLY` says whether everything runs, or a sample that takes a minute or two. A night is run in
 parts (`scripts/nightly`), files or single tests, and `TUNEWISE_PARTS` names those of this session; what ran to its end
-is listed in the file. Run as a script, this module prints the others, those that take longest last.
+and passed is listed in the file. Run as a script, this module prints the others, those that take longest last.
 """
 
 import json
@@ -113,7 +113,10 @@ def gather(report):
 
 
 def write(to_the_end):
-    """Write the figures of this session to the file that `TUNEWISE_FIGURES` names; it may have been cut short."""
+    """Write the figures of this session to the file that `TUNEWISE_FIGURES` names.
+
+    Unless it went `to_the_end` without a failure, its parts are run again next time.
+    """
     if _PLACE is None or not _figures:
         return
     figures, earlier = {test: asdict(figure) for test, figure in _figures.items()}, _earlier()
