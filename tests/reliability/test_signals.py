@@ -108,6 +108,30 @@ def test_a_signal_while_python_ends_just_ends_it():
     assert done.stdout.startswith("tunewise ")
 
 
+THROUGH_C = """
+import ctypes
+import tunewise.cli.main as command_line
+
+def app():
+    run = ctypes.pythonapi.PyRun_String
+    run.restype, run.argtypes = ctypes.py_object, [ctypes.c_char_p, ctypes.c_int, ctypes.py_object, ctypes.py_object]
+    run(b"import os; os.kill(os.getpid(), %d)\\nfor _ in range(1000): pass", 257, {}, {})
+
+command_line.app = app
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
+def test_an_interruption_that_passed_through_a_library_has_its_code(stop, tmp_path):
+    """Libraries run Python code from C while they are imported; Python itself would then end by SIGINT."""
+    (tmp_path / "sitecustomize.py").write_text(THROUGH_C % stop)
+    command = [sys.executable, "-m", "tunewise.cli", "fit", "lora"]
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, preexec_fn=heard)
+    assert done.returncode == 128 + stop and "to continue: tunewise fit lora" in done.stderr, done
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
 def test_a_server_ends_with_success_and_says_how_to_serve_again(given, stop):
     """What it had accepted is answered, so that nothing failed; a token never reaches the line."""

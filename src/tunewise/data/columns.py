@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from tunewise.core.text import listed, show
 from tunewise.data.prompt_template import PromptTemplate
@@ -54,6 +55,7 @@ _PAIRS = (
     ("question", "sentence"),
 )
 _BESIDE = ("context", "input", "history")  # stand beside a prompt, unless a template says what it is made of
+_LOOKED_AT = 200  # rows, to propose a mapping
 _GOOD_OR_BAD = ("label", "kto_tag")  # says of each answer of KTO data whether it is good
 
 
@@ -158,8 +160,27 @@ def recognise(
     for_kind = "" if kind is None else f' for the kind "{kind}"'
     raise table.error(
         f"the columns {listed(names)} are not one of the known formats{for_kind}",
-        f"map them, as in columns prompt=question,completion=reply (names: {', '.join(_MAPPABLE)})",
+        f"map them, as in columns {_proposal(table, names)} (names: {', '.join(_MAPPABLE)})",
     )
+
+
+def _proposal(table: Table, names: Sequence[str]) -> str:
+    """Propose a mapping of columns that no format has: a text and its label, if one column has few different values."""
+    cells: dict[str, list[str]] = {name: [] for name in names if not set(name) & set(",=+")}
+    for _, row in islice(table.rows, _LOOKED_AT):
+        for name, column in cells.items():
+            if isinstance(value := row.get(name), str | int) and str(value).strip():
+                column.append(str(value))
+    size = max(map(len, cells.values()), default=0)
+    full = [name for name, column in cells.items() if size and len(column) * 2 >= size]
+    if len(full) < 2:
+        return "prompt=question,completion=reply"
+    longest = max(full, key=lambda name: sum(map(len, cells[name])) / len(cells[name]))
+    different = {name: len(set(cells[name])) for name in full if name != longest}
+    labels = [name for name, count in different.items() if 2 <= count <= max(2, len(cells[name]) // 5)]
+    if labels:
+        return f"text={show(longest)},label={show(min(labels, key=different.__getitem__))}"
+    return f"prompt={show(full[0])},completion={show(full[-1])}"
 
 
 def _mapped(

@@ -85,9 +85,25 @@ def test_advice_fits(width, advices):
         text = printed(render_advice(advice), width)
         check_fits(text, width, [row.forecast.technique for row in advice.rows])
         assert ("memory" in text.partition("What would")[0]) >= (planned and width >= 80)
-        for row in advice.rows:
-            reason = (row.reasons[1:3] if row.verdict != "out" else row.reasons)[-1:]
-            assert all(set(sentence.text.split()) <= set(text.split()) for sentence in reason)
+        reasons, sources = advice.reasons()
+        assert len(sources) == len(set(sources)) and all(f"[{place}] " in text for place, _ in enumerate(sources, 1))
+        words = set(text.split())
+        assert all(reason and set(reason.split()) <= words for reason in (*reasons, *sources))
+
+
+def test_a_comparison_that_several_rows_quote_is_named_once(advices):
+    for advice in advices:
+        reasons, sources = advice.reasons()
+        quoting = [row for row in advice.rows if any(sentence.source for sentence in row.reasons)]
+        assert len(quoting) > len(sources) > 0
+        for row, reason in zip(advice.rows, reasons, strict=True):
+            for sentence in row.reasons:
+                assert sentence.tabulated or (sentence.finding or sentence.text) in reason
+                assert not sentence.source or sentence.source not in reason
+        assert all(
+            any(source.endswith(each.source) for row in advice.rows for each in row.reasons if each.source)
+            for source in sources
+        )
 
 
 @pytest.mark.parametrize("width", WIDTHS)

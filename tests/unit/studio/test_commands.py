@@ -35,7 +35,7 @@ BUILT = [
     commands.plan(FULL),
     commands.compare(FULL, Path("runs/first"), {"rag"}),
     commands.serve({"lora": Path("runs/a/trials/lora")}, 0),
-    commands.export(Path("-runs/a"), "merged", Path("out")),
+    commands.export(Path("-runs/a"), "merged", Path("out"), ["--data", FULL.data]),
     commands.push(Path("runs/a"), "me/mine", private=True, card_only=True),
 ]
 
