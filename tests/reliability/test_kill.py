@@ -85,24 +85,32 @@ class Lives:
 
 KILLS = figures.of(10, 170)  # of each recipe
 DROPPED = ("lora", {"lora_dropout": 0.1}, {})  # draws random numbers in every step
-# The validation loss is noisy at this rate, so that the best state is an earlier one.
-STOPPED = ("lora", {"learning_rate": 0.1}, {"eval_steps": 2, "early_stopping_patience": 4})
+STOPPED = {"eval_steps": 2, "early_stopping_patience": 4}
+
+
+def stopped_early(lives, folder):
+    """A training whose best state is an earlier one: at such rates the validation loss is noise, of this machine's."""
+    for rate in (0.1, 0.3, 1.0, 0.2, 0.5, 0.4):
+        recipe, out = ("lora", {"learning_rate": rate}, STOPPED), folder / f"rate-{rate}"
+        assert lives.live(out, recipe)["code"] == 0
+        training = json.loads((out / "adaptation" / "adaptation.json").read_text())["record"]["training"]
+        if training["best_step"] < training["steps"]:
+            return recipe
+    raise AssertionError("at every rate the last state was the best")
 
 
 @pytest.mark.slow
 @pytest.mark.figure("R1")
 @pytest.mark.timeout(figures.of(300, 7200))
-@pytest.mark.parametrize("recipe", [DROPPED, ("full", {}, {}), STOPPED], ids=["lora", "full", "stopped"])
+@pytest.mark.parametrize("recipe", [DROPPED, ("full", {}, {}), None], ids=["lora", "full", "stopped"])
 def test_random_kills_leave_the_same_bits(tmp_path, recipe, cases):
     lives, rng = Lives(), random.Random(0)
+    recipe = recipe or stopped_early(lives, tmp_path)
     assert lives.live(tmp_path / "first", recipe)["code"] == 0  # the first life is slower than the others
     started = time.perf_counter()
     assert lives.live(tmp_path / "whole", recipe)["code"] == 0
     whole = time.perf_counter() - started
     expected = weights(tmp_path / "whole")
-    if recipe is STOPPED:
-        record = json.loads((tmp_path / "whole" / "adaptation" / "adaptation.json").read_text())["record"]
-        assert record["training"]["best_step"] < record["training"]["steps"]
     killed = runs = 0
     folder = tmp_path / "killed"
     # Each life gets a random share of a whole run; when one happens to finish, a fresh run begins.
