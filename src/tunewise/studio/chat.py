@@ -143,7 +143,7 @@ class Chat:
         try:
             headers = {"Authorization": f"Bearer {_secret(job)}"}
             names = await models_of(address, headers)
-            asked = [self._turns.messages(name, text) for name in names]
+            asked = self._turns.messages(names, text)
             with self._conversation:
                 element("p", text, "question")
                 with element("ul", classes="answers"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -36,6 +37,13 @@ class Turn(JsonRecord):
 
     question: str
     answers: dict[str, Answer]
+
+    def messages(self, name: str) -> list[dict[str, str]]:
+        """Return the turn as messages to one adaptation; none where it was not asked."""
+        if name not in self.answers:
+            return []
+        answer = self.answers[name].text
+        return [{"role": "user", "content": self.question}, {"role": "assistant", "content": answer}]
 
 
 class Conversation:
@@ -74,11 +82,7 @@ class Conversation:
         with suppress(OSError):
             self._file.unlink()
 
-    def messages(self, name: str, question: str) -> list[dict[str, str]]:
-        """Return the messages that one adaptation is sent: what it was asked and answered before, and the question."""
-        messages = []
-        for turn in self.turns():
-            if name in turn.answers:
-                messages.append({"role": "user", "content": turn.question})
-                messages.append({"role": "assistant", "content": turn.answers[name].text})
-        return [*messages, {"role": "user", "content": question}]
+    def messages(self, names: Iterable[str], question: str) -> list[list[dict[str, str]]]:
+        """Return what each adaptation is sent: what it was asked and answered before, and the question."""
+        turns, asked = self.turns(), {"role": "user", "content": question}
+        return [[*(message for turn in turns for message in turn.messages(name)), asked] for name in names]

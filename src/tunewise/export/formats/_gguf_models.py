@@ -23,7 +23,8 @@ class Family:
     `interleaved` tells whether llama.cpp expects rotary pairs side by side; `required` are settings with the one value
     that llama.cpp implements. `norms_from_one` tells whether the model multiplies by 1 + w where llama.cpp multiplies
     by what the file holds. `full_every` is for models whose attention slides over a window but in one of so many
-    layers, as llama.cpp knows by itself.
+    layers, as llama.cpp knows by itself. `partly_rotary` tells whether the file can say that only the first numbers of
+    a head have rotary positions, and `by_transformers` whether transformers reads such files.
     """
 
     name: str
@@ -33,7 +34,6 @@ class Family:
     norms_from_one: bool = False
     full_every: int = 0
     partly_rotary: bool = False
-    fused_by_head: bool = False
     by_transformers: bool = True
 
 
@@ -59,7 +59,7 @@ FAMILIES = {
     "phi3": Family("phi3", "silu"),
     "phi": Family("phi2", "gelu_new", required=(("qk_layernorm", False),), partly_rotary=True, by_transformers=False),
     # llama.cpp computes the GELU of all its models by the hyperbolic tangent.
-    "gpt_neox": Family("gptneox", "gelu", partly_rotary=True, fused_by_head=True, by_transformers=False),
+    "gpt_neox": Family("gptneox", "gelu", partly_rotary=True, by_transformers=False),
     "gemma": Family(
         "gemma",
         "gelu_pytorch_tanh",
@@ -139,7 +139,7 @@ def to_file(base: Base, name: str, values: Tensor) -> Tensor:
         values = _interleaved(values, heads)
     if family.interleaved and ".k_proj." in name:
         values = _interleaved(values, groups)
-    if family.fused_by_head and ".query_key_value." in name:
+    if _is_fused_by_head(base, name):
         values = _with_heads_of(values, heads, first="head")
     return values + 1 if family.norms_from_one and name.endswith("norm.weight") else values
 
@@ -150,7 +150,7 @@ def from_file(base: Base, name: str, stored: Tensor) -> Tensor:
     assert not family.interleaved, "transformers reads all of those"
     if family.norms_from_one and name.endswith("norm.weight"):
         stored = stored - 1
-    if family.fused_by_head and ".query_key_value." in name:
+    if _is_fused_by_head(base, name):
         stored = _with_heads_of(stored, heads, first="kind")
     return stored.T if is_stored_transposed(base, name) else stored
 
@@ -159,6 +159,12 @@ def is_stored_transposed(base: Base, name: str) -> bool:
     """Tell whether the model keeps a weight as (in, out)."""
     module, attribute = base.anatomy.owner(name)
     return attribute == "weight" and is_transposed(module)
+
+
+def _is_fused_by_head(base: Base, name: str) -> bool:
+    """Tell whether a parameter holds queries, keys and values of each head together; the file has all queries first."""
+    layout = base.anatomy.layout
+    return layout.interleaved and f".{dict(layout.roles)['qkv']}." in name
 
 
 def _interleaved(weight: Tensor, heads: int) -> Tensor:
