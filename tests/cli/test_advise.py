@@ -38,7 +38,7 @@ def test_advice_is_shown_and_is_the_same_in_json(run, advise_words):
     assert advice["summary"][0]["text"] in page.out
     assert all(change["sentence"]["text"] in page.out for change in advice["changes"])
     assert advice["rows"][0]["technique"] == advice["advised"] and advice["rows"][0]["verdict"] == "advised"
-    assert advice["features"]["train"] == 48 and advice["features"]["labels"] == 2
+    assert advice["features"]["train"] == 42 and advice["features"]["labels"] == 2
     assert advice["features"]["base_loss"] > 0
     out = {row["technique"]: row["why"][0]["text"] for row in advice["rows"] if row["verdict"] == "out"}
     assert "source tasks" in out["mpt"]
@@ -126,7 +126,7 @@ def test_a_finished_comparison_is_added_and_counts(run, refused, compared, advis
     assert record["name"] == "mine" and (home / "mine.json").is_file()
     record = records.find("mine")
     assert {row.technique for row in record.rows} == {row["technique"] for row in result["rows"]}
-    assert record.features.train == 48 and record.features.base_loss == result["rows"][0]["validation_loss"]
+    assert record.features.train == 42 and record.features.base_loss == result["rows"][0]["validation_loss"]
     assert record.features.examples == result["budget"]["steps"] * 8
     assert run(*advise_words, "--json").json()["atlas"]["records"] == before + 1
     assert "holds no comparison" in refused("atlas", "add", tmp_path)

@@ -55,9 +55,9 @@ def test_techniques_composed(run, words):
 def test_check_without_a_model(run, labels):
     result = run("check", "--data", labels)
     assert result.code == 0
-    assert "classification" in result.out and "48 train, 6 validation, 6 test" in result.out
+    assert "classification" in result.out and "42 train, 6 validation, 12 test" in result.out
     facts = run("check", "--data", labels, "--json").json()
-    assert facts["counts"] == {"train": 48, "validation": 6, "test": 6}
+    assert facts["counts"] == {"train": 42, "validation": 6, "test": 12}
     assert set(facts["labels"]) == {"old", "small"}
     assert "model" not in facts
 
@@ -66,11 +66,11 @@ def test_check_with_a_model(run, labels, model):
     facts = run("check", "--data", labels, "--model", model, "--json").json()
     assert facts["window"] == 256
     assert facts["exceeding"]["train"] == 0
-    assert sum(item["examples"] for item in facts["histogram"]) == 48
+    assert sum(item["examples"] for item in facts["histogram"]) == 42
     assert facts["first_example"]["answer"].strip() in ("old", "small")
     result = run("check", "--data", labels, "--model", model, "--max-length", 16)
     assert result.code == 0
-    assert "48 training examples exceed the window" in result.out
+    assert "42 training examples exceed the window" in result.out
     assert "⟨" in result.out
 
 

@@ -14,6 +14,9 @@ from tunewise.data.split_names import SPLITS
 from tunewise.data.table import Table
 
 ONE_IN = 10  # a held-out split gets one in this many distinct prompts
+# With a dozen test examples no two techniques can be told apart, so that a small file gives more of them to the test.
+ENOUGH_FOR_TEST = 100
+TEST_AT_MOST_ONE_IN = 5
 
 
 def split_by_content(
@@ -21,8 +24,9 @@ def split_by_content(
 ) -> dict[str, list[Example]]:
     """Split examples into "train" and the `held_out` splits, which get a tenth of the distinct prompts each.
 
-    Examples with the same prompt (for text: the same answer) stay together, the order of the examples does not matter,
-    and in a classification every label has a prompt in train.
+    Where a tenth is less than 100 prompts, "test" gets up to 100 of them, and at most a fifth. Examples with the same
+    prompt (for text: the same answer) stay together, the order of the examples does not matter, and in a
+    classification every label has a prompt in train.
 
     Args:
         examples: what to split.
@@ -64,14 +68,22 @@ def _places(examples: ExampleCollection, held_out: Sequence[str], seed: int, pat
             path=path,
             remedy="add examples of the rare labels, or give separate files train, validation and test",
         )
-    size = min(max(1, len(order) // ONE_IN), len(free) // len(held_out))
     split_of: dict[bytes, str] = {}
+    taken = 0
     for i, split in enumerate(held_out):
-        split_of |= dict.fromkeys(free[i * size : (i + 1) * size], split)
+        size = min(_size_of(split, len(order)), (len(free) - taken) // (len(held_out) - i))
+        split_of |= dict.fromkeys(free[taken : taken + size], split)
+        taken += size
     places = {split: array("q") for split in ("train", *held_out)}
     for place, key in enumerate(keys):
         places[split_of.get(key, "train")].append(place)
     return places
+
+
+def _size_of(split: str, prompts: int) -> int:
+    """Return how many of so many distinct prompts a held-out split gets."""
+    tenth = max(1, prompts // ONE_IN)
+    return max(tenth, min(ENOUGH_FOR_TEST, prompts // TEST_AT_MOST_ONE_IN)) if split == "test" else tenth
 
 
 def _one_group_per_label(keys: Iterable[bytes], facts: ExampleFacts) -> set[bytes]:

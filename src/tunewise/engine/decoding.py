@@ -79,7 +79,10 @@ class DecodingRow:
 
     def _sample(self, logits: Tensor) -> int:
         """Draw at random from the likeliest tokens whose probabilities sum to `top_p`."""
-        probabilities, ids = (logits.float().cpu() / self.sampling.temperature).softmax(-1).sort(descending=True)
+        probabilities = (logits.float().cpu() / self.sampling.temperature).softmax(-1)
+        if self.sampling.top_p >= 1:
+            return int(torch.multinomial(probabilities, 1, generator=self.generator))
+        probabilities, ids = probabilities.sort(descending=True)
         # The sum is taken without the token itself, so that the likeliest one always stays.
         beyond = probabilities.cumsum(-1) - probabilities >= self.sampling.top_p
         beyond[0] = False  # also where `top_p` is zero in single precision

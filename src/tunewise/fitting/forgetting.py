@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -249,44 +248,37 @@ def text_sequences(base: Base, texts: Sequence[str], most: int = 64, length: int
     ]
 
 
-class _TokenCount:  # called as one of Hugging Face's stopping criteria
-    """Reports the tokens that are generated, and stops nothing."""
-
-    def __init__(self, progress: Progress, length: int) -> None:
-        self.progress, self.length, self.done = progress, length, 0
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        self.done += 1
-        self.progress("sampling text from the base", self.done, self.length)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
+@torch.no_grad()
 def own_text(
     base: Base, seed: int, rows: int = 32, length: int = 128, progress: Progress = silent
 ) -> list[TokenSequence]:
     """Sample sequences from the base at temperature 1: text that the base knows, where the user gives none."""
-    from transformers import GenerationConfig
+    from tunewise.engine.decoding import Cohort, DecodingRow, Sampling  # loads transformers' caches
 
     length = min(length, base.window // 2)
     ends = Ends.of_tokenizer(base.tokenizer, base.generation_ends)
     start = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else ends.taught
-    ids = torch.full((rows, 1), 0 if start is None else start, device=base.device)
-    torch.manual_seed(derive(seed, "retention"))
-    with torch.no_grad():
-        output = base.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=GenerationConfig(
-                max_new_tokens=length,
-                do_sample=True,
-                top_k=0,
-                eos_token_id=sorted(ends.stops) or None,
-                pad_token_id=ends.taught or 0,
-            ),
-            stopping_criteria=[_TokenCount(progress, length)],
+    texts = [
+        DecodingRow(
+            [0 if start is None else start], Sampling(temperature=1.0, seed=derive(seed, "retention", row)), None
         )
-    sequences = []
-    for row in output.tolist():
-        end = next((place + 1 for place, id_ in enumerate(row) if place and id_ in ends.stops), len(row))
-        sequences.append(TokenSequence(row[:end], [False] + [True] * (end - 1), 0))
-    return sequences
+        for row in range(rows)
+    ]
+    cohort = Cohort(base, texts)
+    for done in range(1, length + 1):
+        tokens = list[int]()
+        for token in cohort.draw():
+            if isinstance(token, Exception):
+                raise token
+            tokens.append(token.id)
+        if base.ranks.sharded:  # all ranks take equally many steps, whatever the last bits of their logits
+            tokens = base.ranks.first(tokens)
+        for row, id_ in zip(cohort.rows, tokens, strict=True):
+            row.drawn.append(id_)
+        progress("sampling text from the base", done, length)
+        going = [place for place, id_ in enumerate(tokens) if id_ not in ends.stops]
+        if done == length or not going:
+            break
+        cohort.keep(going)
+        cohort.step([row.drawn[-1] for row in cohort.rows])
+    return [TokenSequence([*text.prompt, *text.drawn], [False] + [True] * len(text.drawn), 0) for text in texts]

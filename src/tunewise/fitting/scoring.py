@@ -12,6 +12,7 @@ from itertools import chain
 from typing import TypedDict
 
 import torch
+from torch import Tensor
 
 from tunewise.contract.attachment import Attachment
 from tunewise.contract.study import Allowance, Readings, Study
@@ -148,12 +149,14 @@ def score(
 ) -> Scores:
     """Answer the examples and score the answers by the task's metric.
 
-    With `as_given`, the attachment does not put its own text, such as worked examples, before a question. A judge
-    compares with the answers of `opponents`, by default with the right answers.
+    With `as_given`, the attachment does not put its own text, such as worked examples, before a question, and labels
+    are compared without the bias that it found for its own task's labels. A judge compares with the answers of
+    `opponents`, by default with the right answers.
     """
     rendered = list(examples) if as_given else _rendered(attachment, examples)
     if task.kind == "classification":
-        return _score_labels(attachment, task, examples, rendered, progress)
+        bias = None if as_given else attachment.label_bias()
+        return _score_labels(attachment, task, examples, rendered, bias, progress)
     if task.kind == "text":
         return _score_text(attachment, task, rendered, progress)
     return _score_generated(attachment, task, examples, rendered, progress, opponents)
@@ -219,13 +222,14 @@ def label_table(
     progress: Progress = silent,
     spend: Callable[[int], None] | None = None,
     expected: Sequence[int] = (),
+    bias: Tensor | None = None,
 ) -> LabelTable:
     """Compute each label's likelihood after each prompt.
 
     A prompt is computed once for all its labels, a prefix that prompts share once for all of them, and what labels
     begin with alike once for these. `spend` is told beforehand how many tokens will be computed at most, and may raise
-    to prevent it. With the number of each prompt's `expected` label, labels that cannot be the likeliest one need not
-    be computed to their end, and have an infinite negative log-likelihood then.
+    to prevent it. With the number of each prompt's `expected` label, labels that cannot be the likeliest one after
+    `bias` is subtracted need not be computed to their end, and have an infinite negative log-likelihood then.
     """
     base = attachment.base
     prompts, tries = base.label_tokens.prompts(encoder_for(attachment, task), rendered)
@@ -237,7 +241,6 @@ def label_table(
     passes = [([sequences[i] for i in group], [parts[i] for i in group]) for group in groups]
     if spend is not None:
         spend(sum(_computed_tokens(base, *each) for each in passes))
-    bias = attachment.label_bias()
     nats: dict[int, list[float]] = {}
     own = base.ranks.turns(list(zip(groups, passes, strict=True)))
     total = sum(len(group) for (group, _), counts in own if counts)
@@ -259,11 +262,16 @@ def label_table(
 
 
 def _score_labels(
-    attachment: Attachment, task: Task, examples: Sequence[Example], rendered: list[Example], progress: Progress
+    attachment: Attachment,
+    task: Task,
+    examples: Sequence[Example],
+    rendered: list[Example],
+    bias: Tensor | None,
+    progress: Progress,
 ) -> Scores:
     started = time.perf_counter()
     gold = [task.labels.index(example.answer) for example in examples]
-    table, bias = label_table(attachment, task, rendered, progress, expected=gold), attachment.label_bias()
+    table = label_table(attachment, task, rendered, progress, expected=gold, bias=bias)
     seconds = (time.perf_counter() - started) / len(examples)
     nats = torch.tensor(table.nll, dtype=torch.float64)  # (examples, labels)
     predictions = [task.labels[index] for index in (nats if bias is None else nats - bias).argmin(1).tolist()]

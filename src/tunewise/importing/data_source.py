@@ -9,10 +9,9 @@ from pathlib import Path
 from tunewise.core.text import show
 from tunewise.importing.record import Outcome, Setting, left, same, took
 
-HELD_BACK = "where it has no validation or test split, a tenth of the prompts each is held back for it"
-OTHER_SPLITS = (
-    "a tenth of the prompts each is held back for validation and test; a folder with a file for each says otherwise"
-)
+_SHARES = "a tenth of the prompts each is held back for {} (a fifth for the test of a small file)"
+HELD_BACK = f"where it has no validation or test split, {_SHARES.format('it')}"
+OTHER_SPLITS = f"{_SHARES.format('validation and test')}; a folder with a file for each says otherwise"
 ONE_FOLDER = "put the files into one folder, as train.jsonl and validation.jsonl, and give it with --data"
 SEVERAL = "one data set is read here; write their rows into one file, and give it with --data"
 ONLY_ANSWERS = "answers alone are learnt here, never prompts"

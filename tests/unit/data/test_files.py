@@ -354,7 +354,7 @@ def test_a_test_split_without_labels(tmp_path, test):
     (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"r {i},{'ab'[i % 2]}\n" for i in range(12)))
     (tmp_path / "test.csv").write_text(test)
     task = Task.read(tmp_path)
-    assert len(every(task)) == 12 and task.counts["test"] == 1
+    assert len(every(task)) == 12 and task.counts["test"] == 2
     assert noted(task, "test has nothing in the column") and noted(task, "test was split off train")
 
 

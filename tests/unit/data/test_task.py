@@ -227,14 +227,14 @@ def test_folder_of_splits(tmp_path: Path) -> None:
     (tmp_path / "knowledge").mkdir()
     task = Task.read(tmp_path)
     assert task.name == tmp_path.name
-    assert task.counts == {"train": 18, "validation": 3, "test": 2}
+    assert task.counts == {"train": 16, "validation": 3, "test": 4}
     assert any("test was split off train" in note for note in task.notes)
 
 
 def test_folder_with_one_data_file(tmp_path: Path) -> None:
     write_rows(tmp_path / "data.jsonl", pairs())
     (tmp_path / "SOURCE.txt").write_text("notes")
-    assert Task.read(tmp_path).counts == {"train": 16, "validation": 2, "test": 2}
+    assert Task.read(tmp_path).counts == {"train": 14, "validation": 2, "test": 4}
 
 
 def test_folder_errors(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_too_many_labels(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "d.jsonl", [{"text": f"t {i}", "label": f"l {i}"} for i in range(30)])
     with pytest.raises(DataError, match=r"30 different labels.*prompt and completion"):
         Task.read(path)
-    assert Task.read(path, kind="generation").counts["train"] == 24
+    assert Task.read(path, kind="generation").counts["train"] == 21
 
 
 @pytest.mark.parametrize("path", ["missing.jsonl", "no/such/file", "./org/name", "x\0y", "a" * 5000, "src/nothing"])
@@ -313,7 +313,7 @@ def test_hub_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert task.counts["train"] + task.counts["validation"] == 10
     file = write_rows(tmp_path / "data.jsonl", pairs())
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(file))
-    assert Task.read("hf://datasets/org/name/sub/data.jsonl").counts["train"] == 16
+    assert Task.read("hf://datasets/org/name/sub/data.jsonl").counts["train"] == 14
 
 
 def test_sample_depends_on_content_only(tmp_path: Path) -> None:
@@ -375,7 +375,8 @@ def test_split_properties(rows: list[Example], kind: str, rng: random.Random, se
     assert Counter(e for part in parts.values() for e in part) == Counter(rows), "nothing is lost"
     sides = [{key(e) for e in part} for part in parts.values()]
     assert sum(map(len, sides)) == len(groups), "equal prompts are on one side"
-    assert len(parts["test"]) == len(rows) or len({key(e) for e in parts["test"]}) <= max(1, len(groups) // 10)
+    assert len({key(e) for e in parts["validation"]}) <= max(1, len(groups) // 10)
+    assert len({key(e) for e in parts["test"]}) <= max(1, len(groups) // 5)
     if kind == "classification":
         assert {e.answer for e in parts["train"]} == {e.answer for e in rows}
     for part in parts.values():  # the order within a split is the file's
@@ -391,7 +392,19 @@ def test_another_seed_is_another_split() -> None:
     rows = [Example((Message("user", f"p{i}"),), "a") for i in range(200)]
     tests = [split_by_content(rows, ("test",), kind="generation", seed=seed)["test"] for seed in (0, 1)]
     assert tests[0] != tests[1]
-    assert len(tests[0]) == len(tests[1]) == 20
+    assert len(tests[0]) == len(tests[1]) == 40
+
+
+@pytest.mark.parametrize(
+    ("prompts", "test", "validation"),
+    [(3, 1, 1), (9, 1, 1), (10, 2, 1), (150, 30, 15), (500, 100, 50), (1000, 100, 100), (1200, 120, 120)],
+)
+def test_a_small_file_gives_more_to_its_test(prompts: int, test: int, validation: int) -> None:
+    rows = [Example((Message("user", f"p{i}"),), "a") for i in range(prompts)]
+    parts = split_by_content(rows, ("test", "validation"), kind="generation")
+    assert (len(parts["test"]), len(parts["validation"])) == (test, validation)
+    without_a_test = split_by_content(rows, ("validation",), kind="generation")
+    assert len(without_a_test["validation"]) == validation
 
 
 def test_adding_rows_moves_few_of_the_others() -> None:

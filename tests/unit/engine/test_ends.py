@@ -13,7 +13,6 @@ from scripted_model import write
 from tunewise.adaptation.artifact import Adaptation
 from tunewise.data.task import Example, Message, Task
 from tunewise.engine.generation import generate
-from tunewise.engine.model import Base
 from tunewise.export.formats import _gguf_tokens
 from tunewise.export.formats.merged import write_ends
 from tunewise.export.formats.ollama import modelfile
@@ -69,14 +68,16 @@ def test_serving_stops_there_too(adaptation):
 
 
 def test_text_sampled_from_a_model_stops_at_the_ends_of_its_generation(base, monkeypatch):
-    asked = {}
+    write(monkeypatch, [7, OTHER_END, 9])
+    assert own_text(base, 0, rows=1)[0].ids == [0, 7, OTHER_END]
+    write(monkeypatch, [7, 9])
+    assert own_text(base, 0, rows=1, length=4)[0].ids == [0, 7, 9, 9, 9]
 
-    def sampled(self, *, input_ids, generation_config, **_):
-        asked["ends"] = generation_config.eos_token_id
-        return torch.cat([input_ids, torch.tensor([[7, OTHER_END, 9]] * len(input_ids))], dim=1)
 
-    monkeypatch.setattr(Base, "generate", sampled)
-    assert own_text(base, 0, rows=1)[0].ids == [0, 7, OTHER_END] and asked["ends"] == [0, OTHER_END]
+def test_text_sampled_from_a_model_does_not_depend_on_how_much_is_sampled(base):
+    few, many = own_text(base, 3, rows=2, length=8), own_text(base, 3, rows=5, length=8)
+    assert [text.ids for text in few] == [text.ids for text in many[:2]]
+    assert len({tuple(text.ids) for text in many}) == 5
 
 
 def test_a_modelfile_names_every_end(adaptation):
