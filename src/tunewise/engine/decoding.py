@@ -8,6 +8,7 @@ Shapes: R rows of the batch, T positions of the cache, V entries of the vocabula
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -78,16 +79,32 @@ class DecodingRow:
         return Token(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
     def _sample(self, logits: Tensor) -> int:
-        """Draw at random from the likeliest tokens whose probabilities sum to `top_p`."""
+        """Draw at random from the likeliest tokens whose probabilities sum to `top_p`.
+
+        Raises:
+            ValueError: the logits are no numbers that can be drawn from.
+        """
         probabilities = (logits.float().cpu() / self.sampling.temperature).softmax(-1)
         if self.sampling.top_p >= 1:
-            return int(torch.multinomial(probabilities, 1, generator=self.generator))
+            return self._drawn_from(probabilities)
         probabilities, ids = probabilities.sort(descending=True)
         # The sum is taken without the token itself, so that the likeliest one always stays.
         beyond = probabilities.cumsum(-1) - probabilities >= self.sampling.top_p
         beyond[0] = False  # also where `top_p` is zero in single precision
         probabilities = probabilities.masked_fill(beyond, 0.0)
-        return int(ids[torch.multinomial(probabilities, 1, generator=self.generator)])
+        return int(ids[self._drawn_from(probabilities)])
+
+    def _drawn_from(self, weights: Tensor) -> int:
+        """Return an index with a probability in proportion to its weight: the first where the sum exceeds a draw.
+
+        torch.multinomial does the same in ten times the time, as it draws a number for every entry.
+        """
+        sums = weights.double().cumsum(-1)
+        total = float(sums[-1])
+        if not 0 < total < math.inf:
+            raise ValueError("the model's predictions are not finite, so that no token can be drawn")
+        draw = total * torch.rand(1, generator=self.generator, dtype=torch.float64)
+        return int(torch.searchsorted(sums, draw, right=True))
 
 
 class _RoomyLayer(DynamicLayer):
