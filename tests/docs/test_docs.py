@@ -103,6 +103,8 @@ def test_commands_run(path, work, monkeypatch, capfd):
     """In the order of the page, with budgets cut; the demo has a test of its own."""
     monkeypatch.chdir(work)
     monkeypatch.setenv("TUNEWISE_HOME", str(work / "home"))
+    if path.name != "README.md":  # advice on all techniques takes most of a minute where it is asked for three times
+        monkeypatch.setattr("tunewise.advice.advise.candidate_names", lambda documents: ["base", "icl", "rag", "lora"])
     for words in commands(path):
         if words[0] == "demo":
             continue

@@ -154,10 +154,16 @@ def test_what_is_expected_is_there():
     assert {*CHECKED, "onnx"} == set(formats())
 
 
+MERGED = [name for name, works in {**EXPECTED, **COMPOSED}.items() if "merged" in works]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", [name for name, works in {**EXPECTED, **COMPOSED}.items() if "merged" in works])
-def test_onnx(architecture, name, places, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("base", ARCHITECTURES[1]), *((name, ARCHITECTURES[i % len(ARCHITECTURES)]) for i, name in enumerate(MERGED))],
+)
+def test_onnx(name, architecture, places, tmp_path):
+    """The merged model is written, whatever the technique was: each is seen with one architecture in turn."""
     base = load_base(places(architecture))
     (trained if name in TRAINED else fitted)(name, tmp_path / "adaptation", base)
     record = export(tmp_path / "adaptation", "onnx", tmp_path / "out", base=base, task=tiny_task())
