@@ -109,7 +109,7 @@ def test_commands_run(path, work, monkeypatch, capfd):
         if words[0] == "demo":
             continue
         fewer = ["--techniques", "base,icl,lora"] if "--advised" in words else []
-        for length in {"--epochs", "--num_train_epochs"} & {*words}:  # one length is given
+        for length in {"--epochs", "--num_train_epochs", "--budget-minutes"} & {*words}:  # one length is given
             del words[words.index(length) : words.index(length) + 2]
         monkeypatch.setattr(sys, "argv", ["tunewise", *words, *SHORT.get(words[0], []), *fewer])
         try:

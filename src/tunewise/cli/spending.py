@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tunewise.results.estimate import Estimate
 
 ASKED_SECONDS = 3600.0  # a comparison that takes longer is asked about
+ENOUGH_STEPS = 20  # below which a technique's row shows little but where it starts
 
 
 def describe(estimate: Estimate, available_bytes: float, minutes: float | None = None) -> list[str]:
@@ -40,6 +41,12 @@ def describe(estimate: Estimate, available_bytes: float, minutes: float | None =
     lines += [
         f"  {row.technique:{width}}  {rough_duration(row.seconds):>8}  {size(row.peak_memory_bytes):>8}" for row in rows
     ]
+    if minutes is not None and estimate.fewest_steps is not None and estimate.fewest_steps < ENOUGH_STEPS:
+        lines.append(
+            f"Warning: {minutes:g} min leave a technique as little as {estimate.fewest_steps} training "
+            f"step{'' if estimate.fewest_steps == 1 else 's'}, and fewer than {ENOUGH_STEPS} show little; give more "
+            "minutes, or compare fewer techniques, such as --techniques base,icl,lora"
+        )
     if estimate.peak_memory_bytes > available_bytes:
         largest = max(rows, key=lambda row: row.peak_memory_bytes)
         lines.append(

@@ -20,6 +20,7 @@ from tunewise.comparison.trial_records import read_record, read_stage
 from tunewise.contract.technique import Technique
 from tunewise.core.progress import RowProgress
 from tunewise.engine.forward import why_not_packed
+from tunewise.engine.memory import release_unused_memory
 from tunewise.fitting.settings import TrainSettings
 from tunewise.results.estimate import Estimate
 from tunewise.results.schema import FinishedTrial, FittedTrial
@@ -53,6 +54,7 @@ def expected(
     from tunewise.advice.plan.whole_run import WholeRun, Workload
 
     base, process = context.base, psutil.Process()
+    release_unused_memory()  # what measuring the base has freed is not held
     weights = sum(parameter.nbytes for parameter in base.model.parameters())
     on_gpu = base.device.type == "cuda"
     workload = Workload(

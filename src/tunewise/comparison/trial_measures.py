@@ -49,7 +49,8 @@ def _measure_forgetting(
 ) -> tuple[Forgetting | None, int | None]:
     """Measure what was forgotten; return it with the peak of memory in bytes, both None if it is not to be measured.
 
-    The base's own row is 0 by definition: it would be the base's passes over the same text once more.
+    The base's own row is 0 by definition: it would be the base's passes over the same text once more. So is the
+    change on given text of what only writes into prompts.
     """
     if context.retention is None:
         return None, None
@@ -58,7 +59,9 @@ def _measure_forgetting(
         if not attachment.recipe.adapts:
             forgetting = Forgetting(nll_rise=0.0, nll_rise_low=0.0, nll_rise_high=0.0, kl=0.0, kl_task=0.0)
         else:
-            retained = context.retention.compare(attachment, progress)
+            unchanged = dict.fromkeys(("nll_rise", "nll_rise_low", "nll_rise_high", "kl"), 0.0)
+            only_prompts = attachment.recipe.only_prompts
+            retained = unchanged if only_prompts else context.retention.compare(attachment, progress)
             kl_task, weight_change = _distances_from_base(attachment, context, progress)
             forgetting = Forgetting(
                 nll_rise=retained["nll_rise"],

@@ -115,6 +115,11 @@ class Technique(ABC):
         for item in fields(self):
             object.__setattr__(self, item.name, checked(self.name, item, getattr(self, item.name)))
 
+    @property
+    def only_prompts(self) -> bool:
+        """Tell whether it does nothing but write into prompts: other text is read as the bare base reads it."""
+        return self.sides == {"prompt"} and not self.trains
+
     @abstractmethod
     def attach(self, base: Base, generator: torch.Generator) -> Attachment:
         """Put this recipe on a base whose parameters are all frozen; all randomness comes from `generator`."""

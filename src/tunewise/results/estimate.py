@@ -37,12 +37,14 @@ class RowEstimate(JsonRecord):
 class Estimate(JsonRecord):
     """Holds what a comparison is expected to take: the seconds of its start, and its rows in their order.
 
-    `workers` is how many of them run at once; it is absent where one runs after the other.
+    `workers` is how many of them run at once; it is absent where one runs after the other. `fewest_steps` are the
+    optimiser steps that a budget in minutes leaves a trial of the slowest technique; it is absent in other budgets.
     """
 
     startup: NonNegative
     rows: tuple[RowEstimate, ...]
     workers: Count | None = None
+    fewest_steps: Count | None = None
 
     @property
     def seconds(self) -> float:

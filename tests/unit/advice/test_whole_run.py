@@ -40,7 +40,8 @@ def test_a_row_that_trains_takes_longer_and_more_steps_take_longer_still(sketche
     base, full = run.row(make("base", {})), run.row(make("full", {}))
     longer = WholeRun(sketched, replace(workload, settings=replace(SETTINGS, max_steps=8)), RATES)
     assert base.training == 0 < full.training
-    assert base.scoring > 0 and base.forgetting > 0
+    assert base.scoring > 0 and base.forgetting == 0  # nothing is measured again for the bare model
+    assert 0 < run.row(make("icl", {})).forgetting < full.forgetting  # other text is read as the base reads it
     assert longer.row(make("full", {})).training == pytest.approx(2 * full.training, rel=0.01)
     assert full.peak_memory_bytes >= base.peak_memory_bytes > 1e8
 
@@ -64,6 +65,12 @@ def test_minutes_are_shared_by_the_rows_that_train(sketched, workload):
     run = WholeRun(sketched, replace(workload, minutes=30.0), Rates(1e11, 1e11, 1e-7))
     estimate = run.estimate([make("base", {}), make("full", {})])
     assert estimate.seconds == pytest.approx(1800)
+    longer = WholeRun(sketched, replace(workload, minutes=60.0), Rates(1e11, 1e11, 1e-7))
+    more = longer.estimate([make("base", {}), make("full", {})]).fewest_steps
+    assert more == pytest.approx(2 * estimate.fewest_steps, rel=0.01)
+    assert run.estimate([make("base", {})]).fewest_steps is None
+    in_steps = WholeRun(sketched, workload, RATES).estimate([make("full", {})])
+    assert in_steps.fewest_steps is None and "fewest_steps" not in in_steps.to_json()
 
 
 def test_choosing_examples_stays_within_what_a_training_reads(sketched, workload):

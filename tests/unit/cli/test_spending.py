@@ -1,5 +1,6 @@
 """What is shown and asked before a comparison runs."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +30,15 @@ def test_too_little_memory_is_a_warning_that_says_what_to_change():
 
 def test_the_budgets_own_minutes_are_stated():
     assert "the budget's 10 min" in describe(expected(590), 8e9, 10)[0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(0, "0 training steps"), (1, "1 training step,"), (19, "19 training steps")]
+)
+def test_minutes_that_leave_too_few_steps_are_a_warning_that_says_what_to_change(steps, said):
+    short = replace(expected(590), fewest_steps=steps)
+    assert said in describe(short, 8e9, 5)[-1] and "fewer techniques" in describe(short, 8e9, 5)[-1]
+    assert not any("training step" in line for line in describe(replace(short, fewest_steps=20), 8e9, 5))
 
 
 def test_above_an_hour_it_is_refused_without_a_terminal(capsys):

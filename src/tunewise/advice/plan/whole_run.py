@@ -164,7 +164,7 @@ class WholeRun:
             shares: by name, how much of each is still to be done; default: all of it.
             report: is called with the name of each technique.
         """
-        rows = []
+        rows, fewest = [], None
         for technique in techniques:
             share = (shares or {}).get(technique.name) or self.workload.share(technique)
             if share.nothing:
@@ -175,8 +175,9 @@ class WholeRun:
             except RequestError:  # its row will give the reason
                 continue
         if self.workload.minutes is not None:
-            rows = self._within_minutes(rows, {technique.name for technique in techniques if technique.trains})
-        return Estimate(startup=self.startup() if rows else 0.0, rows=tuple(rows))
+            trained = {technique.name for technique in techniques if technique.trains}
+            rows, fewest = self._within_minutes(rows, trained)
+        return Estimate(startup=self.startup() if rows else 0.0, rows=tuple(rows), fewest_steps=fewest)
 
     def row(self, technique: Technique, share: Share | None = None) -> RowEstimate:
         """Estimate one row.
@@ -194,7 +195,7 @@ class WholeRun:
             preparing=share.preparations * self.preparing(technique, trace) + share.trainings * FIRST_SECONDS,
             training=share.trainings * self.training(trace) if technique.trains else 0.0,
             scoring=share.trainings * validated + share.scorings * self.scoring(technique, trace),
-            forgetting=share.scorings * self.forgetting(trace),
+            forgetting=share.scorings * self.forgetting(trace, technique),
             peak_memory_bytes=int(self.process_peak(technique, trace)),
         )
 
@@ -221,7 +222,7 @@ class WholeRun:
         if self.workload.retention is None:
             rows, length = _OWN_TEXT
             sampled = self.decoding(trace.answers, rows, length)
-        return loading + sampled + self.forgetting(trace, probed=False)
+        return loading + sampled + self._retained(trace) + self._on_task(trace)
 
     def preparing(self, technique: Technique, trace: Trace) -> float:
         """Return what one preparation takes.
@@ -327,26 +328,38 @@ class WholeRun:
         work = Work(rows * token[0], rows * token[1] + weights, DECODING_CALLS * passes.once.calls)
         return steps * self.seconds(work)
 
-    def forgetting(self, trace: Trace, probed: bool = True) -> float:
+    def forgetting(self, trace: Trace, technique: Technique) -> float:
         """Return the seconds of measuring once what was forgotten.
 
-        retention   a pass over its tokens with the loss of all and the log-probabilities of some
+        retention   a pass over its tokens with the loss of all and the log-probabilities of some, unless nothing but
+                    prompts is changed
         task        a pass over each of 64 examples alone
         probe       its labels or answers
         """
+        seconds = 0.0
+        if technique.adapts:
+            seconds += self._on_task(trace)
+            seconds += 0.0 if technique.only_prompts else self._retained(trace)
+        if self.workload.probe is not None:
+            bare = self.trace(make("base", {}), self.workload.probe)
+            seconds += self._scored(self.workload.probe, self.workload.probed, bare)
+        return seconds
+
+    def _retained(self, trace: Trace) -> float:
+        """Return the seconds of a pass over the retention text."""
         tokens = self._retention_tokens()
         kept = min(self._kept_positions(), tokens)
         per_token = Work().plus(trace.answers.each, 1 / max(trace.answers.tokens, 1.0))
         passes = max(1.0, tokens / PASS_TOKENS)
         retention = Work().plus(trace.answers.once, passes).plus(per_token, tokens)
-        retention = retention.plus(self._head(tokens + kept))
+        return self.seconds(retention.plus(self._head(tokens + kept)))
+
+    def _on_task(self, trace: Trace) -> float:
+        """Return the seconds of a pass over each of the task's examples on which the divergence is measured."""
+        per_token = Work().plus(trace.answers.each, 1 / max(trace.answers.tokens, 1.0))
         alone = min(len(self.workload.validation), _TASK_EXAMPLES)
         whole = Work().plus(trace.answers.once).plus(per_token, trace.answers.shared).plus(trace.answers.each)
-        seconds = self.seconds(retention.plus(whole, alone))
-        if probed and self.workload.probe is not None:
-            bare = self.trace(make("base", {}), self.workload.probe)
-            seconds += self._scored(self.workload.probe, self.workload.probed, bare)
-        return seconds
+        return self.seconds(Work().plus(whole, alone))
 
     def _head(self, positions: float) -> Work:
         """Return the work of log-probabilities over the vocabulary: 2 d V FLOPs and HEAD_PASSES x 4 V bytes each."""
@@ -411,9 +424,15 @@ class WholeRun:
         examples = min(self._retention_tokens(), PASS_TOKENS) / max(trace.answers.tokens, 1.0)
         return trace.answers.peak + max(examples - 1, 0.0) * trace.answers.peak_each
 
-    def _within_minutes(self, rows: Sequence[RowEstimate], trained: set[str]) -> list[RowEstimate]:
-        """Give the rows that train equal shares of what a budget in minutes leaves them."""
+    def _within_minutes(self, rows: Sequence[RowEstimate], trained: set[str]) -> tuple[list[RowEstimate], int | None]:
+        """Give the rows that train equal shares of what a budget in minutes leaves them.
+
+        Return them with the steps of a trial of the slowest one, None where no row trains.
+        """
         others = self.startup() + sum(row.seconds - row.training for row in rows)
         left = max((self.workload.minutes or 0.0) * 60 - others, 0.0)
         count = sum(row.technique in trained for row in rows)
-        return [replace(row, training=left / count) if row.technique in trained else row for row in rows]
+        whole = [row.training for row in rows if row.technique in trained and row.training]
+        fewest = int(self.workload.settings.max_steps * left / count / max(whole)) if whole else None
+        divided = [replace(row, training=left / count) if row.technique in trained else row for row in rows]
+        return divided, fewest
