@@ -99,7 +99,7 @@ def test_the_same_answers_everywhere_and_all_of_them_end(real, instruct_model, t
     base.release()
     export(folder, "merged", tmp_path / "merged", base=base, dtype="float32", parity_prompts=None)
     adaptation = load(folder, base=base)
-    examples = task.test[:6]
+    examples = task.test[:4]
     scores = score(adaptation.attachment, task.in_style_of(adaptation.style), examples)
     assert scores.lengths is not None and scores.lengths.never_ended == 0
     if kind == "multi-turn":
