@@ -10,7 +10,7 @@ import tunewise
 
 SOURCE = Path(tunewise.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
-BESIDE_PACKAGES = {"__init__.py", "resolve.py", "testing.py", "py.typed"}
+BESIDE_PACKAGES = {"__main__.py", "__init__.py", "resolve.py", "testing.py", "py.typed"}
 MOST_PARAMETERS = 12
 # What Python code calls with keywords, each of which is documented.
 PUBLIC = {"comparison/compare.py compare": 14, "fitting/loop.py train": 13, "export/export.py export": 13}

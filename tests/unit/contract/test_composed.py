@@ -44,6 +44,7 @@ LEFT_OF_TECHNIQUE = {
     "places_to_answer": "settings are given by part, so each part is asked for its own",
     "unread_settings": "asked for by `preparation`, which asks the parts",
     "adapts": "two parts are never the base itself",
+    "only_prompts": "it asks `sides` and `trains`, which ask the parts",
     "from_peft": "an adapter of PEFT's is of one kind",
     "require_shards": "it asks `needs_whole_weights`, which asks the parts",
     "require_context": "it asks `needs_whole_rows`, which asks the parts",
