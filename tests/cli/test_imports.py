@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tunewise.core.version import __version__
+
 TORCH = {"torch", "numpy", "transformers", "accelerate"}
 COMPILER = {"torch._dynamo", "torch.distributed.tensor", "sympy"}  # Hugging Face's configurations import them
 STATISTICS = {"scipy.stats", "sklearn", "pandas"}
@@ -66,3 +68,9 @@ def test_a_fit_needs_neither_other_libraries_nor_statistics(imported, labels, mo
     modules = imported("fit", "lora", "--model", model, "--data", labels, "--out", tmp_path / "run", "--max-steps", 1)
     assert "transformers.modeling_utils" in modules
     assert not modules & (STATISTICS | OTHERS)
+
+
+@pytest.mark.parametrize("module", ["tunewise", "tunewise.cli"])
+def test_the_command_line_is_a_module_too(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, f"tunewise {__version__}")

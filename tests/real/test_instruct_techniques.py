@@ -60,7 +60,7 @@ def loss_before(base, task, retention):
 
 @pytest.mark.parametrize("technique", TRAINED)
 def test_the_default_learns_and_forgets_little(real, bare, task, loss_before, retention, technique):
-    """In twenty steps of four rows; the ladder that mixed from gamma = 1 left 75 %, masks of equal scores 380 %."""
+    """In twenty steps of two rows; the ladder that mixed from gamma = 1 left 75 %, masks of equal scores 380 %."""
     held_out = sample(task.validation, HELD_OUT)
     settings = dict(QUICK.get(technique, {}))
     if "sources" in {field.name for field in fields(all_techniques()[technique])}:

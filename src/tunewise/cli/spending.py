@@ -43,7 +43,7 @@ def describe(estimate: Estimate, available_bytes: float, minutes: float | None =
     ]
     if minutes is not None and estimate.fewest_steps is not None and estimate.fewest_steps < ENOUGH_STEPS:
         lines.append(
-            f"Warning: {minutes:g} min leave a technique as little as {estimate.fewest_steps} training "
+            f"Warning: {minutes:g} min leave a technique as few as {estimate.fewest_steps} training "
             f"step{'' if estimate.fewest_steps == 1 else 's'}, and fewer than {ENOUGH_STEPS} show little; give more "
             "minutes, or compare fewer techniques, such as --techniques base,icl,lora"
         )

@@ -339,7 +339,8 @@ class WholeRun:
         seconds = 0.0
         if technique.adapts:
             seconds += self._on_task(trace)
-            seconds += 0.0 if technique.only_prompts else self._retained(trace)
+            if not technique.only_prompts:
+                seconds += self._retained(trace)
         if self.workload.probe is not None:
             bare = self.trace(make("base", {}), self.workload.probe)
             seconds += self._scored(self.workload.probe, self.workload.probed, bare)
