@@ -30,6 +30,7 @@ from tunewise.contract.places import Places
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, SettingError
 from tunewise.core.json_record import JsonObject
+from tunewise.core.text import show
 from tunewise.core.version import __version__
 from tunewise.data.task import Example, Message, Task
 from tunewise.engine.generation import generate, stop_of
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE, ROWS, WEIGHTS, PEFT_WEIGHTS = "adaptation.json", "rows.jsonl", "weights.safetensors", "adapter_model.safetensors"
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -140,19 +142,31 @@ def weights_of(stored: artifact_writer.Stored, record: AdaptationRecord) -> dict
     """Return the tensors of an attachment, those that are in PEFT's file alone among them.
 
     Raises:
-        ArtifactError: a file or a tensor is missing, or a tensor is in both files.
+        ArtifactError: a file or a tensor is missing, a tensor is in both files, or one that only PEFT reads is no
+            tensor of finite floats.
     """
-    if record.peft_tensors is None:
+    shared = record.peft_tensors or {}
+    theirs = stored.tensors(PEFT_WEIGHTS) if shared or PEFT_WEIGHTS in stored.names else {}
+    _require_floats(stored.folder / PEFT_WEIGHTS, {name: theirs[name] for name in theirs.keys() - shared.values()})
+    if not shared:
         return stored.tensors(WEIGHTS)
     tensors = stored.tensors(WEIGHTS) if WEIGHTS in stored.names else {}
-    theirs = stored.tensors(PEFT_WEIGHTS)
-    for name, there in record.peft_tensors.items():
+    for name, there in shared.items():
         if there not in theirs or name in tensors:
             raise ArtifactError(
                 f"{stored.folder}: {PEFT_WEIGHTS} must hold {there[:200]!r}, and {WEIGHTS} must not hold {name[:200]!r}"
             )
         tensors[name] = theirs[there]
     return tensors
+
+
+def _require_floats(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that PEFT alone reads, and would take for weights, if they are no floats or not finite."""
+    for name, tensor in sorted(tensors.items()):
+        if tensor.dtype not in _FLOATS:
+            raise ArtifactError(f'{file}: "{show(name, 200)}" is {tensor.dtype}, where a weight is a float')
+        if not bool(tensor.isfinite().all()):
+            raise ArtifactError(f'{file}: holds a value that is not finite in "{show(name, 200)}"')
 
 
 def size_on_disk(folder: Path) -> int:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from adaptation_files import contents, write_contents
-from tunewise.adaptation.artifact import load, save
+from tunewise.adaptation.artifact import FILE, PEFT_WEIGHTS, load, save
+from tunewise.core import artifact_writer
 from tunewise.core.errors import ArtifactError, SettingError
 from tunewise.data.task import Example, Message
 from tunewise.techniques.registry import make
@@ -82,6 +83,32 @@ def test_coherent_forgeries_are_refused_too(saved, change):
         load(folder, base=base)
     assert raised.type.__module__ == "tunewise.core.errors", raised.value
     assert fingerprint(base) == before and not any(m._forward_hooks for m in base.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensor: tensor.to(torch.int8), "is torch.int8, where a weight is a float"),
+        (lambda tensor: tensor.to(torch.bool), "is torch.bool, where a weight is a float"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "is torch.float8_e4m3fn, where a weight is a float"),
+        (lambda tensor: tensor * float("nan"), "not finite"),
+    ],
+)
+@pytest.mark.parametrize("name", ["lora", "prefix_tuning"])
+def test_what_only_peft_reads_is_refused_too(tmp_path, name, change, said):
+    """Tensors of an adaptation that lie in another form in PEFT's file."""
+    base = tiny_base()
+    attachment, folder = attach(make(name), base), tmp_path / "adaptation"  # lora's B are zeros: one stands for all
+    save(attachment, tiny_task(), folder)
+    attachment.detach()
+    stored = artifact_writer.read(folder)
+    ours = set(stored.json(FILE).get("peft_tensors", {}).values())
+    theirs, texts = stored.tensors(PEFT_WEIGHTS), {n: stored.text(n) for n in stored.names if not n.endswith("tensors")}
+    key = min(theirs.keys() - ours)
+    tensors = {n: stored.tensors(n) for n in stored.names if n.endswith("tensors")}
+    artifact_writer.commit(folder, texts=texts, tensors=tensors | {PEFT_WEIGHTS: theirs | {key: change(theirs[key])}})
+    with pytest.raises(ArtifactError, match=said):
+        load(folder, base=base)
 
 
 def test_rows_of_any_text_come_back(tmp_path):
