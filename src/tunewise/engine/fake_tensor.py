@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -41,6 +41,34 @@ def real_contents() -> Iterator[None]:
         yield
 
 
+class Times(NamedTuple):
+    """Says how often a ledger counts what is run: its FLOPs, the bytes that it moves, and its operations."""
+
+    flops: float = 1.0
+    moved: float = 1.0
+    calls: float = 1.0
+
+
+ONCE = Times()
+_times = ONCE  # set by `counted`
+
+
+@contextmanager
+def counted(times: Times) -> Iterator[None]:
+    """Count the work of what is run on fake tensors so many times, so that one call can stand for many like it."""
+    global _times
+    before, _times = _times, times
+    try:
+        yield
+    finally:
+        _times = before
+
+
+def times() -> Times:
+    """Return how often a ledger counts what is run now."""
+    return _times
+
+
 class Storage:
     """Stands for the memory of a tensor and of its views; `freed(nbytes)` is called when the last of them is gone.
 
@@ -67,18 +95,13 @@ class FakeTensor(Tensor):
     def __new__(cls, layout: Layout, memory: Storage) -> Self:
         """Make a tensor of this layout in this memory."""
         tensor: Any = Tensor._make_wrapper_subclass(
-            cls, layout.size, strides=layout.strides, dtype=layout.dtype, device=_CPU, dispatch_device=True
+            cls, layout.size, strides=layout.strides, dtype=layout.dtype, device=_CPU
         )
         tensor.faked, tensor.memory = layout, memory
         return tensor
 
     def __init__(self, *_: object) -> None:
         """Do nothing: `torch.Tensor(values)` calls this on what a ledger made of the values."""
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        """The CPU; a simulated GPU is known to `tunewise.engine.device` alone."""
-        return _CPU
 
     @property
     def data(self) -> Tensor:

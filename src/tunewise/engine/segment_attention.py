@@ -16,6 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from tunewise.engine.fake_tensor import FakeTensor, Times, counted
 from tunewise.engine.segments import Segment
 
 _MAX_MASKED_TOKENS = 256  # a tree of up to so many tokens is one kernel call with a mask
@@ -86,6 +87,39 @@ def _merge_small(branches: Sequence[Segment]) -> Iterator[Segment]:
         yield group[0] if len(group) == 1 else Segment(0, tuple(group))
 
 
+def _run_calls(row: tuple[Segment, ...], window: int | None, like: Tensor) -> Iterator[Call]:
+    """Yield the kernel calls that are run: all of them.
+
+    On fake tensors, which have no contents, the largest one of each kind stands for all, in memory and in work.
+    """
+    if not isinstance(like, FakeTensor):
+        yield from kernel_calls(row, window)
+        return
+    for call, times in _stand_ins(row, window):
+        with counted(times):
+            yield call
+
+
+@lru_cache(maxsize=64)
+def _stand_ins(row: tuple[Segment, ...], window: int | None) -> tuple[tuple[Call, Times], ...]:
+    """Return the largest call of each kind (causal, masked, on a prefix), and how often it is to be counted."""
+    kinds: dict[tuple[bool, bool], list[Call]] = {}
+    for call in kernel_calls(row, window):
+        tree = call.tree
+        masked = tree is not None and (bool(tree.branches) or (window is not None and tree.length > window))
+        kinds.setdefault((tree is None, masked), []).append(call)
+    return tuple(_stand_in(calls, masked) for (_, masked), calls in kinds.items())
+
+
+def _stand_in(calls: list[Call], masked: bool) -> tuple[Call, Times]:
+    """Return the largest of these calls: FLOPs and masks grow with queries x keys, other bytes with queries + keys."""
+    sizes = [(call.queries.stop - call.queries.start, call.keys.stop - call.keys.start) for call in calls]
+    largest = max(range(len(calls)), key=lambda place: sizes[place][0] * sizes[place][1])
+    products, sums = [queries * keys for queries, keys in sizes], [sum(size) for size in sizes]
+    work = sum(products) / products[largest]
+    return calls[largest], Times(work, work if masked else sum(sums) / sums[largest], len(calls))
+
+
 @lru_cache(maxsize=256)
 def tree_mask(tree: Segment, window: int | None, device: torch.device) -> Tensor | None:
     """Return the boolean mask (length, length) of one tree, or None where plain causal order is the same."""
@@ -122,28 +156,8 @@ class _PerPart(torch.autograd.Function):
     def forward(ctx, query, key, value, row, scale, window):  # type: ignore[no-untyped-def]
         out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
         logsumexp = query.new_empty(1, query.shape[1], query.shape[2])  # of each query's scores, (1, H, T)
-        for call in kernel_calls(row, window):
-            mask = _additive_mask(call.tree, window, query)
-            call_out, call_logsumexp = _flash(
-                query[:, :, call.queries],
-                key[:, :, call.keys],
-                value[:, :, call.keys],
-                0.0,
-                mask is None and call.tree is not None,
-                attn_mask=mask,
-                scale=scale,
-            )
-            call_out = call_out.transpose(1, 2)  # (1, T, H, D)
-            if call.tree is not None:
-                out[:, call.queries], logsumexp[:, :, call.queries] = call_out, call_logsumexp
-                continue
-            merged_out, merged_logsumexp = (
-                out[:, call.queries],
-                logsumexp[:, :, call.queries],
-            )  # views
-            total = torch.logaddexp(merged_logsumexp, call_logsumexp)
-            merged_out.mul_(_share(merged_logsumexp, total)).addcmul_(call_out, _share(call_logsumexp, total))
-            merged_logsumexp.copy_(total)
+        for call in _run_calls(row, window, query):
+            _run(call, query, key, value, out, logsumexp, scale, window)
         ctx.save_for_backward(query, key, value, out, logsumexp)
         ctx.row, ctx.scale, ctx.window = row, scale, window
         return out
@@ -152,26 +166,73 @@ class _PerPart(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         query, key, value, out, logsumexp = ctx.saved_tensors
         grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        for call in kernel_calls(ctx.row, ctx.window):
-            mask = _additive_mask(call.tree, ctx.window, query)
-            call_grads = _flash_backward(
-                grad[:, call.queries].transpose(1, 2),
-                query[:, :, call.queries],
-                key[:, :, call.keys],
-                value[:, :, call.keys],
-                out[:, call.queries].transpose(1, 2),
-                logsumexp[:, :, call.queries].contiguous(),
-                0.0,
-                mask is None and call.tree is not None,
-                attn_mask=mask,
-                scale=ctx.scale,
-            )
-            for total, call_grad, part in zip(grads, call_grads, (call.queries, call.keys, call.keys), strict=True):
-                if call.tree is not None:
-                    total[:, :, part] = call_grad
-                else:
-                    total[:, :, part] += call_grad
+        for call in _run_calls(ctx.row, ctx.window, query):
+            _run_backward(call, grad, query, key, value, out, logsumexp, grads, ctx.scale, ctx.window)
         return *grads, None, None, None
+
+
+def _run(
+    call: Call,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    scale: float,
+    window: int | None,
+) -> None:
+    """Write what one call gives to the output (1, T, H, D), or merge it with what is there."""
+    mask = _additive_mask(call.tree, window, query)
+    call_out, call_logsumexp = _flash(
+        query[:, :, call.queries],
+        key[:, :, call.keys],
+        value[:, :, call.keys],
+        0.0,
+        mask is None and call.tree is not None,
+        attn_mask=mask,
+        scale=scale,
+    )
+    call_out = call_out.transpose(1, 2)  # (1, T, H, D)
+    if call.tree is not None:
+        out[:, call.queries], logsumexp[:, :, call.queries] = call_out, call_logsumexp
+        return
+    merged_out, merged_logsumexp = out[:, call.queries], logsumexp[:, :, call.queries]  # views
+    total = torch.logaddexp(merged_logsumexp, call_logsumexp)
+    merged_out.mul_(_share(merged_logsumexp, total)).addcmul_(call_out, _share(call_logsumexp, total))
+    merged_logsumexp.copy_(total)
+
+
+def _run_backward(
+    call: Call,
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    grads: Sequence[Tensor],
+    scale: float,
+    window: int | None,
+) -> None:
+    """Write one call's share to the gradients of query, key and value, or add it."""
+    mask = _additive_mask(call.tree, window, query)
+    call_grads = _flash_backward(
+        grad[:, call.queries].transpose(1, 2),
+        query[:, :, call.queries],
+        key[:, :, call.keys],
+        value[:, :, call.keys],
+        out[:, call.queries].transpose(1, 2),
+        logsumexp[:, :, call.queries].contiguous(),
+        0.0,
+        mask is None and call.tree is not None,
+        attn_mask=mask,
+        scale=scale,
+    )
+    for total, call_grad, part in zip(grads, call_grads, (call.queries, call.keys, call.keys), strict=True):
+        if call.tree is not None:
+            total[:, :, part] = call_grad
+        else:
+            total[:, :, part] += call_grad
 
 
 def _share(part: Tensor, total: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunewise.adaptation.artifact import rows_text
-from tunewise.advice.plan.ledger import fake_tensors
+from tunewise.advice.plan.ledger import TRAFFIC, fake_tensors
 from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.plan_row import Memory, Parameters
 from tunewise.advice.plan.planner import Planner, Requirements, measure
@@ -118,7 +118,7 @@ def test_a_product_of_low_rank_is_as_slow_as_its_memory():
         flops, moved = ledger.flops, ledger.moved
         product = x @ down
         assert ledger.flops == flops
-        assert ledger.moved - moved == x.nbytes + down.nbytes + product.nbytes
+        assert ledger.moved - moved == TRAFFIC * (x.nbytes + down.nbytes + product.nbytes)
 
 
 def test_full_needs_its_weights_four_times_and_lora_does_not(sketched):

@@ -22,16 +22,17 @@ from torch.utils.flop_counter import flop_registry
 from tunewise.advice.plan.allocations import Allocation, Allocations
 from tunewise.advice.plan.fake_operations import described, rule_for
 from tunewise.engine.device import simulated
-from tunewise.engine.fake_tensor import FakeTensor, Storage, layout_of
+from tunewise.engine.fake_tensor import FakeTensor, Storage, layout_of, times
 
 _aten = torch.ops.aten
-_DEVICE = torch.ops.prim.device.default
 _READS = (_aten._local_scalar_dense.default, _aten.item.default)
 _LIFTS = (_aten.lift_fresh.default, _aten.lift_fresh_copy.default)
 _SORTS = (_aten.sort, _aten.topk)
 _INDEXING = (_aten.index, _aten.index_put, _aten.index_put_)
 _FLASH = (_aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_product_flash_attention_for_cpu_backward)
 
+# Bytes that training moves / those of its operations' tensors; found by `benchmarks/plan.py`.
+TRAFFIC = 2.5
 _MEMORY_BOUND = 16  # FLOPs per byte below which a product, such as one of low rank, is as slow as its memory
 
 
@@ -55,14 +56,15 @@ class Ledger(TorchDispatchMode):
         live: bytes of the storages that are alive.
         peak: the maximum of `live` so far.
         flops: floating-point operations of matrix products and attention.
-        moved: bytes that all other operations read and write, and products whose speed is that of memory.
-        calls: number of operations, among them torch's own questions for the device of a tensor.
+        moved: bytes that all other operations read and write, and products whose speed is that of memory, x TRAFFIC.
+        calls: number of operations.
     """
 
     def __init__(self, device: str = "cpu") -> None:
         super().__init__()
         self.device = device
-        self.live = self.peak = self.flops = self.moved = self.calls = 0
+        self.live = self.peak = 0
+        self.flops = self.moved = self.calls = 0.0
         self._sizes: dict[int, int] = {}  # of real tensors, by the address of their storage
         self._operation: Any = None  # the one that runs now
         self._allocations = [Allocation(None, 0, 0)]
@@ -84,10 +86,6 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, on fake tensors unless all its inputs are integers or Booleans, and count what it takes."""
-        if func is _DEVICE:
-            self.calls += 1
-            self.moved += args[0].faked.nbytes
-            return args[0].device
         inputs: list[Tensor] = []
         key = described(func, args, kwargs, inputs)
         if not any(type(tensor) is FakeTensor for tensor in inputs):
@@ -167,9 +165,10 @@ class Ledger(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
     def _charge(self, cost: tuple[int, int]) -> None:
-        self.calls += 1
-        self.flops += cost[0]
-        self.moved += cost[1]
+        counted = times()
+        self.calls += counted.calls
+        self.flops += cost[0] * counted.flops
+        self.moved += TRAFFIC * cost[1] * counted.moved
 
 
 def _cost(func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ _TOKENS = {"cpu": 768, "cuda": 8192}  # of the pass whose shapes are measured
 _PRODUCT = {"cpu": 4e9, "cuda": 1e12}  # FLOPs of the product that is measured, at most; a wider layer is cut
 _ROUND = 0.04  # seconds of a round of calls that are timed together
 # Modules, hooks and autograd start an operation; found by `benchmarks/plan.py --whole`.
-_LAYERS_OF_CALLS = 2.5
+_LAYERS_OF_CALLS = 8.75
 
 
 @dataclass(frozen=True)
