@@ -8,9 +8,9 @@ truncated as `fit_window` says, and marked as `truncated`, so that truncated exa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tunewise.core.errors import DataError
 from tunewise.core.text import show
@@ -42,6 +42,17 @@ class TokenSequence:
     labelled: list[bool]
     prompt: int
     truncated: bool = False
+
+
+class Untruncated(NamedTuple):
+    """Holds the token ids of one example before truncation, without placeholders.
+
+    `labelled[i]` says whether token i of the prompt is a target of the loss; those of the answer all are.
+    """
+
+    prompt: list[int]
+    labelled: list[bool]
+    answer: list[int]
 
 
 class Encoder:
@@ -172,8 +183,11 @@ class Encoder:
         Raises:
             DataError: the chat template refuses an example; the message says which.
         """
-        whole = self._whole(examples, before)
-        return [self._truncate(prompt, labelled, answer) for prompt, labelled, answer in whole]
+        return self.truncated(self.untruncated(examples, before))
+
+    def truncated(self, examples: Iterable[Untruncated]) -> list[TokenSequence]:
+        """Return examples between their placeholders, each truncated to the window."""
+        return [self._truncate(*example) for example in examples]
 
     def sizes(self, examples: Sequence[Example]) -> list[tuple[int, int]]:
         """Return the numbers of tokens of each prompt and of its answer, before truncation."""
@@ -181,23 +195,22 @@ class Encoder:
 
     def each_size(self, examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
         """Yield what `sizes` returns, for more examples than a list should hold."""
-        return ((len(prompt), len(answer)) for prompt, _, answer in self._whole(examples))
+        return ((len(prompt), len(answer)) for prompt, _, answer in self.untruncated(examples))
 
-    def _whole(self, examples: Sequence[Example], before: int = 0) -> Iterator[tuple[list[int], list[bool], list[int]]]:
-        """Yield (prompt ids, which of them are labelled, answer ids) of each example, before truncation."""
+    def untruncated(self, examples: Sequence[Example], before: int = 0) -> Iterator[Untruncated]:
+        """Yield each example before truncation, without placeholders; errors count those `before` them too."""
         for start in range(0, len(examples), _AT_ONCE):
-            yield from self._some_whole(examples[start : start + _AT_ONCE], before + start)
+            yield from self._some(examples[start : start + _AT_ONCE], before + start)
 
-    def _some_whole(
-        self, examples: Sequence[Example], before: int
-    ) -> Iterator[tuple[list[int], list[bool], list[int]]]:
+    def _some(self, examples: Sequence[Example], before: int) -> Iterator[Untruncated]:
         renderings = self._render_all(examples, before=before)
         prompts = self._tokenize([rendering.prompt for rendering in renderings])
         wholes = self._tokenize([rendering.prompt + rendering.answer for rendering in renderings])
         for example, rendering, prompt, whole in zip(examples, renderings, prompts, wholes, strict=True):
             answer = self._continuation(prompt, whole, rendering.answer)
             labelled = self._labelled_mask(rendering.prompt, rendering.spans, len(prompt))
-            yield prompt, labelled, answer if rendering.ended or example.continues else self._with_end(answer)
+            ended = rendering.ended or example.continues
+            yield Untruncated(prompt, labelled, answer if ended else self._with_end(answer))
 
     def answers(self, prompt: Example, answers: Sequence[str]) -> list[list[int]]:
         """Return the token ids of several answers to one prompt, each with its end."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
 from tunewise.contract.attachment import Attachment
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import why_not_packed
@@ -9,25 +12,32 @@ from tunewise.fitting.passes import passes
 from tunewise.fitting.row_order import order
 from tunewise.fitting.settings import TrainSettings
 
-MEASURED = 2000  # training examples whose lengths are measured
+_MEASURED = 2000  # training examples whose lengths are measured, at most
 _SEARCHED = 200  # steps that are searched
 
 
 def heaviest(
-    attachment: Attachment, sequences: list[TokenSequence], settings: TrainSettings
+    attachment: Attachment,
+    examples: int,
+    encoded: Callable[[Sequence[int]], list[TokenSequence]],
+    settings: TrainSettings,
 ) -> tuple[list[TokenSequence], float]:
     """Find the micro-batch with the largest forward pass among the first steps, in the order of seed 0.
 
     Args:
         attachment: what is trained.
-        sequences: the first `MEASURED` training examples.
+        examples: how many training examples there are.
+        encoded: encodes training examples by their places.
         settings: the size of a micro-batch.
 
     Returns:
         Its rows, and tokens of a mean micro-batch / tokens of this one.
     """
     size, count = settings.per_device_train_batch_size, min(settings.max_steps, _SEARCHED) * settings.rows
-    indices = order(len(sequences), 0, 0, count)
+    visited = order(min(examples, _MEASURED), 0, 0, count)
+    places = sorted(set(visited))
+    sequences = encoded(places)
+    indices = [bisect_left(places, place) for place in visited]
     batches = [indices[start : start + size] for start in range(0, len(indices), size)]
     padded = why_not_packed(attachment.base)
     tokens = []  # per micro-batch, the tokens of each pass with padding

@@ -18,7 +18,7 @@ from itertools import pairwise
 from tunewise.adaptation.artifact import rows_text
 from tunewise.advice.plan.allocations import Allocations
 from tunewise.advice.plan.ledger import Ledger, Work, fake_tensors
-from tunewise.advice.plan.micro_batches import MEASURED, heaviest
+from tunewise.advice.plan.micro_batches import heaviest
 from tunewise.advice.plan.scored_passes import CountedPasses, traced_passes
 from tunewise.advice.plan.shallow_copies import Shapes
 from tunewise.advice.plan.weightless import Sketch
@@ -28,7 +28,7 @@ from tunewise.contract.technique import Technique
 from tunewise.core.seeds import generator
 from tunewise.data.task import Example, Task
 from tunewise.engine.attention import forget_layouts
-from tunewise.engine.encoding import TokenSequence
+from tunewise.engine.encoding import TokenSequence, Untruncated
 from tunewise.engine.model import Base
 from tunewise.fitting.allowance import allowance
 from tunewise.fitting.loop import require_a_step_for_each_phase, train
@@ -109,29 +109,42 @@ class Requests:
 
 
 class Texts:
-    """Encodes a task's examples; what techniques show as it is is encoded once for all of them."""
+    """Encodes a task's examples; what techniques show as it is is tokenized once for all of them."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self._sequences: dict[tuple[str, int, int], list[TokenSequence]] = {}
+        self._untruncated: dict[tuple[str, tuple[int, ...]], list[Untruncated]] = {}
+        self._prompts: list[list[int]] | None = None
         self._allowances: dict[tuple[int, int], int] = {}
 
-    def training(self, attachment: Attachment) -> list[TokenSequence]:
-        """Return the first training examples."""
-        return self._encoded("train", attachment, self.task.train[:MEASURED])
+    def training(self, attachment: Attachment, places: Sequence[int]) -> list[TokenSequence]:
+        """Return the training examples at these places."""
+        return self._encoded("train", attachment, places, [self.task.train[place] for place in places])
 
     def validation(self, attachment: Attachment) -> list[TokenSequence]:
         """Return the first validation examples."""
-        return self._encoded("validation", attachment, self.task.validation[:_SCORED])
+        return self._encoded("validation", attachment, (), self.task.validation[:_SCORED])
 
-    def _encoded(self, split: str, attachment: Attachment, examples: Sequence[Example]) -> list[TokenSequence]:
+    def _encoded(
+        self, split: str, attachment: Attachment, places: Sequence[int], examples: Sequence[Example]
+    ) -> list[TokenSequence]:
+        key = split, tuple(places)
         rendered, encoder = [attachment.render(example) for example in examples], encoder_for(attachment, self.task)
         if any(shown is not example for shown, example in zip(rendered, examples, strict=True)):
             return encoder.encode(rendered)
-        key = split, attachment.virtual_tokens, attachment.virtual_suffix
-        if key not in self._sequences:
-            self._sequences[key] = encoder.encode(rendered)
-        return self._sequences[key]
+        if key not in self._untruncated:
+            self._untruncated[key] = list(encoder.untruncated(rendered))
+        return encoder.truncated(self._untruncated[key])
+
+    def prompts(self, attachment: Attachment) -> list[TokenSequence]:
+        """Return the prompts of the first validation examples."""
+        examples, encoder = self.task.validation[:_SCORED], encoder_for(attachment, self.task)
+        rendered = [attachment.render(example) for example in examples]
+        if any(shown is not example for shown, example in zip(rendered, examples, strict=True)):
+            return encoder.prompts(rendered, 0)
+        if self._prompts is None:
+            self._prompts = encoder.prompt_ids(rendered)
+        return encoder.fitted(self._prompts, 0)
 
     def allowance(self, base: Base, settings: TrainSettings) -> Allowance:
         """Return what a technique may read before a training with these settings."""
@@ -305,7 +318,8 @@ def _is_bare(attachment: Attachment, texts: Texts, parts: list[tuple[object, ...
 
 
 def _micro_batch(attachment: Attachment, texts: Texts, settings: TrainSettings, device: str) -> MicroBatch:
-    rows, share = heaviest(attachment, texts.training(attachment), settings)
+    count = len(texts.task.train)
+    rows, share = heaviest(attachment, count, lambda places: texts.training(attachment, places), settings)
     whole = math.inf
     if device == "cpu" and attachment.accumulates:
         whole = 1.5 * PASS * len(rows) / sum(len(row.ids) for row in rows)
@@ -313,10 +327,8 @@ def _micro_batch(attachment: Attachment, texts: Texts, settings: TrainSettings, 
 
 
 def _requests(attachment: Attachment, texts: Texts) -> Requests:
-    task, encoder = texts.task, encoder_for(attachment, texts.task)
-    scored = texts.validation(attachment)
-    rendered = [attachment.render(example) for example in task.validation[:_SCORED]]
-    sizes = [len(prompt.ids) for prompt in encoder.prompts(rendered, 0)]
+    task, scored = texts.task, texts.validation(attachment)
+    sizes = [len(prompt.ids) for prompt in texts.prompts(attachment)]
     if not sizes:
         return Requests(scored=scored, median=None, prompt_tokens=0.0, generated=0)
     median = scored[sorted(range(len(sizes)), key=sizes.__getitem__)[len(sizes) // 2]]

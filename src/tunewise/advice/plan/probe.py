@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-from tunewise.advice.plan.micro_batches import MEASURED, heaviest
+from tunewise.advice.plan.micro_batches import heaviest
 from tunewise.advice.plan.plan_row import Probe
 from tunewise.contract.technique import Technique
 from tunewise.core.seeds import generator
 from tunewise.data.task import Task
+from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.memory import peak_memory, release_unused_memory
 from tunewise.engine.model import Base
 from tunewise.fitting.allowance import allowance
@@ -38,8 +40,11 @@ def probe(base: Base, task: Task, technique: Technique, settings: TrainSettings)
             attachment = technique.resolved(base).attach(base, generator(0, "attach"))
             allowed = allowance(base, task, settings)
             attachment.prepare_shapes(study(attachment, task, task.validation, 0, allowance=allowed))
-            examples = [attachment.render(example) for example in task.train[:MEASURED]]
-            rows, mean_share = heaviest(attachment, encoder_for(attachment, task).encode(examples), settings)
+
+            def encoded(places: Sequence[int]) -> list[TokenSequence]:
+                return encoder_for(attachment, task).encode([attachment.render(task.train[i]) for i in places])
+
+            rows, mean_share = heaviest(attachment, len(task.train), encoded, settings)
             short = replace(
                 settings,
                 max_steps=_STEPS * attachment.phases,
