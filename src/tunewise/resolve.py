@@ -270,8 +270,13 @@ def _takers(used: set[str], setting: str, value: str | None, purpose: str) -> li
     return takers
 
 
-def load_model(name: str, options: ModelOptions | None = None, ranks: Ranks | None = None) -> Base:
-    """Load the base that `--model` names, with the options beside it, for the ranks that train together."""
+def load_model(
+    name: str, options: ModelOptions | None = None, ranks: Ranks | None = None, *, waits: bool = False
+) -> Base:
+    """Load the base that `--model` names, with the options beside it, for the ranks that train together.
+
+    `waits` is that of `load_base`: for a technique that packs the weights before they are on the device.
+    """
     quiet()
     from tunewise.engine.model import load_base
 
@@ -284,6 +289,7 @@ def load_model(name: str, options: ModelOptions | None = None, ranks: Ranks | No
         max_length=options.max_length,
         resize_embeddings=options.resize_embeddings,
         ranks=ranks,
+        waits=waits,
     )
 
 

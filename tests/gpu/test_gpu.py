@@ -7,12 +7,17 @@ import sys
 import pytest
 import torch
 
+from tunewise.adaptation.fit import fit
 from tunewise.core.seeds import generator, repeatable
+from tunewise.data.task import Task
 from tunewise.engine.attention import packed
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, nll, why_not_packed
+from tunewise.engine.model import load_base
 from tunewise.engine.packing import packed_batch, padded_batch
 from tunewise.engine.segments import Segment
+from tunewise.fitting.settings import TrainSettings
+from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
@@ -99,3 +104,23 @@ def test_half_precision_repeats_bit_for_bit():
         with repeatable(base.device):
             found.append(gradients(base, packed_batch(sequences(base, True), base.device, share=True), True)[1])
     assert torch.equal(*found)
+
+
+def test_qlora_never_holds_all_weights_in_full_precision(tmp_path):
+    base = load_base("world", dtype="bfloat16", device="cuda", waits=True)
+    weights, before = sum(p.nbytes for p in base.model.parameters()), torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    attachment = make("qlora").resolved(base).attach(base, generator(0, "attach"))
+    largest = max(p.nbytes for p in base.model.parameters())
+    updates = sum(p.nbytes for p in attachment.params().values())
+    packed_bytes = 0.6 * weights  # the embeddings whole, and the rest in four bits
+    assert torch.cuda.max_memory_allocated() - before < packed_bytes + updates + 8 * largest
+    assert base.device.type == "cuda" and base.waiting is None
+    record = fit(
+        load_base("world", device="cuda", waits=True),
+        Task.read("world:reviews"),
+        make("qlora"),
+        tmp_path,
+        settings=TrainSettings(max_steps=2),
+    )
+    assert record["validation_loss"] > 0

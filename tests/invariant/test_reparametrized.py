@@ -12,6 +12,7 @@ from tunewise.techniques.building.lowrank import frozen_linear, start
 from tunewise.techniques.building.nf4 import CODEBOOK, dequantise, dynamic_map, quantise
 from tunewise.techniques.building.peft_lora import Factors
 from tunewise.techniques.registry import make
+from tunewise.techniques.reparametrized import qlora
 from tunewise.techniques.reparametrized.adalora import AdaLoRA
 from tunewise.techniques.reparametrized.krona import kronecker, truncated
 from tunewise.testing import attach, fingerprint, fit, logits, tiny_base, tiny_task
@@ -213,6 +214,25 @@ def test_quantised_weights_leave_memory_and_come_back():
     assert all(module.weight.is_meta for module in attachment.layers.values())
     attachment.detach()
     assert fingerprint(base) == before
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi"])
+def test_weights_that_wait_are_packed_one_by_one_on_their_way(architecture, monkeypatch):
+    base = tiny_base(architecture)
+    before, expected = fingerprint(base), logits(attach(technique("qlora"), base))
+    base.release()
+    base.waiting, way = torch.device("cpu"), []
+    monkeypatch.setattr(qlora, "moved", lambda weight, device: way.append((tuple(weight.shape), device)) or weight)
+    attachment = attach(technique("qlora"), base)
+    assert [shape for shape, _ in way] == [packed_shape(attachment, path) for path in attachment.packed]
+    assert all(device == base.device for _, device in way) and base.waiting is None
+    assert torch.equal(logits(attachment), expected)
+    attachment.detach()
+    assert base.waiting == torch.device("cpu") and fingerprint(base) == before
+
+
+def packed_shape(attachment, path):
+    return tuple(attachment.matrix(path).shape)
 
 
 NARROW = {"target_modules": ["q"], "lora_dropout": 0.0}

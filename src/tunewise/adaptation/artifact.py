@@ -219,11 +219,12 @@ def load(
         return _load_peft(folder, base, model)
     stored = artifact_writer.read(folder)
     record = AdaptationRecord.of_file(stored.json(FILE), folder / FILE)
+    recipe = record.recipe(settings or {}, places or Places(), folder)
     if base is None:
-        base = _recorded_base(folder, record.base, model)
+        base = _recorded_base(folder, record.base, model, waits=recipe.packs_weights)
     _require_same_base(folder, record.base, base)
     style = record.style.task
-    with attached(record.recipe(settings or {}, places or Places(), folder), base) as attachment:
+    with attached(recipe, base) as attachment:
         tensors = weights_of(stored, record)
         try:
             attachment.load(tensors)
@@ -247,7 +248,9 @@ def base_of(path: str | Path, *, model: str | None = None, device: str | None = 
     return _recorded_base(folder, AdaptationRecord.of_file(content, folder / FILE).base, model, device)
 
 
-def _recorded_base(folder: Path, record: RecordedBase, model: str | None, device: str | None = None) -> Base:
+def _recorded_base(
+    folder: Path, record: RecordedBase, model: str | None, device: str | None = None, *, waits: bool = False
+) -> Base:
     def loaded(name: str, revision: str | None, *, download: bool) -> Base:
         return load_base(
             name,
@@ -257,6 +260,7 @@ def _recorded_base(folder: Path, record: RecordedBase, model: str | None, device
             max_length=record.max_length,
             resize_embeddings=record.embedding_rows or False,
             download=download,
+            waits=waits,
         )
 
     if model:

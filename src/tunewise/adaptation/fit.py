@@ -107,15 +107,17 @@ def fit(
             require_free(folder, resume)
             require_same_text(base, task, folder)
         base.ranks.wait()
-        label_list = label_list_choice(
-            base, task, folder, has_results=any(folder.glob("checkpoint-*")), progress=progress
-        )
-        if label_list is not None:
-            task = label_list.applied_to(task)
         try:
+            # Weights that wait are packed before anything is run on them; what that gives stands for the base below.
+            packed = recipe.attach(base, generator(seed, "attach")) if base.waiting is not None else None
+            label_list = label_list_choice(
+                base, task, folder, has_results=any(folder.glob("checkpoint-*")), progress=progress
+            )
+            if label_list is not None:
+                task = label_list.applied_to(task)
             progress(PREPARING, 0, 0)
             rehearsal = Rehearsal.of(base, remembered) if settings.rehearses else None
-            attachment = recipe.attach(base, generator(seed, "attach"))
+            attachment = packed or recipe.attach(base, generator(seed, "attach"))
             started = time.perf_counter()
             loss_before = loss(attachment, task, validation, progress)
             allowed = allowance(base, task, settings)

@@ -90,6 +90,11 @@ class Composed(Technique):
         """Join the reasons of the parts that cannot be trained on parts of rows."""
         return "; ".join(f"{part.name}: {why}" for part in self.parts if (why := part.needs_whole_rows))
 
+    @fact(default=False)
+    def packs_weights(self) -> bool:
+        """Say whether the part that is attached first packs the weights."""
+        return self.parts[0].packs_weights
+
     @fact(default=True)
     def identity_at_start(self) -> bool:
         """Say whether no part changes anything before it is trained."""

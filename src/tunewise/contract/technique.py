@@ -76,6 +76,8 @@ class Technique(ABC):
     `needs_whole_weights` says in a clause why it cannot be trained on weights that are shared out over devices (`fit
     --shard`), and is empty where it can; `needs_whole_rows` says the same of rows that devices compute together (`fit
     --context`);
+    where `packs_weights` is True, it makes the base's weights smaller while it is attached, and can be attached before
+    they are on the device (`Base.place`);
     `example_settings` are those without which it cannot be tried, as in the tests of the contract;
     where `adapts` is False, it is the base itself, whose figures the others are compared with;
     `differs` says in a few words what of it is not exactly the paper's, and becomes part of the row's label.
@@ -101,6 +103,7 @@ class Technique(ABC):
     differs: ClassVar[str] = ""
     mergeable: ClassVar[bool] = False
     identity_at_start: ClassVar[bool] = True
+    packs_weights: ClassVar[bool] = False
     needs_whole_weights: ClassVar[str] = "it has not been tried on parts of weights"
     needs_whole_rows: ClassVar[str] = "it has not been tried on parts of rows"
     reference_rate: ClassVar[float] = 0.0

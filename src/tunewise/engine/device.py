@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from tunewise.core.errors import SettingError
 from tunewise.core.units import BYTES, quantity
 from tunewise.engine.fake_tensor import FakeTensor
+
+if TYPE_CHECKING:
+    import torch
 
 
 def device_of(words: str) -> tuple[str, float]:
@@ -49,6 +53,11 @@ def simulated(kind: str) -> Iterator[None]:
         yield
     finally:
         _simulated.pop()
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU's on a device; a fake one is copied, as the simulated device is known here alone."""
+    return tensor.clone() if is_fake(tensor) else tensor.to(device)
 
 
 def is_fake(tensor: Tensor) -> bool:

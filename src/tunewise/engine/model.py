@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +71,8 @@ class Base:
     first needed. Code that builds a base without weights passes them, as neither can be computed there.
     `embedding_rows` is the number of rows that `resize_embeddings` gave the model, or None where it was not called.
     `label_tokens` keeps what labels were tokenized to. `ranks` says which share of the work is this process's, and
-    `shards` gathers the weights where each device holds a part of them.
+    `shards` gathers the weights where each device holds a part of them. `waiting` is the device that the weights are
+    still to be moved to, by a technique that packs them on the way (`place`), or None; until then they are on the CPU.
 
     Examples:
         >>> base = load_base("world")
@@ -91,6 +92,7 @@ class Base:
     label_tokens: LabelTokens = field(default_factory=LabelTokens, repr=False, compare=False)
     ranks: Ranks = field(default_factory=Ranks)
     shards: ShardedModel | None = field(default=None, repr=False, compare=False)
+    waiting: torch.device | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.model.requires_grad_(False).eval()
@@ -119,6 +121,29 @@ class Base:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.anatomy.embedding.weight.device
+
+    def place(self, later: Collection[torch.nn.Parameter] = ()) -> Callable[[], None]:
+        """Move the weights to the device that they wait for, except those that the caller moves itself.
+
+        Returns:
+            The way back: moves them to the CPU again, where they wait as before.
+        """
+        device, kept = self.waiting, {id(parameter) for parameter in later}
+        if device is None:
+            return lambda: None
+        self._move(device, kept)
+        self.waiting = None
+
+        def back() -> None:
+            self._move(torch.device("cpu"), kept)
+            self.waiting = device
+
+        return back
+
+    def _move(self, device: torch.device, kept: Collection[int]) -> None:
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            if id(tensor) not in kept and not tensor.is_meta:
+                tensor.data = tensor.data.to(device)
 
     def drop_weights(self) -> None:
         """Free the memory of the weights, once the fingerprint is taken; sizes and names stay."""
@@ -225,6 +250,7 @@ def load_base(
     resize_embeddings: bool | int = False,
     download: bool = True,
     ranks: Ranks | None = None,
+    waits: bool = False,
 ) -> Base:
     """Load a causal language model and its tokenizer.
 
@@ -238,6 +264,8 @@ def load_base(
             as the tokenizer takes, or a number of rows; the new ones are the mean of the existing ones.
         download: whether a model that is not on this machine is downloaded; False where a file names it, and no user.
         ranks: the processes that train together; where they are sharded, each loads a part of every weight.
+        waits: leave the weights on the CPU for a technique that packs them while it moves them (`Base.place`), so that
+            the device needs no room for all of them.
 
     Raises:
         ModelError: no such model, no safetensors weights, remote code required, an unknown layout, a tokenizer with
@@ -305,6 +333,9 @@ def load_base(
     require_embeddings(name, tokenizer, base.vocabulary)
     if shards is not None:  # each part is on its device already
         base.freeze_fingerprint()  # later on, a single rank may ask for it
+        return base
+    if waits and kind != "cpu":
+        base.waiting = torch.device(device or _default_device())
         return base
     try:
         cast(Any, model).to(device or _default_device())

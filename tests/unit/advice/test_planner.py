@@ -13,6 +13,7 @@ from tunewise.advice.plan.machine_rates import Rates
 from tunewise.advice.plan.plan_row import Memory, Parameters
 from tunewise.advice.plan.planner import Planner, Requirements, measure
 from tunewise.advice.plan.probe import probe
+from tunewise.advice.plan.tracing import Tracer
 from tunewise.advice.plan.weightless import sketch
 from tunewise.core import artifact_writer
 from tunewise.core.errors import ModelError, SettingError
@@ -128,6 +129,21 @@ def test_full_needs_its_weights_four_times_and_lora_does_not(sketched):
     assert full.optimizer == pytest.approx(2 * weights, rel=0.02)
     assert full.technique == pytest.approx(weights, rel=0.02)
     assert lora.gradients < weights and lora.peak < full.peak
+
+
+def test_qlora_never_has_all_weights_on_a_gpu():
+    """They are packed on their way; on a CPU, where they are already, they count."""
+    sketched, settings = sketch("world"), SETTINGS
+    peaks = {}
+    for device in ("cpu", "cuda"):
+        with fake_tensors(device) as ledger:
+            base = sketched.build()
+            bare = ledger.live
+            linears = sum(module.weight.nbytes for _, _, module in base.anatomy.linears())
+        trace = Tracer(sketched, device, counts_passes=False).trace(tiny_task(), make("qlora", {}), settings)
+        peaks[device] = trace.setup_peak
+        assert trace.training.weights == (bare if device == "cpu" else bare - linears)
+    assert peaks["cpu"] >= bare > peaks["cuda"]
 
 
 def test_more_rows_and_longer_ones_need_more_and_recomputation_less(sketched):

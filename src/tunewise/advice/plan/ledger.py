@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -83,6 +83,14 @@ class Ledger(TorchDispatchMode):
         now = Allocation(None, 0, self.live)
         taken, self._allocations = Allocations([*self._allocations, now]), [now]
         return taken
+
+    def set_aside(self, tensors: Iterable[Tensor]) -> None:
+        """Count these fake tensors no longer, as they are not on the device, nor what was allocated before."""
+        for tensor in tensors:
+            if isinstance(tensor, FakeTensor):
+                self.live -= tensor.memory.nbytes
+                tensor.memory.freed = lambda nbytes: None
+        self.take_allocations()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, on fake tensors unless all its inputs are integers or Booleans, and count what it takes."""

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any, cast
+
+import torch
 
 from tunewise.adaptation.artifact import rows_text
 from tunewise.advice.plan.allocations import Allocations
@@ -229,6 +232,9 @@ def _observe(
     forget_layouts()
     with fake_tensors(device) as ledger:
         base = sketched.build()
+        if device != "cpu" and subject.technique.packs_weights:
+            base.waiting = torch.device("cpu")  # as `load_base` leaves it, until the technique moves it
+            ledger.set_aside(cast(Any, module).weight for _, _, module in base.anatomy.linears())
         weights, parts = ledger.live, parts_of(base)
         recipe = subject.technique.resolved(base)
         attachment, attached = _prepared(recipe, base, subject)
@@ -237,7 +243,7 @@ def _observe(
             require_a_step_for_each_phase(attachment, settings)
             if subject.micro_batch is None:
                 subject.micro_batch = _micro_batch(attachment, texts, settings, device)
-            costs = _trained(attachment, subject.micro_batch.rows, settings, ledger)
+            costs = _trained(attachment, subject.micro_batch.rows, settings, ledger, weights)
         steps = ledger.take_allocations() if recipe.trains else Allocations()
         state = attachment.state()
         if subject.rows_bytes is None:
@@ -365,10 +371,14 @@ class _Costs:
         return self.steps[1] if self.steps else Work()
 
 
-def _trained(attachment: Attachment, rows: list[TokenSequence], settings: TrainSettings, ledger: Ledger) -> _Costs:
-    """Run the training loop on one micro-batch, or on two that add up, for a few steps of every phase."""
+def _trained(
+    attachment: Attachment, rows: list[TokenSequence], settings: TrainSettings, ledger: Ledger, weights: int
+) -> _Costs:
+    """Run the training loop on one micro-batch, or on two that add up, for a few steps of every phase.
+
+    `weights` are the bytes of the bare model on the device.
+    """
     before, marks = ledger.live, [ledger.work]
-    weights = sum(p.numel() * p.element_size() for p in attachment.base.model.parameters())
     held = gradients = 0
 
     def on_step(step: int, value: float) -> None:

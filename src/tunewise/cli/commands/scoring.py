@@ -97,6 +97,7 @@ def evaluate(
         if judge_against == "base":
             loaded.attachment.detach()
             base = loaded.attachment.base
+            base.place()
             opponents = _base_answers(base, task, chosen_examples, for_row(display, "base"))
             loaded = load(folder, base=base, settings=settings_of(recipes.sets), places=recipes.places)
         report = for_row(display, loaded.attachment.recipe.name)

@@ -134,7 +134,7 @@ def fit(
     joined = joined_ranks(bool(training.shard), training.context_devices)
     with signs_of_life(), joined as ranks, progress_display(shown=ranks.writes) as display:
         display(recipe.name, "loading the model", 0, 0)
-        base = load_model(model, loading, ranks)
+        base = load_model(model, loading, ranks, waits=recipe.packs_weights)
         fitted = fitted_to(base, task)
         for note in fitted.notes[len(task.notes) :]:
             display.message(note)
@@ -245,7 +245,7 @@ def _with_chosen_steps(
     stopped = RunRequest.newest(folder)
     if stopped is not None and stopped.max_steps is not None:
         return replace(settings, max_steps=stopped.max_steps)
-    chosen = chosen_budget(Budget(), base, task, settings, folder, training_device(base.device.type))
+    chosen = chosen_budget(Budget(), base, task, settings, folder, training_device((base.waiting or base.device).type))
     keep_choice(chosen, folder)
     display.message(chosen.why)
     return replace(settings, max_steps=chosen.steps)

@@ -5,7 +5,9 @@
 Every linear of every block is quantised to NF4 with double quantisation (4.13 bits per weight,
 `tunewise.techniques.building.nf4`), whatever is targeted, as bitsandbytes and transformers do when they load a model in
 four bits; embeddings and head are not. Each pass dequantises the weight again, the backward pass too, and no gradient
-of it is formed. The full-precision weights wait in a temporary file until the base is given back. Merging adds the
+of it is formed. A base whose weights are still on the CPU (`Base.place`) is packed while it is moved, one weight at a
+time, so that the device never holds all of them in full precision. These wait in a temporary file until the base is
+given back. Merging adds the
 updates to the dequantised weights in the base's type; quantised again they would be mostly lost, which the report
 states. The adapter loads as a LoRA anywhere.
 
@@ -27,7 +29,7 @@ from tunewise.contract.settings import setting
 from tunewise.contract.technique import Citation, Technique
 from tunewise.core.errors import TechniqueError
 from tunewise.engine.anatomy import features, is_transposed, oriented
-from tunewise.engine.device import is_fake, on_gpu
+from tunewise.engine.device import is_fake, moved, on_gpu
 from tunewise.engine.memory import spill_to_disk
 from tunewise.engine.optimizers import build
 from tunewise.techniques.building.lowrank import frozen_linear
@@ -53,6 +55,7 @@ class QLoRA(LoRA):
     )
     equation = "h = dequant(W_NF4) x + (lora_alpha / r) B A dropout(x)"
     identity_at_start = False
+    packs_weights = True
     reference_rate = 2e-4
     width_exponent = 0.5
     differs = ""
@@ -93,6 +96,9 @@ class QLoRA(LoRA):
 
 class _Quantised(Updates):
     def __init__(self, base: Base, recipe: QLoRA, generator: torch.Generator) -> None:
+        self.moves = base.waiting is not None  # each weight to the device, as it is packed
+        weights = [cast(nn.Parameter, module.weight) for _, _, module in base.anatomy.linears()]
+        self.take_back = base.place(later=weights)
         self.packed: dict[str, Packed | Foreign] = {}
         self.linears: dict[str, nn.Module] = {}  # all that are quantised; `layers` are those with an update
         self.quantised = recipe
@@ -110,7 +116,8 @@ class _Quantised(Updates):
     def _pack(self, path: str, module: nn.Module) -> None:
         """Quantise the weight of a linear and move the original to disk."""
         self.linears[path] = module
-        self.packed[path] = self._quantise(oriented(module))
+        weight = oriented(module)
+        self.packed[path] = self._quantise(moved(weight, self.base.device) if self.moves else weight)
         self._move_to_disk(module)
 
     def _replace_forward(self, path: str, module: nn.Module) -> None:
@@ -152,6 +159,12 @@ class _Quantised(Updates):
         parameter.data = torch.empty(0, dtype=dtype, device=device)
         module.weight = without_values
         self._undo.append(restore)
+
+    def detach(self) -> None:
+        """Give the base back, bit for bit, and where it was."""
+        super().detach()
+        self.take_back()
+        self.take_back = lambda: None
 
     def replaced_weights(self) -> dict[str, Tensor]:
         """Return the weights that the four bits encode, in the modules' own orientation."""
