@@ -43,7 +43,7 @@ from tunewise.core.artifact_reader import (
     refusal,
     verified,
 )
-from tunewise.core.errors import ArtifactError, RequestError, TunewiseError
+from tunewise.core.errors import ArtifactError, RequestError, TunewiseError, unwritable
 from tunewise.core.json_record import JsonObject
 from tunewise.core.lock import LOCK_FILES, lock, remove_unused_folders
 from tunewise.core.operating_system import sync_folder
@@ -305,9 +305,7 @@ def output_folder(path: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(
-            f"{folder} cannot be used as a folder for results ({error.strerror}); choose another one"
-        ) from error
+        raise unwritable(f"{folder} cannot be used as a folder for results", error, "choose another one") from error
     return folder
 
 

@@ -101,3 +101,17 @@ def out_of_space(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in full
     return any(os.strerror(number) in str(error) for number in full)  # native libraries give the text alone
+
+
+def unwritable(what: str, error: OSError, remedy: str) -> TunewiseError:
+    """Return the error for a place that cannot be written; that a disk is full is no mistake of the request's.
+
+    Args:
+        what: the place, and what cannot be done there.
+        error: why.
+        remedy: what to do instead, unless the disk is full.
+    """
+    reason = error.strerror or type(error).__name__
+    if out_of_space(error):
+        return TunewiseError(f"{what} ({reason}); free some space there, or choose another place")
+    return RequestError(f"{what} ({reason}); {remedy}")

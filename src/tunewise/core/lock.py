@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tunewise.core.errors import RequestError
+from tunewise.core.errors import RequestError, unwritable
 from tunewise.core.operating_system import lock_descriptor, read_only_flags
 
 LOCK_FILES = (".lock", ".lock-holder")
@@ -31,6 +31,7 @@ def lock(folder: Path, shown: Path | None = None) -> Iterator[None]:
 
     Raises:
         RequestError: a live process holds the folder (the message has its pid), or it cannot be locked.
+        TunewiseError: the disk is full.
     """
     guard, holder = (folder / name for name in LOCK_FILES)
     held, place = FileLock(guard, timeout=0), shown or folder
@@ -43,7 +44,7 @@ def lock(folder: Path, shown: Path | None = None) -> Iterator[None]:
             pid = int(holder.read_text())
         raise _in_use(place, pid) from None
     except OSError as error:
-        raise RequestError(f"{place} cannot be locked ({error.strerror}); choose another folder") from error
+        raise unwritable(f"{place} cannot be locked", error, "choose another folder") from error
     try:
         with suppress(OSError):
             holder.write_text(str(os.getpid()))
@@ -61,12 +62,13 @@ def lock_file(path: Path) -> Iterator[int]:
 
     Raises:
         RequestError: a live process holds it (the message has its pid), or it cannot be opened.
+        TunewiseError: the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise RequestError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
+        raise unwritable(f"{path} cannot be written", error, "choose another --out") from error
     try:
         try:
             lock_descriptor(descriptor)

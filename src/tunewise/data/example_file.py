@@ -12,9 +12,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, overload
 
-from tunewise.core.errors import DataError
+from tunewise.core.errors import TunewiseError, unwritable
 from tunewise.core.operating_system import read_at
-from tunewise.core.text import first_line
 from tunewise.data.example_facts import ExampleFacts
 from tunewise.data.examples import Example, Message
 
@@ -66,7 +65,7 @@ class ExampleWriter:
     """Writes examples into a temporary file one by one.
 
     Raises:
-        DataError: the disk of temporary files is full, or cannot be written.
+        TunewiseError: the disk of temporary files is full, or cannot be written.
     """
 
     def __init__(self, facts: ExampleFacts) -> None:
@@ -95,11 +94,9 @@ class ExampleWriter:
         return ExampleFile(self._file, self._starts, range(len(self._facts)), self._facts)
 
 
-def _unwritten(error: OSError) -> DataError:
-    return DataError(
-        f"many rows are kept in a temporary file, which cannot be written ({error.strerror or first_line(error)})",
-        remedy="make room, or name another folder in TMPDIR",
-    )
+def _unwritten(error: OSError) -> TunewiseError:
+    what = f"the temporary file that keeps many rows cannot be written in {tempfile.gettempdir()} (TMPDIR)"
+    return unwritable(what, error, "name another folder in TMPDIR")
 
 
 def _line(example: Example) -> bytes:
