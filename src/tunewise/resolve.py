@@ -92,6 +92,7 @@ class ComputeOptions:
 
     bf16: bool = False
     gradient_checkpointing: bool = False
+    full_determinism: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +324,7 @@ def train_settings(
         load_best_model_at_end=train.keep_best,
         bf16=compute.bf16,
         gradient_checkpointing=compute.gradient_checkpointing,
+        full_determinism=compute.full_determinism,
         replay=remedies.replay,
         kl_to_base=remedies.kl_to_base,
         l2_sp=remedies.l2_sp,

@@ -22,6 +22,7 @@ def trained(run, model, labels, tmp_path):
     words += ["--lr_scheduler_type", "linear", "--warmup_steps", 2, "--weight_decay", 0.01, "--optim", "adamw_torch"]
     words += ["--adam_beta2", 0.99, "--adam_epsilon", 1e-6, "--max_grad_norm", 0.5, "--logging_steps", 2]
     words += ["--eval_steps", 3, "--set", "lora.r=2"]
+    words += ["--no-full-determinism"]
     result = run("train", "lora", *words, "--load_best_model_at_end", "--save_total_limit", 1, "--json")
     assert result.code == 0, result.err
     return out, result.json()
@@ -31,7 +32,7 @@ def test_settings_by_hugging_faces_names_are_taken(trained):
     settings = trained[1]["train_settings"]
     expected = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "warmup_steps": 2}
     expected |= {"lr_scheduler_type": "linear", "weight_decay": 0.01, "adam_beta2": 0.99, "adam_epsilon": 1e-6}
-    expected["max_grad_norm"] = 0.5
+    expected |= {"max_grad_norm": 0.5, "full_determinism": False}
     expected |= {"logging_steps": 2, "eval_steps": 3, "load_best_model_at_end": True, "max_steps": 6}
     assert {name: settings[name] for name in expected} == expected
     assert trained[1]["settings"]["learning_rate"] == 2e-3 and trained[1]["seed"] == 3

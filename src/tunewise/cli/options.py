@@ -112,6 +112,10 @@ _OPTIONS: Mapping[str, ParameterInfo] = {
         "--gradient-checkpointing",
         help="Recompute activations in the backward pass instead of storing them: less memory.",
     ),
+    "full_determinism": typer.Option(
+        "--full-determinism/--no-full-determinism",
+        help="On a GPU: the same bits from one seed; without, faster. On a CPU they always are.",
+    ),
     # RemedyOptions
     "replay": typer.Option(help="Against forgetting: share of the loss that is computed on remembered text."),
     "kl_to_base": typer.Option(

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tunewise.engine.device import on_gpu
+
 _CHUNK_ELEMENTS = 1 << 22  # logits that exist at once: 16 MB in float32
+_GPU_CHUNK_ELEMENTS = 1 << 26  # 512 rows of a vocabulary of 128k: a GPU is slow on products of few rows
 
 
 def head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, scale: float | None = None) -> Tensor:
@@ -27,7 +30,7 @@ def head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, scale: float | N
     """
     if _is_plain(head):
         return _LinearLoss.apply(hidden, head.weight, head.bias, targets, scale)
-    rows = _chunk_rows(head)
+    rows = _chunk_rows(hidden, _vocabulary(head))
     parts = [
         checkpoint(_chunk_loss, head, part, target, use_reentrant=False)
         for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
@@ -42,7 +45,7 @@ def token_nll(head: nn.Module, hidden: Tensor, targets: Tensor, sources: Sequenc
 
     `sources` says for each target from which of the rows of `hidden` (P, d) it is predicted, in ascending order.
     """
-    rows, parts = _chunk_rows(head), list[Tensor]()
+    rows, parts = _chunk_rows(hidden, _vocabulary(head)), list[Tensor]()
     for start in range(0, len(hidden), rows):
         first, end = bisect_left(sources, start), bisect_left(sources, start + rows)
         log_p = _at_least_float32(head(hidden[start : start + rows])).log_softmax(-1)  # (rows, V)
@@ -64,9 +67,13 @@ def _is_plain(head: nn.Module) -> bool:
     return type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
 
 
-def _chunk_rows(head: nn.Module) -> int:
+def _chunk_rows(hidden: Tensor, vocabulary: int) -> int:
     """Return how many positions are computed at once."""
-    return max(16, _CHUNK_ELEMENTS // next(head.parameters()).shape[0])
+    return max(16, (_GPU_CHUNK_ELEMENTS if on_gpu(hidden) else _CHUNK_ELEMENTS) // vocabulary)
+
+
+def _vocabulary(head: nn.Module) -> int:
+    return int(next(head.parameters()).shape[0])
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -85,7 +92,7 @@ class _LinearLoss(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and needs_bias else None
         matrix = weight.to(hidden.dtype)  # under autocast the states are bf16 over fp32 weights
         offset = bias.to(hidden.dtype) if bias is not None else None
-        rows = max(16, _CHUNK_ELEMENTS // weight.shape[0])
+        rows = _chunk_rows(hidden, weight.shape[0])
         for start in range(0, len(targets), rows):
             part, target = hidden[start : start + rows], targets[start : start + rows, None]  # (n, d), (n, 1)
             logits = _at_least_float32(nn.functional.linear(part, matrix, offset))  # (n, V)

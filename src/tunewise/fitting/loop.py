@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -153,7 +154,8 @@ def train(
     first = run.step
     while run.step < last and not run.out_of_patience:
         started = time.perf_counter()
-        with repeatable(attachment.base.device), recomputing(attachment.base, settings.gradient_checkpointing):
+        bits = repeatable(attachment.base.device) if settings.full_determinism else nullcontext()
+        with bits, recomputing(attachment.base, settings.gradient_checkpointing):
             loss = run.advance()
         run.seconds += time.perf_counter() - started
         run.evaluate_if_due()

@@ -27,8 +27,9 @@ class TrainSettings:
     when the validation loss has not fallen for `early_stopping_patience` evaluations (0: never). Then, and with
     `load_best_model_at_end`, the state with the lowest validation loss is the result. That is not the default: where
     answers are generated, they can go on getting better when their likelihood gets worse. With `gradient_checkpointing`
-    the blocks' activations are computed again in the backward pass instead of being kept. `replay`, `kl_to_base` and
-    `l2_sp` are weights of remedies for forgetting; see `tunewise.fitting.rehearsal`.
+    the blocks' activations are computed again in the backward pass instead of being kept. `full_determinism` is for
+    GPUs, where the same seed gives the same bits only by slower operations; on a CPU it always does. `replay`,
+    `kl_to_base` and `l2_sp` are weights of remedies for forgetting; see `tunewise.fitting.rehearsal`.
 
     Examples:
         >>> TrainSettings(max_steps=100, per_device_train_batch_size=4, gradient_accumulation_steps=2).rows
@@ -54,6 +55,7 @@ class TrainSettings:
     logging_steps: int = 1
     bf16: bool = False
     gradient_checkpointing: bool = False
+    full_determinism: bool = True
     replay: float = 0.0
     kl_to_base: float = 0.0
     l2_sp: float = 0.0
@@ -150,6 +152,8 @@ class TrainSettings:
             del record["early_stopping_patience"]
         if self.adam_epsilon == TrainSettings.adam_epsilon:
             del record["adam_epsilon"]
+        if self.full_determinism:
+            del record["full_determinism"]
         if not (self.keeps_best and self.evaluation_interval):
             del record["load_best_model_at_end"]
         return record

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tunewise.advice.plan.ledger import fake_tensors
 from tunewise.engine import loss
 
 
@@ -29,6 +30,21 @@ def test_value_and_gradients_equal_torch(monkeypatch, rows, hooked, bias):
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
     nll = nn.functional.cross_entropy(head(hidden), targets, reduction="none")
     assert torch.allclose(loss.token_nll(head, hidden, targets, range(rows)), nll, rtol=1e-12)
+
+
+def test_a_gpu_computes_more_rows_at_once():
+    """Products of few rows leave a GPU idle; on a CPU, logits of few rows stay in its caches."""
+    peaks = {}
+    for device in ("cpu", "cuda"):
+        with fake_tensors(device) as ledger:
+            head, hidden = nn.Linear(8, 128_000, bias=False), torch.zeros(600, 8)
+            ledger.take_allocations()
+            calls = ledger.work.calls
+            loss.head_loss(head, hidden, torch.zeros(600, dtype=torch.long))
+            peaks[device] = ledger.work.calls - calls
+            largest = max(entry.nbytes for entry in ledger.take_allocations().entries)
+            assert largest == 4 * 128_000 * (32 if device == "cpu" else 524)
+    assert peaks["cuda"] < peaks["cpu"] / 5
 
 
 def test_no_labels_is_zero_and_harmless():

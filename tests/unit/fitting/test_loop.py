@@ -2,11 +2,13 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from tunewise.core.errors import SettingError
+from tunewise.fitting import loop
 from tunewise.fitting.loop import train
 from tunewise.fitting.scoring import encoder_for
 from tunewise.fitting.settings import TrainSettings
@@ -86,3 +88,14 @@ def test_evaluating_changes_no_bit_of_the_steps(attachment):
     rows = encoder_for(other, tiny_task()).encode(tiny_task().train)
     train(other, rows, TrainSettings(max_steps=6))
     assert same(attachment.state(), other.state())
+
+
+@pytest.mark.parametrize("full_determinism", [True, False])
+def test_repeatable_bits_are_asked_for_unless_they_are_not_wanted(attachment, monkeypatch, full_determinism):
+    """What a GPU does then, `tests/gpu` shows; a CPU gives the same bits either way."""
+    asked = []
+    monkeypatch.setattr(loop, "repeatable", lambda device: asked.append(device) or nullcontext())
+    rows = encoder_for(attachment, tiny_task()).encode(tiny_task().train)
+    train(attachment, rows, TrainSettings(max_steps=2, full_determinism=full_determinism))
+    assert len(asked) == 2 * full_determinism
+    assert ("full_determinism" in TrainSettings(full_determinism=full_determinism).to_json()) != full_determinism
