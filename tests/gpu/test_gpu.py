@@ -124,3 +124,10 @@ def test_qlora_never_holds_all_weights_in_full_precision(tmp_path):
         settings=TrainSettings(max_steps=2),
     )
     assert record["validation_loss"] > 0
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_weights_are_read_straight_onto_the_gpu(device):
+    base, other = load_base("world", device=device), load_base("world", device="cpu")
+    assert base.device.type == "cuda" and base.fingerprint == other.fingerprint
+    assert not any(hasattr(module, "_hf_hook") for module in base.model.modules())

@@ -314,11 +314,13 @@ def load_base(
                 revision=revision,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **({} if part is None else {"distributed_config": part}),
+                **_placement(part, device, kind, waits=waits),
             )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except ModelError:
         raise
+    except torch.OutOfMemoryError as error:
+        raise _no_room(device, error) from error
     except Exception as error:  # transformers raises some ten types here; all of them mean "cannot be loaded"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{name}: cannot be loaded as a causal language model: {reason}") from error
@@ -340,10 +342,21 @@ def load_base(
     try:
         cast(Any, model).to(device or _default_device())
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f'the model cannot be put on device "{device}": {" ".join(str(error).split())[:200]}'
-        ) from error
+        raise _no_room(device, error) from error
     return base
+
+
+def _placement(part: object, device: str | None, kind: str, *, waits: bool) -> dict[str, object]:
+    """Return how transformers places the weights: parts of them, or straight onto a GPU, or on the CPU for now."""
+    if part is not None:
+        return {"distributed_config": part}
+    straight = kind == "cuda" and torch.cuda.is_available() and not waits
+    return {"device_map": {"": torch.device(device or _default_device())}} if straight else {}
+
+
+def _no_room(device: str | None, error: Exception) -> ModelError:
+    where = f'device "{device}"' if device is not None else "the default device"
+    return ModelError(f"the model cannot be put on {where}: {' '.join(str(error).split())[:200]}")
 
 
 def require_dtype(name: str) -> None:
