@@ -31,8 +31,7 @@ _SORTS = (_aten.sort, _aten.topk)
 _INDEXING = (_aten.index, _aten.index_put, _aten.index_put_)
 _FLASH = (_aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_product_flash_attention_for_cpu_backward)
 
-# Bytes that training moves / those of its operations' tensors; found by `benchmarks/plan.py`.
-TRAFFIC = 2.5
+TRAFFIC = 3.0  # bytes that a step moves / bytes of its operations' tensors; found by `benchmarks/plan.py`
 _MEMORY_BOUND = 16  # FLOPs per byte below which a product, such as one of low rank, is as slow as its memory
 
 

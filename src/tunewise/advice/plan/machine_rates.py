@@ -18,8 +18,8 @@ _BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}  # size of the tensor that is overwri
 _TOKENS = {"cpu": 768, "cuda": 8192}  # of the pass whose shapes are measured
 _PRODUCT = {"cpu": 4e9, "cuda": 1e12}  # FLOPs of the product that is measured, at most; a wider layer is cut
 _ROUND = 0.04  # seconds of a round of calls that are timed together
-# Modules, hooks and autograd start an operation; found by `benchmarks/plan.py --whole`.
-_LAYERS_OF_CALLS = 8.75
+# What modules, hooks and autograd take for an operation, in operations on eight numbers; found by `benchmarks/plan.py`.
+_LAYERS_OF_CALLS = {"cpu": 7.5, "cuda": 3.0}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Rates:
         return cls(
             2 * side**3 / _seconds(lambda: a @ a, where),
             2 * size / _seconds(lambda: big.add_(1), where),
-            _seconds(lambda: small.add_(1), where, 2000),
+            _LAYERS_OF_CALLS[where.type] * _seconds(lambda: small.add_(1), where, 2000),
             where.type == "cuda",
         )
 
@@ -80,7 +80,7 @@ class Rates:
         return cls(
             2 * tokens * width * columns / _seconds(lambda: torch.nn.functional.linear(states, weight), where, 4),
             moved / _seconds(lambda: torch.nn.functional.silu(gate) * up, where, 4),
-            _LAYERS_OF_CALLS * _seconds(lambda: small.add_(1), where, 1000),
+            _LAYERS_OF_CALLS[where.type] * _seconds(lambda: small.add_(1), where, 1000),
             where.type == "cuda",
         )
 

@@ -36,7 +36,7 @@ from tunewise.techniques.registry import make
 
 # Calibrated by `benchmarks/plan.py --whole`.
 LOADING_BYTES = 4e8  # bytes of weights per second that are read, converted and hashed
-DECODING_CALLS = 1.15  # calls of a decoding step / calls of a forward pass: the library's own bookkeeping
+DECODING_CALLS = 1.3  # calls of a decoding step / calls of a forward pass: the library's own bookkeeping
 HEAD_PASSES = 6  # times that logits are read or written for log-probabilities
 FIRST_SECONDS = 0.5  # of a trial: attaching, reading and writing its files
 LIBRARIES = 0.8e9  # bytes of the interpreter and its libraries in a worker process
