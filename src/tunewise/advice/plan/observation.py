@@ -40,7 +40,8 @@ from tunewise.fitting.scoring import AnswerReading, encoder_for, study
 from tunewise.fitting.settings import TrainSettings
 
 _STEPS = 2  # per phase; the second has the optimizer's state from its start
-_SCORED = 64  # validation examples of the scoring pass, whose memory counts too
+_SCORED = 64  # validation examples of the scoring pass, whose memory counts too, at most
+_FEWEST_SCORED, _SCORED_TOKENS = 8, 32_000  # fewer of them where prompts are long, down to so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,6 @@ class Texts:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._untruncated: dict[tuple[str, tuple[int, ...]], list[Untruncated]] = {}
-        self._prompts: list[list[int]] | None = None
         self._allowances: dict[tuple[int, int], int] = {}
 
     def training(self, attachment: Attachment, places: Sequence[int]) -> list[TokenSequence]:
@@ -125,8 +125,19 @@ class Texts:
         return self._encoded("train", attachment, places, [self.task.train[place] for place in places])
 
     def validation(self, attachment: Attachment) -> list[TokenSequence]:
-        """Return the first validation examples."""
-        return self._encoded("validation", attachment, (), self.task.validation[:_SCORED])
+        """Return the first validation examples: so many as hold `_SCORED_TOKENS`, within bounds."""
+        examples = self.task.validation[:_SCORED]
+        first, count = attachment.render(examples[0]) if examples else None, len(examples)
+        if first is not None and first is not examples[0]:
+            mean = self._mean_tokens(attachment, examples[:_FEWEST_SCORED])
+            count = min(count, max(_FEWEST_SCORED, int(_SCORED_TOKENS / mean)))
+        return self._encoded("validation", attachment, (), examples[:count])
+
+    def _mean_tokens(self, attachment: Attachment, examples: Sequence[Example]) -> float:
+        """Return the mean tokens of examples as a technique shows them."""
+        rendered = [attachment.render(example) for example in examples]
+        sizes = encoder_for(attachment, self.task).sizes(rendered)
+        return max(sum(map(sum, sizes)) / len(sizes), 1.0)
 
     def _encoded(
         self, split: str, attachment: Attachment, places: Sequence[int], examples: Sequence[Example]
@@ -138,16 +149,6 @@ class Texts:
         if key not in self._untruncated:
             self._untruncated[key] = list(encoder.untruncated(rendered))
         return encoder.truncated(self._untruncated[key])
-
-    def prompts(self, attachment: Attachment) -> list[TokenSequence]:
-        """Return the prompts of the first validation examples."""
-        examples, encoder = self.task.validation[:_SCORED], encoder_for(attachment, self.task)
-        rendered = [attachment.render(example) for example in examples]
-        if any(shown is not example for shown, example in zip(rendered, examples, strict=True)):
-            return encoder.prompts(rendered, 0)
-        if self._prompts is None:
-            self._prompts = encoder.prompt_ids(rendered)
-        return encoder.fitted(self._prompts, 0)
 
     def allowance(self, base: Base, settings: TrainSettings) -> Allowance:
         """Return what a technique may read before a training with these settings."""
@@ -334,7 +335,7 @@ def _micro_batch(attachment: Attachment, texts: Texts, settings: TrainSettings, 
 
 def _requests(attachment: Attachment, texts: Texts) -> Requests:
     task, scored = texts.task, texts.validation(attachment)
-    sizes = [len(prompt.ids) for prompt in texts.prompts(attachment)]
+    sizes = [sequence.prompt for sequence in scored]
     if not sizes:
         return Requests(scored=scored, median=None, prompt_tokens=0.0, generated=0)
     median = scored[sorted(range(len(sizes)), key=sizes.__getitem__)[len(sizes) // 2]]
