@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tunewise.core.errors import DataError
+from tunewise.core.errors import DataError, RequestError, TunewiseError
 from tunewise.data import example_collection, example_file
 from tunewise.data.example_collection import ExampleCollection, kept
 from tunewise.data.example_file import ExampleFile
@@ -71,8 +71,11 @@ def test_a_disk_that_is_full_is_told_in_a_sentence(few_in_memory, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(example_file.tempfile, "TemporaryFile", lambda **options: Full())
-    with pytest.raises(DataError, match="cannot be written \\(No space left on device\\); make room"):
+    with pytest.raises(
+        TunewiseError, match="cannot be written in .* \\(TMPDIR\\) \\(No space left on device\\); free"
+    ) as raised:
         kept(EXAMPLES, "generation")
+    assert not isinstance(raised.value, RequestError)  # the disk's fault, and no mistake of the request's
 
 
 def write(path: Path, rows: list[dict]) -> None:
