@@ -72,7 +72,7 @@ def test_a_disk_that_is_full_is_told_in_a_sentence(few_in_memory, monkeypatch):
 
     monkeypatch.setattr(example_file.tempfile, "TemporaryFile", lambda **options: Full())
     with pytest.raises(
-        TunewiseError, match="cannot be written in .* \\(TMPDIR\\) \\(No space left on device\\); free"
+        TunewiseError, match=r"cannot be written in .* \(TMPDIR\) \(No space left on device\); free"
     ) as raised:
         kept(EXAMPLES, "generation")
     assert not isinstance(raised.value, RequestError)  # the disk's fault, and no mistake of the request's
