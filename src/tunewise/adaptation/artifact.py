@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 FILE, ROWS, WEIGHTS, PEFT_WEIGHTS = "adaptation.json", "rows.jsonl", "weights.safetensors", "adapter_model.safetensors"
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_INDICES = (torch.int32, torch.int64)  # some methods of PEFT keep places and sizes
 
 
 @dataclass(frozen=True)
@@ -142,12 +143,12 @@ def weights_of(stored: artifact_writer.Stored, record: AdaptationRecord) -> dict
     """Return the tensors of an attachment, those that are in PEFT's file alone among them.
 
     Raises:
-        ArtifactError: a file or a tensor is missing, a tensor is in both files, or one that only PEFT reads is no
-            tensor of finite floats.
+        ArtifactError: a file or a tensor is missing, a tensor is in both files, or one that only PEFT reads is of
+            a type that it cannot have, or not finite.
     """
     shared = record.peft_tensors or {}
     theirs = stored.tensors(PEFT_WEIGHTS) if shared or PEFT_WEIGHTS in stored.names else {}
-    _require_floats(stored.folder / PEFT_WEIGHTS, {name: theirs[name] for name in theirs.keys() - shared.values()})
+    _require_weights(stored.folder / PEFT_WEIGHTS, {name: theirs[name] for name in theirs.keys() - shared.values()})
     if not shared:
         return stored.tensors(WEIGHTS)
     tensors = stored.tensors(WEIGHTS) if WEIGHTS in stored.names else {}
@@ -160,11 +161,14 @@ def weights_of(stored: artifact_writer.Stored, record: AdaptationRecord) -> dict
     return tensors
 
 
-def _require_floats(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that PEFT alone reads, and would take for weights, if they are no floats or not finite."""
+def _require_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that PEFT alone reads, if they are of a type that no weight or index has, or not finite."""
     for name, tensor in sorted(tensors.items()):
-        if tensor.dtype not in _FLOATS:
-            raise ArtifactError(f'{file}: "{show(name, 200)}" is {tensor.dtype}, where a weight is a float')
+        if tensor.dtype not in (*_FLOATS, *_INDICES):
+            raise ArtifactError(
+                f'{file}: "{show(name, 200)}" is {tensor.dtype}, where a weight is a float and an index an integer of '
+                "32 or 64 bits"
+            )
         if not bool(tensor.isfinite().all()):
             raise ArtifactError(f'{file}: holds a value that is not finite in "{show(name, 200)}"')
 
