@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,28 @@ SEVEN_BILLION = {
     "tie_word_embeddings": False,
 }
 _TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "*.jinja", "vocab.json", "merges.txt")
+
+
+@dataclass
+class Seconds:
+    """Holds what a command took in each repeat."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def add(self, wall: float, cpu: float) -> None:
+        """Add a repeat."""
+        self.wall.append(round(wall, 2))
+        self.cpu.append(round(cpu, 2))
+
+    def medians(self) -> tuple[float, float]:
+        """Return the median of wall and of CPU seconds."""
+        return statistics.median(self.wall), statistics.median(self.cpu)
+
+    def to_json(self) -> dict[str, object]:
+        """Return what is written."""
+        wall, cpu = self.medians()
+        return {**asdict(self), "median wall": wall, "median cpu": cpu}
 
 
 def shape_of_7b(model: Path, folder: Path) -> Path:
@@ -52,10 +75,9 @@ def shape_of_7b(model: Path, folder: Path) -> Path:
 def measured(words: list[str], first: Path | None = None) -> tuple[float, float]:
     """Run a command, and return its wall seconds, until a file was written if one is given, and its CPU seconds."""
     started, before = time.time(), os.times()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    _, said = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(words)}: {said.strip()[-400:]}")
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: {done.stderr.strip()[-400:]}")
     ended = first.stat().st_mtime if first is not None else time.time()
     after = os.times()
     return ended - started, after.children_user + after.children_system - before.children_user - before.children_system
@@ -94,24 +116,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "starting.json")
     options = parser.parse_args()
-    rows = dict[str, Any]()
+    rows = defaultdict[str, Seconds](Seconds)
     with tempfile.TemporaryDirectory() as temporary:
         seven = shape_of_7b(options.model, Path(temporary) / "llama-7b-shape")
         for repeat in range(options.repeats):
             work = Path(temporary) / str(repeat)
             for name, (words, first) in commands(options.model, seven, options.data, work).items():
-                wall, cpu = measured(words, first)
-                rows.setdefault(name, {"wall": [], "cpu": []})
-                rows[name]["wall"].append(round(wall, 2))
-                rows[name]["cpu"].append(round(cpu, 2))
+                rows[name].add(*measured(words, first))
                 print(name, rows[name], file=sys.stderr, flush=True)
     table = Table("", "wall, s", "CPU, s")
     for name, row in rows.items():
-        row |= {"median wall": statistics.median(row["wall"]), "median cpu": statistics.median(row["cpu"])}
-        table.add_row(name, f"{row['median wall']:.1f}", f"{row['median cpu']:.1f}")
+        table.add_row(name, *(f"{seconds:.1f}" for seconds in row.medians()))
     Console(width=100).print(table)
     machine = {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine()}
-    options.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", "utf-8")
+    written = {"machine": machine, "rows": {name: row.to_json() for name, row in rows.items()}}
+    options.out.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from tunewise.core.text import show
 from tunewise.core.version import __version__
 from tunewise.data.task import Example, Message, Task
 from tunewise.engine.generation import generate, stop_of
-from tunewise.engine.model import Base, load_base
+from tunewise.engine.model import DTYPES, Base, load_base
 from tunewise.engine.run_text import RunText
 from tunewise.engine.shards import collected
 from tunewise.fitting.scoring import encoder_for
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE, ROWS, WEIGHTS, PEFT_WEIGHTS = "adaptation.json", "rows.jsonl", "weights.safetensors", "adapter_model.safetensors"
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INDICES = (torch.int32, torch.int64)  # some methods of PEFT keep places and sizes
 
 
@@ -164,7 +163,7 @@ def weights_of(stored: artifact_writer.Stored, record: AdaptationRecord) -> dict
 def _require_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors that PEFT alone reads, if they are of a type that no weight or index has, or not finite."""
     for name, tensor in sorted(tensors.items()):
-        if tensor.dtype not in (*_FLOATS, *_INDICES):
+        if tensor.dtype not in (*DTYPES.values(), *_INDICES):
             raise ArtifactError(
                 f'{file}: "{show(name, 200)}" is {tensor.dtype}, where a weight is a float and an index an integer of '
                 "32 or 64 bits"

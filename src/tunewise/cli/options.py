@@ -114,7 +114,7 @@ _OPTIONS: Mapping[str, ParameterInfo] = {
     ),
     "full_determinism": typer.Option(
         "--full-determinism/--no-full-determinism",
-        help="On a GPU: the same bits from one seed; without, faster. On a CPU they always are.",
+        help="On a GPU: only operations that give the same bits from one seed. On a CPU all do.",
     ),
     # RemedyOptions
     "replay": typer.Option(help="Against forgetting: share of the loss that is computed on remembered text."),

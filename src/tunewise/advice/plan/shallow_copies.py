@@ -46,6 +46,7 @@ def depths_of(sketched: Sketch) -> list[Depths]:
     period = next((length for length in range(1, depth) if types[length:] == types[:-length]), depth or 1)
     first = _FEWEST + (depth - _FEWEST) % period
     pairs = [Depths(first, first + period, depth), Depths(_SHARED * period, 2 * _SHARED * period, depth)]
+    # A second copy takes about as much besides its blocks, as to be built and attached to, as two more blocks do.
     return [pair for pair in pairs if pair.few + pair.many + 2 < depth]
 
 

@@ -6,10 +6,9 @@ Every linear of every block is quantised to NF4 with double quantisation (4.13 b
 `tunewise.techniques.building.nf4`), whatever is targeted, as bitsandbytes and transformers do when they load a model in
 four bits; embeddings and head are not. Each pass dequantises the weight again, the backward pass too, and no gradient
 of it is formed. A base whose weights are still on the CPU (`Base.place`) is packed while it is moved, one weight at a
-time, so that the device never holds all of them in full precision. These wait in a temporary file until the base is
-given back. Merging adds the
-updates to the dequantised weights in the base's type; quantised again they would be mostly lost, which the report
-states. The adapter loads as a LoRA anywhere.
+time, so that the device never holds all of them in full precision. The full-precision weights wait in a temporary file
+until the base is given back. Merging adds the updates to the dequantised weights in the base's type; quantised again
+they would be mostly lost, which the report states. The adapter loads as a LoRA anywhere.
 
 `optimizer` takes the paper's paged one from bitsandbytes where that is installed; off a GPU it is an 8-bit one.
 """
