@@ -91,3 +91,16 @@ def test_a_fake_tensor_is_of_no_use_outside():
     assert "FakeTensor([2]" in repr(tensor)
     with pytest.raises(RuntimeError, match="outside of its ledger"):
         tensor + 1
+
+
+def test_what_has_no_type_has_the_default_one_of_its_time():
+    """A model is built under its own type, and another one of the same sizes may come after it."""
+    before = torch.get_default_dtype()
+    try:
+        for default in (torch.bfloat16, torch.float32, torch.bfloat16):
+            torch.set_default_dtype(default)
+            with fake_tensors():
+                made = [torch.empty(7, 3), torch.zeros(7), torch.arange(4) / 2]
+                assert [each.dtype for each in made] == [default] * len(made)
+    finally:
+        torch.set_default_dtype(before)

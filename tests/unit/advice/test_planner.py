@@ -157,6 +157,35 @@ def test_more_rows_and_longer_ones_need_more_and_recomputation_less(sketched):
     assert peak(per_device_train_batch_size=12, gradient_checkpointing=True) < plain
 
 
+@pytest.mark.parametrize("name", ["lora", "full", "lt_sft", "diff_pruning"])
+def test_micro_batches_that_add_up_need_their_gradients_and_one_update(sketched, name):
+    """Compared with one micro-batch: as much work in the passes of each, and no more for the optimizer."""
+
+    def trace(micro_batches):
+        settings = TrainSettings(max_steps=4, per_device_train_batch_size=4, gradient_accumulation_steps=micro_batches)
+        return Tracer(sketched, counts_passes=False).trace(tiny_task(), make(name, {}), settings)
+
+    one, four = trace(1), trace(4)
+    assert four.training.passes.flops == pytest.approx(one.training.passes.flops, rel=0.2)  # other rows
+    assert four.training.update == one.training.update
+    assert one.training.update.moved > 0
+    assert four.training.step(1.0, 4).flops == pytest.approx(4 * four.training.passes.flops + one.training.update.flops)
+    assert four.training_peak > one.training_peak - 1e4
+
+
+def test_an_optimizer_that_moves_weights_in_the_backward_pass_has_its_state_in_the_plan(sketched):
+    """It makes it in its first step, so that a second one is watched."""
+    settings = TrainSettings(max_steps=4, per_device_train_batch_size=4)
+    kept = {}
+    for optimizer in ("adamw", "adalomo"):
+        recipe = make("full", {"full": {"optimizer": optimizer}})
+        training = Tracer(sketched, counts_passes=False).trace(tiny_task(), recipe, settings).training
+        kept[optimizer] = training.optimizer
+        assert training.passes.flops > 0
+    assert kept["adamw"] > 1.9 * measure(sketched, tiny_task(), make("full", {}), settings).memory.weights
+    assert 0 < kept["adalomo"] < kept["adamw"] / 10
+
+
 def test_what_does_not_fit_is_tried_with_smaller_passes_and_then_refused(sketched):
     settings = TrainSettings(max_steps=4, per_device_train_batch_size=12)
     need = measure(sketched, tiny_task(), make("full", {}), settings).peak

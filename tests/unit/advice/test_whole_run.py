@@ -104,7 +104,10 @@ def test_a_share_that_is_done_is_not_left():
 @pytest.mark.parametrize(
     ("name", "near", "peak"),
     [
-        *((name, 0.001, 0.01) for name in ("base", "full", "lora", "qlora", "last_layers", "lst", "icl")),
+        *(
+            (name, 0.001, 0.01)
+            for name in ("base", "full", "lora", "qlora", "last_layers", "threshold_mask", "lst", "icl")
+        ),
         ("adalora", 0.1, 0.05),  # which ranks it stores is chosen in training
         ("prefix_tuning", 0.001, 0.05),  # the prefix of all blocks is one tensor
     ],
@@ -120,7 +123,7 @@ def test_a_deep_model_is_traced_from_shallow_copies(sketched, monkeypatch, name,
     assert shallow.training.weights == whole.training.weights
     assert shallow.stored == pytest.approx(whole.stored, rel=near)
     assert shallow.stored_bytes == pytest.approx(whole.stored_bytes, rel=near)
-    assert shallow.training.step.flops == pytest.approx(whole.training.step.flops, rel=0.01)
+    assert shallow.training.passes.flops == pytest.approx(whole.training.passes.flops, rel=0.01)
     assert shallow.training_peak == pytest.approx(whole.training_peak, rel=peak)
     assert shallow.scoring_peak == pytest.approx(whole.scoring_peak, rel=peak)
     assert shallow.answers.each.flops == pytest.approx(whole.answers.each.flops, rel=0.02)

@@ -5,6 +5,7 @@ torch says it on its meta device. Where an operation has no rule there, torch's 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ class Rule:
         return _made(self.outcome, inputs, allocate)
 
 
-_rules: dict[Any, Rule] = {}
+_rules: defaultdict[torch.dtype, dict[Any, Rule]] = defaultdict(dict)  # by torch's default type, which decides too
 
 
 def described(func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
@@ -103,10 +104,11 @@ def rule_for(key: Any, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) 
         kwargs: its arguments by name.
         inputs: the tensors among both.
     """
-    rule = _rules.get(key)
+    rules = _rules[torch.get_default_dtype()]
+    rule = rules.get(key)
     if rule is None:
         outcome = _asked(func, args, kwargs, inputs)
-        rule = _rules[key] = Rule(outcome, _is_floating(outcome))
+        rule = rules[key] = Rule(outcome, _is_floating(outcome))
     return rule
 
 

@@ -1,8 +1,9 @@
 """Runs a technique on fake tensors, on one copy of the model, and counts what it takes.
 
-The training loop itself runs for a few steps on the heaviest micro-batch, and some validation examples are scored. So
-everything is counted that a real run does: weights, gradients, the optimizer's state, activations, and the temporary
-tensors of every operation.
+The training loop itself runs for a step of every phase on the heaviest micro-batch, and some validation examples are
+scored. So everything is counted that a real run does: weights, gradients, the optimizer's state, activations, and the
+temporary tensors of every operation. The optimizer's state, and the gradients of the micro-batches before where several
+add up, are there from the beginning of the step, as they are in all steps but the first.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any, cast
+from itertools import accumulate
+from typing import Any, Self, cast
 
 import torch
 
@@ -25,21 +26,22 @@ from tunewise.advice.plan.micro_batches import heaviest
 from tunewise.advice.plan.scored_passes import CountedPasses, traced_passes
 from tunewise.advice.plan.shallow_copies import Shapes
 from tunewise.advice.plan.weightless import Sketch
-from tunewise.contract.attachment import Attachment
+from tunewise.contract.attachment import Attachment, ParamGroup
 from tunewise.contract.study import Allowance
 from tunewise.contract.technique import Technique
+from tunewise.core.errors import RequestError
 from tunewise.core.seeds import generator
 from tunewise.data.task import Example, Task
 from tunewise.engine.attention import forget_layouts
 from tunewise.engine.encoding import TokenSequence, Untruncated
 from tunewise.engine.model import Base
+from tunewise.engine.packing import PASS_TOKENS
 from tunewise.fitting.allowance import allowance
 from tunewise.fitting.loop import require_a_step_for_each_phase, train
 from tunewise.fitting.passes import PASS
 from tunewise.fitting.scoring import AnswerReading, encoder_for, study
 from tunewise.fitting.settings import TrainSettings
 
-_STEPS = 2  # per phase; the second has the optimizer's state from its start
 _SCORED = 64  # validation examples of the scoring pass, whose memory counts too, at most
 _FEWEST_SCORED, _SCORED_TOKENS = 8, 32_000  # fewer of them where prompts are long, down to so many
 
@@ -49,18 +51,17 @@ class Training:
     """Counts what attaching and training a technique takes; sizes in bytes.
 
     Attributes:
-        attached: parameters that it trains as soon as it is attached; `optimised` in the end, `own` are the model's.
+        optimised: parameters that it trains in the end; `own` of them are the model's.
         weights: the bare model.
         technique: what it adds before the first step.
         gradients: of the parameters of the first step.
         optimizer: what the first step leaves.
         held: what is alive after the first step, whatever the size of a micro-batch.
         resting: what is alive when training is over.
-        first_step: mean work of the first step of a phase, in a micro-batch.
-        step: work of the second step, in a micro-batch.
+        passes: work of the passes over a micro-batch, in the mean of the phases.
+        update: work of a step beyond these, once its gradients are there.
     """
 
-    attached: int
     optimised: int
     own: int
     weights: int
@@ -69,8 +70,16 @@ class Training:
     optimizer: int
     held: int
     resting: int
-    first_step: Work
-    step: Work
+    passes: Work
+    update: Work
+
+    def step(self, share: float, micro_batches: int) -> Work:
+        """Return the work of a step of so many micro-batches, each with this share of the observed one's tokens.
+
+        Operations are as many in a smaller micro-batch.
+        """
+        tokens = self.passes._replace(flops=self.passes.flops * share, moved=self.passes.moved * share)
+        return self.update.plus(tokens, micro_batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +247,7 @@ def _observe(
             ledger.set_aside(cast(Any, module).weight for _, _, module in base.anatomy.linears())
         weights, parts = ledger.live, parts_of(base)
         recipe = subject.technique.resolved(base)
-        attachment, attached = _prepared(recipe, base, subject)
+        attachment = _prepared(recipe, base, subject)
         setup, costs = ledger.take_allocations(), _Costs()
         if recipe.trains:
             require_a_step_for_each_phase(attachment, settings)
@@ -250,7 +259,6 @@ def _observe(
         if subject.rows_bytes is None:
             subject.rows_bytes = len(rows_text(attachment.stored_rows()).encode())
         training = Training(
-            attached=attached,
             optimised=count(attachment),
             own=sum(p.numel() for p in attachment.changed()),
             weights=weights,
@@ -259,8 +267,8 @@ def _observe(
             optimizer=costs.optimizer,
             held=costs.held,
             resting=ledger.live,
-            first_step=costs.first_step,
-            step=costs.step,
+            passes=costs.passes,
+            update=costs.update,
         )
         if subject.requests is None:
             subject.requests = _requests(attachment, texts)
@@ -279,24 +287,19 @@ def _observe(
         )
 
 
-def _prepared(recipe: Technique, base: Base, subject: Subject) -> tuple[Attachment, int]:
-    """Attach a recipe and let it make its choices; those on texts alone are taken over from the copy before.
-
-    Returns:
-        The attachment, and how many parameters it trained before it made its choices.
-    """
+def _prepared(recipe: Technique, base: Base, subject: Subject) -> Attachment:
+    """Attach a recipe and let it make its choices; those on texts alone are taken over from the copy before."""
     if subject.prepared is not None:
         attachment = copy(subject.prepared)
         attachment.base = base
-        return attachment, 0
+        return attachment
     task, allowed = subject.texts.task, subject.texts.allowance(base, subject.settings)
     attachment = recipe.attach(base, generator(0, "attach"))
-    attached = count(attachment)
     attachment.prepare_shapes(study(attachment, task, task.validation, 0, allowance=allowed))
     subject.chosen_tokens = allowed.spent
     if not recipe.trains:
         subject.prepared = attachment
-    return attachment, attached
+    return attachment
 
 
 def count(attachment: Attachment) -> int:
@@ -356,31 +359,78 @@ class _Costs:
     gradients: int = 0
     optimizer: int = 0
     held: int = 0
-    steps: tuple[Work, ...] = ()  # of a micro-batch in each step
+    passes: Work = field(default_factory=Work)
+    update: Work = field(default_factory=Work)
 
-    @property
-    def first_step(self) -> Work:
-        """Return the mean of the first steps of the phases."""
-        first_steps, total = self.steps[::_STEPS], Work()
-        for work in first_steps:
-            total = total.plus(work, 1 / len(first_steps))
-        return total
 
-    @property
-    def step(self) -> Work:
-        """Return the second step."""
-        return self.steps[1] if self.steps else Work()
+class _LaterSteps:
+    """Lets each phase begin with what its later steps find: the optimizer's state, and gradients to be added to.
+
+    An optimizer that moves weights inside of the backward pass makes its state there, so that it needs a step for it.
+    `marks` has the work so far before each step, when its gradients were there, and after it.
+    """
+
+    def __init__(self, attachment: Attachment, ledger: Ledger, adds_up: bool) -> None:
+        self.attachment, self.ledger, self.adds_up = attachment, ledger, adds_up
+        self.steps = 1 if attachment.accumulates else 2  # of a phase
+        self.marks: list[tuple[Work, Work, Work]] = []
+        self._optimizer: torch.optim.Optimizer | None = None  # one that has no state yet
+        self._build, self._before_step = attachment.optimizer, attachment.before_step
+        self._after_backward = attachment.after_backward
+        self._begun = self._ready = ledger.work
+
+    def __enter__(self) -> Self:
+        """Have the attachment say when a step begins and when its gradients are there."""
+        replaced: Any = self.attachment
+        replaced.optimizer, replaced.before_step = self._built, self._begin
+        replaced.after_backward = self._finish_passes
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the attachment as it was."""
+        for name in ("optimizer", "before_step", "after_backward"):
+            vars(self.attachment).pop(name)
+
+    def end_step(self) -> None:
+        """Note that a step is over."""
+        self.marks.append((self._begun, self._ready, self.ledger.work))
+
+    def _built(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
+        if not any(group["params"] for group in groups):  # as where a quarter of the blocks of a shallow copy is none
+            raise RequestError(f"{self.attachment.recipe.name} trains nothing on this model")
+        self._optimizer = self._build(groups, betas)
+        return self._optimizer
+
+    def _begin(self, step: int, total: int) -> None:
+        self._begun = self.ledger.work
+        self._before_step(step, total)
+        optimizer, self._optimizer = self._optimizer, None
+        if optimizer is None or self.steps > 1:
+            return
+        before = self.ledger.work
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        if not self.adds_up:
+            optimizer.zero_grad(set_to_none=True)
+        self._begun = self._begun.plus(self.ledger.work.plus(before, -1))  # this is no part of the step
+
+    def _finish_passes(self, step: int, total: int) -> None:
+        self._ready = self.ledger.work
+        self._after_backward(step, total)
 
 
 def _trained(
     attachment: Attachment, rows: list[TokenSequence], settings: TrainSettings, ledger: Ledger, weights: int
 ) -> _Costs:
-    """Run the training loop on one micro-batch, or on two that add up, for a few steps of every phase.
+    """Run the training loop on one micro-batch for a step of every phase, as one of the later steps.
 
     `weights` are the bytes of the bare model on the device.
     """
-    before, marks = ledger.live, [ledger.work]
-    held = gradients = 0
+    before, held, gradients = ledger.live, 0, 0
+    later = _LaterSteps(attachment, ledger, settings.gradient_accumulation_steps > 1)
 
     def on_step(step: int, value: float) -> None:
         nonlocal held, gradients
@@ -388,33 +438,44 @@ def _trained(
             held = ledger.live
             parameters = attachment.params().values()
             gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
-        marks.append(ledger.work)
+        later.end_step()
 
-    micro_batches = min(settings.gradient_accumulation_steps, 2)
     short = replace(
         settings,
-        max_steps=_STEPS * attachment.phases,
+        max_steps=later.steps * attachment.phases,
         per_device_train_batch_size=len(rows),
-        gradient_accumulation_steps=micro_batches,
+        gradient_accumulation_steps=1,
         replay=0.0,
         kl_to_base=0.0,
     )
-    train(attachment, rows, short, on_step=on_step, reuse_trunk=False)
+    with later:
+        train(attachment, rows, short, on_step=on_step, reuse_trunk=False)
+    passes, update, last_of_phases = Work(), Work(), later.marks[later.steps - 1 :: later.steps]
+    for begun, ready, over in last_of_phases:
+        passes = passes.plus(ready.plus(begun, -1), 1 / len(last_of_phases))
+        update = update.plus(over.plus(ready, -1), 1 / len(last_of_phases))
     return _Costs(
         technique=max(before - weights, 0),
         gradients=gradients,
         optimizer=max(held - before, 0),
         held=held,
-        steps=tuple(Work().plus(after.plus(start, -1), 1 / micro_batches) for start, after in pairwise(marks)),
+        passes=passes,
+        update=update,
     )
+
+
+def _of_one_pass(sequences: list[TokenSequence]) -> list[TokenSequence]:
+    """Return the first sequences, as many as fill a scoring pass, and at least one."""
+    ends = list(accumulate(len(sequence.ids) for sequence in sequences))
+    return sequences[: max(sum(end <= PASS_TOKENS for end in ends), 1)]
 
 
 def _scored(
     attachment: Attachment, task: Task, requests: Requests, ledger: Ledger, counts_passes: bool
 ) -> tuple[Scoring, Allocations]:
-    """Score the first validation examples, then the one of median length, then a few for what passes take."""
+    """Score the validation examples of one pass, then the one of median length, then a few for what passes take."""
     ledger.take_allocations()
-    AnswerReading(attachment, requests.scored).losses()
+    AnswerReading(attachment, _of_one_pass(requests.scored)).losses()
     scored, before = ledger.take_allocations(), ledger.work
     if requests.median is not None:
         AnswerReading(attachment, [requests.median]).losses()

@@ -221,8 +221,7 @@ def _requirements(trace: Trace, task: Task, settings: TrainSettings, device: str
     )
     step = None
     if rates is not None and batch is not None:
-        shares = batch.share * settings.gradient_accumulation_steps
-        step = rates.seconds(training.step.flops * shares, training.step.moved * shares, training.step.calls)
+        step = rates.seconds(*training.step(batch.share, settings.gradient_accumulation_steps))
     return Requirements(
         optimised=training.optimised,
         stored=trace.stored,

@@ -16,6 +16,7 @@ Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # of tensors, by nam
 
 _FEWEST = 2  # blocks of a copy: the lowest one may differ from those above it
 _SHARED = 4  # blocks of a copy for what trains a quarter of the blocks, or a half
+_SIXTH = 6  # blocks between two copies for what leaves out a sixth of the blocks
 
 
 class Depths(NamedTuple):
@@ -44,8 +45,12 @@ def depths_of(sketched: Sketch) -> list[Depths]:
     depth = depth_of(sketched)
     types = list(getattr(sketched.config, "layer_types", None) or [None] * depth)
     period = next((length for length in range(1, depth) if types[length:] == types[:-length]), depth or 1)
-    first = _FEWEST + (depth - _FEWEST) % period
-    pairs = [Depths(first, first + period, depth), Depths(_SHARED * period, 2 * _SHARED * period, depth)]
+    apart = [_FEWEST + (depth - _FEWEST) % distance for distance in (period, _SIXTH * period)]
+    pairs = [
+        Depths(apart[0], apart[0] + period, depth),
+        Depths(_SHARED * period, 2 * _SHARED * period, depth),
+        Depths(apart[1], apart[1] + _SIXTH * period, depth),
+    ]
     # A second copy takes about as much besides its blocks, as to be built and attached to, as two more blocks do.
     return [pair for pair in pairs if pair.few + pair.many + 2 < depth]
 

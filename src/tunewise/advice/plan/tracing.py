@@ -1,8 +1,8 @@
 """Traces what a technique does on fake tensors, cheaply enough to be done before every comparison.
 
 A technique is observed on two shallow copies of the model, and every figure is extrapolated to the depth of the model,
-since blocks are alike. Where that does not give the number of parameters that the technique trains on the whole model,
-deeper copies are observed, or else the model itself.
+since blocks are alike. The first pair of copies is taken whose trained parameters give the number that the technique
+trains on the whole model; where none does, the model itself is observed.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ class Tracer:
     _traces: dict[tuple[int, Technique, TrainSettings], Trace] = field(default_factory=dict, init=False, repr=False)
     _scored: dict[tuple[int, Technique], _Scored] = field(default_factory=dict, init=False, repr=False)
     _depths: dict[Technique, list[Depths]] = field(default_factory=dict, init=False, repr=False)  # that were enough
-    _skeleton: tuple[Ledger, Base] | None = field(default=None, init=False, repr=False)
+    _attachments: dict[tuple[Technique, int], _Attached] = field(default_factory=dict, init=False, repr=False)
+    _skeletons: dict[int, tuple[Ledger, Base]] = field(default_factory=dict, init=False, repr=False)  # by depth
 
     def trace(self, task: Task, technique: Technique, settings: TrainSettings) -> Trace:
         """Trace a technique.
@@ -189,23 +190,39 @@ class Tracer:
             reused_share=attached.reused_share,
         )
 
-    def _attached(self, technique: Technique) -> _Attached:
-        """Attach a technique to the whole model, without running it; the model is built once for all."""
-        if self._skeleton is None:
+    def _attached(self, technique: Technique, depth: int = 0) -> _Attached:
+        """Attach a technique to the whole model, or to a copy of so many blocks, without running it.
+
+        Models are built once for all techniques.
+        """
+        if (technique, depth) in self._attachments:
+            return self._attachments[technique, depth]
+        if depth not in self._skeletons:
             with fake_tensors(self.device) as ledger:
-                self._skeleton = ledger, self.sketched.build()
-        ledger, base = self._skeleton
+                sketched = at_depth(self.sketched, depth) if depth else self.sketched
+                self._skeletons[depth] = ledger, sketched.build()
+        ledger, base = self._skeletons[depth]
         with fake_tensors(ledger=ledger):
             parts = parts_of(base)
             try:
                 attachment = technique.resolved(base).attach(base, generator(0, "attach"))
                 reused = attachment.trunk()
                 share = (max(reused) + 1) / len(base.anatomy.blocks) if reused else 0.0
-                return _Attached(count(attachment), len(reused), share)
+                attached = _Attached(count(attachment), len(reused), share)
             finally:
                 base.release()
                 if parts_of(base) != parts:
-                    self._skeleton = None
+                    del self._skeletons[depth]
+        self._attachments[technique, depth] = attached
+        return attached
+
+    def _scales(self, technique: Technique, depths: Depths, attached: int) -> bool:
+        """Tell whether what a technique trains on two copies gives what it trains on the whole model."""
+        try:
+            counts = [self._attached(technique, depth).parameters for depth in (depths.few, depths.many)]
+        except RequestError:  # such as a recipe that names a block that a shallow copy lacks
+            return False
+        return extrapolated(counts, depths.share) == attached
 
     def _figures(self, subject: Subject, attached: int, *, scores: bool, has_bare: bool) -> _Figures:
         """Observe a technique that trains `attached` parameters on the whole model."""
@@ -215,14 +232,16 @@ class Tracer:
             return observe(sketched, subject, self.device, **asked)
 
         for depths in self._depths.get(subject.technique) or depths_of(self.sketched):
+            if not self._scales(subject.technique, depths, attached):
+                continue
             try:
                 copies = [observed(at_depth(self.sketched, depth)) for depth in (depths.few, depths.many)]
                 if _grow_in_blocks(*copies):
                     copies.append(observed(at_depth(self.sketched, depths.more)))
-            except RequestError:  # such as a recipe that names a block that a shallow copy lacks
+            except RequestError:  # the whole model says why
                 continue
             figures = _extrapolated(copies, depths)
-            if figures is not None and figures.training.attached == attached:
+            if figures is not None:
                 self._depths[subject.technique] = [depths]
                 return figures
         whole = observed(self.sketched)

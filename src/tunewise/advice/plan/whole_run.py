@@ -239,10 +239,9 @@ class WholeRun:
 
     def step_seconds(self, trace: Trace) -> float:
         """Return the seconds of a mean training step."""
-        share = (
-            trace.micro_batch.share * self.workload.settings.gradient_accumulation_steps if trace.micro_batch else 0.0
-        )
-        return (self.training_rates or self.rates).seconds(*Work().plus(trace.training.first_step, share))
+        share = trace.micro_batch.share if trace.micro_batch else 0.0
+        work = trace.training.step(share, self.workload.settings.gradient_accumulation_steps)
+        return (self.training_rates or self.rates).seconds(*work)
 
     def step_tokens(self, trace: Trace) -> float:
         """Return the tokens of a mean training step."""
