@@ -30,7 +30,8 @@ class ControlTokens:
         names = {token.content for token in added if token.special or any(token.content in t for t in structure)}
         names |= {str(token) for token in tokenizer.all_special_tokens}
         ordered = sorted(filter(None, names), key=len, reverse=True)
-        self._spelled = _any_of(ordered)
+        splitting = {token.content for token in added if token.special and not token.normalized}
+        self._spelled, self._splitting = _any_of(ordered), _any_of([name for name in ordered if name in splitting])
         self._hidden = _any_of([_moved(name, _HIDDEN) for name in ordered])
 
     def hide(self, text: str) -> str:
@@ -44,6 +45,13 @@ class ControlTokens:
     def hides(self, text: str) -> bool:
         """Tell whether something in the text is hidden."""
         return self._hidden.search(text) is not None
+
+    def last(self, text: str) -> int | None:
+        """Return where the last token begins that a tokenizer splits a text at before all else; None if none does.
+
+        What stands before it and what stands from there on are tokenized independently.
+        """
+        return max((match.start() for match in self._splitting.finditer(text)), default=None)
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
         """Split a text into pieces of template and text, and pieces (True) that spell a control token."""

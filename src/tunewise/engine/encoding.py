@@ -205,7 +205,7 @@ class Encoder:
     def _some(self, examples: Sequence[Example], before: int) -> Iterator[Untruncated]:
         renderings = self._render_all(examples, before=before)
         prompts = self._tokenize([rendering.prompt for rendering in renderings])
-        wholes = self._tokenize([rendering.prompt + rendering.answer for rendering in renderings])
+        wholes = self._wholes(renderings, prompts)
         for example, rendering, prompt, whole in zip(examples, renderings, prompts, wholes, strict=True):
             answer = self._continuation(prompt, whole, rendering.answer)
             labelled = self._labelled_mask(rendering.prompt, rendering.spans, len(prompt))
@@ -216,7 +216,7 @@ class Encoder:
         """Return the token ids of several answers to one prompt, each with its end."""
         renderings = [self._render(replace(prompt, answer=answer, answer_fields="")) for answer in answers]
         prompt_ids = self._tokenize([renderings[0].prompt])[0] if renderings else []
-        wholes = self._tokenize([rendering.prompt + rendering.answer for rendering in renderings])
+        wholes = self._wholes(renderings, [prompt_ids] * len(renderings))
         rows = []
         for rendering, whole in zip(renderings, wholes, strict=True):
             ids = self._continuation(prompt_ids, whole, rendering.answer)
@@ -314,6 +314,36 @@ class Encoder:
         control = self._chat_template.control
         rows = self._ids(texts, plain=False)
         return [self._spelled_out(text) if control.hides(text) else ids for text, ids in zip(texts, rows, strict=True)]
+
+    def _wholes(self, renderings: Sequence[Rendering], prompts: Sequence[list[int]]) -> list[list[int]]:
+        """Tokenize prompts with their answers, given the prompts' own ids.
+
+        From a prompt's last control token on, where that splits the text, as nothing before it depends on the answer.
+        """
+        pairs = list(zip(renderings, prompts, strict=True))
+        places = [self._last_split(rendering) for rendering in renderings]
+        tails = {
+            text: list[int]()
+            for rendering, place in zip(renderings, places, strict=True)
+            if place is not None
+            for text in (rendering.prompt[place:], rendering.prompt[place:] + rendering.answer)
+        }
+        tails = dict(zip(tails, self._tokenize(list(tails)), strict=True))
+        wholes, texts = list[list[int] | None](), list[str]()
+        for (rendering, prompt), place in zip(pairs, places, strict=True):
+            tail = tails[rendering.prompt[place:]] if place is not None else []
+            if tail and prompt[-len(tail) :] == tail:
+                wholes.append(prompt[: -len(tail)] + tails[rendering.prompt[place:] + rendering.answer])
+            else:
+                wholes.append(None)
+                texts.append(rendering.prompt + rendering.answer)
+        rest = iter(self._tokenize(texts))
+        return [whole if whole is not None else next(rest) for whole in wholes]
+
+    def _last_split(self, rendering: Rendering) -> int | None:
+        if self._chat_template is None or self._chat_template.control.hides(rendering.answer):
+            return None
+        return self._chat_template.control.last(rendering.prompt)
 
     def _ids(self, texts: list[str], *, plain: bool) -> list[list[int]]:
         return list(
