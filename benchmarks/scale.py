@@ -163,7 +163,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             runs = MEASURED[what](arguments, Path(folder))
         command = " ".join(["benchmarks/scale.py", *sys.argv[1:]])
-        results[what] = {"command": command, "machine": {**machine, "load_before": round(load, 1)}, "runs": runs}
+        name = what if arguments.model == "world" else f"{what}, {Path(arguments.model).name}"
+        results[name] = {"command": command, "machine": {**machine, "load_before": round(load, 1)}, "runs": runs}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
 
 
