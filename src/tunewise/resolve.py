@@ -93,6 +93,7 @@ class ComputeOptions:
     bf16: bool = False
     gradient_checkpointing: bool = False
     full_determinism: bool = True
+    use_liger_kernel: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +305,10 @@ def train_settings(
     from tunewise.fitting.settings import TrainSettings
 
     compute, remedies = compute or ComputeOptions(), remedies or RemedyOptions()
+    if compute.use_liger_kernel:
+        from tunewise.engine.liger import require_liger
+
+        require_liger()
     return TrainSettings(
         max_steps=TrainSettings.max_steps if max_steps is None else max_steps,
         per_device_train_batch_size=train.batch_size,
@@ -325,6 +330,7 @@ def train_settings(
         bf16=compute.bf16,
         gradient_checkpointing=compute.gradient_checkpointing,
         full_determinism=compute.full_determinism,
+        use_liger_kernel=compute.use_liger_kernel,
         replay=remedies.replay,
         kl_to_base=remedies.kl_to_base,
         l2_sp=remedies.l2_sp,

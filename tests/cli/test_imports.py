@@ -12,7 +12,7 @@ TORCH = {"torch", "numpy", "transformers", "accelerate"}
 COMPILER = {"torch._dynamo", "torch.distributed.tensor", "sympy"}  # Hugging Face's configurations import them
 STATISTICS = {"scipy.stats", "sklearn", "pandas"}
 OTHERS = {"datasets", "peft", "bitsandbytes", "torch._inductor.compile_fx", "plotly", "sacrebleu", "bm25s", "onnx"}
-OTHERS |= {"nicegui"}
+OTHERS |= {"nicegui", "ray"}
 MODELS = {"scipy", "transformers.modeling_utils", "transformers.models.llama.modeling_llama"}
 
 RUN = """

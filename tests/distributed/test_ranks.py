@@ -1,5 +1,6 @@
 """One training on two processes of this machine, against the same training on one."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -126,12 +127,49 @@ def test_a_rank_that_hangs_ends_the_run_with_a_sentence(tmp_path):
     assert not still_running(ranks)
 
 
+_HANGS = """
+import os, time
+
+if os.environ.get("RANK") == "1":
+    import tunewise.engine.ranks as ranks
+
+    summed, calls = ranks.Ranks.sum, []
+
+    def hangs(self, tensors):
+        calls.append(tensors)
+        time.sleep(1000 if len(calls) == 30 else 0)
+        return summed(self, tensors)
+
+    ranks.Ranks.sum = hangs
+elif "TUNEWISE_RANK_OF" not in os.environ:
+    import tunewise.cli.devices as devices
+
+    devices._STALLED = 20.0
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_outside_of_python_ends_the_run_too(tmp_path):
+    """It still gives signs of life; nothing goes on in it, nor in the other, which waits for it."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(_HANGS)
+    command = fit_command(tmp_path / "out", "--devices", "2", steps=2000)
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        command, env={**environment(), "PYTHONPATH": path}, capture_output=True, text=True, timeout=150, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "nothing went on in any of the 2 devices" in done.stderr and "--resume" in done.stderr
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_all_and_says_how_to_go_on(tmp_path):
     launcher, ranks = started(tmp_path)
     launcher.send_signal(signal.SIGINT)
     stderr = launcher.communicate(timeout=60)[1]
     assert launcher.returncode == 130 and "interrupted; to continue" in stderr and "Traceback" not in stderr
+    assert "failed:" not in stderr
     assert not still_running(ranks)
 
 

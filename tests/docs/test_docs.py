@@ -272,3 +272,6 @@ def test_the_cluster_files_have_the_form_that_slurm_and_ray_take():
 
     schema = Path(autoscaler.__path__[0]) / "ray-schema.json"
     jsonschema.validate(yaml.safe_load(cluster), json.loads(schema.read_text("utf-8")))
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(yaml.safe_load(cluster)))  # as `ray up` does

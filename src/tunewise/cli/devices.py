@@ -2,7 +2,8 @@
 
 The processes find one another by the variables that torchrun sets, so that the same command also runs under torchrun or
 a cluster's launcher; then `--devices` is left out. If one of them ends badly, or gives no sign of life, all are ended:
-the others would wait for it for ever.
+the others would wait for it for ever. They are also ended if nothing goes on in any of them, as where one hangs in a
+driver or on a disk that is gone, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 from tunewise.cli.console import command_again, echo
 from tunewise.core.errors import SettingError
 from tunewise.core.text import show
 
 _LAUNCHER = "TUNEWISE_RANK_OF"  # the launcher's process number, in the environment of the processes it started
 _HEARTBEAT, _PULSE, _SILENCE = "TUNEWISE_HEARTBEAT", 2.0, 40.0  # a file, and seconds
+_STALLED = 50.0  # seconds
 _GRACE = 3.0  # seconds that the others get to end by themselves
 LOST = 75  # the exit code of a process that ends because another one did, for which the launcher speaks
 
@@ -102,6 +106,7 @@ class _Run:
             _HEARTBEAT: str(self._pulse(rank)),
         }
         self._pulse(rank).touch()
+        self._progress(rank).touch()
         with contextlib.ExitStack() as files:
             stdout = subprocess.DEVNULL if rank else None
             stderr = files.enter_context(self._errors(rank).open("wb")) if rank else None
@@ -110,6 +115,9 @@ class _Run:
 
     def _pulse(self, rank: int) -> Path:
         return self.folder / f"rank-{rank}.alive"
+
+    def _progress(self, rank: int) -> Path:
+        return _progress_beside(self._pulse(rank))
 
     def _errors(self, rank: int) -> Path:
         return self.folder / f"rank-{rank}.log"
@@ -137,6 +145,13 @@ class _Run:
                 echo(
                     f"failed: device {silent[0]} gave no sign of life for {_SILENCE:.0f} seconds, and all "
                     f"{len(codes)} were stopped; to continue: {self._again()}",
+                    err=True,
+                )
+                return 1
+            if time.time() - max(self._progress(rank).stat().st_mtime for rank in range(len(codes))) > _STALLED:
+                echo(
+                    f"failed: nothing went on in any of the {len(codes)} devices for {_STALLED:.0f} seconds, and all "
+                    f"were stopped; one of them hangs while the others wait for it; to continue: {self._again()}",
                     err=True,
                 )
                 return 1
@@ -198,19 +213,28 @@ def _free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def _progress_beside(pulse: Path) -> Path:
+    return pulse.with_suffix(".progress")
+
+
 @contextlib.contextmanager
 def signs_of_life() -> Iterator[None]:
-    """Touch the file that the launcher looks at, every few seconds, for as long as the block runs."""
+    """Touch the files that the launcher looks at, every few seconds, for as long as the block runs.
+
+    One of them in any case, and the other where the process has done something since.
+    """
     path = os.environ.get(_HEARTBEAT)
     if path is None:
         yield
         return
-    over = threading.Event()
+    over, done, progress = threading.Event(), _Doings(), _progress_beside(Path(path))
 
     def beat() -> None:
         while not over.wait(_PULSE):
             with contextlib.suppress(OSError):  # the launcher and its folder are gone; the run ends by itself
                 os.utime(path)
+                if done.anything():
+                    os.utime(progress)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -219,3 +243,34 @@ def signs_of_life() -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+class _Doings:
+    """Tells whether this process or one that it started has done anything since this was last asked.
+
+    That is to compute, to read or write, or to get to another place of the program.
+    """
+
+    def __init__(self) -> None:
+        self._process, self._main = psutil.Process(), threading.main_thread().ident
+        self._seconds, self._bytes, self._place = 0.0, 0, (0, 0, 0)
+
+    def anything(self) -> bool:
+        """Compare with the last time."""
+        seconds, moved = 0.0, 0
+        for process in (self._process, *self._process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                seconds += times.user + times.system
+                if hasattr(process, "io_counters"):
+                    counters = process.io_counters()
+                    moved += counters.read_bytes + counters.write_bytes
+        frame, depth = sys._current_frames().get(self._main or 0), 0
+        place = (id(frame.f_code), frame.f_lasti) if frame is not None else (0, 0)
+        while frame is not None:
+            frame, depth = frame.f_back, depth + 1
+        before = self._seconds, self._bytes, self._place
+        self._seconds, self._bytes, self._place = seconds, moved, (*place, depth)
+        # Looking takes a little time itself, and a line of a log some bytes.
+        computes, moves = seconds - before[0] > 0.05 * _PULSE, moved - before[1] > 100_000
+        return computes or moves or self._place != before[2]

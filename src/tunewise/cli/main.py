@@ -30,7 +30,7 @@ from tunewise.cli.commands import (
 )
 from tunewise.cli.console import command_again, echo
 from tunewise.cli.devices import LOST, is_launched
-from tunewise.core.errors import RequestError, TunewiseError, out_of_space
+from tunewise.core.errors import RequestError, SettingError, TunewiseError, out_of_space
 from tunewise.core.extras import require
 from tunewise.core.logs import configure_logging
 from tunewise.core.text import one_line
@@ -97,6 +97,21 @@ def mcp() -> None:
     server(app).run("stdio")
 
 
+_SHARED_OUT = ("fit", "train")  # the commands that several processes run together
+
+
+def _require_one_process() -> None:
+    """Refuse a command that each of several processes would do the whole of, where a launcher has started them."""
+    from tunewise.cli.devices import is_rank
+
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if is_rank() and command and command not in _SHARED_OUT:
+        raise SettingError(
+            f"{command} runs in one process, but {os.environ['WORLD_SIZE']} were started; start it without torchrun "
+            "(compare takes several devices by --workers)"
+        )
+
+
 def main() -> None:
     """Run the command line; a `TunewiseError` becomes one line on stderr, and so does a signal that ends it."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost tenfold on a busy machine
@@ -104,6 +119,7 @@ def main() -> None:
     signals = _Signals()
     try:
         with signals:
+            _require_one_process()
             app()
     except BaseException as error:
         # Whatever an interruption turned into on its way: libraries replace errors that are raised in their imports.

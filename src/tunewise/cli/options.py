@@ -116,6 +116,10 @@ _OPTIONS: Mapping[str, ParameterInfo] = {
         "--full-determinism/--no-full-determinism",
         help="On a GPU: only operations that give the same bits from one seed. On a CPU all do.",
     ),
+    "use_liger_kernel": typer.Option(
+        "--use-liger-kernel",
+        help="On a GPU: Liger's kernels for norms, rotary positions and gated MLPs; needs liger-kernel.",
+    ),
     # RemedyOptions
     "replay": typer.Option(help="Against forgetting: share of the loss that is computed on remembered text."),
     "kl_to_base": typer.Option(

@@ -26,6 +26,7 @@ from tunewise.comparison.worker_process import STARTUP_SECONDS, WorkerEnd
 from tunewise.comparison.workers import AUTO
 from tunewise.core.errors import RequestError, SettingError, TunewiseError
 from tunewise.core.extras import require
+from tunewise.core.text import show
 
 _REACHED = 10.0  # seconds in which the cluster must accept a connection
 _ASKED = 0.5  # seconds between two questions to an actor about its trial
@@ -54,8 +55,9 @@ class RayOpening:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # of Ray's and of gRPC's many kinds
-            reason = " ".join(str(error).split())[:200]
-            raise SettingError(f'--workers is "{address}", but no Ray cluster answers there: {reason}') from error
+            raise SettingError(
+                f'--workers is "{address}", but no Ray cluster can be joined there: {_last_line(error)}'
+            ) from error
         self._attempt_id, self._patience = attempt_id, patience
         self._folder, out = Path.cwd(), request.options.out.absolute()
         self._token = out / f".seen-by-{attempt_id}"
@@ -78,6 +80,12 @@ class RayOpening:
         finally:
             self._token.unlink(missing_ok=True)
         return Pool(self._seats, self._attempt_id, shares=self._shares)
+
+
+def _last_line(error: Exception) -> str:
+    """Return the last line of what Ray says, which names the cause; what comes before may be a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return show(lines[-1], 200) if lines else type(error).__name__
 
 
 def _require_answer(address: str) -> None:
@@ -164,11 +172,20 @@ class RaySeat:
 
         Raises:
             RequestError: it does not; the sentence names the node and the folder.
+            TunewiseError: no actor could be started.
         """
-        self._actor = self._kind.remote(*self._given)
-        unseen = self._ray.get(self._actor.unseen.remote(), timeout=STARTUP_SECONDS)
-        if unseen:
+        self._actor, errors = self._kind.remote(*self._given), self._ray.exceptions
+        try:
+            unseen = self._ray.get(self._actor.unseen.remote(), timeout=STARTUP_SECONDS)
             node = self._ray.get(self._actor.node.remote(), timeout=STARTUP_SECONDS).partition(" ")[0]
+        except errors.GetTimeoutError as error:
+            raise TunewiseError(
+                f"the Ray cluster started no worker within {STARTUP_SECONDS:.0f} seconds; see whether others use its "
+                "GPUs and cores (ray status)"
+            ) from error
+        except errors.RayActorError as error:
+            raise TunewiseError(f"a worker on the Ray cluster ended as it started: {_last_line(error)}") from error
+        if unseen:
             raise RequestError(
                 f"node {node} of the Ray cluster does not see {unseen}; all nodes must see the working folder and "
                 "--out by the same names, as on NFS"

@@ -73,6 +73,7 @@ class Base:
     `label_tokens` keeps what labels were tokenized to. `ranks` says which share of the work is this process's, and
     `shards` gathers the weights where each device holds a part of them. `waiting` is the device that the weights are
     still to be moved to, by a technique that packs them on the way (`place`), or None; until then they are on the CPU.
+    `uses_liger` says whether the model has the kernels of `tunewise.engine.liger`.
 
     Examples:
         >>> base = load_base("world")
@@ -93,6 +94,7 @@ class Base:
     ranks: Ranks = field(default_factory=Ranks)
     shards: ShardedModel | None = field(default=None, repr=False, compare=False)
     waiting: torch.device | None = field(default=None, repr=False, compare=False)
+    uses_liger: bool = field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.model.requires_grad_(False).eval()

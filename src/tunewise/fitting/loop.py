@@ -30,6 +30,7 @@ from tunewise.core.errors import DivergedError, SettingError, TunewiseError
 from tunewise.core.seeds import derive, repeatable
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, recomputing, why_not_packed
+from tunewise.engine.liger import use_liger
 from tunewise.engine.memory import keep_freed_memory
 from tunewise.engine.packing import Batch
 from tunewise.engine.run_text import RunText
@@ -127,8 +128,8 @@ def train(
             be told what differs.
 
     Raises:
-        SettingError: no token is labelled, there are fewer steps than phases, or a setting needs `rehearsal` or
-            `evaluate` and it is not there.
+        SettingError: no token is labelled, there are fewer steps than phases, a setting needs `rehearsal` or
+            `evaluate` and it is not there, or Liger's kernels cannot run here.
         DivergedError: a loss, gradient or weight is no longer finite; the last good checkpoint stays.
         ArtifactError: the checkpoint belongs to another request.
         TunewiseError: ranks no longer hold the same tensors.
@@ -138,6 +139,8 @@ def train(
     require_a_step_for_each_phase(attachment, settings)
     if attachment.base.device.type == "cpu":
         keep_freed_memory()
+    if settings.use_liger_kernel:
+        use_liger(attachment.base)
     if settings.rehearses and rehearsal is None:
         raise SettingError("replay and kl_to_base need text to rehearse; pass rehearsal=Rehearsal.of(base, texts)")
     if settings.early_stopping_patience and evaluate is None:

@@ -28,8 +28,9 @@ class TrainSettings:
     `load_best_model_at_end`, the state with the lowest validation loss is the result. That is not the default: where
     answers are generated, they can go on getting better when their likelihood gets worse. With `gradient_checkpointing`
     the blocks' activations are computed again in the backward pass instead of being kept. `full_determinism` is for
-    GPUs, where the same seed gives the same bits only by slower operations; on a CPU it always does. `replay`,
-    `kl_to_base` and `l2_sp` are weights of remedies for forgetting; see `tunewise.fitting.rehearsal`.
+    GPUs, where the same seed gives the same bits only by slower operations; on a CPU it always does. For GPUs too,
+    `use_liger_kernel` takes the kernels of `tunewise.engine.liger`. `replay`, `kl_to_base` and `l2_sp` are weights of
+    remedies for forgetting; see `tunewise.fitting.rehearsal`.
 
     Examples:
         >>> TrainSettings(max_steps=100, per_device_train_batch_size=4, gradient_accumulation_steps=2).rows
@@ -56,6 +57,7 @@ class TrainSettings:
     bf16: bool = False
     gradient_checkpointing: bool = False
     full_determinism: bool = True
+    use_liger_kernel: bool = False
     replay: float = 0.0
     kl_to_base: float = 0.0
     l2_sp: float = 0.0
@@ -154,6 +156,8 @@ class TrainSettings:
             del record["adam_epsilon"]
         if self.full_determinism:
             del record["full_determinism"]
+        if not self.use_liger_kernel:
+            del record["use_liger_kernel"]
         if not (self.keeps_best and self.evaluation_interval):
             del record["load_best_model_at_end"]
         return record

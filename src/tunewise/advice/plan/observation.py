@@ -447,6 +447,7 @@ def _trained(
         gradient_accumulation_steps=1,
         replay=0.0,
         kl_to_base=0.0,
+        use_liger_kernel=False,  # fake tensors are on no GPU
     )
     with later:
         train(attachment, rows, short, on_step=on_step, reuse_trunk=False)

@@ -137,20 +137,14 @@ class Planner:
             }
             need = self._need(technique, lighter)
         fits = need.peak <= limit
-        shares = not fits and self.device != "cpu" and technique.trains and not technique.needs_whole_weights
-        devices = need.devices(limit, self._gathered) if shares else None
+        shares = not fits and self.device != "cpu"
+        shared = shares and not technique.needs_whole_weights
+        devices = need.devices(limit, self._gathered) if shared else None
         return PlanRow(
             technique=technique.name,
             verdict=("fits with" if changed else "fits") if fits else "does not fit",
             changed=changed if fits else {},
-            reason=None
-            if fits
-            else f"it needs at least {need.peak / 1e9:.2f} GB, and {limit / 1e9:.2f} GB are available"
-            + (
-                f"; {devices} such devices have room for it together (fit --devices {devices} --shard)"
-                if devices
-                else ""
-            ),
+            reason=None if fits else _too_little(need, limit) + (_several(technique, devices) if shares else ""),
             parameters=Parameters(optimised=need.optimised, stored=need.stored),
             artifact_bytes=need.artifact,
             memory=need.memory,
@@ -171,6 +165,19 @@ class Planner:
             base = self.sketched.build()
             blocks = [sum(p.nbytes for p in block.parameters()) for block in base.anatomy.blocks]
             return sum(p.nbytes for p in base.model.parameters()) - sum(blocks) + 2 * max(blocks)
+
+
+def _too_little(need: Requirements, limit: float) -> str:
+    return f"it needs at least {need.peak / 1e9:.2f} GB, and {limit / 1e9:.2f} GB are available"
+
+
+def _several(technique: Technique, devices: int | None) -> str:
+    """Say what several devices of this size can do for a technique that is too large for one."""
+    if technique.needs_whole_weights:
+        return f"; several devices cannot share it out, as {technique.needs_whole_weights}: take a larger one"
+    if devices is None:
+        return "; no number of them has room for it together: take larger ones"
+    return f"; {devices} such devices have room for it together (fit --devices {devices} --shard)"
 
 
 def _largest(need: Requirements, size: int, limit: float, rows: int) -> int:
