@@ -239,6 +239,25 @@ def test_links_lead_somewhere():
     assert not broken
 
 
+INDENTED = re.compile(r"^    (?:.* -m tunewise\.cli|(?:uv run )?tunewise) ([a-z].*)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in DOCS if INDENTED.search(path.read_text("utf-8"))], ids=lambda p: p.name
+)
+def test_commands_that_cannot_run_here_have_the_options_that_there_are(path):
+    """Those that need a model, GPUs or a cluster stand indented; the others are fenced, and run."""
+    known = typer.main.get_command(main.app).commands
+    for line in INDENTED.findall(path.read_text("utf-8").replace("\\\n", " ")):
+        name, *words = shlex.split(line, comments=True)
+        assert name in known, f"{path.name}: {line}"
+        options = {
+            option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert given <= options, f"{path.name}: {line}: {sorted(given - options)}"
+
+
 def test_every_file_of_the_repository_that_scripts_name_is_there():
     """The scripts run, and the public CI runs the same one as everywhere."""
     for script in ("scripts/check", "scripts/test", ".ci/run"):

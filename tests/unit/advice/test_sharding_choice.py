@@ -6,6 +6,7 @@ import sys
 import pytest
 from transformers import LlamaConfig
 
+from tunewise.advice.plan.planner import Planner
 from tunewise.advice.plan.sharding_choice import ShardingChoice, choose_sharding
 from tunewise.advice.plan.weightless import sketch
 from tunewise.cli import main
@@ -44,6 +45,19 @@ def test_a_model_that_fits_stays_whole(sketched):
 def test_a_model_that_does_not_fit_is_shared_out(sketched, memories):
     choice = choose_sharding(sketched, tiny_task(), make("lora"), SETTINGS, memories)
     assert choice.shards and "3 GB are there: the weights are shared out" in choice.why
+
+
+def test_a_plan_says_of_every_technique_what_several_devices_can_do(sketched):
+    names = ["base", "lora", "fish_mask", "qlora"]
+    planner = Planner(sketched, tiny_task(), [make(name) for name in names], SETTINGS, "cuda")
+    rows = {row.technique: row for row in planner.rows(2.3 * GB)}
+    for name in ("base", "lora"):
+        assert f"{rows[name].devices} such devices have room for it together" in rows[name].reason
+    assert rows["fish_mask"].devices is None
+    assert f"cannot share the weights out, as {make('fish_mask').needs_whole_weights}" in rows["fish_mask"].reason
+    assert rows["qlora"].verdict.startswith("fits")
+    nowhere = Planner(sketched, tiny_task(), [make("lora")], SETTINGS, "cuda").rows(0.2 * GB)
+    assert nowhere[0].devices is None and "no number of them has room for it together" in nowhere[0].reason
 
 
 @pytest.mark.parametrize(("technique", "memory"), [("lora", 1.0 * GB), ("full", 5 * GB), ("lt_sft", 5 * GB)])

@@ -174,7 +174,7 @@ def _too_little(need: Requirements, limit: float) -> str:
 def _several(technique: Technique, devices: int | None) -> str:
     """Say what several devices of this size can do for a technique that is too large for one."""
     if technique.needs_whole_weights:
-        return f"; several devices cannot share it out, as {technique.needs_whole_weights}: take a larger one"
+        return f"; several devices cannot share the weights out, as {technique.needs_whole_weights}: take a larger one"
     if devices is None:
         return "; no number of them has room for it together: take larger ones"
     return f"; {devices} such devices have room for it together (fit --devices {devices} --shard)"
