@@ -108,6 +108,20 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_same_number_of_devices_gives_the_same_bits_stopped_or_not(tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    for out, until in ((straight, 6), (stopped, 3), (stopped, 6)):
+        port = free_port()
+        processes = [
+            subprocess.Popen([sys.executable, str(WORKER), str(out), str(until)], env=environment(rank, 2, port))
+            for rank in range(2)
+        ]
+        assert [process.wait() for process in processes] == [0] * 2
+    first, second = (load_file(out / "checkpoint-6" / "weights.safetensors") for out in (straight, stopped))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_ends_the_run_with_a_sentence(tmp_path, rank):
     launcher, ranks = started(tmp_path)

@@ -132,6 +132,18 @@ def test_the_command_shares_a_model_out(tmp_path):
     assert records[0]["validation_loss"] == pytest.approx(records[1]["validation_loss"], rel=1e-3)
     stored = [json.loads((tmp_path / out / "adaptation/adaptation.json").read_text()) for out in ("alone", "both")]
     assert stored[0]["base"] == stored[1]["base"]
+    merged = []
+    for out in ("alone", "both"):  # an export needs whole weights on one machine, and finds them
+        words = ["export", tmp_path / out / "adaptation", "--to", "merged", "--out", tmp_path / f"{out}-merged"]
+        done = run(sys.executable, "-m", "tunewise.cli", *map(str, words))
+        assert done.returncode == 0, done.stderr
+        merged.append(load_file(tmp_path / f"{out}-merged" / "model.safetensors"))
+    base = load_base("world").model.state_dict()
+    apart, moved = 0.0, 0.0
+    for name, tensor in merged[0].items():
+        apart += float((merged[1][name] - tensor).square().sum())
+        moved += float((tensor - base[name]).square().sum())
+    assert merged[0].keys() == merged[1].keys() and 0 < apart < 0.01 * moved
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tunewise.data.task import Task
 from tunewise.engine.attention import packed
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.forward import batch_of, layout, loss_sum, nll, why_not_packed
+from tunewise.engine.liger import use_liger
 from tunewise.engine.model import load_base
 from tunewise.engine.packing import packed_batch, padded_batch
 from tunewise.engine.segments import Segment
@@ -131,3 +132,28 @@ def test_weights_are_read_straight_onto_the_gpu(device):
     base, other = load_base("world", device=device), load_base("world", device="cpu")
     assert base.device.type == "cuda" and base.fingerprint == other.fingerprint
     assert not any(hasattr(module, "_hf_hook") for module in base.model.modules())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")
+@pytest.mark.parametrize("further", [(), ("--shard",), ("--context", "2")], ids=" ".join)
+def test_two_gpus_learn_what_one_learns(tmp_path, further):
+    losses = []
+    for out, words in (("one", ()), ("two", ("--devices", "2", *further))):
+        command = [sys.executable, "-m", "tunewise.cli", "fit", "lora", "--model", "world", "--data", "world:town"]
+        command += ["--max-steps", "4", "--out", str(tmp_path / out), *words]
+        subprocess.run(command, check=True, capture_output=True, timeout=600)
+        lines = (tmp_path / out / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_liger_s_kernels_compute_what_the_model_computes():
+    pytest.importorskip("liger_kernel")
+    base = tiny_base("llama", device="cuda")
+    base.model.requires_grad_(True)
+    rows = sequences(base, False)
+    before, gradient = gradients(base, packed_batch(rows, base.device), False)
+    use_liger(base)
+    after, changed = gradients(base, packed_batch(rows, base.device), False)
+    assert after == pytest.approx(before, rel=1e-4)
+    assert (changed - gradient).norm() < 1e-3 * gradient.norm()

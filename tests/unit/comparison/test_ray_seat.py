@@ -33,7 +33,7 @@ def raised(error):
 
 
 def test_a_busy_cluster_is_said_to_be_busy():
-    with pytest.raises(TunewiseError, match="started no worker within .* seconds; see whether others use its GPUs"):
+    with pytest.raises(TunewiseError, match=r"started no worker within .* seconds; see whether others use its GPUs"):
         seat(raised(TooLate())).check()
 
 
