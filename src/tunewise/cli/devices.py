@@ -20,8 +20,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
-
 from tunewise.cli.console import command_again, echo
 from tunewise.core.errors import SettingError
 from tunewise.core.text import show
@@ -252,14 +250,17 @@ class _Doings:
     """
 
     def __init__(self) -> None:
+        import psutil  # every command asks this module whether it is a rank
+
         self._process, self._main = psutil.Process(), threading.main_thread().ident
+        self._gone = psutil.Error
         self._seconds, self._bytes, self._place = 0.0, 0, (0, 0, 0)
 
     def anything(self) -> bool:
         """Compare with the last time."""
         seconds, moved = 0.0, 0
         for process in (self._process, *self._process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(self._gone):
                 times = process.cpu_times()
                 seconds += times.user + times.system
                 if hasattr(process, "io_counters"):

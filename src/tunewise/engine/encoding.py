@@ -320,7 +320,6 @@ class Encoder:
 
         From a prompt's last control token on, where that splits the text, as nothing before it depends on the answer.
         """
-        pairs = list(zip(renderings, prompts, strict=True))
         places = [self._last_split(rendering) for rendering in renderings]
         tails = {
             text: list[int]()
@@ -330,7 +329,7 @@ class Encoder:
         }
         tails = dict(zip(tails, self._tokenize(list(tails)), strict=True))
         wholes, texts = list[list[int] | None](), list[str]()
-        for (rendering, prompt), place in zip(pairs, places, strict=True):
+        for rendering, prompt, place in zip(renderings, prompts, places, strict=True):
             tail = tails[rendering.prompt[place:]] if place is not None else []
             if tail and prompt[-len(tail) :] == tail:
                 wholes.append(prompt[: -len(tail)] + tails[rendering.prompt[place:] + rendering.answer])

@@ -13,9 +13,9 @@ import math
 import sys
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 
@@ -25,11 +25,11 @@ from tunewise.advice.plan.ledger import Ledger, Work, fake_tensors
 from tunewise.advice.plan.micro_batches import heaviest
 from tunewise.advice.plan.scored_passes import CountedPasses, traced_passes
 from tunewise.advice.plan.shallow_copies import Shapes
+from tunewise.advice.plan.watched_training import Costs, trained
 from tunewise.advice.plan.weightless import Sketch
-from tunewise.contract.attachment import Attachment, ParamGroup
+from tunewise.contract.attachment import Attachment
 from tunewise.contract.study import Allowance
 from tunewise.contract.technique import Technique
-from tunewise.core.errors import RequestError
 from tunewise.core.seeds import generator
 from tunewise.data.task import Example, Task
 from tunewise.engine.attention import forget_layouts
@@ -37,7 +37,7 @@ from tunewise.engine.encoding import TokenSequence, Untruncated
 from tunewise.engine.model import Base
 from tunewise.engine.packing import PASS_TOKENS
 from tunewise.fitting.allowance import allowance
-from tunewise.fitting.loop import require_a_step_for_each_phase, train
+from tunewise.fitting.loop import require_a_step_for_each_phase
 from tunewise.fitting.passes import PASS
 from tunewise.fitting.scoring import AnswerReading, encoder_for, study
 from tunewise.fitting.settings import TrainSettings
@@ -248,12 +248,12 @@ def _observe(
         weights, parts = ledger.live, parts_of(base)
         recipe = subject.technique.resolved(base)
         attachment = _prepared(recipe, base, subject)
-        setup, costs = ledger.take_allocations(), _Costs()
+        setup, costs = ledger.take_allocations(), Costs()
         if recipe.trains:
             require_a_step_for_each_phase(attachment, settings)
             if subject.micro_batch is None:
                 subject.micro_batch = _micro_batch(attachment, texts, settings, device)
-            costs = _trained(attachment, subject.micro_batch.rows, settings, ledger, weights)
+            costs = trained(attachment, subject.micro_batch.rows, settings, ledger, weights)
         steps = ledger.take_allocations() if recipe.trains else Allocations()
         state = attachment.state()
         if subject.rows_bytes is None:
@@ -348,120 +348,6 @@ def _requests(attachment: Attachment, texts: Texts) -> Requests:
         median=median,
         prompt_tokens=sum(sizes) / len(sizes),
         generated=len(median.ids) - median.prompt if generates else 0,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Costs:
-    """Holds what training took, as `Training` says; nothing where nothing is trained."""
-
-    technique: int = 0
-    gradients: int = 0
-    optimizer: int = 0
-    held: int = 0
-    passes: Work = field(default_factory=Work)
-    update: Work = field(default_factory=Work)
-
-
-class _LaterSteps:
-    """Lets each phase begin with what its later steps find: the optimizer's state, and gradients to be added to.
-
-    An optimizer that moves weights inside of the backward pass makes its state there, so that it needs a step for it.
-    `marks` has the work so far before each step, when its gradients were there, and after it.
-    """
-
-    def __init__(self, attachment: Attachment, ledger: Ledger, adds_up: bool) -> None:
-        self.attachment, self.ledger, self.adds_up = attachment, ledger, adds_up
-        self.steps = 1 if attachment.accumulates else 2  # of a phase
-        self.marks: list[tuple[Work, Work, Work]] = []
-        self._optimizer: torch.optim.Optimizer | None = None  # one that has no state yet
-        self._build, self._before_step = attachment.optimizer, attachment.before_step
-        self._after_backward = attachment.after_backward
-        self._begun = self._ready = ledger.work
-
-    def __enter__(self) -> Self:
-        """Have the attachment say when a step begins and when its gradients are there."""
-        replaced: Any = self.attachment
-        replaced.optimizer, replaced.before_step = self._built, self._begin
-        replaced.after_backward = self._finish_passes
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the attachment as it was."""
-        for name in ("optimizer", "before_step", "after_backward"):
-            vars(self.attachment).pop(name)
-
-    def end_step(self) -> None:
-        """Note that a step is over."""
-        self.marks.append((self._begun, self._ready, self.ledger.work))
-
-    def _built(self, groups: list[ParamGroup], betas: tuple[float, float]) -> torch.optim.Optimizer:
-        if not any(group["params"] for group in groups):  # as where a quarter of the blocks of a shallow copy is none
-            raise RequestError(f"{self.attachment.recipe.name} trains nothing on this model")
-        self._optimizer = self._build(groups, betas)
-        return self._optimizer
-
-    def _begin(self, step: int, total: int) -> None:
-        self._begun = self.ledger.work
-        self._before_step(step, total)
-        optimizer, self._optimizer = self._optimizer, None
-        if optimizer is None or self.steps > 1:
-            return
-        before = self.ledger.work
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        if not self.adds_up:
-            optimizer.zero_grad(set_to_none=True)
-        self._begun = self._begun.plus(self.ledger.work.plus(before, -1))  # this is no part of the step
-
-    def _finish_passes(self, step: int, total: int) -> None:
-        self._ready = self.ledger.work
-        self._after_backward(step, total)
-
-
-def _trained(
-    attachment: Attachment, rows: list[TokenSequence], settings: TrainSettings, ledger: Ledger, weights: int
-) -> _Costs:
-    """Run the training loop on one micro-batch for a step of every phase, as one of the later steps.
-
-    `weights` are the bytes of the bare model on the device.
-    """
-    before, held, gradients = ledger.live, 0, 0
-    later = _LaterSteps(attachment, ledger, settings.gradient_accumulation_steps > 1)
-
-    def on_step(step: int, value: float) -> None:
-        nonlocal held, gradients
-        if step == 1:
-            held = ledger.live
-            parameters = attachment.params().values()
-            gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
-        later.end_step()
-
-    short = replace(
-        settings,
-        max_steps=later.steps * attachment.phases,
-        per_device_train_batch_size=len(rows),
-        gradient_accumulation_steps=1,
-        replay=0.0,
-        kl_to_base=0.0,
-        use_liger_kernel=False,  # fake tensors are on no GPU
-    )
-    with later:
-        train(attachment, rows, short, on_step=on_step, reuse_trunk=False)
-    passes, update, last_of_phases = Work(), Work(), later.marks[later.steps - 1 :: later.steps]
-    for begun, ready, over in last_of_phases:
-        passes = passes.plus(ready.plus(begun, -1), 1 / len(last_of_phases))
-        update = update.plus(over.plus(ready, -1), 1 / len(last_of_phases))
-    return _Costs(
-        technique=max(before - weights, 0),
-        gradients=gradients,
-        optimizer=max(held - before, 0),
-        held=held,
-        passes=passes,
-        update=update,
     )
 
 
