@@ -1,11 +1,10 @@
 """Trains on a base whose weights are shared out over the ranks, or as one process that holds all of them.
 
-`python shards_worker.py MODEL OUT WHAT...` loads the model in folder MODEL, and writes what came of each WHAT, a
-technique or a name in `FORMS`, as a line of `OUT/<rank>.jsonl`. `... OUT --until N` takes the steps of one training of
-every weight up to step N, from where it was stopped.
+`python shards_worker.py HELD MODEL OUT WHAT...` loads the model in folder MODEL, HELD `sharded` or `whole`, and writes
+what came of each WHAT, a technique or a name in `FORMS`, as a line of `OUT/<rank>.jsonl`. `... OUT --until N` takes the
+steps of one training of every weight up to step N, from where it was stopped.
 """
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -63,10 +62,10 @@ def facts(base: Base) -> dict[str, Any]:
 
 def main() -> None:
     """Do what the command line says."""
-    model, out, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    held, model, out, what = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
     torch.set_num_threads(1)
     engine_loss._CHUNK_ELEMENTS = 1 << 12  # so that ranks have different numbers of parts of the logits
-    with joined_ranks(shard=os.environ.get("WORLD_SIZE", "1") != "1") as ranks:
+    with joined_ranks(shard=held == "sharded") as ranks:
         base = load_base(model, ranks=ranks)
         if what[0] == "--until":
             go_on(base, Form("full", {"learning_rate": 1e-4}, _KEPT_BEST), out, int(what[1]))

@@ -31,11 +31,11 @@ def saved(architecture, folder):
     return folder
 
 
-def work(model, out, *what, size=2):
-    """Run the worker as so many ranks, and wait for them."""
+def work(model, out, *what, size=2, held=None):
+    """Run the worker as so many ranks, and wait for them; one alone holds all weights if not said otherwise."""
     out.mkdir(exist_ok=True)
-    port = free_port()
-    command = [sys.executable, str(WORKER), str(model), str(out), *what]
+    port, held = free_port(), held or ("whole" if size == 1 else "sharded")
+    command = [sys.executable, str(WORKER), held, str(model), str(out), *what]
     processes = [subprocess.Popen(command, env=environment(rank, size, port)) for rank in range(size)]
     assert [process.wait(timeout=1200) for process in processes] == [0] * size
 
@@ -161,9 +161,27 @@ def test_what_needs_whole_weights_is_refused_before_anything_starts(tmp_path, te
     assert "--devices without --shard" in refused.stderr
 
 
-def test_one_device_has_nothing_to_share_out(tmp_path):
-    refused = fit(tmp_path, "lora", "--shard")
-    assert refused.returncode == 2 and "give their number with --devices" in refused.stderr
+@pytest.mark.slow
+def test_one_process_that_shards_has_the_bits_of_one_that_holds_all(gpt2):
+    folder, alone, _ = gpt2
+    work(folder / "model", folder / "one", *GPT2_NAMES, size=1, held="sharded")
+    one = outcomes(folder / "one/0.jsonl")
+    assert one.keys() == alone.keys()
+    for name in GPT2_NAMES:
+        assert one[name] == alone[name], name
+        tensors = [whole_tensors(folder / part / name) for part in ("alone", "one")]
+        assert tensors[0].keys() == tensors[1].keys()
+        assert all(torch.equal(tensor, tensors[1][key]) for key, tensor in tensors[0].items())
+
+
+@pytest.mark.slow
+def test_the_command_shards_on_one_device_too(tmp_path):
+    records = []
+    for out, further in (("whole", []), ("sharded", ["--shard"])):
+        done = fit(tmp_path / out, "lora", "--json", *further)
+        assert done.returncode == 0, done.stderr
+        records.append(json.loads(done.stdout))
+    assert records[0]["validation_loss"] == records[1]["validation_loss"]
 
 
 def test_a_reason_is_a_clause():

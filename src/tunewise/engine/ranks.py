@@ -223,21 +223,20 @@ def joined_ranks(shard: bool = False, context: int = 1) -> Iterator[Ranks]:
     """Join the process group that the environment names, for as long as the block runs; alone where it names none.
 
     With `shard`, the ranks share out the weights of the base that they load; `context` of them compute a row together.
+    One process alone shards as several do, and holds every part: what a memory or a time of sharding is without others.
 
     Raises:
-        RequestError: weights or rows cannot be shared out, as there is one process only, or `context` does not divide
-            their number.
+        RequestError: rows cannot be shared out, as there is one process only, or `context` does not divide their
+            number.
         TunewiseError: the group cannot be joined; the message says what the environment names.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "RANK" not in os.environ:
-        if shard:
-            raise RequestError("--shard shares a model out over several devices; give their number with --devices")
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if size == 1 and not shard:
         yield Ranks(context=context)
         return
     import torch.distributed as dist
 
-    ranks = Ranks(int(os.environ["RANK"]), size, shard, context)
+    ranks = Ranks(int(os.environ["RANK"]) if size > 1 else 0, size, shard, context)
     local = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available()
     if on_gpu:
@@ -247,6 +246,7 @@ def joined_ranks(shard: bool = False, context: int = 1) -> Iterator[Ranks]:
             "nccl" if on_gpu else "gloo",
             timeout=_PATIENCE,
             device_id=torch.device("cuda", torch.cuda.current_device()) if on_gpu else None,
+            **({} if size > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}),
         )
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
