@@ -12,6 +12,11 @@ def environment(rank=0, size=1, port=0):
     return {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in named.items()}}
 
 
+def without_ranks():
+    """Return the variables of a process of which a launcher makes ranks."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def free_port():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

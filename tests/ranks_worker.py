@@ -19,6 +19,9 @@ FORMS = {
     "full-adafactor": Form("full", {"optimizer": "adafactor"}),
     "full-lomo": Form("full", {"optimizer": "lomo"}),
     "lora-dora": Form("lora", {"use_dora": True}),
+    "lora+prompt_tuning": Form("lora+prompt_tuning"),
+    "bitfit+adapter": Form("bitfit+adapter"),
+    **{name: Form(name) for name in ("peft:ia3", "peft:loha", "peft:randlora", "peft:oft", "peft:osf")},
 }
 
 

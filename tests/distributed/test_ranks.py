@@ -7,13 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import ranks_worker
 from processes import still_running
-from rank_processes import environment, free_port, losses, outcomes, run
+from rank_processes import environment, free_port, losses, outcomes, run, without_ranks
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.packing import in_groups
 from tunewise.engine.ranks import Ranks
@@ -21,6 +22,7 @@ from tunewise.techniques.registry import all_techniques
 
 WORKER = Path(ranks_worker.__file__)
 NAMES = [*all_techniques(), *ranks_worker.FORMS]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 CHOOSING = {"lt_sft", "diff_pruning"}  # which entries are kept hangs on the last bits of near ties
 
 
@@ -69,17 +71,43 @@ def fit_command(out, *further, steps=6):
     return [sys.executable, "-m", "tunewise.cli", *words, "--max-steps", str(steps), "--save-steps", "2", *further]
 
 
+_IMPATIENT = """
+import os, time
+
+import tunewise.cli.signs_of_life as signs_of_life
+
+signs_of_life.SILENCE = signs_of_life.STALLED = 15.0
+if os.environ.get("RANK") == os.environ.get("HANGS"):
+    import tunewise.engine.ranks as ranks
+
+    summed, calls = ranks.Ranks.sum, []
+
+    def hangs(self, tensors):
+        calls.append(tensors)
+        time.sleep(1000 if len(calls) == 30 else 0)
+        return summed(self, tensors)
+
+    ranks.Ranks.sum = hangs
+"""
+
+
+def impatient(folder, **further):
+    """Return the variables of processes that wait for others for 15 seconds only; the rank in HANGS stops in a step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(_IMPATIENT)
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**without_ranks(), "PYTHONPATH": path, "HANGS": "none", **further}
+
+
 def started(out, *further, steps=2000):
     """Start a fit on two devices, and return its launcher and the processes of its ranks once steps are taken."""
-    import psutil
-
     command = fit_command(out, "--devices", "2", *further, steps=steps)
     launcher = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=impatient(out.parent / "site"),
         # Where these tests run in the background, Ctrl-C is ignored, and a child would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -141,40 +169,61 @@ def test_a_rank_that_hangs_ends_the_run_with_a_sentence(tmp_path):
     assert not still_running(ranks)
 
 
-_HANGS = """
-import os, time
-
-if os.environ.get("RANK") == "1":
-    import tunewise.engine.ranks as ranks
-
-    summed, calls = ranks.Ranks.sum, []
-
-    def hangs(self, tensors):
-        calls.append(tensors)
-        time.sleep(1000 if len(calls) == 30 else 0)
-        return summed(self, tensors)
-
-    ranks.Ranks.sum = hangs
-elif "TUNEWISE_RANK_OF" not in os.environ:
-    import tunewise.cli.devices as devices
-
-    devices._STALLED = 20.0
-"""
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["--devices", "torchrun"])
+def test_a_rank_that_hangs_outside_of_python_ends_the_run_too(tmp_path, launcher):
+    """It still gives signs of life; nothing goes on in it, nor in the other, which waits for it."""
+    out = tmp_path / "out"
+    if launcher == "torchrun":
+        command = [*TORCHRUN, "--nproc-per-node", "2", *fit_command(out, steps=2000)[1:]]
+    else:
+        command = fit_command(out, "--devices", "2", steps=2000)
+    done = subprocess.run(
+        command,
+        env=impatient(tmp_path / "site", HANGS="1"),
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("failed: nothing went on in any of the 2 devices") == 1 and "--resume" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_outside_of_python_ends_the_run_too(tmp_path):
-    """It still gives signs of life; nothing goes on in it, nor in the other, which waits for it."""
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(_HANGS)
-    command = fit_command(tmp_path / "out", "--devices", "2", steps=2000)
-    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        command, env={**environment(), "PYTHONPATH": path}, capture_output=True, text=True, timeout=150, check=False
-    )
-    assert done.returncode == 1, done.stderr
-    assert "nothing went on in any of the 2 devices" in done.stderr and "--resume" in done.stderr
+def test_torchrun_on_two_nodes_learns_the_same_and_ends_when_a_rank_hangs(tmp_path):
+    """Each launcher stands for a machine; they share the output folder."""
+    alone = run(*fit_command(tmp_path / "alone", steps=4))
+    assert alone.returncode == 0, alone.stderr
+    processes = on_two_nodes(tmp_path / "both", 4)
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "alone"), rel=2e-5)
+
+    processes = on_two_nodes(tmp_path / "hangs", 2000)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "hangs").glob("checkpoint-*")):
+        assert all(process.poll() is None for process in processes) and time.monotonic() < deadline
+        time.sleep(0.1)
+    (stopped,) = psutil.Process(processes[1].pid).children()
+    stopped.suspend()
+    try:
+        said = processes[0].communicate(timeout=120)[1]
+    finally:
+        stopped.resume()
+        processes[1].communicate(timeout=60)
+    assert "failed: device 1 gave no sign of life for 15 seconds, and all 2 were stopped" in said
+    assert "--resume" in said and processes[0].returncode == processes[1].returncode == 1
+
+
+def on_two_nodes(out, steps):
+    """Start a launcher of one process for each of two machines."""
+    port, env, started = free_port(), impatient(out.parent / "site"), []
+    for node in range(2):
+        place = ["--nnodes", "2", "--node-rank", str(node), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        command = [*TORCHRUN, "--nproc-per-node", "1", *place, *fit_command(out, steps=steps)[1:]]
+        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env))
+    return started
 
 
 @pytest.mark.slow

@@ -238,3 +238,13 @@ def test_an_adapter_that_names_modules_of_other_models_loads(tmp_path):
     theirs.save_pretrained(tmp_path / "loha")
     loaded = load(tmp_path / "loha", base=tiny_base())
     assert all("q_proj" in name for name in loaded.attachment.params())
+
+
+def test_a_method_that_is_told_nothing_to_train_says_what_it_needs():
+    base = tiny_base("llama")
+    with pytest.raises(TechniqueError, match="trains nothing on this model; give its token_indices"):
+        make("peft:trainable_tokens").attach(base, torch.Generator())
+    given = make("peft:trainable_tokens", {"peft:trainable_tokens": {"token_indices": [5, 6]}})
+    attachment = given.attach(base, torch.Generator())
+    assert sum(parameter.numel() for parameter in attachment.params().values()) == 2 * base.model.config.hidden_size
+    attachment.detach()

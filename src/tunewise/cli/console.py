@@ -61,6 +61,12 @@ def command_again(*further: str) -> str:
     return " ".join(["tunewise", *words, *further])
 
 
+def how_to_continue() -> str:
+    """Return this command line as it goes on with what it has begun."""
+    fits = sys.argv[1:2] in (["fit"], ["train"])
+    return command_again(*(["--resume"] if fits and "--resume" not in sys.argv else []))
+
+
 def print_text(text: str) -> None:
     """Print plain text on stdout, folded at the terminal's width."""
     console().print(text, markup=False, highlight=False)

@@ -15,18 +15,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tunewise.cli.console import command_again, echo
+from tunewise.cli.console import echo, how_to_continue
+from tunewise.cli.signs_of_life import HEARTBEAT, SILENCE, STALLED, progress_beside, silent, stalled
 from tunewise.core.errors import SettingError
 from tunewise.core.text import show
 
 _LAUNCHER = "TUNEWISE_RANK_OF"  # the launcher's process number, in the environment of the processes it started
-_HEARTBEAT, _PULSE, _SILENCE = "TUNEWISE_HEARTBEAT", 2.0, 40.0  # a file, and seconds
-_STALLED = 50.0  # seconds
 _GRACE = 3.0  # seconds that the others get to end by themselves
 LOST = 75  # the exit code of a process that ends because another one did, for which the launcher speaks
 
@@ -41,8 +39,16 @@ def is_launched() -> bool:
     return _LAUNCHER in os.environ
 
 
+def launched_elsewhere() -> tuple[int, int]:
+    """Return how many processes torchrun or the like has started, in all and on this machine; 1 and 1 if none."""
+    if not is_rank() or is_launched():
+        return 1, 1
+    size = int(os.environ["WORLD_SIZE"])
+    return size, int(os.environ.get("LOCAL_WORLD_SIZE", size))
+
+
 def gpu_memories(devices: int) -> list[float]:
-    """Return the bytes of memory of the first GPUs, so many of them; none where there are fewer, or none at all."""
+    """Return the bytes of memory of so many GPUs of this machine; none where there are fewer, or none at all."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -101,7 +107,7 @@ class _Run:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             _LAUNCHER: str(os.getpid()),
-            _HEARTBEAT: str(self._pulse(rank)),
+            HEARTBEAT: str(self._pulse(rank)),
         }
         self._pulse(rank).touch()
         self._progress(rank).touch()
@@ -115,7 +121,7 @@ class _Run:
         return self.folder / f"rank-{rank}.alive"
 
     def _progress(self, rank: int) -> Path:
-        return _progress_beside(self._pulse(rank))
+        return progress_beside(self._pulse(rank))
 
     def _errors(self, rank: int) -> Path:
         return self.folder / f"rank-{rank}.log"
@@ -138,29 +144,22 @@ class _Run:
             failed = [rank for rank, code in enumerate(codes) if code]
             if failed:
                 return self._ended(failed)
-            silent = [rank for rank, code in enumerate(codes) if code is None and self._is_silent(rank)]
-            if silent:
-                echo(
-                    f"failed: device {silent[0]} gave no sign of life for {_SILENCE:.0f} seconds, and all "
-                    f"{len(codes)} were stopped; to continue: {self._again()}",
-                    err=True,
-                )
-                return 1
-            if time.time() - max(self._progress(rank).stat().st_mtime for rank in range(len(codes))) > _STALLED:
-                echo(
-                    f"failed: nothing went on in any of the {len(codes)} devices for {_STALLED:.0f} seconds, and all "
-                    f"were stopped; one of them hangs while the others wait for it; to continue: {self._again()}",
-                    err=True,
-                )
-                return 1
+            if quiet := [rank for rank, code in enumerate(codes) if code is None and self._is_silent(rank)]:
+                return self._failed(silent(quiet[0], len(codes)))
+            if time.time() - max(self._progress(rank).stat().st_mtime for rank in range(len(codes))) > STALLED:
+                return self._failed(stalled(len(codes)))
             time.sleep(0.1)
+
+    def _failed(self, sentence: str) -> int:
+        echo(sentence, err=True)
+        return 1
 
     def _is_silent(self, rank: int) -> bool:
         newest, (known, since) = self._pulse(rank).stat().st_mtime, self._seen[rank]
         if newest != known:
             self._seen[rank] = newest, time.monotonic()
             return False
-        return time.monotonic() - since > _SILENCE
+        return time.monotonic() - since > SILENCE
 
     def _ended(self, failed: list[int]) -> int:
         """Say why the run ends, unless the first process has said so itself; return its exit code."""
@@ -174,16 +173,11 @@ class _Run:
         rank = next((rank for rank in (*killed, *failed) if self.processes[rank].returncode != LOST), failed[0])
         code = self.processes[rank].returncode
         how = f"was {_killed(code)}" if code < 0 else f"ended: {self._last_words(rank)}"
-        echo(f"failed: device {rank} {how}; all were stopped; to continue: {self._again()}", err=True)
-        return 1
+        return self._failed(f"failed: device {rank} {how}; all were stopped; to continue: {how_to_continue()}")
 
     def _last_words(self, rank: int) -> str:
         lines = self._errors(rank).read_text("utf-8", errors="replace").strip().splitlines() if rank else []
         return show(lines[-1], 500) if lines else "nothing was said"
-
-    def _again(self) -> str:
-        resume = ["--resume"] if "fit" in sys.argv[1:2] and "--resume" not in sys.argv else []
-        return command_again(*resume)
 
     def _pass_on(self, number: int, _: object) -> None:
         for process in self.processes:
@@ -209,69 +203,3 @@ def _free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
-
-
-def _progress_beside(pulse: Path) -> Path:
-    return pulse.with_suffix(".progress")
-
-
-@contextlib.contextmanager
-def signs_of_life() -> Iterator[None]:
-    """Touch the files that the launcher looks at, every few seconds, for as long as the block runs.
-
-    One of them in any case, and the other where the process has done something since.
-    """
-    path = os.environ.get(_HEARTBEAT)
-    if path is None:
-        yield
-        return
-    over, done, progress = threading.Event(), _Doings(), _progress_beside(Path(path))
-
-    def beat() -> None:
-        while not over.wait(_PULSE):
-            with contextlib.suppress(OSError):  # the launcher and its folder are gone; the run ends by itself
-                os.utime(path)
-                if done.anything():
-                    os.utime(progress)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-class _Doings:
-    """Tells whether this process or one that it started has done anything since this was last asked.
-
-    That is to compute, to read or write, or to get to another place of the program.
-    """
-
-    def __init__(self) -> None:
-        import psutil  # every command asks this module whether it is a rank
-
-        self._process, self._main = psutil.Process(), threading.main_thread().ident
-        self._gone = psutil.Error
-        self._seconds, self._bytes, self._place = 0.0, 0, (0, 0, 0)
-
-    def anything(self) -> bool:
-        """Compare with the last time."""
-        seconds, moved = 0.0, 0
-        for process in (self._process, *self._process.children(recursive=True)):
-            with contextlib.suppress(self._gone):
-                times = process.cpu_times()
-                seconds += times.user + times.system
-                if hasattr(process, "io_counters"):
-                    counters = process.io_counters()
-                    moved += counters.read_bytes + counters.write_bytes
-        frame, depth = sys._current_frames().get(self._main or 0), 0
-        place = (id(frame.f_code), frame.f_lasti) if frame is not None else (0, 0)
-        while frame is not None:
-            frame, depth = frame.f_back, depth + 1
-        before = self._seconds, self._bytes, self._place
-        self._seconds, self._bytes, self._place = seconds, moved, (*place, depth)
-        # Looking takes a little time itself, and a line of a log some bytes.
-        computes, moves = seconds - before[0] > 0.05 * _PULSE, moved - before[1] > 100_000
-        return computes or moves or self._place != before[2]

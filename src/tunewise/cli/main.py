@@ -28,7 +28,7 @@ from tunewise.cli.commands import (
     shipping,
     training,
 )
-from tunewise.cli.console import command_again, echo
+from tunewise.cli.console import echo, how_to_continue
 from tunewise.cli.devices import LOST, is_launched
 from tunewise.core.errors import RequestError, SettingError, TunewiseError, out_of_space
 from tunewise.core.extras import require
@@ -164,9 +164,7 @@ class _Signals:
 
 def _say_how_to_go_on(received: int) -> None:
     what = "interrupted" if received == signal.SIGINT else f"stopped by {signal.Signals(received).name}"
-    fits = sys.argv[1:2] in (["fit"], ["train"])
-    resume = ["--resume"] if fits and "--resume" not in sys.argv else []
-    echo(f"{what}; to continue: {command_again(*resume)}", err=True)
+    echo(f"{what}; to continue: {how_to_continue()}", err=True)
 
 
 if __name__ == "__main__":

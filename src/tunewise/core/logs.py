@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 from tunewise.core.text import visible
 
@@ -13,6 +14,8 @@ def quiet() -> None:
     """Turn off the progress bars and informational messages of libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # What one library says to another of its future is nothing that a user can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(peft|torch|transformers)\b")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it suggests a package of kernels
     from transformers.utils import logging as transformers_logging
 

@@ -262,6 +262,11 @@ def _config_class(name: str) -> Any:
     return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.removeprefix(NAMESPACE).upper())]
 
 
+def _left_empty(config: Any) -> list[str]:
+    """Return the names of settings that are empty lists, by which PEFT's layers find nothing to train."""
+    return [item.name for item in fields(config) if item.name not in NOT_SETTINGS and getattr(config, item.name) == []]
+
+
 class _PeftAttachment(Attachment):
     def __init__(self, base: Base, recipe: Bridged, generator: torch.Generator) -> None:
         base.check_layout()  # while the model is still bare: PEFT renames its parts
@@ -288,8 +293,10 @@ class _PeftAttachment(Attachment):
         for name, parameter in base.model.named_parameters():
             if parameter.requires_grad:
                 self._params[name] = parameter
-        if not self._params:
-            raise TechniqueError(f"{recipe.name} trains nothing on this model; name its target_modules")
+        if not any(parameter.numel() for parameter in self._params.values()):
+            wanted = " and ".join(_left_empty(self.wrapped.peft_config["default"])) or "target_modules"
+            self._undo[0]()
+            raise TechniqueError(f"{recipe.name} trains nothing on this model; give its {wanted}")
 
     def _wrapped_model(self, configured: Mapping[str, Any]) -> Any:
         """Wrap the model in PEFT: on the modules that PEFT chooses for it, or else on all linears."""

@@ -1,7 +1,9 @@
 """Weights are shared out among GPUs where the plan says that one is too small, and only there."""
 
+import contextlib
 import json
 import sys
+from dataclasses import dataclass
 
 import pytest
 from transformers import LlamaConfig
@@ -11,6 +13,8 @@ from tunewise.advice.plan.sharding_choice import ShardingChoice, choose_sharding
 from tunewise.advice.plan.weightless import sketch
 from tunewise.cli import main
 from tunewise.cli.commands import training
+from tunewise.engine import ranks as ranks_module
+from tunewise.engine.ranks import Ranks
 from tunewise.fitting.settings import TrainSettings
 from tunewise.techniques.registry import make
 from tunewise.testing import tiny_base, tiny_task
@@ -38,12 +42,11 @@ def sketched(folder):
 
 
 def test_a_model_that_fits_stays_whole(sketched):
-    assert choose_sharding(sketched, tiny_task(), make("lora"), SETTINGS, [24 * GB] * 2) == ShardingChoice(False)
+    assert choose_sharding(sketched, tiny_task(), make("lora"), SETTINGS, 2, 24 * GB) == ShardingChoice(False)
 
 
-@pytest.mark.parametrize("memories", [[3.0 * GB] * 2, [80 * GB, 3.0 * GB]], ids=["equal", "the smallest decides"])
-def test_a_model_that_does_not_fit_is_shared_out(sketched, memories):
-    choice = choose_sharding(sketched, tiny_task(), make("lora"), SETTINGS, memories)
+def test_a_model_that_does_not_fit_is_shared_out(sketched):
+    choice = choose_sharding(sketched, tiny_task(), make("lora"), SETTINGS, 2, 3.0 * GB)
     assert choice.shards and "3 GB are there: the weights are shared out" in choice.why
 
 
@@ -62,7 +65,7 @@ def test_a_plan_says_of_every_technique_what_several_devices_can_do(sketched):
 
 @pytest.mark.parametrize(("technique", "memory"), [("lora", 1.0 * GB), ("full", 5 * GB), ("lt_sft", 5 * GB)])
 def test_what_no_sharing_makes_room_for_is_said_and_begun_as_asked(sketched, technique, memory):
-    choice = choose_sharding(sketched, tiny_task(), make(technique), SETTINGS, [memory] * 2)
+    choice = choose_sharding(sketched, tiny_task(), make(technique), SETTINGS, 2, memory)
     assert not choice.shards and choice.why.startswith(
         f"{technique} will probably run out of memory: it needs at least"
     )
@@ -72,6 +75,7 @@ def test_what_no_sharing_makes_room_for_is_said_and_begun_as_asked(sketched, tec
     ("given", "memories", "further"),
     [
         ((), [3.0 * GB] * 2, ["--shard"]),
+        ((), [80 * GB, 3.0 * GB], ["--shard"]),  # the smallest decides
         ((), [24 * GB] * 2, []),
         ((), [], []),
         (("--no-shard",), [3.0 * GB] * 2, []),
@@ -94,3 +98,37 @@ def test_the_command_starts_its_processes_accordingly(folder, tmp_path, monkeypa
     with pytest.raises(Started) as started:
         main.main()
     assert started.value.args == (2, further)
+
+
+@pytest.mark.parametrize(
+    ("memory", "given", "sharded"), [(3.0, (), True), (24, (), False), (3.0, ("--no-shard",), False)]
+)
+def test_under_a_launcher_the_first_process_chooses_for_all(folder, tmp_path, monkeypatch, memory, given, sharded):
+    class Loading(Exception):
+        pass
+
+    def loading(model, options, ranks, waits):
+        raise Loading(ranks.sharded, ranks.size)
+
+    @contextlib.contextmanager
+    def joined(shard, context):
+        yield Two(0, 2, shard, context)
+
+    @dataclass(frozen=True)
+    class Two(Ranks):
+        def first(self, value):
+            return value
+
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": f"day {i}", "label": "ab"[i % 2]}) + "\n" for i in range(40)))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(training, "gpu_memories", lambda devices: [memory * GB] * devices)
+    monkeypatch.setattr(training, "load_model", loading)
+    monkeypatch.setattr(training, "watching_one_another", contextlib.nullcontext)
+    monkeypatch.setattr(ranks_module, "joined_ranks", joined)
+    words = ["fit", "lora", "--model", folder, "--data", data, "--out", tmp_path / "out", *given]
+    monkeypatch.setattr(sys, "argv", ["tunewise", *map(str, words)])
+    with pytest.raises(Loading) as loaded:
+        main.main()
+    assert loaded.value.args == (sharded, 2)

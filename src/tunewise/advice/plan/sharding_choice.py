@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,10 +25,9 @@ class ShardingChoice:
 
 
 def choose_sharding(
-    sketched: Sketch, task: Task, recipe: Technique, settings: TrainSettings, memories: Sequence[float]
+    sketched: Sketch, task: Task, recipe: Technique, settings: TrainSettings, devices: int, limit: float
 ) -> ShardingChoice:
-    """Choose for GPUs with so many bytes of memory each; the smallest one decides."""
-    devices, limit = len(memories), min(memories)
+    """Choose for so many GPUs, of which the smallest has `limit` bytes of memory."""
     rows_each = math.ceil(settings.per_device_train_batch_size / devices)
     planner = Planner(sketched, task, [recipe], replace(settings, per_device_train_batch_size=rows_each), "cuda")
     (row,) = planner.rows(limit)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunewise.cli.console import echo, print_json, print_text
-from tunewise.cli.devices import gpu_memories, is_rank, run_on, signs_of_life
+from tunewise.cli.devices import gpu_memories, is_rank, launched_elsewhere, run_on
 from tunewise.cli.options import (
     Data,
     Json,
@@ -20,6 +20,7 @@ from tunewise.cli.options import (
     option_values,
 )
 from tunewise.cli.progress_display import progress_display
+from tunewise.cli.signs_of_life import signs_of_life, watching_one_another
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
 from tunewise.core.progress import for_row
@@ -122,17 +123,27 @@ def fit(
     quiet()
     from tunewise.engine.ranks import joined_ranks, require_groups
 
+    chooses = training.shard is None and training.context_devices == 1
     further = []
     if not is_rank():
         require_groups(training.devices, training.context_devices)
-        if training.shard is None and training.devices > 1 and training.context_devices == 1:
-            further = _sharding_words(model, task, recipe, settings, training.devices, loading)
+        if chooses and _shards(model, task, recipe, settings, training.devices, training.devices, loading):
+            further = ["--shard"]
     run_on(training.devices, further)
     from tunewise.adaptation.fit import fit
     from tunewise.engine.rows import fitted_to
 
     joined = joined_ranks(bool(training.shard), training.context_devices)
-    with signs_of_life(), joined as ranks, progress_display(shown=ranks.writes) as display:
+    with (
+        signs_of_life(),
+        joined as ranks,
+        watching_one_another(ranks),
+        progress_display(shown=ranks.writes) as display,
+    ):
+        size, here = launched_elsewhere()
+        if chooses and size > 1:
+            wanted = ranks.writes and _shards(model, task, recipe, settings, size, here, loading)
+            ranks = replace(ranks, sharded=ranks.first(wanted))
         display(recipe.name, "loading the model", 0, 0)
         base = load_model(model, loading, ranks, waits=recipe.packs_weights)
         fitted = fitted_to(base, task)
@@ -177,13 +188,22 @@ def fit(
     )
 
 
-def _sharding_words(
-    model: str, task: Task, recipe: Technique, settings: TrainSettings, devices: int, loading: ModelOptions
-) -> list[str]:
-    """Return `--shard` where the plan says that a GPU is too small for whole weights; say so, or that none fits."""
-    memories = gpu_memories(devices)
+def _shards(
+    model: str,
+    task: Task,
+    recipe: Technique,
+    settings: TrainSettings,
+    devices: int,
+    here: int,
+    loading: ModelOptions,
+) -> bool:
+    """Choose to share the weights out where the plan says that a GPU is too small for all; say so, or that none fits.
+
+    The memory of the GPUs of this machine, `here` of all `devices`, stands for that of all.
+    """
+    memories = gpu_memories(here) if devices > 1 else []
     if not memories:
-        return []
+        return False
     quiet()
     from tunewise.advice.plan.sharding_choice import choose_sharding
     from tunewise.advice.plan.weightless import sketch
@@ -196,10 +216,10 @@ def _sharding_words(
         max_length=loading.max_length,
         resize_embeddings=loading.resize_embeddings,
     )
-    choice = choose_sharding(sketched, task, recipe, settings, memories)
+    choice = choose_sharding(sketched, task, recipe, settings, devices, min(memories))
     if choice.why:
         echo(choice.why, err=True)
-    return ["--shard"] if choice.shards else []
+    return choice.shards
 
 
 def _write_run_files(out: Path, options: dict[str, object], content: AdaptationRecord) -> None:
