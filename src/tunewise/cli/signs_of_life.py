@@ -15,13 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunewise.cli.console import echo, how_to_continue
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
-
     from tunewise.engine.ranks import Ranks
 
 HEARTBEAT = "TUNEWISE_HEARTBEAT"  # the file that a process touches, in its environment
@@ -80,8 +78,8 @@ def watching_one_another(ranks: Ranks) -> Iterator[None]:
         return
     import torch.distributed as dist
 
-    store = dist.distributed_c10d._get_default_store().clone()  # its own connection: the other one may be waiting
-    watch = _Watch(store, ranks.rank, ranks.size)
+    store: Any = dist.distributed_c10d._get_default_store()
+    watch = _Watch(store.clone(), ranks.rank, ranks.size)
     try:
         with _every(PULSE, watch.beat):
             yield
@@ -112,12 +110,13 @@ class _Watch:
     """What one rank writes to the store, and what it sees of those that it watches.
 
     Args:
-        store: holds a line for each rank: how often it has written it, and how often it had done something.
+        store: a connection of its own, as the other one may wait for an answer. It holds a line for each rank: how
+            often it has written it, and how often it had done something.
         rank: this one's number.
         size: how many there are.
     """
 
-    def __init__(self, store: Store, rank: int, size: int) -> None:
+    def __init__(self, store: Any, rank: int, size: int) -> None:
         self._store, self._rank, self._size, self._done = store, rank, size, Doings()
         self._beats = self._steps = 0
         others = [other for other in range(size) if other != rank]

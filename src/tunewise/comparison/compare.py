@@ -40,6 +40,7 @@ from tunewise.contract.technique import Technique
 from tunewise.core import artifact_writer
 from tunewise.core.errors import SettingError
 from tunewise.core.lock import lock
+from tunewise.core.operating_system import processor_name
 from tunewise.core.progress import RowProgress, for_row, silent_row
 from tunewise.core.version import __version__
 from tunewise.data.task import Task, default_test_examples
@@ -293,7 +294,7 @@ def machine(base: Base) -> MachineFacts:
     """Describe the machine that the figures are measured on."""
     return MachineFacts(
         platform=platform.platform(terse=True),
-        processor=platform.processor() or platform.machine(),
+        processor=processor_name(),
         cores=psutil.cpu_count(logical=False),
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,

@@ -1,5 +1,7 @@
 """Times alone what ran beside other trials: neighbours on the same cores' memory make every second longer.
 
+Where workers have devices of several kinds, all rows are timed on the first one.
+
 Some steps are trained anew on a fresh attachment, and some examples of validation are answered by the adaptation that
 was trained. A row then takes the shorter of what was measured in its trial and of what was measured here, since
 neighbours only ever make it longer.
@@ -31,11 +33,11 @@ _STEPS = 4  # the first one warms up and is not timed
 _EXAMPLES = 16
 
 
-def mark_neighbours(folder: Path, neighbours: int) -> None:
-    """Note in a trial's folder that it runs beside others, unless that is noted already."""
+def mark_neighbours(folder: Path, neighbours: int, *, mixed: bool = False) -> None:
+    """Note in a trial's folder that it runs beside others, or on one of several kinds of devices, once."""
     folder.mkdir(parents=True, exist_ok=True)
     if read_timing(folder) is None:
-        write_timing(folder, LoneTiming(neighbours=neighbours))
+        write_timing(folder, LoneTiming(neighbours=neighbours, mixed=mixed))
 
 
 def needs_timing(folder: Path) -> bool:
@@ -114,9 +116,11 @@ def _with_lone_times(row: ScoredRow, folder: Path) -> Row:
         return row
     cost, pace = row.cost, timing.tokens_per_second
     beside = cost.tokens_per_second
-    if pace is not None and beside and pace > beside:
+    if pace is not None and beside and (timing.mixed or pace > beside):
         preparing = cost.preparing_seconds or 0.0
         seconds = preparing + (cost.train_seconds - preparing) * beside / pace
         cost = replace(cost, tokens_per_second=pace, train_seconds=seconds)
-    answering = min(cost.seconds_per_example, timing.seconds_per_example)
+    answering = timing.seconds_per_example
+    if not timing.mixed:
+        answering = min(cost.seconds_per_example, answering)
     return replace(row, cost=replace(cost, seconds_per_example=answering, timed_alone=True))

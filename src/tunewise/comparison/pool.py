@@ -78,6 +78,7 @@ class _Queued:
     place: int
     number: int
     job: Job = field(compare=False)
+    seat: int | None = field(compare=False, default=None)
     done: Future[None] = field(compare=False, default_factory=Future)
     dropped: bool = field(compare=False, default=False)
 
@@ -89,10 +90,11 @@ class Pool:
         seats: where the workers run.
         attempt_id: identifies this attempt at the comparison, for the records of trials that are given up.
         shares: whether neighbours slow one another, so that seconds are to be taken alone once the trials are over.
+        mixed: whether the seats' devices are of several kinds, so that seconds are to be taken on one of them.
     """
 
-    def __init__(self, seats: Sequence[Seat], attempt_id: str, *, shares: bool = False) -> None:
-        self.size, self.shares = len(seats), shares
+    def __init__(self, seats: Sequence[Seat], attempt_id: str, *, shares: bool = False, mixed: bool = False) -> None:
+        self.size, self.shares, self.mixed = len(seats), shares, mixed
         self._seats, self._attempt_id = seats, attempt_id
         self._changed = threading.Condition()
         self._queue: list[_Queued] = []
@@ -109,8 +111,8 @@ class Pool:
         """Whether a worker is at work."""
         return bool(self._running)
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Have jobs done, and return when the results of all are on disk.
+    def run(self, jobs: Sequence[Job], seat: int | None = None) -> None:
+        """Have jobs done, by any seat or by the one with this number, and return when all results are on disk.
 
         Raises:
             DroppedError: they are not wanted any more.
@@ -122,7 +124,7 @@ class Pool:
                 raise self._failure
             for job in jobs:
                 self._count += 1
-                queued.append(_Queued(job.place, self._count, job))
+                queued.append(_Queued(job.place, self._count, job, seat))
                 heapq.heappush(self._queue, queued[-1])
             self._changed.notify_all()
         for each in queued:
@@ -154,13 +156,18 @@ class Pool:
         with self._changed:
             self._idle.add(place)
             while not self.closed.is_set():
-                ready = sum(self._seats[other].alive for other in self._idle if other != place)
-                if self._queue and (self._seats[place].alive or len(self._queue) > ready):
+                if self._queue and self._is_for(place, self._queue[0].seat):
                     self._idle.discard(place)
                     self._running[place] = heapq.heappop(self._queue)
                     return self._running[place]
                 self._changed.wait()
         return None
+
+    def _is_for(self, place: int, seat: int | None) -> bool:
+        if seat is not None:
+            return seat == place
+        ready = sum(self._seats[other].alive for other in self._idle if other != place)
+        return self._seats[place].alive or len(self._queue) > ready
 
     def _serve(self, place: int) -> None:
         while (queued := self._take(place)) is not None:

@@ -21,7 +21,7 @@ from tunewise.comparison.bench import BenchPlan
 from tunewise.comparison.pool import Job, Pool
 from tunewise.comparison.ray_bench import RayBench
 from tunewise.comparison.request import Request
-from tunewise.comparison.slots import THREADS, threads_given
+from tunewise.comparison.slots import THREADS, require_one_kind, threads_given
 from tunewise.comparison.worker_process import STARTUP_SECONDS, WorkerEnd
 from tunewise.comparison.workers import AUTO
 from tunewise.core.errors import RequestError, SettingError, TunewiseError
@@ -41,13 +41,14 @@ class RayOpening:
         request: the comparison, which each actor reads for itself.
         attempt_id: identifies this attempt at it.
         patience: seconds without a sign of life after which a trial is given up.
+        mixed: whether the actors' devices may be of several kinds.
 
     Raises:
         SettingError: Ray is not installed, or there is no such cluster.
         RequestError: a node does not see the output folder.
     """
 
-    def __init__(self, address: str, request: Request, *, attempt_id: str, patience: float) -> None:
+    def __init__(self, address: str, request: Request, *, attempt_id: str, patience: float, mixed: bool) -> None:
         require(f"--workers {address}", "ray")
         _require_answer(address)
         import ray
@@ -58,7 +59,7 @@ class RayOpening:
             raise SettingError(
                 f'--workers is "{address}", but no Ray cluster can be joined there: {_last_line(error)}'
             ) from error
-        self._attempt_id, self._patience = attempt_id, patience
+        self._attempt_id, self._mixed = attempt_id, mixed
         self._folder, out = Path.cwd(), request.options.out.absolute()
         self._token = out / f".seen-by-{attempt_id}"
         places = _Places.of(ray, request.options.loading.device)
@@ -72,14 +73,18 @@ class RayOpening:
         """Do nothing: actors start with their first trial."""
 
     def open(self) -> Pool:
-        """Return the pool of the actors, once each has seen the token that is written to the output folder."""
+        """Return the pool of the actors, once each has seen the token that is written to the output folder.
+
+        Raises:
+            RequestError: a node does not see it, or devices are of several kinds and that was not asked for.
+        """
         self._token.write_text("")
         try:
-            for seat in self._seats:
-                seat.check()
+            kinds = [seat.check() for seat in self._seats]
         finally:
             self._token.unlink(missing_ok=True)
-        return Pool(self._seats, self._attempt_id, shares=self._shares)
+        mixed = require_one_kind(kinds, self._mixed)
+        return Pool(self._seats, self._attempt_id, shares=self._shares, mixed=mixed)
 
 
 def _last_line(error: Exception) -> str:
@@ -167,8 +172,8 @@ class RaySeat:
         """Whether an actor was started and is not known to be gone."""
         return self._actor is not None
 
-    def check(self) -> None:
-        """Start the actor, and see whether its node sees the folders.
+    def check(self) -> str:
+        """Start the actor, see whether its node sees the folders, and return the name of its GPU or processor.
 
         Raises:
             RequestError: it does not; the sentence names the node and the folder.
@@ -178,6 +183,7 @@ class RaySeat:
         try:
             unseen = self._ray.get(self._actor.unseen.remote(), timeout=STARTUP_SECONDS)
             node = self._ray.get(self._actor.node.remote(), timeout=STARTUP_SECONDS).partition(" ")[0]
+            kind: str = self._ray.get(self._actor.kind.remote(), timeout=STARTUP_SECONDS)
         except errors.GetTimeoutError as error:
             raise TunewiseError(
                 f"the Ray cluster started no worker within {STARTUP_SECONDS:.0f} seconds; see whether others use its "
@@ -190,6 +196,7 @@ class RaySeat:
                 f"node {node} of the Ray cluster does not see {unseen}; all nodes must see the working folder and "
                 "--out by the same names, as on NFS"
             )
+        return kind
 
     def carry_out(self, job: Job) -> WorkerEnd | None:
         """Have the actor run a trial; None when its result is on disk.

@@ -84,7 +84,8 @@ class RowTurns:
             if queue is None:
                 time_alone(trial, self.runs.context, trial_folder, for_row(self.runs.progress, name))
             else:
-                queue.pool.run([queue.job("timing", name, trial, trial_folder, trial_folder.name, self.runs.progress)])
+                job = queue.job("timing", name, trial, trial_folder, trial_folder.name, self.runs.progress)
+                queue.pool.run([job], seat=0 if queue.pool.mixed else None)
         timed = with_lone_times(rows, folder)
         return timed if timed != list(rows) else None
 

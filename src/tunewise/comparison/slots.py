@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tunewise.core.errors import SettingError
-from tunewise.core.operating_system import usable_cores
+from tunewise.core.operating_system import processor_name, usable_cores
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -20,11 +21,13 @@ class Slot:
         number: its place among the slots, from 0.
         environment: variables of its process.
         cores: the cores that it keeps to; empty where it may use all of them.
+        kind: the name of its GPU or processor.
         shares: whether its neighbours take memory bandwidth from it, so that its seconds are not those of one alone.
     """
 
     number: int
     environment: Mapping[str, str]
+    kind: str
     cores: tuple[int, ...] = ()
     shares: bool = True
 
@@ -64,14 +67,37 @@ def local_slots(workers: int, device: str | None) -> list[Slot]:
             named = f"{kind} is one device" if kind != "cuda" else f"torch sees {count} GPUs here"
             raise SettingError(f"--workers is {workers}, but {named}; give at most {count}, or --device cpu")
         if kind != "cuda":
-            return [Slot(0, environment, shares=False)]
+            return [Slot(0, environment, kind, shares=False)]
         names = [visible[place] if visible != [""] else str(place) for place in range(workers)]
         return [
-            Slot(place, {**environment, "CUDA_VISIBLE_DEVICES": name}, shares=False) for place, name in enumerate(names)
+            Slot(
+                place,
+                {**environment, "CUDA_VISIBLE_DEVICES": name},
+                torch.cuda.get_device_name(place),
+                shares=False,
+            )
+            for place, name in enumerate(names)
         ]
     cores = usable_cores()
     if workers > len(cores):
         raise SettingError(f"--workers is {workers}, but there are {len(cores)} cores here; give at most {len(cores)}")
     size = len(cores) // workers
     groups = [tuple(cores[place * size : (place + 1) * size]) for place in range(workers)]
-    return [Slot(place, environment, group, shares=workers > 1) for place, group in enumerate(groups)]
+    name = processor_name()
+    return [Slot(place, environment, name, group, shares=workers > 1) for place, group in enumerate(groups)]
+
+
+def require_one_kind(kinds: Sequence[str], mixed: bool) -> bool:
+    """Return whether the devices of workers are of several kinds, and refuse them where that was not asked for.
+
+    Raises:
+        SettingError: it names the kinds.
+    """
+    counts = Counter(kinds)
+    if len(counts) > 1 and not mixed:
+        named = " and ".join(f"{count} of {kind}" for kind, count in counts.most_common())
+        raise SettingError(
+            f"the workers have devices of {len(counts)} kinds ({named}), and seconds of one are not those of another; "
+            "choose one kind with CUDA_VISIBLE_DEVICES, or give --mixed to have all rows timed on one device"
+        )
+    return len(counts) > 1

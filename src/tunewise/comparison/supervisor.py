@@ -48,6 +48,7 @@ def supervise(
     *,
     patience: float = PATIENCE,
     workers: str | None = None,
+    mixed: bool = False,
     progress: RowProgress = silent_row,
     on_row_start: OnRowStart = ignore_row_start,
     on_row: OnRow = ignore_row,
@@ -60,6 +61,7 @@ def supervise(
         request: the comparison.
         patience: seconds without a sign of life after which a trial is given up.
         workers: run trials in several processes or on a Ray cluster, as `--workers` says; None: one after the other.
+        mixed: let workers have devices of several kinds; all rows are then timed on one of them.
         progress: is called as progress(row, what, done, total).
         on_row_start: is called before each row that is run.
         on_row: is called with the result so far after each row.
@@ -76,7 +78,7 @@ def supervise(
     try:
         with lock(folder):
             callbacks = _Callbacks(progress, on_row_start, on_row, on_message, on_estimate)
-            return _run_workers(request, folder, workers, patience, callbacks)
+            return _run_workers(request, folder, workers, patience, mixed, callbacks)
     except RequestError:
         remove_unused_folders(created)
         raise
@@ -113,7 +115,7 @@ class _Callbacks:
 
 
 def _run_workers(
-    request: Request, folder: Path, workers: str | None, patience: float, callbacks: _Callbacks
+    request: Request, folder: Path, workers: str | None, patience: float, mixed: bool, callbacks: _Callbacks
 ) -> Comparison:
     attempt_id, kills = uuid4().hex, Counter[str]()
     while True:
@@ -126,6 +128,7 @@ def _run_workers(
             estimate=known.to_json() if known is not None else None,
             workers=workers,
             patience=float(patience),
+            mixed=mixed,
         )
         worker = _Worker(plan, callbacks)
         try:

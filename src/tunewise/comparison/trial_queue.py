@@ -61,8 +61,8 @@ class TrialQueue:
         for trial, folder, maker in zip(trials, folders, makers, strict=True):
             if known_result(trial, self.context, folder) is None:
                 jobs.append(self.job(kind, row, trial, folder, maker, progress, searches=searches))
-                if self.pool.shares and kind == "whole":
-                    mark_neighbours(folder, self.pool.size - 1)
+                if (self.pool.shares or self.pool.mixed) and kind == "whole":
+                    mark_neighbours(folder, self.pool.size - 1, mixed=self.pool.mixed)
         self.pool.run(jobs)
         return [self._result(kind, folder) for folder in folders]
 

@@ -30,9 +30,13 @@ class _MemoryNote(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class LoneTiming(JsonRecord):
-    """Holds what a trial that had `neighbours` takes alone; None where that was not measured, or nothing is trained."""
+    """Holds what a trial that had `neighbours` takes alone; None where that was not measured, or nothing is trained.
+
+    Where devices are of `mixed` kinds, that is measured on one of them for all trials.
+    """
 
     neighbours: Count
+    mixed: bool = False
     tokens_per_second: NonNegative | None = None
     seconds_per_example: NonNegative | None = None
 

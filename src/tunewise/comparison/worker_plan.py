@@ -19,6 +19,7 @@ class WorkerPlan(JsonRecord):
         estimate: the one of an earlier process of this attempt, or None.
         workers: what it leads, as `--workers` says, or None where trials run in itself.
         patience: seconds without a sign of life after which a trial is given up.
+        mixed: whether workers may have devices of several kinds.
     """
 
     request: dict[str, object]
@@ -27,6 +28,7 @@ class WorkerPlan(JsonRecord):
     estimate: dict[str, object] | None
     workers: str | None
     patience: float
+    mixed: bool
 
     @property
     def led(self) -> Workers | None:

@@ -7,6 +7,7 @@ cannot be flushed; and a process that is ended has no signal.
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -19,6 +20,16 @@ from pathlib import Path
 WINDOWS = os.name == "nt"
 _FAR = (1 << 31) - 2  # the byte that stands for a file in a lock on Windows
 _READING = threading.Lock()  # where a read is two calls
+
+
+def processor_name() -> str:
+    """Return the processor's model, such as "AMD EPYC 7B13", or its architecture where the system does not name it."""
+    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def lock_descriptor(descriptor: int) -> None:

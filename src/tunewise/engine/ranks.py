@@ -246,7 +246,9 @@ def joined_ranks(shard: bool = False, context: int = 1) -> Iterator[Ranks]:
             "nccl" if on_gpu else "gloo",
             timeout=_PATIENCE,
             device_id=torch.device("cuda", torch.cuda.current_device()) if on_gpu else None,
-            **({} if size > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}),
+            store=dist.HashStore() if size == 1 else None,  # type: ignore[attr-defined]
+            rank=0 if size == 1 else -1,
+            world_size=1 if size == 1 else -1,
         )
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"

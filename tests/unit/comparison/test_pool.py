@@ -74,6 +74,16 @@ def test_jobs_are_run_by_their_rows_place(job, pool):
     assert seat.ran == ["held", "a", "b", "c"]
 
 
+def test_jobs_for_one_seat_are_run_by_no_other(job, pool):
+    seats = [Seat(lambda job: None) for _ in range(3)]
+    mixed = pool(*seats)
+    mixed.run([job("warm")])
+    for _ in range(3):
+        mixed.run([job("timed")], seat=2)
+    assert seats[2].ran[-3:] == ["timed"] * 3
+    assert "timed" not in seats[0].ran + seats[1].ran
+
+
 def test_two_seats_work_at_once_and_one_job_starts_one_worker(job, pool):
     together = threading.Barrier(2, timeout=10)
     seats = [Seat(lambda job: (together.wait(), None)[1]) for _ in range(2)]

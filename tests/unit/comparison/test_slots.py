@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tunewise.comparison import slots
-from tunewise.comparison.slots import local_slots, threads_each
+from tunewise.comparison.slots import local_slots, require_one_kind, threads_each
 from tunewise.comparison.workers import Workers
 from tunewise.core.errors import SettingError
 
@@ -13,10 +13,11 @@ from tunewise.core.errors import SettingError
 def machine(monkeypatch):
     """A function that gives this machine other cores and GPUs."""
 
-    def has(cores, gpus=0, threads=None):
+    def has(cores, gpus=0, threads=None, kinds=("GPU",) * 3):
         monkeypatch.setattr(slots, "usable_cores", lambda: list(range(cores)))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: kinds[number])
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         if threads:
@@ -47,6 +48,18 @@ def test_each_worker_has_a_gpu_of_those_that_the_user_lets_it_see(machine, monke
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in found] == ["GPU-a", "GPU-b", "GPU-c"]
     assert not any(slot.shares or slot.cores for slot in found)
     assert [len(slot.cores) for slot in local_slots(2, "cpu")] == [4, 4]
+
+
+def test_devices_of_several_kinds_are_refused_by_their_names_unless_asked_for(machine):
+    machine(cores=8, gpus=3, kinds=("A100", "T4", "T4"))
+    kinds = [slot.kind for slot in local_slots(3, None)]
+    with pytest.raises(
+        SettingError, match=r"devices of 2 kinds \(2 of T4 and 1 of A100\).* CUDA_VISIBLE_DEVICES.* --mixed"
+    ):
+        require_one_kind(kinds, mixed=False)
+    assert require_one_kind(kinds, mixed=True)
+    cores = [slot.kind for slot in local_slots(2, "cpu")]
+    assert all(cores) and not require_one_kind(cores, mixed=True) and not require_one_kind(cores, mixed=False)
 
 
 @pytest.mark.parametrize(

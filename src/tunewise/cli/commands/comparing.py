@@ -39,6 +39,10 @@ class RunOptions:
             "ray://HOST:PORT, or auto for the one that runs here."
         ),
     ] = None
+    mixed: Annotated[
+        bool,
+        typer.Option("--mixed", help="Let workers have devices of several kinds; rows are then timed on one of them."),
+    ] = False
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Run trials in this process, where a crash ends the comparison.")
     ] = False
@@ -181,6 +185,7 @@ def _compare(request: Request, shown: ShownOptions, how: RunOptions | None = Non
                 request,
                 patience=how.patience,
                 workers=how.workers,
+                mixed=how.mixed,
                 progress=display,
                 on_row_start=display.row_starts,
                 on_row=display.rows,
