@@ -14,7 +14,8 @@ the same scores where OMP_NUM_THREADS is set; without it the number of threads d
 ranks: the CPU seconds of a training step on two devices (processes of one thread) and on one. What starting costs is
 taken away by a second, shorter run of each.
 
-rows: the peak of resident memory of the largest process, and its CPU seconds, of `check` and of a `fit` of four steps.
+rows: the peak of memory of `check` and of a `fit` of four steps, and their CPU seconds: of the largest process, and of
+all together, looked at twice a second (proportional set sizes, in which a page that several share counts once).
 """
 
 from __future__ import annotations
@@ -56,35 +57,62 @@ WORDS = [
 ]
 
 
+WATCH = """
+import json, resource, subprocess, sys, threading
+from pathlib import Path
+import psutil
+
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True)
+over, together = threading.Event(), [0]
+
+def watch():
+    root = psutil.Process(process.pid)
+    while not over.wait(0.5):
+        size = 0
+        try:
+            for each in (root, *root.children(recursive=True)):
+                lines = Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines()
+                size += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+        except (OSError, psutil.Error):  # one of them has just ended
+            continue
+        together[0] = max(together[0], size)
+
+thread = threading.Thread(target=watch)
+thread.start()
+out = process.communicate()[0]
+over.set()
+thread.join()
+if process.returncode:
+    sys.exit(process.returncode)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([out, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024.0, together[0]]))
+"""
+
+
 @dataclass(frozen=True)
 class Ended:
-    """What a command printed, and what it took: wall and CPU seconds, and the bytes of its largest process."""
+    """What a command printed, and what it took: wall and CPU seconds, and bytes of its largest process and of all."""
 
     out: str
     seconds: float
     cpu: float
     peak: float
+    together: float
 
 
 def run(*words: object, **environment: str) -> Ended:
     """Run a command of tunewise in a process whose children are counted alone."""
     command = [sys.executable, "-m", "tunewise.cli", *map(str, words)]
-    program = (
-        "import json, resource, subprocess, sys\n"
-        "done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True, check=True)\n"
-        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
-        "print(json.dumps([done.stdout, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024.0]))\n"
-    )
     started = time.perf_counter()
     process = subprocess.run(
-        [sys.executable, "-c", program, *command],
+        [sys.executable, "-c", WATCH, *command],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
         env={**os.environ, **environment},
     )
-    out, cpu, peak = json.loads(process.stdout)
-    return Ended(out, round(time.perf_counter() - started, 1), round(cpu, 1), peak)
+    out, cpu, peak, together = json.loads(process.stdout)
+    return Ended(out, round(time.perf_counter() - started, 1), round(cpu, 1), peak, together)
 
 
 def workers(arguments: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
@@ -134,8 +162,11 @@ def rows(arguments: argparse.Namespace, folder: Path) -> list[dict[str, object]]
     for name, words in commands.items():
         ended = run(*words, OMP_NUM_THREADS="1")
         found.append({"command": name, "rows": arguments.rows, "peak_bytes": ended.peak, "cpu_seconds": ended.cpu})
-        found[-1]["seconds"] = ended.seconds
-        print(f"{name} of {arguments.rows:,} rows: {ended.peak / 1e6:.0f} MB, {ended.cpu} CPU s, {ended.seconds} s")
+        found[-1] |= {"together_bytes": ended.together, "seconds": ended.seconds}
+        print(
+            f"{name} of {arguments.rows:,} rows: {ended.peak / 1e6:.0f} MB in its largest process, "
+            f"{ended.together / 1e6:.0f} in all together, {ended.cpu} CPU s, {ended.seconds} s"
+        )
     return found
 
 

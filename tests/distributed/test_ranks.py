@@ -206,21 +206,23 @@ def test_torchrun_on_two_nodes_learns_the_same_and_ends_when_a_rank_hangs(tmp_pa
         assert all(process.poll() is None for process in processes) and time.monotonic() < deadline
         time.sleep(0.1)
     (stopped,) = psutil.Process(processes[1].pid).children()
+    rank = stopped.environ()["RANK"]
     stopped.suspend()
     try:
         said = processes[0].communicate(timeout=120)[1]
     finally:
         stopped.resume()
         processes[1].communicate(timeout=60)
-    assert "failed: device 1 gave no sign of life for 15 seconds, and all 2 were stopped" in said
+    assert f"failed: device {rank} gave no sign of life for 15 seconds, and all 2 were stopped" in said
     assert "--resume" in said and processes[0].returncode == processes[1].returncode == 1
 
 
 def on_two_nodes(out, steps):
     """Start a launcher of one process for each of two machines."""
-    port, env, started = free_port(), impatient(out.parent / "site"), []
-    for node in range(2):
-        place = ["--nnodes", "2", "--node-rank", str(node), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    env, started = impatient(out.parent / "site"), []
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "7"]
+    for _ in range(2):
+        place = ["--nnodes", "2", *meeting, "--local-addr", "127.0.0.1"]
         command = [*TORCHRUN, "--nproc-per-node", "1", *place, *fit_command(out, steps=steps)[1:]]
         started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env))
     return started
