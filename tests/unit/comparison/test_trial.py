@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from tiers import in_full
 from tunewise.comparison import trial as trials
 from tunewise.comparison.context import ComparisonContext
 from tunewise.comparison.trial import Trial, run, run_stage
@@ -90,7 +91,7 @@ def killed_after(steps):
 RESULTS = ("validation_loss", "per_example", "nll", "training", "curve", "forgetting")
 
 
-@pytest.mark.parametrize("name", ["lora", "lt_sft", "adalora"])
+@pytest.mark.parametrize("name", ["lora", *in_full("lt_sft", "adalora")])
 def test_killed_and_continued_no_bit_changes(context, tmp_path, name, monkeypatch):
     settings = {"save_steps": 1}
     whole = run(trial_of(name, **settings), context, tmp_path / "whole", finish=True)
@@ -104,7 +105,7 @@ def test_killed_and_continued_no_bit_changes(context, tmp_path, name, monkeypatc
         assert getattr(parts, key) == getattr(whole, key), key
 
 
-@pytest.mark.parametrize("name", ["lora", "lt_sft", "adalora", "fish_mask"])
+@pytest.mark.parametrize("name", ["lt_sft", *in_full("lora", "adalora", "fish_mask")])
 def test_a_stage_killed_in_its_middle_continues_to_the_same_bits(context, tmp_path, name, monkeypatch):
     stage_trial = stage_of(name, 0.5, max_steps=12, save_steps=1)
     whole = run_stage(stage_trial, context, tmp_path / "whole" / "trials")
@@ -119,7 +120,7 @@ def test_a_stage_killed_in_its_middle_continues_to_the_same_bits(context, tmp_pa
     assert whole.steps == 6 and not list(tmp_path.glob("*/trials/*/checkpoint-*"))
 
 
-@pytest.mark.parametrize(("name", "best"), [("lora", 18), ("lt_sft", 22), ("adalora", 32)])
+@pytest.mark.parametrize(("name", "best"), [("lora", 18), *in_full(("lt_sft", 22), ("adalora", 32))])
 def test_killed_and_continued_no_bit_changes_where_the_best_state_is_kept(context, tmp_path, name, best, monkeypatch):
     """Losses on the way are played, so that the best state is an earlier one and training stops early."""
     monkeypatch.setattr(trials, "train", with_lowest_loss(best))
@@ -141,7 +142,7 @@ def stage_of(name="lora", share=0.25, **settings):
     return replace(trial_of(name, **settings), share=share)
 
 
-@pytest.mark.parametrize("name", ["lora", "lt_sft", "diff_pruning", "adalora"])
+@pytest.mark.parametrize("name", ["lt_sft", *in_full("lora", "diff_pruning", "adalora")])
 @pytest.mark.parametrize("share", [0.25, 0.5])
 def test_a_stage_is_a_whole_training_of_fewer_steps(context, tmp_path, name, share):
     """Its schedule and its phases are those of its own steps, as if the budget were no larger."""

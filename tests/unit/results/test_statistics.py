@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tiers import in_full
 from tunewise.results.statistics import against, holm, interval, needed_examples, p_value, ranks, seed_variance, spread
 
 TRIALS = 1000
@@ -17,6 +18,7 @@ def simulated(rng, mean, seeds, examples, of_seeds=0.03, difficulty=None):
     return (rng.random((seeds, examples)) < chance).astype(float)
 
 
+PARTS = ("mean", "seeds", "examples", "of_seeds")
 CASES = [(0.7, 3, 200, 0.03), (0.7, 3, 500, 0.06), (0.5, 5, 200, 0.05), (0.6, 2, 200, 0.02), (0.6, 2, 500, 0.06)]
 
 
@@ -31,15 +33,15 @@ def covered(cases, others):
     return held / TRIALS
 
 
-@pytest.mark.parametrize("case", [*CASES, (0.7, 3, 500, 0.0)])
-def test_intervals_hold_the_truth_in_95_of_100(case):
+@pytest.mark.parametrize(PARTS, [CASES[0], *in_full(*CASES[1:], (0.7, 3, 500, 0.0))])
+def test_intervals_hold_the_truth_in_95_of_100(mean, seeds, examples, of_seeds):
     """In a comparison of eight techniques."""
-    assert 0.93 <= covered(case, 7) <= 0.985
+    assert 0.93 <= covered((mean, seeds, examples, of_seeds), 7) <= 0.985
 
 
-@pytest.mark.parametrize("case", [*CASES, (0.7, 1, 200, 0.0)])
-def test_alone_they_are_never_too_short(case):
-    assert covered(case, 0) >= 0.93
+@pytest.mark.parametrize(PARTS, [CASES[0], *in_full(*CASES[1:], (0.7, 1, 200, 0.0))])
+def test_alone_they_are_never_too_short(mean, seeds, examples, of_seeds):
+    assert covered((mean, seeds, examples, of_seeds), 0) >= 0.93
 
 
 def test_a_technique_that_depends_on_its_seed_lends_nothing_to_one_that_does_not():
@@ -187,8 +189,8 @@ def heavy_tailed(rng, seeds, examples, of_seeds):
     return 0.7 * rng.lognormal(size=examples) + 0.3 * rng.lognormal(size=(seeds, examples)) + luck
 
 
-@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
-@pytest.mark.parametrize(("draw", "truth"), [(overlaps, 0.6 * 2 / 7), (heavy_tailed, np.exp(0.5))])
+@pytest.mark.parametrize("seeds", [1, 3, *in_full(2, 5)])
+@pytest.mark.parametrize(("draw", "truth"), [(overlaps, 0.6 * 2 / 7), *in_full((heavy_tailed, np.exp(0.5)))])
 def test_intervals_of_other_metrics_hold_the_truth_in_95_of_100(draw, truth, seeds):
     rng, held = np.random.default_rng(10), 0
     for _ in range(TRIALS):
@@ -199,7 +201,7 @@ def test_intervals_of_other_metrics_hold_the_truth_in_95_of_100(draw, truth, see
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.parametrize("draw", [overlaps, heavy_tailed])
+@pytest.mark.parametrize("draw", [overlaps, *in_full(heavy_tailed)])
 def test_equal_techniques_are_seldom_told_apart_by_other_metrics(draw, seeds):
     rng, told_apart = np.random.default_rng(11), 0
     for _ in range(TRIALS):
