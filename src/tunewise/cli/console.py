@@ -62,9 +62,12 @@ def command_again(*further: str) -> str:
 
 
 def how_to_continue() -> str:
-    """Return this command line as it goes on with what it has begun."""
+    """Return the command line that continues this one, or say what of it to change where another program started it."""
     fits = sys.argv[1:2] in (["fit"], ["train"])
-    return command_again(*(["--resume"] if fits and "--resume" not in sys.argv else []))
+    resume = fits and "--resume" not in sys.argv
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "run it again under torchrun" + (" with --resume" if resume else "")
+    return command_again(*(["--resume"] if resume else []))
 
 
 def print_text(text: str) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunewise.cli.console import echo, how_to_continue
-from tunewise.cli.signs_of_life import HEARTBEAT, SILENCE, STALLED, progress_beside, silent, stalled
+from tunewise.cli.signs_of_life import HEARTBEAT, SILENCE, STALLED, Unchanged, progress_beside, silent, stalled
 from tunewise.core.errors import SettingError
 from tunewise.core.text import show
 
@@ -39,20 +39,12 @@ def is_launched() -> bool:
     return _LAUNCHER in os.environ
 
 
-def launched_elsewhere() -> tuple[int, int]:
-    """Return how many processes torchrun or the like has started, in all and on this machine; 1 and 1 if none."""
-    if not is_rank() or is_launched():
-        return 1, 1
-    size = int(os.environ["WORLD_SIZE"])
-    return size, int(os.environ.get("LOCAL_WORLD_SIZE", size))
-
-
-def gpu_memories(devices: int) -> list[float]:
-    """Return the bytes of memory of so many GPUs of this machine; none where there are fewer, or none at all."""
+def gpu_memory() -> float | None:
+    """Return the bytes of memory of the smallest GPU that is seen here; None where there is none."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return [float(torch.cuda.mem_get_info(number)[1]) for number in range(devices)] if count >= devices else []
+    return min((float(torch.cuda.mem_get_info(number)[1]) for number in range(count)), default=None)
 
 
 def run_on(devices: int, further: Sequence[str] = ()) -> None:
@@ -93,7 +85,7 @@ class _Run:
         self.folder, self._further = folder, further
         port = _free_port()
         self.processes = [self._start(rank, devices, port) for rank in range(devices)]
-        self._seen = [(0.0, time.monotonic())] * devices  # the newest sign of life, and when it was first seen
+        self._signs, self._doings = Unchanged(), Unchanged()
 
     def _start(self, rank: int, devices: int, port: int) -> subprocess.Popen[bytes]:
         """Start one process; the number of threads is shared out where the user did not choose it."""
@@ -144,22 +136,14 @@ class _Run:
             failed = [rank for rank, code in enumerate(codes) if code]
             if failed:
                 return self._ended(failed)
-            if quiet := [rank for rank, code in enumerate(codes) if code is None and self._is_silent(rank)]:
-                return self._failed(silent(quiet[0], len(codes)))
-            if time.time() - max(self._progress(rank).stat().st_mtime for rank in range(len(codes))) > STALLED:
-                return self._failed(stalled(len(codes)))
+            running = [rank for rank, code in enumerate(codes) if code is None]
+            signs = self._signs.seconds({rank: _touched(self._pulse(rank)) for rank in running})
+            if quiet := [rank for rank in running if signs[rank] > SILENCE]:
+                return _failed(silent(quiet[0], len(codes)))
+            doings = self._doings.seconds({rank: _touched(self._progress(rank)) for rank in running})
+            if min(doings.values()) > STALLED:
+                return _failed(stalled(len(codes)))
             time.sleep(0.1)
-
-    def _failed(self, sentence: str) -> int:
-        echo(sentence, err=True)
-        return 1
-
-    def _is_silent(self, rank: int) -> bool:
-        newest, (known, since) = self._pulse(rank).stat().st_mtime, self._seen[rank]
-        if newest != known:
-            self._seen[rank] = newest, time.monotonic()
-            return False
-        return time.monotonic() - since > SILENCE
 
     def _ended(self, failed: list[int]) -> int:
         """Say why the run ends, unless the first process has said so itself; return its exit code."""
@@ -173,7 +157,7 @@ class _Run:
         rank = next((rank for rank in (*killed, *failed) if self.processes[rank].returncode != LOST), failed[0])
         code = self.processes[rank].returncode
         how = f"was {_killed(code)}" if code < 0 else f"ended: {self._last_words(rank)}"
-        return self._failed(f"failed: device {rank} {how}; all were stopped; to continue: {how_to_continue()}")
+        return _failed(f"failed: device {rank} {how}; all were stopped; to continue: {how_to_continue()}")
 
     def _last_words(self, rank: int) -> str:
         lines = self._errors(rank).read_text("utf-8", errors="replace").strip().splitlines() if rank else []
@@ -190,6 +174,15 @@ class _Run:
                 process.kill()
         for process in self.processes:
             process.wait()
+
+
+def _failed(sentence: str) -> int:
+    echo(sentence, err=True)
+    return 1
+
+
+def _touched(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _killed(code: int) -> str:

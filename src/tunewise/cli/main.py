@@ -30,6 +30,7 @@ from tunewise.cli.commands import (
 )
 from tunewise.cli.console import echo, how_to_continue
 from tunewise.cli.devices import LOST, is_launched
+from tunewise.cli.signs_of_life import signs_of_life
 from tunewise.core.errors import RequestError, SettingError, TunewiseError, out_of_space
 from tunewise.core.extras import require
 from tunewise.core.logs import configure_logging
@@ -120,7 +121,8 @@ def main() -> None:
     try:
         with signals:
             _require_one_process()
-            app()
+            with signs_of_life():
+                app()
     except BaseException as error:
         # Whatever an interruption turned into on its way: libraries replace errors that are raised in their imports.
         if signals.received is None and isinstance(error, SystemExit) and error.code == 128 + signal.SIGINT:

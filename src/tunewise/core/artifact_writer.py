@@ -77,6 +77,7 @@ Tensors: TypeAlias = Mapping[str, "torch.Tensor"]
 SPARE_BYTES = 64 << 20
 RUN_FILES = ("metrics.jsonl", "cost.json")  # what a preparation keeps beside its checkpoints
 
+_FLUSHED = 256_000_000  # bytes that are written at most before they are flushed
 _DTYPES = {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _DTYPES |= {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
 _DTYPES |= {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
@@ -353,13 +354,22 @@ def _file_parts(group: Tensors) -> Iterator[Any]:
 
 
 def _write_file(path: Path, parts: Iterable[Any]) -> dict[str, int | str]:
-    """Write and flush a new file, and return its entry in the manifest."""
+    """Write and flush a new file, and return its entry in the manifest.
+
+    It is flushed piece by piece: a process that waits for minutes for its disk looks as if it hung.
+    """
     size, digest = 0, hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        flushed = 0
         for part in parts:
             digest.update(part)
-            size += _write(descriptor, part)
+            view = memoryview(part)
+            for start in range(0, len(view), _FLUSHED):
+                size += _write(descriptor, view[start : start + _FLUSHED])
+                if size - flushed >= _FLUSHED:
+                    os.fsync(descriptor)
+                    flushed = size
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

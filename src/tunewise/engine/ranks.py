@@ -223,7 +223,7 @@ def joined_ranks(shard: bool = False, context: int = 1) -> Iterator[Ranks]:
     """Join the process group that the environment names, for as long as the block runs; alone where it names none.
 
     With `shard`, the ranks share out the weights of the base that they load; `context` of them compute a row together.
-    One process alone shards as several do, and holds every part: what a memory or a time of sharding is without others.
+    One process alone shards as several do and holds every part, so that one can see there what sharding costs.
 
     Raises:
         RequestError: rows cannot be shared out, as there is one process only, or `context` does not divide their
@@ -251,8 +251,10 @@ def joined_ranks(shard: bool = False, context: int = 1) -> Iterator[Ranks]:
             world_size=1 if size == 1 else -1,
         )
     except (RuntimeError, ValueError) as error:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = " ".join(str(error).split())[:200]
+        if size == 1:
+            raise TunewiseError(f"the model cannot be sharded on one device here: {reason}") from error
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise TunewiseError(f"rank {ranks.rank} of {size} could not join the others at {address}: {reason}") from error
     try:
         if ranks.divides_rows:

@@ -72,17 +72,17 @@ def test_what_no_sharing_makes_room_for_is_said_and_begun_as_asked(sketched, tec
 
 
 @pytest.mark.parametrize(
-    ("given", "memories", "further"),
+    ("given", "memory", "further"),
     [
-        ((), [3.0 * GB] * 2, ["--shard"]),
-        ((), [80 * GB, 3.0 * GB], ["--shard"]),  # the smallest decides
-        ((), [24 * GB] * 2, []),
-        ((), [], []),
-        (("--no-shard",), [3.0 * GB] * 2, []),
-        (("--shard",), [24 * GB] * 2, []),  # it is among the words already
+        ((), 3.0 * GB, ["--shard"]),
+        ((), 24 * GB, []),
+        ((), None, []),
+        (("--no-shard",), 3.0 * GB, []),
+        (("--device", "cuda"), 3.0 * GB, []),  # which sharding excludes
+        (("--shard",), 24 * GB, []),  # it is among the words already
     ],
 )
-def test_the_command_starts_its_processes_accordingly(folder, tmp_path, monkeypatch, given, memories, further):
+def test_the_command_starts_its_processes_accordingly(folder, tmp_path, monkeypatch, given, memory, further):
     class Started(Exception):
         pass
 
@@ -92,7 +92,7 @@ def test_the_command_starts_its_processes_accordingly(folder, tmp_path, monkeypa
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"text": f"day {i}", "label": "ab"[i % 2]}) + "\n" for i in range(40)))
     monkeypatch.setattr(training, "run_on", run_on)
-    monkeypatch.setattr(training, "gpu_memories", lambda devices: memories)
+    monkeypatch.setattr(training, "gpu_memory", lambda: memory)
     words = ["fit", "lora", "--model", folder, "--data", data, "--out", tmp_path / "out", "--devices", "2", *given]
     monkeypatch.setattr(sys, "argv", ["tunewise", *map(str, words)])
     with pytest.raises(Started) as started:
@@ -121,9 +121,9 @@ def test_under_a_launcher_the_first_process_chooses_for_all(folder, tmp_path, mo
 
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"text": f"day {i}", "label": "ab"[i % 2]}) + "\n" for i in range(40)))
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}.items():
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(training, "gpu_memories", lambda devices: [memory * GB] * devices)
+    monkeypatch.setattr(training, "gpu_memory", lambda: memory * GB)
     monkeypatch.setattr(training, "load_model", loading)
     monkeypatch.setattr(training, "watching_one_another", contextlib.nullcontext)
     monkeypatch.setattr(ranks_module, "joined_ranks", joined)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunewise.cli.console import echo, print_json, print_text
-from tunewise.cli.devices import gpu_memories, is_rank, launched_elsewhere, run_on
+from tunewise.cli.devices import gpu_memory, is_launched, is_rank, run_on
 from tunewise.cli.options import (
     Data,
     Json,
@@ -20,7 +21,7 @@ from tunewise.cli.options import (
     option_values,
 )
 from tunewise.cli.progress_display import progress_display
-from tunewise.cli.signs_of_life import signs_of_life, watching_one_another
+from tunewise.cli.signs_of_life import watching_one_another
 from tunewise.core.errors import SettingError
 from tunewise.core.logs import quiet
 from tunewise.core.progress import for_row
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tunewise.core.json_record import JsonObject
     from tunewise.data.task import Task
     from tunewise.engine.model import Base
+    from tunewise.engine.ranks import Ranks
     from tunewise.fitting.settings import TrainSettings
 
 
@@ -123,26 +125,21 @@ def fit(
     quiet()
     from tunewise.engine.ranks import joined_ranks, require_groups
 
-    chooses = training.shard is None and training.context_devices == 1
-    further = []
+    # What sharding excludes is the user's word against it.
+    excluded = loading.device is not None or loading.resize_embeddings
+    chooses = training.shard is None and training.context_devices == 1 and not excluded
+    shards = False
     if not is_rank():
         require_groups(training.devices, training.context_devices)
-        if chooses and _shards(model, task, recipe, settings, training.devices, training.devices, loading):
-            further = ["--shard"]
-    run_on(training.devices, further)
+        shards = chooses and _shards(model, task, recipe, settings, training.devices, loading, _say)
+    run_on(training.devices, ["--shard"] if shards else [])
     from tunewise.adaptation.fit import fit
     from tunewise.engine.rows import fitted_to
 
     joined = joined_ranks(bool(training.shard), training.context_devices)
-    with (
-        signs_of_life(),
-        joined as ranks,
-        watching_one_another(ranks),
-        progress_display(shown=ranks.writes) as display,
-    ):
-        size, here = launched_elsewhere()
-        if chooses and size > 1:
-            wanted = ranks.writes and _shards(model, task, recipe, settings, size, here, loading)
+    with joined as ranks, watching_one_another(ranks), progress_display(shown=ranks.writes) as display:
+        if chooses and not is_launched():
+            wanted = ranks.writes and _shards(model, task, recipe, settings, ranks.size, loading, display.message)
             ranks = replace(ranks, sharded=ranks.first(wanted))
         display(recipe.name, "loading the model", 0, 0)
         base = load_model(model, loading, ranks, waits=recipe.packs_weights)
@@ -165,7 +162,7 @@ def fit(
             resume=training.resume,
             remembered=remembered,
             progress=for_row(display, recipe.name),
-            on_saving=lambda content: _write_run_files(out, option_values(context), content),
+            on_saving=lambda content: _write_run_files(out, _with_choice(option_values(context), ranks), content),
         )
     if not ranks.writes:
         return
@@ -194,15 +191,15 @@ def _shards(
     recipe: Technique,
     settings: TrainSettings,
     devices: int,
-    here: int,
     loading: ModelOptions,
+    say: Callable[[str], None],
 ) -> bool:
     """Choose to share the weights out where the plan says that a GPU is too small for all; say so, or that none fits.
 
-    The memory of the GPUs of this machine, `here` of all `devices`, stands for that of all.
+    The smallest GPU that is seen here stands for all devices.
     """
-    memories = gpu_memories(here) if devices > 1 else []
-    if not memories:
+    memory = gpu_memory() if devices > 1 else None
+    if memory is None:
         return False
     quiet()
     from tunewise.advice.plan.sharding_choice import choose_sharding
@@ -216,10 +213,19 @@ def _shards(
         max_length=loading.max_length,
         resize_embeddings=loading.resize_embeddings,
     )
-    choice = choose_sharding(sketched, task, recipe, settings, devices, min(memories))
+    choice = choose_sharding(sketched, task, recipe, settings, devices, memory)
     if choice.why:
-        echo(choice.why, err=True)
+        say(choice.why)
     return choice.shards
+
+
+def _say(sentence: str) -> None:
+    echo(sentence, err=True)
+
+
+def _with_choice(options: dict[str, object], ranks: Ranks) -> dict[str, object]:
+    """Return the options with the choice to shard that was made for the user."""
+    return {**options, "shard": True} if ranks.sharded else options
 
 
 def _write_run_files(out: Path, options: dict[str, object], content: AdaptationRecord) -> None:
