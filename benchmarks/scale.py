@@ -15,7 +15,7 @@ ranks: the CPU seconds of a training step on two devices (processes of one threa
 taken away by a second, shorter run of each.
 
 rows: the peak of memory of `check` and of a `fit` of four steps, and their CPU seconds: of the largest process, and of
-all together, looked at twice a second (proportional set sizes, in which a page that several share counts once).
+all together, looked at twice a second (proportional set sizes, which divide pages among those that share them).
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ def hostile():
 
 def timeless(result):
     """Without what no two runs share: times, memory, and the words made of them."""
-    varying = ("seconds", "tokens_per_second", "seconds_per_example", "peak_memory_bytes", "timed_alone")
+    varying = ("seconds", "tokens_per_second", "seconds_per_example", "peak_memory_bytes", "timed_alone", "timed_on")
     result = copy.deepcopy(result)
     for row in result["rows"]:
         if row["status"] == "skipped":

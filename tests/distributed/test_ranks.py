@@ -213,7 +213,7 @@ def test_torchrun_on_two_nodes_learns_the_same_and_ends_when_a_rank_hangs(tmp_pa
     finally:
         stopped.resume()
         processes[1].communicate(timeout=60)
-    assert f"failed: device {rank} gave no sign of life for 15 seconds, and all 2 were stopped" in said
+    assert f"failed: device {rank} gave no sign of life for 15 seconds, and all 2 are stopped" in said
     assert "--resume" in said and processes[0].returncode == processes[1].returncode == 1
 
 

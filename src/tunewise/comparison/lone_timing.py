@@ -4,7 +4,8 @@ Where workers have devices of several kinds, all rows are timed on the first one
 
 Some steps are trained anew on a fresh attachment, and some examples of validation are answered by the adaptation that
 was trained. A row then takes the shorter of what was measured in its trial and of what was measured here, since
-neighbours only ever make it longer.
+neighbours only ever make it longer; where kinds of devices are mixed, it takes what was measured here. What is read and
+computed before training is not measured again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tunewise.comparison.trial_identity import Trial
 from tunewise.comparison.trial_records import LoneTiming, read_timing, write_timing
 from tunewise.core.progress import Progress
 from tunewise.core.seeds import generator
+from tunewise.engine.device import device_name
 from tunewise.engine.memory import release_unused_memory
 from tunewise.fitting.allowance import allowance
 from tunewise.fitting.loop import train
@@ -34,9 +36,13 @@ _EXAMPLES = 16
 
 
 def mark_neighbours(folder: Path, neighbours: int, *, mixed: bool = False) -> None:
-    """Note in a trial's folder that it runs beside others, or on one of several kinds of devices, once."""
+    """Note in a trial's folder that it runs beside others, or on one of several kinds of devices.
+
+    What was noted stays, unless kinds are mixed now and were not: then what was measured may be another device's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    if read_timing(folder) is None:
+    known = read_timing(folder)
+    if known is None or (mixed and not known.mixed):
         write_timing(folder, LoneTiming(neighbours=neighbours, mixed=mixed))
 
 
@@ -56,7 +62,8 @@ def time_alone(trial: Trial, context: ComparisonContext, folder: Path, progress:
     seconds = _attempt(lambda: _answering(trial, context, folder, progress), context)
     pace = _attempt(lambda: _training(trial, context, progress), context) if trial.technique.trains else None
     if seconds is not None:
-        write_timing(folder, replace(timing, tokens_per_second=pace, seconds_per_example=seconds))
+        device = device_name(context.base.device.type)
+        write_timing(folder, replace(timing, tokens_per_second=pace, seconds_per_example=seconds, device=device))
 
 
 def _attempt(measure: Callable[[], float | None], context: ComparisonContext) -> float | None:
@@ -123,4 +130,5 @@ def _with_lone_times(row: ScoredRow, folder: Path) -> Row:
     answering = timing.seconds_per_example
     if not timing.mixed:
         answering = min(cost.seconds_per_example, answering)
-    return replace(row, cost=replace(cost, seconds_per_example=answering, timed_alone=True))
+    cost = replace(cost, seconds_per_example=answering, timed_alone=True)
+    return replace(row, cost=replace(cost, timed_on=timing.device) if timing.mixed else cost)

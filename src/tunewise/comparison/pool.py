@@ -152,22 +152,29 @@ class Pool:
             seat.stop()
 
     def _take(self, place: int) -> _Queued | None:
-        """Wait for the next job of a seat; a seat without a worker leaves it to one that has a worker and is idle."""
+        """Wait for the next job that a seat may take.
+
+        One without a worker leaves jobs that any may take to one that has a worker and is idle.
+        """
         with self._changed:
             self._idle.add(place)
             while not self.closed.is_set():
-                if self._queue and self._is_for(place, self._queue[0].seat):
+                if (queued := self._next(place)) is not None:
                     self._idle.discard(place)
-                    self._running[place] = heapq.heappop(self._queue)
-                    return self._running[place]
+                    self._queue.remove(queued)
+                    heapq.heapify(self._queue)
+                    self._running[place] = queued
+                    return queued
                 self._changed.wait()
         return None
 
-    def _is_for(self, place: int, seat: int | None) -> bool:
-        if seat is not None:
-            return seat == place
+    def _next(self, place: int) -> _Queued | None:
         ready = sum(self._seats[other].alive for other in self._idle if other != place)
-        return self._seats[place].alive or len(self._queue) > ready
+        waits = not self._seats[place].alive and sum(queued.seat is None for queued in self._queue) <= ready
+        for queued in sorted(self._queue):
+            if queued.seat == place or (queued.seat is None and not waits):
+                return queued
+        return None
 
     def _serve(self, place: int) -> None:
         while (queued := self._take(place)) is not None:

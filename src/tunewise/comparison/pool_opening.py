@@ -59,7 +59,7 @@ class LocalOpening:
 
     def __init__(self, workers: int, request: Request, *, attempt_id: str, patience: float, mixed: bool) -> None:
         slots = local_slots(workers, request.options.loading.device)
-        self._mixed = require_one_kind([slot.kind for slot in slots], mixed)
+        self._mixed = require_one_kind([slot.kind for slot in slots], mixed, "choose one kind by CUDA_VISIBLE_DEVICES")
         self.size, self._attempt_id, self._shares = len(slots), attempt_id, any(slot.shares for slot in slots)
         self._seats: list[LocalSeat] = []
         kernel = KernelKills()

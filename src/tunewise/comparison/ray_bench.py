@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from tunewise.comparison.worker_lines import reports
 from tunewise.core.json_record import JsonObject
-from tunewise.core.operating_system import processor_name
 
 if TYPE_CHECKING:
     from tunewise.comparison.bench import Bench
@@ -40,14 +39,11 @@ class RayBench:
         """Return the name of the node, and the number of this process."""
         return f"{socket.gethostname()} {os.getpid()}"
 
-    def kind(self) -> str:
-        """Return the name of the GPU that this process has, or else of its processor."""
-        if os.environ.get("CUDA_VISIBLE_DEVICES"):  # Ray sets it for actors with GPUs
-            import torch
+    def kind(self, on_gpu: bool) -> str:
+        """Return the model of the GPU that this process has, or of its processor."""
+        from tunewise.engine.device import device_name
 
-            if torch.cuda.is_available():
-                return str(torch.cuda.get_device_name(0))
-        return processor_name()
+        return device_name("cuda" if on_gpu else "cpu")
 
     def unseen(self) -> str:
         """Name what this node does not see of the folders that it must; empty where it sees all."""

@@ -83,7 +83,7 @@ class RayOpening:
             kinds = [seat.check() for seat in self._seats]
         finally:
             self._token.unlink(missing_ok=True)
-        mixed = require_one_kind(kinds, self._mixed)
+        mixed = require_one_kind(kinds, self._mixed, "join a cluster whose nodes are alike")
         return Pool(self._seats, self._attempt_id, shares=self._shares, mixed=mixed)
 
 
@@ -155,7 +155,7 @@ class RaySeat:
     """Runs trials in an actor, which is started when it is first needed, and anew when the last one is gone."""
 
     def __init__(self, ray: Any, places: _Places, given: tuple[str, str, str], patience: float) -> None:
-        self._ray, self._given, self._patience = ray, given, patience
+        self._ray, self._given, self._patience, self._on_gpu = ray, given, patience, places.gpus > 0
         self._kind = ray.remote(RayBench).options(
             max_restarts=0,
             max_task_retries=0,
@@ -183,7 +183,7 @@ class RaySeat:
         try:
             unseen = self._ray.get(self._actor.unseen.remote(), timeout=STARTUP_SECONDS)
             node = self._ray.get(self._actor.node.remote(), timeout=STARTUP_SECONDS).partition(" ")[0]
-            kind: str = self._ray.get(self._actor.kind.remote(), timeout=STARTUP_SECONDS)
+            kind: str = self._ray.get(self._actor.kind.remote(self._on_gpu), timeout=STARTUP_SECONDS)
         except errors.GetTimeoutError as error:
             raise TunewiseError(
                 f"the Ray cluster started no worker within {STARTUP_SECONDS:.0f} seconds; see whether others use its "

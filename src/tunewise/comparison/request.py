@@ -235,6 +235,25 @@ class Request:
         named = self.options.report_to
         return [name.strip() for name in named.split(",")] if named else []
 
+    def for_workers(self) -> Request:
+        """Return the request with the type of the weights as this process chooses it, for other devices than its own.
+
+        Each would choose by what its device can compute, and weights of another type are another base.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+        from tunewise.advice.plan.weightless import outline
+        from tunewise.comparison.budget import training_device
+        from tunewise.engine.model import AUTO, weights_dtype
+
+        loading = self.options.loading
+        if loading.dtype != AUTO:
+            return self
+        model = outline(self.options.model, loading.revision, resize_embeddings=loading.resize_embeddings).model
+        chosen = str(weights_dtype(AUTO, model.config, training_device(loading.device))).removeprefix("torch.")
+        return replace(self, options=replace(self.options, loading=replace(loading, dtype=chosen)))
+
     def _with_chosen_steps(self, budget: Budget, task: Task, settings: TrainSettings, progress: RowProgress) -> Budget:
         """Choose the steps of a trial from the model's configuration alone."""
         from tunewise.advice.plan.weightless import outline

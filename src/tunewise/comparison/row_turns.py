@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunewise.comparison.invocation import Invocation
-from tunewise.comparison.lone_timing import needs_timing, time_alone, with_lone_times
+from tunewise.comparison.lone_timing import mark_neighbours, needs_timing, time_alone, with_lone_times
 from tunewise.comparison.row import Runs, skipped
 from tunewise.comparison.rows_at_once import RowsAtOnce, Turn
 from tunewise.comparison.trial_queue import TrialQueue
@@ -79,6 +79,8 @@ class RowTurns:
             queue.pool.drop()  # what was begun and is not wanted would run beside
         for name, trial_folder in ran.items():
             trial = self.runs.winners.get(trial_folder.name)
+            if queue is not None and queue.pool.mixed:  # also what an earlier run has left
+                mark_neighbours(trial_folder, queue.pool.size - 1, mixed=True)
             if trial is None or not needs_timing(trial_folder):
                 continue
             if queue is None:

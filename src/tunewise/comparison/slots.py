@@ -87,17 +87,22 @@ def local_slots(workers: int, device: str | None) -> list[Slot]:
     return [Slot(place, environment, name, group, shares=workers > 1) for place, group in enumerate(groups)]
 
 
-def require_one_kind(kinds: Sequence[str], mixed: bool) -> bool:
+def require_one_kind(kinds: Sequence[str], mixed: bool, remedy: str) -> bool:
     """Return whether the devices of workers are of several kinds, and refuse them where that was not asked for.
+
+    Args:
+        kinds: the model of each worker's device.
+        mixed: whether they may differ.
+        remedy: what the user can do about it.
 
     Raises:
         SettingError: it names the kinds.
     """
     counts = Counter(kinds)
     if len(counts) > 1 and not mixed:
-        named = " and ".join(f"{count} of {kind}" for kind, count in counts.most_common())
+        named = " and ".join(f"{count} x {kind}" for kind, count in counts.most_common())
         raise SettingError(
             f"the workers have devices of {len(counts)} kinds ({named}), and seconds of one are not those of another; "
-            "choose one kind with CUDA_VISIBLE_DEVICES, or give --mixed to have all rows timed on one device"
+            f"{remedy}, or give --mixed to have all rows timed on one device"
         )
     return len(counts) > 1

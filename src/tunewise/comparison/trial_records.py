@@ -32,11 +32,12 @@ class _MemoryNote(JsonRecord):
 class LoneTiming(JsonRecord):
     """Holds what a trial that had `neighbours` takes alone; None where that was not measured, or nothing is trained.
 
-    Where devices are of `mixed` kinds, that is measured on one of them for all trials.
+    Where devices are of `mixed` kinds, that is measured on one of them for all trials, the `device`.
     """
 
     neighbours: Count
     mixed: bool = False
+    device: str | None = None
     tokens_per_second: NonNegative | None = None
     seconds_per_example: NonNegative | None = None
 

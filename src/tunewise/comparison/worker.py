@@ -96,7 +96,9 @@ def _pool_opening(workers: Workers, plan: WorkerPlan, request: Request) -> Openi
     """Check that there is room for the workers; where nothing was run yet, they begin to load."""
     from tunewise.comparison.pool_opening import opening_of
 
-    opening = opening_of(workers, request, attempt_id=plan.attempt_id, patience=plan.patience, mixed=plan.mixed)
+    opening = opening_of(
+        workers, request.for_workers(), attempt_id=plan.attempt_id, patience=plan.patience, mixed=plan.mixed
+    )
     if not (request.options.out / "compare.json").exists():
         opening.prepare()
     return opening

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from tunewise.core.errors import SettingError
+from tunewise.core.operating_system import processor_name
 from tunewise.core.units import BYTES, quantity
 from tunewise.engine.fake_tensor import FakeTensor
 
@@ -63,6 +64,13 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 def is_fake(tensor: Tensor) -> bool:
     """Whether a tensor is fake: it has a shape and no contents."""
     return isinstance(tensor, FakeTensor)
+
+
+def device_name(kind: str) -> str:
+    """Return the model of the GPU that this process uses, or of its processor."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if kind.startswith("cuda") else processor_name()
 
 
 def has_bf16_arithmetic(kind: str) -> bool:

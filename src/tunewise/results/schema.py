@@ -181,7 +181,8 @@ class FitCost(JsonRecord):
 class Cost(FitCost):
     """Holds what a fit cost, and what answering and measuring what was forgotten cost.
 
-    With `timed_alone`, the seconds of a row whose trials ran beside others were taken once more without them.
+    With `timed_alone`, the seconds of a row whose trials ran beside others were taken once more without them; with
+    `timed_on`, on this device, since workers had devices of several kinds.
     """
 
     scoring_peak_memory_bytes: Count | None = None
@@ -190,6 +191,7 @@ class Cost(FitCost):
     prompt_tokens: NonNegative
     usd_per_1000_requests: float | None = None
     timed_alone: bool | None = None
+    timed_on: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

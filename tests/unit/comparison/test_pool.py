@@ -84,6 +84,32 @@ def test_jobs_for_one_seat_are_run_by_no_other(job, pool):
     assert "timed" not in seats[0].ran + seats[1].ran
 
 
+def test_a_job_for_a_busy_seat_holds_no_other_seat_up(job, pool):
+    go = threading.Event()
+    seats = [Seat(lambda job: (go.wait(10), None)[1] if job.row == "held" else None) for _ in range(2)]
+    mixed = pool(*seats)
+    with ThreadPoolExecutor() as threads:
+        waiting = [threads.submit(mixed.run, [job("held")], seat=0)]
+        while seats[0].ran != ["held"]:
+            pass
+        waiting.append(threads.submit(mixed.run, [job("pinned")], seat=0))
+        while not mixed._queue:
+            pass
+        mixed.run([job("other", 1)])  # ends although the one before it waits
+        assert seats[1].ran == ["other"] and not waiting[1].done()
+        go.set()
+        for each in waiting:
+            each.result(timeout=10)
+    assert seats[0].ran == ["held", "pinned"]
+
+
+def test_a_pinned_job_goes_on_in_a_new_worker_of_its_seat(job, pool):
+    ends = iter([WorkerEnd.killed(in_trial=True), None])
+    seats = [Seat(lambda job: None), Seat(lambda job: next(ends))]
+    pool(*seats).run([job("timed")], seat=1)
+    assert seats[1].ran == ["timed", "timed"] and not seats[0].ran
+
+
 def test_two_seats_work_at_once_and_one_job_starts_one_worker(job, pool):
     together = threading.Barrier(2, timeout=10)
     seats = [Seat(lambda job: (together.wait(), None)[1]) for _ in range(2)]

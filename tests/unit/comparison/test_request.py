@@ -5,12 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from tunewise.comparison.request import BudgetOptions, CompareOptions, Request
 from tunewise.contract.places import Places
 from tunewise.core.errors import ArtifactError
+from tunewise.engine import model
+from tunewise.engine.tiny import tiny_base
 from tunewise.fitting.settings import TrainSettings
-from tunewise.resolve import ComputeOptions, RemedyOptions, TechniqueOptions, TrainOptions, train_settings
+from tunewise.resolve import ComputeOptions, ModelOptions, RemedyOptions, TechniqueOptions, TrainOptions, train_settings
 
 PLAIN = Request(options=CompareOptions(model="world", data="world:reviews", out=Path("runs") / "a"))
 FULL = Request(
@@ -104,3 +107,22 @@ def test_options_reach_the_settings_that_they_name():
         eval_steps=4,
         early_stopping_patience=2,
     )
+
+
+@pytest.mark.parametrize(
+    ("half", "quick", "chosen"), [(True, True, "bfloat16"), (True, False, "float32"), (False, True, "float32")]
+)
+def test_workers_load_weights_as_the_process_that_leads_them_chooses(tmp_path, monkeypatch, half, quick, chosen):
+    """Whatever their own devices compute in: weights of another type would be another base."""
+    base = tiny_base("llama")
+    base.tokenizer.save_pretrained(tmp_path)
+    wide = LlamaConfig(vocab_size=len(base.tokenizer), hidden_size=512, num_hidden_layers=1, intermediate_size=64)
+    wide.dtype = "bfloat16" if half else "float32"
+    wide.save_pretrained(tmp_path)
+    monkeypatch.setattr(model, "has_bf16_arithmetic", lambda kind: quick)
+    request = replace(PLAIN, options=replace(PLAIN.options, model=str(tmp_path)))
+    asked = request.for_workers()
+    assert asked.options.loading.dtype == chosen
+    assert Request.from_json(json.loads(json.dumps(asked.to_json()))).options.loading.dtype == chosen
+    given = replace(request, options=replace(request.options, loading=ModelOptions(dtype="float16")))
+    assert given.for_workers() is given

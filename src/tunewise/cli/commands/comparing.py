@@ -160,6 +160,8 @@ def _compare(request: Request, shown: ShownOptions, how: RunOptions | None = Non
             require(f"--workers {how.workers}", "ray")
         if how.in_process:
             raise SettingError("--workers runs trials in processes of their own, and --in-process in this one")
+    elif how.mixed:
+        raise SettingError("--mixed is for the devices of several workers; give their number with --workers")
     consent = Consent(how.yes, request.options.budget.budget_minutes)
     with progress_display() as display:
 

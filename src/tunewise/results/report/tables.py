@@ -159,6 +159,10 @@ def notes(result: Comparison, most: int | None = None) -> list[str]:
     lone = [row.label for row in scored if row.cost.timed_alone]
     if lone:
         sentences.append(f"Trials ran beside one another; afterwards these were timed alone: {', '.join(lone)}.")
+    if on := dict.fromkeys(row.cost.timed_on for row in scored if row.cost.timed_on):
+        sentences.append(
+            f"The workers had devices of several kinds; seconds were taken on {' and '.join(map(str, on))}."
+        )
     packing = result.machine.packing
     if packing != "padding-free":
         sentences.append(f"Batches were padded, not packed: {packing}.")
