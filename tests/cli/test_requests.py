@@ -48,6 +48,7 @@ def test_wrong_workers(refused, labels, tmp_path, monkeypatch):
     assert "--workers runs trials in processes of their own, and --in-process in this one" in refused(
         *words, "--workers", 2
     )
+    assert "--mixed is for the devices of several workers" in refused(*words, "--mixed")
     monkeypatch.setattr(extras, "installed", lambda package: package != "ray")
     for address in ("auto", "ray://head:10001"):
         said = refused(*words, "--workers", address)
