@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
+
+from filelock import FileLock
 
 
 def environment(rank=0, size=1, port=0):
@@ -21,6 +24,20 @@ def free_port():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
+
+
+def made_once(tmp_path_factory, name, make):
+    """Return a folder that `make` fills, once for all processes that the tests are dealt to."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if os.environ.get("PYTEST_XDIST_WORKER") else shared
+    folder, whole = shared / name, shared / name / "whole"
+    with FileLock(shared / f"{name}.lock"):
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed in it
+            folder.mkdir()
+            make(folder)
+            whole.touch()
+    return folder
 
 
 def outcomes(path):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 import context_worker
-from rank_processes import environment, free_port, losses, outcomes, run
+from rank_processes import environment, free_port, losses, made_once, outcomes, run
 from tunewise.core.errors import ModelError, RequestError
 from tunewise.engine.context import Division, divided, require_divisible
 from tunewise.engine.encoding import TokenSequence
@@ -54,26 +54,27 @@ def ranks_of(folder, size):
     return [outcomes(folder / f"{rank}.jsonl") for rank in range(size)]
 
 
-def trained(folder, names, size, context):
-    work(folder, ("alone", 1, 1, *names), ("together", size, context, *names))
+def trained(tmp_path_factory, name, names, size, context):
+    make = lambda folder: work(folder, ("alone", 1, 1, *names), ("together", size, context, *names))  # noqa: E731
+    folder = made_once(tmp_path_factory, f"context-{name}", make)
     return outcomes(folder / "alone" / "0.jsonl"), ranks_of(folder / "together", size)
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """What one process and each of two came to, by technique."""
-    return trained(tmp_path_factory.mktemp("quick"), QUICK, 2, 2)
+    return trained(tmp_path_factory, "quick", QUICK, 2, 2)
 
 
 @pytest.fixture(scope="module")
 def every(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("every"), NAMES, 2, 2)
+    return trained(tmp_path_factory, "every", NAMES, 2, 2)
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["two-groups-of-two", "one-group-of-four"])
 def four(request, tmp_path_factory):
     """The same of four processes; the model has two key/value heads."""
-    return trained(tmp_path_factory.mktemp("four"), FOUR, 4, request.param)
+    return trained(tmp_path_factory, f"four-{request.param}", FOUR, 4, request.param)
 
 
 def require_alike(outcome, name):

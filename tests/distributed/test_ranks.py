@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import ranks_worker
 from processes import still_running
-from rank_processes import environment, free_port, losses, outcomes, run, without_ranks
+from rank_processes import environment, free_port, losses, made_once, outcomes, run, without_ranks
 from tunewise.engine.encoding import TokenSequence
 from tunewise.engine.packing import in_groups
 from tunewise.engine.ranks import Ranks
@@ -29,12 +29,17 @@ CHOOSING = {"lt_sft", "diff_pruning"}  # which entries are kept hangs on the las
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """What one process and each of two came to, by technique."""
-    alone, both = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("both")
-    port = free_port()
-    runs = [(alone, environment())] + [(both, environment(rank, 2, port)) for rank in range(2)]
-    processes = [subprocess.Popen([sys.executable, str(WORKER), str(out)], env=env) for out, env in runs]
-    assert [process.wait() for process in processes] == [0, 0, 0]
-    return outcomes(alone / "0.jsonl"), [outcomes(both / f"{rank}.jsonl") for rank in range(2)]
+
+    def make(folder):
+        alone, both, port = folder / "alone", folder / "both", free_port()
+        alone.mkdir()
+        both.mkdir()
+        runs = [(alone, environment())] + [(both, environment(rank, 2, port)) for rank in range(2)]
+        processes = [subprocess.Popen([sys.executable, str(WORKER), str(out)], env=env) for out, env in runs]
+        assert [process.wait() for process in processes] == [0, 0, 0]
+
+    folder = made_once(tmp_path_factory, "ranks", make)
+    return outcomes(folder / "alone/0.jsonl"), [outcomes(folder / f"both/{rank}.jsonl") for rank in range(2)]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import shards_worker
-from rank_processes import environment, free_port, losses, outcomes, run
+from rank_processes import environment, free_port, losses, made_once, outcomes, run
 from tunewise.adaptation.artifact import load
 from tunewise.engine.model import load_base
 from tunewise.engine.tiny import tiny_base, tiny_task
@@ -40,23 +40,26 @@ def work(model, out, *what, size=2, held=None):
     assert [process.wait(timeout=1200) for process in processes] == [0] * size
 
 
-def trained(folder, architecture, names):
-    model = saved(architecture, folder / "model")
-    work(model, folder / "alone", *names, size=1)
-    work(model, folder / "both", *names)
+def trained(tmp_path_factory, architecture, names):
+    def make(folder):
+        model = saved(architecture, folder / "model")
+        work(model, folder / "alone", *names, size=1)
+        work(model, folder / "both", *names)
+
+    folder = made_once(tmp_path_factory, f"shards-{architecture}", make)
     return folder, outcomes(folder / "alone/0.jsonl"), [outcomes(folder / f"both/{rank}.jsonl") for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     """What one process and each of two came to on a model that brings a plan of its own, which is not followed."""
-    return trained(tmp_path_factory.mktemp("llama"), "llama", NAMES)
+    return trained(tmp_path_factory, "llama", NAMES)
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):
     """The same on a model that brings no plan and ties its head, with transposed weights."""
-    return trained(tmp_path_factory.mktemp("gpt2"), "gpt2", GPT2_NAMES)
+    return trained(tmp_path_factory, "gpt2", GPT2_NAMES)
 
 
 def require_alike(outcome, name):
