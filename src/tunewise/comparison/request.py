@@ -243,15 +243,15 @@ class Request:
         Raises:
             ModelError: there is no such model.
         """
-        from tunewise.advice.plan.weightless import outline
         from tunewise.comparison.budget import training_device
+        from tunewise.engine.configuration import read_unloaded
         from tunewise.engine.model import AUTO, weights_dtype
 
         loading = self.options.loading
         if loading.dtype != AUTO:
             return self
-        model = outline(self.options.model, loading.revision, resize_embeddings=loading.resize_embeddings).model
-        chosen = str(weights_dtype(AUTO, model.config, training_device(loading.device))).removeprefix("torch.")
+        config = read_unloaded(self.options.model, revision=loading.revision).config
+        chosen = str(weights_dtype(AUTO, config, training_device(loading.device))).removeprefix("torch.")
         return replace(self, options=replace(self.options, loading=replace(loading, dtype=chosen)))
 
     def _with_chosen_steps(self, budget: Budget, task: Task, settings: TrainSettings, progress: RowProgress) -> Budget:
